@@ -1,0 +1,57 @@
+"""paraload: a parallel drop-in reader for PyTorch Distributed Checkpoint.
+
+    import torch.distributed.checkpoint as dcp
+    from paraload import ParallelFileSystemReader
+
+    dcp.load(state_dict, storage_reader=ParallelFileSystemReader("ckpt/step-1000"))
+
+Names are imported when they are first used, so that ``import paraload`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paraload._load import load
+    from paraload.errors import CheckpointReadError
+    from paraload.options import ReadOptions
+    from paraload.progress import ReadProgress
+    from paraload.readers import ParallelFileReader, ParallelFileSystemReader
+    from paraload.report import ReadReport
+
+__all__ = [
+    "CheckpointReadError",
+    "ParallelFileReader",
+    "ParallelFileSystemReader",
+    "ReadOptions",
+    "ReadProgress",
+    "ReadReport",
+    "load",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CheckpointReadError": "paraload.errors",
+    "ParallelFileReader": "paraload.readers",
+    "ParallelFileSystemReader": "paraload.readers",
+    "ReadOptions": "paraload.options",
+    "ReadProgress": "paraload.progress",
+    "ReadReport": "paraload.report",
+    "load": "paraload._load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'paraload' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

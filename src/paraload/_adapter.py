@@ -1,0 +1,338 @@
+"""Between DCP and the engine: what a reader object and a planner are, as the engine wants it.
+
+Everything that knows of ``FileSystemReader``'s attributes (``fs``, ``transforms``, ``_slice_file``)
+is here; the engine knows none of it, so that another checkpoint library can have a second adapter.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint._extension import StreamTransformExtension, ZStandard
+from torch.distributed.checkpoint.filesystem import FileSystem, _StorageReaderTransforms
+from torch.distributed.checkpoint.planner import LoadItemType
+
+from paraload import _destination as destination
+from paraload._plan import first_tasks
+from paraload._resources import choose_workers
+from paraload._shared import SLOTS_PER_WORKER
+from paraload._task import ItemIndex, LocateTask, RecordSpec, RecordsTask
+from paraload._worker import Work
+from paraload.errors import CheckpointReadError
+from paraload.executors import make_executor
+from paraload.options import ReadOptions
+from paraload.progress import ProgressBar
+from paraload.sources._local import LocalSource
+from paraload.sources._streams import StreamSource
+from paraload.transforms import ExtensionDecoder, ZstdDecoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torch.distributed.checkpoint.metadata import MetadataIndex
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+
+    from paraload._destination import Destination
+    from paraload._task import ReadTask
+    from paraload.executors._base import ReadExecutor
+    from paraload.progress import ProgressHook, ReadProgress
+    from paraload.sources._base import ByteSource
+    from paraload.transforms import Decoder
+
+__all__ = ["ReaderTraits", "choose_executor", "may_resolve_ahead", "options_of", "plain_index"]
+
+#: Less than this has been read before a second worker has started.
+_SHARE_FROM_BYTES: Final = 1 << 20
+#: A slot of shared memory at most; longer ones gain nothing.
+_MAX_SLOT_BYTES: Final = 8 << 20
+_MIN_SLOT_BYTES: Final = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderTraits:
+    """How the bytes of a reader's checkpoint are to be got at.
+
+    Attributes:
+        source: its files.
+        slice_file: the hook, or the reader's own ``_slice_file`` if a subclass has replaced it.
+        stays_here: why it cannot be taken to worker processes; "" if it can.
+        transforms: the reader's pipeline of stream transforms.
+    """
+
+    options: ReadOptions
+    source: ByteSource
+    slice_file: Callable[..., Any] | None
+    stays_here: str
+    transforms: Any
+    slice_here: _SliceHere | None = None
+
+    @classmethod
+    def of(cls, reader: Any, options: ReadOptions) -> ReaderTraits:
+        """Look at ``reader``, which may be any object with ``path`` and ``storage_data``."""
+        fs = getattr(reader, "fs", None)
+        is_local = fs is None or type(fs) is FileSystem
+        own_slice = getattr(type(reader), "_slice_file", None)
+        is_stock_slice = own_slice is None or own_slice is FileSystemReader._slice_file  # noqa: SLF001
+        slice_here = None if is_stock_slice else _SliceHere(reader)
+        transforms = getattr(reader, "transforms", None)
+        reasons = {
+            f"fs is a {type(fs).__name__}": not is_local,
+            "_slice_file is overridden": slice_here is not None,
+            "transforms are the reader's own": _is_foreign(transforms),
+        }
+        return cls(
+            options=options,
+            source=LocalSource(reader.path) if is_local else StreamSource(fs, reader.path),
+            slice_file=options.slice_file or slice_here,
+            stays_here=next((reason for reason, holds in reasons.items() if holds), ""),
+            transforms=transforms,
+            slice_here=slice_here,
+        )
+
+    @property
+    def needs_stream(self) -> bool:
+        """Items are cut from streams, by a hook or because the storage has nothing else."""
+        return self.slice_file is not None or isinstance(self.source, StreamSource)
+
+    @property
+    def needs_whole(self) -> bool:
+        """Items are only understood as whole records."""
+        options = self.options
+        return (
+            options.transform is not None
+            or options.narrow_tensor is not None
+            or _is_foreign(self.transforms)
+        )
+
+    def remember(self, specs: Iterable[RecordSpec], plan: LoadPlan, storage_data: Any) -> None:
+        """Keep the storage infos that an overridden ``_slice_file`` will want to see."""
+        if self.slice_here is not None:
+            for spec in specs:
+                info = storage_info(storage_data, plan.items[spec.item])
+                self.slice_here.remember(spec.storage, info)
+
+    def slow_reasons(self, chosen: ReadExecutor) -> list[str]:
+        """Why this load cannot go the fast way, if it cannot."""
+        reasons = [self.stays_here] if self.stays_here else []
+        wanted = self.options.executor
+        if wanted in {"processes", "pool"} and chosen.name == "threads":
+            reasons.append(f"threads instead of {wanted}")
+        return reasons
+
+    def first_tasks(
+        self, specs: Iterable[RecordSpec], *, in_plan_order: bool = False
+    ) -> list[ReadTask]:
+        """The tasks that begin the load of ``specs``."""
+        return first_tasks(
+            specs,
+            whole=self.needs_whole,
+            as_stream=self.needs_stream,
+            in_plan_order=in_plan_order,
+        )
+
+    def work(self, specs: Iterable[RecordSpec]) -> Work:
+        """What workers need to read ``specs``."""
+        transform = self.options.transform
+        if _is_foreign(self.transforms) and transform is None:
+            transform = self.transforms.transform_load_stream
+        described = {spec.storage.transform_descriptors for spec in specs}
+        registry = None if _is_foreign(self.transforms) else _registry(self.transforms)
+        return Work(
+            source=self.source,
+            verify=self.options.verify,
+            decoders={names: _decoders(registry, names) for names in described if names},
+            slice_file=self.slice_file,
+            narrow_tensor=self.options.narrow_tensor,
+            transform=transform,
+        )
+
+
+class _SliceHere:
+    """A reader's own ``_slice_file``, given the storage info that it knows."""
+
+    def __init__(self, reader: Any) -> None:
+        self._slice = reader._slice_file  # noqa: SLF001 - the hook that subclasses override
+        self._infos: dict[int, Any] = {}
+
+    def remember(self, item_metadata: Any, storage_info: Any) -> None:
+        self._infos[id(item_metadata)] = storage_info
+
+    def __call__(self, stream: Any, item_metadata: Any) -> Any:
+        return self._slice(stream, self._infos[id(item_metadata)])
+
+
+def _is_foreign(transforms: Any) -> bool:
+    return transforms is not None and type(transforms) is not _StorageReaderTransforms
+
+
+def _registry(transforms: Any) -> Any:
+    return (transforms or _StorageReaderTransforms()).extension_registry
+
+
+def _decoders(
+    registry: Any, descriptors: tuple[str, ...]
+) -> tuple[tuple[Decoder, ...], tuple[str, ...]]:
+    """The decoders of the leading descriptors that are known, and the descriptors left over."""
+    decoders: list[Decoder] = []
+    if registry is None:
+        return (), descriptors
+    for number, descriptor in enumerate(descriptors):
+        try:
+            (extension,) = registry.from_descriptor_list([descriptor])
+        except ValueError:
+            return tuple(decoders), descriptors[number:]
+        if type(extension) is ZStandard and _has_zstandard():
+            decoders.append(ZstdDecoder())
+        elif isinstance(extension, StreamTransformExtension):
+            decoders.append(ExtensionDecoder(extension, descriptor))
+    return tuple(decoders), ()
+
+
+def _has_zstandard() -> bool:
+    from torch.distributed.checkpoint import _extension  # noqa: PLC0415
+
+    return getattr(_extension, "zstandard", None) is not None
+
+
+def options_of(
+    reader: Any, *, executor: str | None = None, max_workers: int | None = None
+) -> ReadOptions:
+    """The options of any reader, and what one call lays over them."""
+    options = getattr(reader, "options", None)
+    if not isinstance(options, ReadOptions):
+        options = ReadOptions.resolve()
+    # A class that took the methods has these two and no `options`; one that has both may have
+    # changed them since.
+    overrides: dict[str, Any] = {
+        "enable_parallel": getattr(reader, "enable_parallel", options.enable_parallel),
+        "max_workers": getattr(reader, "max_workers", options.max_workers),
+    }
+    if executor is not None:
+        overrides["executor"] = executor
+    if max_workers is not None:
+        overrides["max_workers"] = max_workers
+    return ReadOptions.resolve(options, overrides)
+
+
+def plain_index(index: MetadataIndex) -> ItemIndex:
+    """``index`` without torch."""
+    offset = None if index.offset is None else tuple(index.offset)
+    return ItemIndex(fqn=index.fqn, offset=offset, index=index.index)
+
+
+_ASKED: Final = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")
+
+
+def may_resolve_ahead(planner: LoadPlanner) -> bool:
+    """Whether resolving has no effect that could be missed: torch's own planner, unchanged there."""
+    return isinstance(planner, DefaultLoadPlanner) and all(
+        getattr(type(planner), name) is getattr(DefaultLoadPlanner, name)
+        and name not in vars(planner)
+        for name in _ASKED
+    )
+
+
+def resolve_all(plan: LoadPlan, planner: LoadPlanner) -> dict[int, Destination]:
+    """The destinations of all tensors of the plan."""
+    return {
+        number: destination.resolve(planner.resolve_tensor(item))
+        for number, item in enumerate(plan.items)
+        if item.type != LoadItemType.BYTE_IO
+    }
+
+
+def spans_of(destinations: dict[int, Destination]) -> dict[int, tuple[int, int]]:
+    """The addresses of those that have any."""
+    spans = ((number, target.span()) for number, target in destinations.items())
+    return {number: span for number, span in spans if span is not None}
+
+
+def storage_info(storage_data: Any, read_item: ReadItem) -> Any:
+    """The item's entry, or an error that names it."""
+    try:
+        return storage_data[read_item.storage_index]
+    except KeyError:
+        raise CheckpointReadError(
+            f"the checkpoint has no storage entry for {read_item.storage_index.fqn!r} at offset"
+            f" {read_item.storage_index.offset}; plan and metadata do not belong together"
+        ) from None
+
+
+def specs_of(tasks: Iterable[ReadTask]) -> list[RecordSpec]:
+    """The items of first tasks, in the order of the plan."""
+    found = [
+        spec for task in tasks if isinstance(task, LocateTask | RecordsTask) for spec in task.specs
+    ]
+    return sorted(found, key=lambda spec: spec.item)
+
+
+def choose_executor(
+    traits: ReaderTraits, *, path: str, total_bytes: int, budget: int
+) -> ReadExecutor:
+    """The executor that the options ask for, as far as reader and work allow it."""
+    options = traits.options
+    name = "threads" if options.executor == "auto" else options.executor
+    if traits.stays_here and name in {"processes", "pool"}:
+        name = "threads"
+    in_processes = name in {"processes", "pool"}
+    workers = 1
+    if options.enable_parallel and total_bytes >= _SHARE_FROM_BYTES:
+        workers = options.max_workers or choose_workers(path, in_processes=in_processes)
+    slot_bytes = 0
+    if in_processes:
+        # Half of the budget is for slots, so that staging behind them has the other.
+        workers = max(1, min(workers, budget // 2 // SLOTS_PER_WORKER // _MIN_SLOT_BYTES))
+        slot_bytes = min(_MAX_SLOT_BYTES, budget // 2 // (SLOTS_PER_WORKER * workers))
+    if workers == 1:
+        name, slot_bytes = "sequential", 0
+    return make_executor(name, workers=workers, slot_bytes=slot_bytes)
+
+
+@contextmanager
+def progress_hook(
+    options: ReadOptions, file_callback: Callable[[int, int], object] | None
+) -> Iterator[ProgressHook | None]:
+    """One hook for everybody who wants to be told; a bar is closed at the end."""
+    hooks: list[ProgressHook] = []
+    if file_callback is not None:
+        hooks.append(_FileCounter(file_callback))
+    if callable(options.progress):
+        hooks.append(options.progress)
+    if options.progress is not True:
+        yield _fan_out(hooks)
+        return
+    with ProgressBar() as bar:
+        yield _fan_out([*hooks, bar])
+
+
+def _fan_out(hooks: list[ProgressHook]) -> ProgressHook | None:
+    if not hooks:
+        return None
+
+    def tell(progress: ReadProgress, /) -> None:
+        for hook in hooks:
+            hook(progress)
+
+    return tell
+
+
+@dataclass(slots=True)
+class _FileCounter:
+    """Turns snapshots into the request's ``progress_callback(current, total)``."""
+
+    callback: Callable[[int, int], object]
+    told: int = field(default=0)
+
+    def __call__(self, progress: ReadProgress, /) -> None:
+        while self.told < progress.files_done:
+            self.told += 1
+            self.callback(self.told, progress.files_total)
+
+
+def path_text(path: Any) -> str:
+    """``path`` for messages and look-ups, whatever kind of object it is."""
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else str(path)

@@ -1,0 +1,340 @@
+"""PURE: from a slice of a strided tensor to byte runs. No I/O, no torch, no clock.
+
+A *run* is a piece of bytes that lies in one piece on both sides: in the stored payload (``src``)
+and in the memory that receives it (``dst``). Offsets are in bytes; ranges are half-open. A regular
+series of equal runs (the rows of a column slice) is one :class:`Run` with a count, so that a slice
+of a million rows stays a handful of objects.
+
+    stored  [4, 6]   ......        slice rows 1:3, columns 2:5
+                     ..###.        -> Run(src=8, dst=0, nbytes=3, count=2, src_step=6, dst_step=3)
+                     ..###.
+                     ......
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``count`` runs of ``nbytes``; the k-th goes from ``src + k*src_step`` to ``dst + k*dst_step``."""
+
+    src: int
+    dst: int
+    nbytes: int
+    count: int = 1
+    src_step: int = 0
+    dst_step: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all ``count`` runs."""
+        return self.nbytes * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One read: from ``start`` on, fill ``pieces`` in order.
+
+    A piece is ``(dst, nbytes)``; ``dst`` is ``None`` where the bytes are a gap to be thrown away.
+    """
+
+    start: int
+    nbytes: int
+    pieces: tuple[tuple[int | None, int], ...]
+
+
+def contiguous_strides(shape: Sequence[int]) -> Shape:
+    """Row-major strides in elements.
+
+    >>> contiguous_strides((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def source_order(shape: Sequence[int], strides: Sequence[int]) -> Shape:
+    """The dimensions from the slowest to the fastest in the stored bytes."""
+    return tuple(sorted(range(len(shape)), key=lambda dim: (-strides[dim], -shape[dim], dim)))
+
+
+def packed_strides(lengths: Sequence[int], order: Sequence[int]) -> Shape:
+    """Strides in elements that pack ``lengths`` densely with dimensions in ``order``.
+
+    >>> packed_strides((2, 3), (1, 0))
+    (1, 2)
+    """
+    strides = [0] * len(lengths)
+    packed = contiguous_strides([lengths[dim] for dim in order])
+    for dim, stride in zip(order, packed, strict=True):
+        strides[dim] = stride
+    return tuple(strides)
+
+
+def slice_runs(  # noqa: PLR0913 - the two sides of a copy, each with its strides and its start
+    lengths: Sequence[int],
+    *,
+    src_strides: Sequence[int],
+    dst_strides: Sequence[int],
+    itemsize: int,
+    src: int,
+    dst: int,
+) -> tuple[Run, ...]:
+    """The runs of a block of ``lengths`` elements, in the order of the stored bytes.
+
+    Args:
+        lengths: size of the block.
+        src_strides: strides of the stored tensor in elements, each >= 1 where the length is > 1.
+        dst_strides: strides of the receiving memory in elements.
+        itemsize: bytes of an element.
+        src: byte at which the block begins in the payload.
+        dst: byte at which it begins in the receiving memory.
+    """
+    if 0 in lengths:
+        return ()
+    order = source_order(lengths, src_strides)
+    dims = _merged(
+        [
+            (lengths[d], src_strides[d] * itemsize, dst_strides[d] * itemsize)
+            for d in order
+            if lengths[d] != 1
+        ]
+    )
+    nbytes = itemsize
+    if dims and dims[-1][1] == itemsize and dims[-1][2] == itemsize:
+        nbytes *= dims.pop()[0]
+    count, src_step, dst_step = dims.pop() if dims else (1, 0, 0)
+    return tuple(
+        Run(src + src_at, dst + dst_at, nbytes, count, src_step, dst_step)
+        for src_at, dst_at in _corners(dims)
+    )
+
+
+def _merged(dims: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Join neighbours that are one longer dimension on both sides."""
+    merged: list[tuple[int, int, int]] = []
+    for size, src_step, dst_step in dims:
+        if merged:
+            outer, outer_src, outer_dst = merged[-1]
+            if outer_src == size * src_step and outer_dst == size * dst_step:
+                merged[-1] = (outer * size, src_step, dst_step)
+                continue
+        merged.append((size, src_step, dst_step))
+    return merged
+
+
+def _corners(dims: list[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
+    for index in itertools.product(*(range(size) for size, _, _ in dims)):
+        yield (
+            sum(i * step for i, (_, step, _) in zip(index, dims, strict=True)),
+            sum(i * step for i, (_, _, step) in zip(index, dims, strict=True)),
+        )
+
+
+def extent_bytes(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> int:
+    """Bytes from the first element to one past the last; 0 for an empty shape."""
+    if 0 in shape:
+        return 0
+    return (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * itemsize
+
+
+def split_runs(runs: Sequence[Run], max_bytes: int) -> list[tuple[Run, ...]]:
+    """Cut runs, in order, into groups of at most ``max_bytes`` payload bytes each.
+
+    >>> [sum(r.total_bytes for r in g) for g in split_runs((Run(0, 0, 10),), 4)]
+    [4, 4, 2]
+    """
+    groups: list[tuple[Run, ...]] = []
+    current: list[Run] = []
+    room = max_bytes
+    for run in _rows_that_fit(runs, max_bytes):
+        rest: Run | None = run
+        while rest is not None:
+            head, rest = _cut(rest, room)
+            if head is not None:
+                current.append(head)
+                room -= head.total_bytes
+            if rest is not None:
+                groups.append(tuple(current))
+                current, room = [], max_bytes
+    if current:
+        groups.append(tuple(current))
+    return groups
+
+
+def _rows_that_fit(runs: Sequence[Run], max_bytes: int) -> Iterator[Run]:
+    """Rows longer than a group are cut inside, which needs them one by one."""
+    for run in runs:
+        if run.nbytes <= max_bytes:
+            yield run
+            continue
+        for src, dst, nbytes in rows((run,)):
+            for at in range(0, nbytes, max_bytes):
+                yield Run(src + at, dst + at, min(max_bytes, nbytes - at))
+
+
+def _cut(run: Run, room: int) -> tuple[Run | None, Run | None]:
+    """The rows of ``run`` that fit into ``room``, and the rest."""
+    if run.total_bytes <= room:
+        return run, None
+    fitting = room // run.nbytes
+    src, dst = run.src + fitting * run.src_step, run.dst + fitting * run.dst_step
+    rest = replace(run, src=src, dst=dst, count=run.count - fitting)
+    return (replace(run, count=fitting) if fitting else None), rest
+
+
+def rows(runs: Sequence[Run]) -> Iterator[tuple[int, int, int]]:
+    """Every single run as ``(src, dst, nbytes)``, in order."""
+    for run in runs:
+        for k in range(run.count):
+            yield run.src + k * run.src_step, run.dst + k * run.dst_step, run.nbytes
+
+
+def plan_reads(
+    runs: Sequence[Run], *, max_gap_bytes: int, max_read_bytes: int, max_pieces: int
+) -> Iterator[Read]:
+    """Join neighbouring runs into scattered reads, and cut long ones.
+
+    Args:
+        runs: in ascending order of ``src``.
+        max_gap_bytes: a gap up to this long is read and thrown away rather than skipped.
+        max_read_bytes: no read is longer than this.
+        max_pieces: no read has more pieces than this (``IOV_MAX`` of the system is 1024).
+    """
+    start = end = 0
+    pieces: list[tuple[int | None, int]] = []
+    for src, dst, nbytes in rows(runs):
+        done = 0
+        while done < nbytes:
+            gap = src + done - end
+            joins = (
+                0 <= gap <= max_gap_bytes
+                and end - start + gap < max_read_bytes
+                and len(pieces) + 2 <= max_pieces
+            )
+            if pieces and not joins:
+                yield Read(start, end - start, tuple(pieces))
+                pieces = []
+            if not pieces:
+                start = end = src + done
+            elif gap:
+                pieces.append((None, gap))
+                end += gap
+            take = min(nbytes - done, max_read_bytes - (end - start))
+            pieces.append((dst + done, take))
+            end += take
+            done += take
+    if pieces:
+        yield Read(start, end - start, tuple(pieces))
+
+
+def packed(runs: Sequence[Run], dst: int = 0) -> tuple[Run, ...]:
+    """The same sources, written one behind the other from ``dst`` on."""
+    result: list[Run] = []
+    for run in runs:
+        result.append(replace(run, dst=dst, dst_step=run.nbytes))
+        dst += run.total_bytes
+    return tuple(result)
+
+
+def split_block(
+    lengths: Sequence[int], order: Sequence[int], *, itemsize: int, max_bytes: int
+) -> Iterator[tuple[Shape, Shape]]:
+    """Cut a block into ``(offsets, lengths)`` parts of at most ``max_bytes``, slowest dimension first.
+
+    >>> list(split_block((4, 3), (0, 1), itemsize=1, max_bytes=6))
+    [((0, 0), (2, 3)), ((2, 0), (2, 3))]
+    """
+    nbytes = itemsize
+    for length in lengths:
+        nbytes *= length
+    zeros = (0,) * len(lengths)
+    splittable = [dim for dim in order if lengths[dim] > 1]
+    if nbytes <= max_bytes or not splittable:
+        yield zeros, tuple(lengths)
+        return
+    dim = splittable[0]
+    step = max(1, max_bytes * lengths[dim] // nbytes)
+    for at in range(0, lengths[dim], step):
+        part = list(lengths)
+        part[dim] = min(step, lengths[dim] - at)
+        for offsets, sizes in split_block(part, order, itemsize=itemsize, max_bytes=max_bytes):
+            moved = list(offsets)
+            moved[dim] += at
+            yield tuple(moved), sizes
+
+
+#: A slice is cut in memory rather than read run by run where it has more rows than this ...
+_MANY_ROWS = 64
+#: ... that are shorter than this: such a row costs more to place than to read.
+_SHORT_RUN_BYTES = 512
+
+
+def is_fragmented(runs: Sequence[Run]) -> bool:
+    """Whether the runs are so many and so short that moving them one by one is the slow way."""
+    n_rows = sum(run.count for run in runs)
+    return n_rows > _MANY_ROWS and sum(run.total_bytes for run in runs) < n_rows * _SHORT_RUN_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A block of the stored tensor, packed densely with its dimensions in ``order``."""
+
+    offsets: Shape
+    lengths: Shape
+    order: Shape
+
+    def nbytes(self, itemsize: int) -> int:
+        """Bytes of the block."""
+        return math.prod(self.lengths) * itemsize
+
+    def runs(self, strides: Sequence[int], itemsize: int, src: int) -> tuple[Run, ...]:
+        """The runs that fill it from its first byte on; ``src`` is where the block begins."""
+        return slice_runs(
+            self.lengths,
+            src_strides=strides,
+            dst_strides=packed_strides(self.lengths, self.order),
+            itemsize=itemsize,
+            src=src,
+            dst=0,
+        )
+
+
+def staging_region(
+    shape: Sequence[int],
+    strides: Sequence[int],
+    offsets: Sequence[int],
+    lengths: Sequence[int],
+    itemsize: int,
+) -> Region:
+    """What to stage for a slice: the slice itself, or whole rows of it where it is fragmented.
+
+    A slice of one column has runs of one element. Reading its rows whole and cutting them in
+    memory is then the cheaper way.
+    """
+    order = source_order(shape, strides)
+    exact = Region(offsets=tuple(offsets), lengths=tuple(lengths), order=order)
+    if not is_fragmented(exact.runs(strides, itemsize, 0)):
+        return exact
+    starts, sizes = list(offsets), list(lengths)
+    run_bytes = itemsize
+    for dim in reversed(order):
+        if run_bytes * sizes[dim] >= _SHORT_RUN_BYTES:
+            break
+        starts[dim], sizes[dim] = 0, shape[dim]
+        run_bytes *= shape[dim]
+    return Region(offsets=tuple(starts), lengths=tuple(sizes), order=order)

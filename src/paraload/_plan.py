@@ -1,0 +1,272 @@
+"""PURE: from the items of a plan to tasks. No I/O, no torch, no clock.
+
+    RecordSpec[]  --by file, by offset-->  first tasks
+                                             big plain records      LocateTask (headers)
+                                             everything else        RecordsTask (whole records)
+    TensorRecord of a big record ---------> RunsTask[] (exact bytes, split over workers)
+
+Small records are read whole, many with one read: finding out where a kilobyte lies costs more than
+reading it. Big ones are located first, and then exactly the needed bytes are read, each part by
+whoever is free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
+
+from paraload import _geometry as geometry
+from paraload._task import LocateTask, ReadTask, RecordsTask, RecordSpec, RunsTask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from paraload.formats._base import TensorRecord
+
+__all__ = ["PlanKnobs", "first_tasks", "overlapping_items", "runs_tasks", "split_bytes_for"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanKnobs:
+    """The sizes that planning works with.
+
+    Attributes:
+        locate_from_bytes: records at least this long are located before they are read.
+        locate_batch: headers that one task reads.
+        block_bytes: small records are read in blocks of about this length.
+        max_gap_bytes: a gap up to this long is read and thrown away rather than skipped.
+        split_bytes: bytes of a record that one task reads at most.
+    """
+
+    locate_from_bytes: int = 256 << 10
+    locate_batch: int = 8
+    block_bytes: int = 4 << 20
+    max_gap_bytes: int = 64 << 10
+    split_bytes: int = 16 << 20
+
+
+#: The sizes in force; the figures behind them are printed by ``python -m benchmarks``.
+DEFAULT_KNOBS: Final = PlanKnobs()
+
+
+def split_bytes_for(total_bytes: int, workers: int, limit: int) -> int:
+    """Parts small enough that all workers end at about the same time, and not smaller."""
+    return max(1 << 20, min(limit, total_bytes // (8 * workers)))
+
+
+def first_tasks(
+    specs: Iterable[RecordSpec],
+    *,
+    whole: bool = False,
+    as_stream: bool = False,
+    in_plan_order: bool = False,
+    knobs: PlanKnobs = DEFAULT_KNOBS,
+) -> list[ReadTask]:
+    """The tasks that begin a load.
+
+    Args:
+        specs: the items, in the order of the plan.
+        whole: a hook or transform needs every record whole.
+        as_stream: and it needs a stream.
+        in_plan_order: keep the order of items in a file, rather than the order of bytes.
+        knobs: sizes.
+    """
+    by_file: dict[str, list[RecordSpec]] = {}
+    for spec in specs:
+        by_file.setdefault(spec.path, []).append(spec)
+    tasks: list[ReadTask] = []
+    for records in by_file.values():
+        if not in_plan_order:
+            records.sort(key=lambda spec: (spec.start, spec.item))
+        if as_stream:
+            tasks += _stream_tasks(records, knobs)
+        else:
+            tasks += _file_tasks(records, whole=whole, knobs=knobs)
+    return tasks
+
+
+def _file_tasks(
+    records: list[RecordSpec], *, whole: bool, knobs: PlanKnobs
+) -> Iterable[ReadTask]:
+    def is_located(spec: RecordSpec) -> bool:
+        needs_whole = whole or bool(spec.storage.transform_descriptors)
+        return spec.length >= knobs.locate_from_bytes and not needs_whole
+
+    for located, group in groupby(records, key=is_located):
+        if located:
+            yield from _locate_tasks(list(group), knobs.locate_batch)
+        else:
+            yield from _block_tasks(group, knobs)
+
+
+def _locate_tasks(records: list[RecordSpec], batch: int) -> Iterable[LocateTask]:
+    for at in range(0, len(records), batch):
+        specs = tuple(records[at : at + batch])
+        yield LocateTask(**_common(specs), specs=specs)
+
+
+def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterable[RecordsTask]:
+    block: list[RecordSpec] = []
+    start = end = 0
+    for spec in records:
+        gap = spec.start - end
+        joins = (
+            0 <= gap <= knobs.max_gap_bytes or start <= spec.start <= end
+        ) and spec.end - start <= knobs.block_bytes
+        if block and not joins:
+            yield _records_task(tuple(block))
+            block = []
+        if not block:
+            start = end = spec.start
+        block.append(spec)
+        end = max(end, spec.end)
+    if block:
+        yield _records_task(tuple(block))
+
+
+def _stream_tasks(records: list[RecordSpec], knobs: PlanKnobs) -> Iterable[RecordsTask]:
+    """Consecutive records of one file, so many that a task stays within a block of memory."""
+    group: list[RecordSpec] = []
+    nbytes = 0
+    for spec in records:
+        if group and nbytes + spec.length > knobs.split_bytes:
+            yield _records_task(tuple(group), as_stream=True)
+            group, nbytes = [], 0
+        group.append(spec)
+        nbytes += spec.length
+    if group:
+        yield _records_task(tuple(group), as_stream=True)
+
+
+def _records_task(specs: tuple[RecordSpec, ...], *, as_stream: bool = False) -> RecordsTask:
+    cost = sum(max(spec.length, 0) for spec in specs)
+    return RecordsTask(**_common(specs), cost_bytes=cost, specs=specs, as_stream=as_stream)
+
+
+def _common(specs: tuple[RecordSpec, ...]) -> dict[str, object]:
+    return {
+        "path": specs[0].path,
+        "start": min(spec.start for spec in specs),
+        "end": max(spec.end for spec in specs),
+        "items": tuple(spec.item for spec in specs),
+    }
+
+
+def runs_tasks(  # noqa: PLR0913 - a located record, its destination and two sizes
+    spec: RecordSpec,
+    record: TensorRecord | None,
+    runs: Sequence[geometry.Run],
+    *,
+    target: int,
+    checksum: bool,
+    with_trailer: bool,
+    split_bytes: int,
+    max_gap_bytes: int = DEFAULT_KNOBS.max_gap_bytes,
+) -> list[RunsTask]:
+    """The tasks that read ``runs`` of one record.
+
+    Args:
+        spec: the record.
+        record: where its payload lies; ``None`` reads the record itself.
+        runs: relative to the payload.
+        target: the memory that they land in.
+        checksum: the runs, together with those of the record's other calls, are the whole payload.
+        with_trailer: the last of these tasks reads the trailer.
+        split_bytes: size of a task.
+        max_gap_bytes: gaps that are read rather than skipped.
+    """
+    base = spec.start + (record.start if record is not None else 0)
+    groups = geometry.split_runs(runs, split_bytes)
+    tasks = []
+    for number, group in enumerate(groups):
+        trailer = None
+        if with_trailer and number == len(groups) - 1 and record is not None and record.trailer:
+            # The record bounds the trailer: a smaller descriptor may end the archive.
+            start, end = record.trailer
+            trailer = (spec.start + start, min(spec.start + end, spec.end))
+        last = group[-1]
+        end_byte = last.src + (last.count - 1) * last.src_step + last.nbytes
+        tasks.append(
+            RunsTask(
+                path=spec.path,
+                start=base + group[0].src,
+                end=base + end_byte,
+                items=(spec.item,),
+                base=base,
+                target=target,
+                runs=group,
+                max_gap_bytes=max_gap_bytes,
+                checksum=checksum,
+                trailer=trailer,
+            )
+        )
+    return tasks
+
+
+def overlapping_items(
+    specs: Iterable[RecordSpec], spans: dict[int, tuple[int, int]]
+) -> set[int]:
+    """The items whose targets share memory with another item's.
+
+    Items of one target tensor are told apart by the blocks that they fill; different tensors by the
+    addresses from first to last byte, which calls two interleaved views of one memory overlapping
+    too. That is safe: overlapping items are only read in another, slower order.
+
+    Args:
+        specs: the items.
+        spans: ``[first, end)`` addresses by item; items without one are left out.
+    """
+    groups: dict[object, list[RecordSpec]] = {}
+    for spec in specs:
+        if spec.item in spans:
+            groups.setdefault(spec.info.dest_index, []).append(spec)
+    hulls = []
+    found: set[int] = set()
+    for group in groups.values():
+        first = min(spans[spec.item][0] for spec in group)
+        end = max(spans[spec.item][1] for spec in group)
+        hulls.append((first, end, group))
+        if len(group) > 1 and _blocks_overlap(group):
+            found.update(spec.item for spec in group)
+    hulls.sort(key=lambda hull: hull[:2])
+    reach, reaching = -1, list[RecordSpec]()
+    for first, end, group in hulls:
+        if first < reach:
+            found.update(spec.item for spec in (*group, *reaching))
+        if end > reach:
+            reach, reaching = end, group
+    return found
+
+
+def _blocks_overlap(group: list[RecordSpec]) -> bool:
+    """Whether two of the blocks that fill one tensor meet: a sweep along the widest dimension."""
+    dims = range(len(group[0].info.lengths))
+    if not dims:
+        return True
+    sweep = max(dims, key=lambda dim: len({spec.info.dest_offsets[dim] for spec in group}))
+    active: list[RecordSpec] = []
+    for spec in sorted(group, key=lambda spec: spec.info.dest_offsets[sweep]):
+        start = spec.info.dest_offsets[sweep]
+        active = [
+            other
+            for other in active
+            if other.info.dest_offsets[sweep] + other.info.lengths[sweep] > start
+        ]
+        if any(_meet(spec, other) for other in active):
+            return True
+        active.append(spec)
+    return False
+
+
+def _meet(one: RecordSpec, other: RecordSpec) -> bool:
+    return all(
+        a < b + m and b < a + n
+        for a, n, b, m in zip(
+            one.info.dest_offsets,
+            one.info.lengths,
+            other.info.dest_offsets,
+            other.info.lengths,
+            strict=True,
+        )
+    )

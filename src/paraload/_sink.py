@@ -1,0 +1,229 @@
+"""Where workers put bytes: straight into targets, or into a slot of shared memory. No torch.
+
+    threads, sequential    TargetSink   the targets' own memory
+    processes, pool        SlotSink     a slot; the caller's process moves it on (`deliver`)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from paraload import _geometry as geometry
+from paraload._task import Landed, Outcome, Raw, RecordSpec, RunsTask, Span, Staged, TaskResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from paraload._worker import NarrowedTensor
+    from paraload.formats._base import TensorRecord
+
+__all__ = ["SlotOverflowError", "SlotSink", "TargetMemory", "TargetSink", "deliver"]
+
+
+#: torch reads elements in place, and wants them aligned; 16 bytes suit complex128.
+_ALIGNMENT = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetMemory:
+    """Memory that takes stored bytes as they are.
+
+    Attributes:
+        memory: writable, from the first element to one past the last.
+        dtype: of the elements; "" where raw bytes are collected.
+        shape: of the target.
+        strides: in elements.
+    """
+
+    memory: memoryview
+    dtype: str = ""
+    shape: geometry.Shape = ()
+    strides: geometry.Shape = ()
+
+    def runs(self, record: TensorRecord, offsets: geometry.Shape) -> tuple[geometry.Run, ...] | None:
+        """The runs from the payload into this memory; ``None`` if it cannot take them directly."""
+        if self.dtype != record.dtype:
+            return None
+        runs = geometry.slice_runs(
+            self.shape,
+            src_strides=record.strides,
+            dst_strides=self.strides,
+            itemsize=record.itemsize,
+            src=record.first_byte(offsets),
+            dst=0,
+        )
+        return None if geometry.is_fragmented(runs) else runs
+
+
+def _packed_slice(
+    spec: RecordSpec, record: TensorRecord
+) -> tuple[geometry.Region, tuple[geometry.Run, ...]]:
+    region = geometry.staging_region(
+        record.shape,
+        record.strides,
+        spec.info.storage_offsets,
+        spec.info.lengths,
+        record.itemsize,
+    )
+    return region, region.runs(record.strides, record.itemsize, record.first_byte(region.offsets))
+
+
+def cut_inside(spec: RecordSpec, region: geometry.Region) -> geometry.Shape | None:
+    """Where the needed slice begins in ``region``; ``None`` if it is the region."""
+    if region.lengths == spec.info.lengths:
+        return None
+    pairs = zip(spec.info.storage_offsets, region.offsets, strict=True)
+    return tuple(offset - start for offset, start in pairs)
+
+
+def _copy(runs: tuple[geometry.Run, ...], data: memoryview, memory: memoryview) -> int:
+    copied = 0
+    for src, dst, nbytes in geometry.rows(runs):
+        memory[dst : dst + nbytes] = data[src : src + nbytes]
+        copied += nbytes
+    return copied
+
+
+class TargetSink:
+    """Bytes go straight into the memory of their targets."""
+
+    def __init__(self, targets: Mapping[int, TargetMemory]) -> None:
+        self._targets = targets
+
+    def memory(self, task: RunsTask) -> tuple[memoryview, tuple[geometry.Run, ...]]:
+        """The target's memory and the task's runs as they are."""
+        return self._targets[task.target].memory, task.runs
+
+    def put_tensor(
+        self, spec: RecordSpec, record: TensorRecord, data: memoryview, verified_bytes: int
+    ) -> Outcome:
+        """Copy the slice into its target, or hand it back packed."""
+        payload = data[record.start : record.end]
+        target = self._targets.get(spec.item)
+        runs = None
+        if target is not None and target.shape == spec.info.lengths:
+            runs = target.runs(record, spec.info.storage_offsets)
+        if target is not None and runs is not None:
+            nbytes = _copy(runs, payload, target.memory)
+            return Landed(item=spec.item, nbytes=nbytes, verified_bytes=verified_bytes)
+        region, packed_runs = _packed_slice(spec, record)
+        packed = memoryview(bytearray(sum(run.total_bytes for run in packed_runs)))
+        _copy(packed_runs, payload, packed)
+        return Staged(
+            item=spec.item,
+            data=packed,
+            dtype=record.dtype,
+            lengths=region.lengths,
+            order=region.order,
+            cut=cut_inside(spec, region),
+            verified_bytes=verified_bytes,
+        )
+
+    def put_raw(
+        self, spec: RecordSpec, data: memoryview, reason: str, verified_bytes: int
+    ) -> Outcome:
+        """Hand the record back."""
+        return Raw(item=spec.item, data=data, reason=reason, verified_bytes=verified_bytes)
+
+    def put_narrowed(
+        self, spec: RecordSpec, narrowed: NarrowedTensor, verified_bytes: int
+    ) -> Outcome:
+        """Hand the tensor back."""
+        return _staged_narrowed(spec, narrowed, narrowed.data, verified_bytes)
+
+
+def _staged_narrowed(
+    spec: RecordSpec, narrowed: NarrowedTensor, data: memoryview | Span, verified_bytes: int
+) -> Staged:
+    return Staged(
+        item=spec.item,
+        data=data,
+        dtype=narrowed.dtype,
+        lengths=narrowed.shape,
+        order=tuple(range(len(narrowed.shape))),
+        cut=None,
+        verified_bytes=verified_bytes,
+    )
+
+
+class SlotOverflowError(BaseException):
+    """The slot is too small; not an error of an item, so no handler of those may take it."""
+
+
+class SlotSink:
+    """Bytes go, one behind the other, into a slot that the caller's process sees too."""
+
+    def __init__(self, slot: memoryview) -> None:
+        self._slot = slot
+        self._end = 0
+
+    def memory(self, task: RunsTask) -> tuple[memoryview, tuple[geometry.Run, ...]]:
+        """A piece of the slot, and the task's runs packed into it."""
+        span = self._take(task.needed_bytes)
+        return self._slot[span.start : span.start + span.nbytes], geometry.packed(task.runs)
+
+    def put_tensor(
+        self, spec: RecordSpec, record: TensorRecord, data: memoryview, verified_bytes: int
+    ) -> Outcome:
+        """Pack the slice into the slot."""
+        region, runs = _packed_slice(spec, record)
+        span = self._take(sum(run.total_bytes for run in runs))
+        memory = self._slot[span.start : span.start + span.nbytes]
+        _copy(runs, data[record.start : record.end], memory)
+        return Staged(
+            item=spec.item,
+            data=span,
+            dtype=record.dtype,
+            lengths=region.lengths,
+            order=region.order,
+            cut=cut_inside(spec, region),
+            verified_bytes=verified_bytes,
+        )
+
+    def put_raw(
+        self, spec: RecordSpec, data: memoryview, reason: str, verified_bytes: int
+    ) -> Outcome:
+        """Copy the record into the slot."""
+        span = self._write(data)
+        return Raw(item=spec.item, data=span, reason=reason, verified_bytes=verified_bytes)
+
+    def put_narrowed(
+        self, spec: RecordSpec, narrowed: NarrowedTensor, verified_bytes: int
+    ) -> Outcome:
+        """Copy the tensor into the slot."""
+        return _staged_narrowed(spec, narrowed, self._write(narrowed.data), verified_bytes)
+
+    def _write(self, data: memoryview) -> Span:
+        span = self._take(len(data))
+        self._slot[span.start : span.start + span.nbytes] = data
+        return span
+
+    def _take(self, nbytes: int) -> Span:
+        if self._end + nbytes > len(self._slot):
+            raise SlotOverflowError
+        span = Span(self._end, nbytes)
+        self._end += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        return span
+
+
+def deliver(
+    result: TaskResult, slot: memoryview, targets: Mapping[int, TargetMemory]
+) -> TaskResult:
+    """In the caller's process: move what a worker left in ``slot`` to where it belongs."""
+    if isinstance(result.task, RunsTask):
+        if isinstance(result.outcomes[0], Landed):
+            at = 0
+            memory = targets[result.task.target].memory
+            for _, dst, nbytes in geometry.rows(result.task.runs):
+                memory[dst : dst + nbytes] = slot[at : at + nbytes]
+                at += nbytes
+        return result
+    return replace(result, outcomes=tuple(_from_slot(o, slot) for o in result.outcomes))
+
+
+def _from_slot(outcome: Outcome, slot: memoryview) -> Outcome:
+    if isinstance(outcome, Staged | Raw) and isinstance(outcome.data, Span):
+        span = outcome.data
+        return replace(outcome, data=slot[span.start : span.start + span.nbytes])
+    return outcome

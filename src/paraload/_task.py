@@ -1,0 +1,216 @@
+"""The data that travel between planner, engine, executors and workers. No behaviour, no torch.
+
+    ReadTask      what a worker shall do: one file, a half-open range, item numbers, a cost in bytes
+      LocateTask    read the headers of big records and say where their payloads lie
+      RecordsTask   read whole small (or transformed) records into memory and cut items out of them
+      RunsTask      read byte runs of one located record straight into the memory of its item
+    TaskResult    what the worker answers: one outcome for each item, and its counts
+      Located, Landed, Staged, Raw, Failed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from paraload._geometry import Run, Shape
+    from paraload.errors import ItemReadError
+    from paraload.formats._base import TensorRecord
+
+ItemKind = Literal["tensor", "bytes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemIndex:
+    """A torch-free ``MetadataIndex``."""
+
+    fqn: str
+    offset: Shape | None = None
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadItemInfo:
+    """A torch-free ``ReadItem``, as hooks receive it; ``type`` is ``"TENSOR"`` or ``"BYTE_IO"``."""
+
+    type: str
+    dest_index: ItemIndex
+    dest_offsets: Shape
+    storage_index: ItemIndex
+    storage_offsets: Shape
+    lengths: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageItem:
+    """A torch-free ``_StorageInfo``: bytes ``[offset, offset + length)`` of ``relative_path``."""
+
+    relative_path: str
+    offset: int
+    length: int
+    transform_descriptors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordSpec:
+    """One item of the plan and the record that holds it: bytes ``[start, end)`` of ``path``."""
+
+    item: int
+    path: str
+    start: int
+    end: int
+    info: ReadItemInfo
+    storage: StorageItem
+
+    @property
+    def kind(self) -> ItemKind:
+        """Tensor or bytes."""
+        return "bytes" if self.info.type == "BYTE_IO" else "tensor"
+
+    @property
+    def fqn(self) -> str:
+        """The name that the checkpoint knows the item by."""
+        return self.info.storage_index.fqn
+
+    @property
+    def length(self) -> int:
+        """Bytes of the record."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadTask:
+    """Work on one file: bytes ``[start, end)`` for ``items``; ``cost_bytes`` of memory meanwhile."""
+
+    path: str
+    start: int
+    end: int
+    items: tuple[int, ...]
+    cost_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocateTask(ReadTask):
+    """Read the headers of ``specs``."""
+
+    specs: tuple[RecordSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordsTask(ReadTask):
+    """Read ``specs`` whole. ``as_stream`` opens a stream for hooks instead of reading the range."""
+
+    specs: tuple[RecordSpec, ...]
+    as_stream: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsTask(ReadTask):
+    """Read ``runs`` (relative to ``base``) into the memory called ``target``.
+
+    ``trailer`` is the range of the data descriptor that ends a whole payload, for the last task of
+    a record; ``checksum`` asks for the CRC-32 of what was read.
+    """
+
+    base: int
+    target: int
+    runs: tuple[Run, ...]
+    max_gap_bytes: int
+    checksum: bool
+    trailer: tuple[int, int] | None = None
+
+    @property
+    def needed_bytes(self) -> int:
+        """Payload bytes that the task delivers."""
+        return sum(run.total_bytes for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one item in one task."""
+
+    item: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located(Outcome):
+    """Where the payload lies, or why the record must be read whole and given to torch."""
+
+    record: TensorRecord | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landed(Outcome):
+    """``nbytes`` are in the item's memory, ``verified_bytes`` of them proved right.
+
+    A part of a split record carries its place ``src`` in the payload, its own ``crc`` and, on the
+    part that read the trailer, the ``expected_crc`` of the whole.
+    """
+
+    nbytes: int
+    src: int = 0
+    verified_bytes: int = 0
+    crc: int | None = None
+    expected_crc: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes ``[start, start + nbytes)`` of the slot that a process worker was given."""
+
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged(Outcome):
+    """Elements of dtype ``dtype``, packed densely with the dimensions of ``lengths`` in ``order``.
+
+    The needed slice begins at ``cut`` inside of them; ``None`` says that they are the slice.
+    ``data`` is valid until the next result is asked for.
+    """
+
+    data: memoryview | Span
+    dtype: str
+    lengths: Shape
+    order: Shape
+    cut: Shape | None
+    verified_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw(Outcome):
+    """The whole decoded record: a bytes item, or a tensor that only torch can read (``reason``).
+
+    ``data`` is valid until the next result is asked for.
+    """
+
+    data: memoryview | Span
+    verified_bytes: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(Outcome):
+    """The item could not be read."""
+
+    error: ItemReadError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """The worker's answer to ``task``. Times are ``time.monotonic`` seconds.
+
+    ``overflowed``: the answer did not fit into the slot of shared memory, and there is none.
+    """
+
+    task: ReadTask
+    outcomes: tuple[Outcome, ...]
+    reads: int
+    bytes_read: int
+    started_s: float
+    ended_s: float
+    worker: str
+    overflowed: bool = False

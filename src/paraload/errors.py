@@ -1,0 +1,184 @@
+"""The errors of paraload: one tree, each of them picklable with everything it says.
+
+A load that fails raises one :class:`CheckpointReadError`. Its ``failures`` hold an
+:class:`ItemReadError` for every item that could not be read; its text lists them all. Errors cross
+process and rank borders by pickle, so none of them keeps a lock, a tensor or a live traceback: the
+traceback of the worker travels as text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+__all__ = [
+    "CheckpointReadError",
+    "ChecksumMismatchError",
+    "FormatError",
+    "HookNotPicklableError",
+    "InvalidOptionError",
+    "ItemReadError",
+    "MissingFileError",
+    "ShapeMismatchError",
+    "ShortFileError",
+    "TransformError",
+    "WorkerDiedError",
+]
+
+#: What to do about bytes that are not those that were written.
+DAMAGED_HINT: Final = "The file changed after it was written; restore it or load another checkpoint"
+
+
+class CheckpointReadError(Exception):
+    """A checkpoint could not be read completely.
+
+    Args:
+        message: what happened, as one text for a person.
+        failures: one error for each item that failed; empty when the load failed as a whole.
+    """
+
+    def __init__(self, message: str, failures: tuple[ItemReadError, ...] = ()) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException would call cls(*args) alone; a frozen rebuild keeps every attribute and the
+        # notes without asking subclasses to repeat their constructor's signature here.
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(
+    cls: type[CheckpointReadError], args: tuple[Any, ...], state: dict[str, Any]
+) -> CheckpointReadError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ItemReadError(CheckpointReadError):
+    """One item of the plan could not be read.
+
+    Args:
+        problem: what is wrong, in a few words.
+        fqn: fully qualified name of the tensor or object; ``None`` where it is not known yet.
+        path: the file, relative to the checkpoint.
+        start: first byte of the range in question, in the file.
+        end: one past the last byte.
+        expected: what should have been there.
+        got: what was there.
+        hint: the next step for the user.
+        traceback_text: the traceback of the worker that met the problem.
+    """
+
+    def __init__(  # noqa: PLR0913 - a report of an error names all that is known
+        self,
+        problem: str,
+        *,
+        fqn: str | None = None,
+        path: str | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        expected: str | None = None,
+        got: str | None = None,
+        hint: str | None = None,
+        traceback_text: str = "",
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.fqn = fqn
+        self.path = path
+        self.start = start
+        self.end = end
+        self.expected = expected
+        self.got = got
+        self.hint = hint
+        self.traceback_text = traceback_text
+
+    def __str__(self) -> str:
+        """Everything that is known, on one line."""
+        where = f"{self.fqn!r}: " if self.fqn is not None else ""
+        text = f"{where}{self.problem}"
+        if self.path is not None:
+            text += f" (file {self.path!r}"
+            if self.start is not None and self.end is not None:
+                text += f", bytes [{self.start}, {self.end})"
+            text += ")"
+        if self.expected is not None:
+            text += f"; expected {self.expected}"
+        if self.got is not None:
+            text += f", got {self.got}"
+        if self.hint is not None:
+            text += f". {self.hint}"
+        return text
+
+    def locate(self, *, fqn: str | None, path: str, start: int, end: int) -> ItemReadError:
+        """Fill in the place of the error where the code that raised it did not know it."""
+        self.fqn = fqn if self.fqn is None else self.fqn
+        self.path = path if self.path is None else self.path
+        if self.start is None or self.end is None:
+            self.start, self.end = start, end
+        return self
+
+
+class MissingFileError(ItemReadError, FileNotFoundError):
+    """A file that the metadata names is not there."""
+
+
+class ShortFileError(ItemReadError, EOFError):
+    """A file ends before the bytes that the metadata promises."""
+
+
+class ChecksumMismatchError(ItemReadError):
+    """The bytes of a record do not have the CRC-32 that was written with them."""
+
+
+class FormatError(ItemReadError, ValueError):
+    """The bytes are not what the format prescribes."""
+
+
+class ShapeMismatchError(ItemReadError, ValueError):
+    """The stored tensor, the planned slice and the target do not fit each other."""
+
+
+class TransformError(ItemReadError):
+    """A stream transform (compression, encryption, a hook) is unknown or failed."""
+
+
+class WorkerDiedError(CheckpointReadError):
+    """A worker process ended without an answer."""
+
+
+class InvalidOptionError(CheckpointReadError, ValueError):
+    """An option has a value that it cannot have."""
+
+
+class HookNotPicklableError(InvalidOptionError, TypeError):
+    """A hook cannot be sent to worker processes."""
+
+
+#: How many failures the text of the final error spells out; all of them are in ``failures``.
+_LISTED_FAILURES = 50
+
+
+def summarize(failures: list[ItemReadError], *, items: int, path: str) -> CheckpointReadError:
+    """The one error that ends a load: every failed item, and the first worker's traceback."""
+    lines = [
+        f"{len(failures)} of {items} items of the checkpoint {path!r} could not be read;"
+        " the targets are partly filled and must not be used:"
+    ]
+    lines += [f"  - {type(failure).__name__}: {failure}" for failure in failures[:_LISTED_FAILURES]]
+    hidden = len(failures) - _LISTED_FAILURES
+    if hidden > 0:
+        lines.append(f"  - and {hidden} more, in this error's `failures`")
+    error = CheckpointReadError("\n".join(lines), tuple(failures))
+    seen: set[str] = set()
+    for failure in failures:
+        text = failure.traceback_text.strip()
+        if text and text not in seen and len(seen) < _NOTED_TRACEBACKS:
+            seen.add(text)
+            error.add_note(f"in the worker that read {failure.fqn!r}:\n{text}")
+    return error
+
+
+#: Distinct worker tracebacks shown under the final error; each failure carries its own.
+_NOTED_TRACEBACKS = 3

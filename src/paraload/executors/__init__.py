@@ -1,0 +1,35 @@
+"""Ways of running read tasks, by the names of the ``executor=`` option."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paraload.errors import InvalidOptionError
+
+if TYPE_CHECKING:
+    from paraload.executors._base import ReadExecutor
+
+__all__ = ["make_executor"]
+
+
+def make_executor(name: str, *, workers: int, slot_bytes: int) -> ReadExecutor:
+    """The executor called ``name``. The process ones are imported when they are wanted."""
+    match name:
+        case "sequential":
+            from paraload.executors._sequential import SequentialExecutor  # noqa: PLC0415
+
+            return SequentialExecutor()
+        case "threads":
+            from paraload.executors._threads import ThreadExecutor  # noqa: PLC0415
+
+            return ThreadExecutor(workers)
+        case "processes":
+            from paraload.executors._processes import ProcessExecutor  # noqa: PLC0415
+
+            return ProcessExecutor(workers, slot_bytes)
+        case "pool":
+            from paraload.executors._pool import PoolExecutor  # noqa: PLC0415
+
+            return PoolExecutor(workers, slot_bytes)
+        case _:
+            raise InvalidOptionError(f"no executor is called {name!r}")

@@ -1,0 +1,72 @@
+"""ReadExecutor: who runs tasks. One way of running them is one file beside this one.
+
+      feed() ---> submit ---> workers ---> wait ---> TaskResult ---> caller
+        ^                                                              |
+        +---------------- may have new tasks because of it <-----------+
+
+The caller's thread alone drives this loop: it asks the feed for tasks while there is room, hands one
+result at a time to the caller, and asks again. A feed that answers ``None`` has nothing *now*; with
+nothing in flight either, the run is over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from paraload._sink import TargetMemory
+    from paraload._task import ReadTask, TaskResult
+    from paraload._worker import Work
+
+__all__ = ["ReadExecutor", "drive"]
+
+Result = TypeVar("Result")
+
+
+class ReadExecutor(Protocol):
+    """Runs tasks and yields their results in the order of completion.
+
+    Closing the generator, an exception in it, and its end all tear down everything it made: no
+    thread, process, descriptor or shared memory is left when control returns.
+    """
+
+    name: str
+    workers: int
+
+    def run(
+        self,
+        work: Work,
+        feed: Callable[[], ReadTask | None],
+        targets: Mapping[int, TargetMemory],
+    ) -> Generator[TaskResult, None, None]:
+        """Run what ``feed`` gives until it is dry and nothing is in flight.
+
+        Args:
+            work: what all tasks need.
+            feed: the next task, or ``None``; called on the caller's thread only.
+            targets: memory by item or staging number; may grow while the run goes on.
+
+        Yields:
+            results; their ``data`` is valid until the next one is asked for.
+        """
+
+
+def drive(
+    feed: Callable[[], ReadTask | None],
+    capacity: int,
+    submit: Callable[[ReadTask], None],
+    wait: Callable[[], Result],
+) -> Generator[Result, None, None]:
+    """Keep up to ``capacity`` tasks in flight; the loop that every executor shares."""
+    in_flight = 0
+    while True:
+        while in_flight < capacity and (task := feed()) is not None:
+            submit(task)
+            in_flight += 1
+        if not in_flight:
+            return
+        result = wait()
+        in_flight -= 1
+        yield result

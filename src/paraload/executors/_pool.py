@@ -1,0 +1,60 @@
+"""Worker processes by ``multiprocessing.Pool``: the request's simple way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from paraload._shared import SlottedTask, WorkerContext, process_single_file, start_worker
+from paraload.executors._slotted import run_in_slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from paraload._sink import TargetMemory
+    from paraload._task import ReadTask, TaskResult
+    from paraload._worker import Work
+
+__all__ = ["PoolExecutor"]
+
+
+class _MultiprocessingPool:
+    """:class:`~paraload.executors._slotted.WorkerPool` over ``multiprocessing.Pool``."""
+
+    def __init__(
+        self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]
+    ) -> None:
+        self._pool = mp_context.Pool(workers, initializer=start_worker, initargs=initargs)
+
+    def submit(self, task: SlottedTask, done: Callable[[Any], None]) -> None:
+        self._pool.apply_async(process_single_file, (task,), callback=done, error_callback=done)
+
+    def close(self, *, orderly: bool) -> None:
+        # Every result that anybody waits for has come, so there is nothing to be lost.
+        del orderly
+        self._pool.terminate()
+        self._pool.join()
+        del self._pool  # with it go its semaphores, which the resource tracker waits for
+
+
+class PoolExecutor:
+    """:class:`~paraload.executors._base.ReadExecutor` on a ``multiprocessing.Pool``.
+
+    Args:
+        workers: processes.
+        slot_bytes: size of each slot of shared memory; a longer result is read by the caller.
+    """
+
+    name = "pool"
+
+    def __init__(self, workers: int, slot_bytes: int) -> None:
+        self.workers = workers
+        self.slot_bytes = slot_bytes
+
+    def run(
+        self,
+        work: Work,
+        feed: Callable[[], ReadTask | None],
+        targets: Mapping[int, TargetMemory],
+    ) -> Generator[TaskResult, None, None]:
+        """Run tasks in the pool; bytes come back through shared memory."""
+        return run_in_slots(_MultiprocessingPool, self.workers, self.slot_bytes, work, feed, targets)

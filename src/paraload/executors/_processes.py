@@ -1,0 +1,63 @@
+"""Worker processes by ``concurrent.futures.ProcessPoolExecutor``: the request's recommended way."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from paraload._shared import SlottedTask, WorkerContext, process_single_file, start_worker
+from paraload.executors._slotted import run_in_slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+    from concurrent.futures import Future
+
+    from paraload._sink import TargetMemory
+    from paraload._task import ReadTask, TaskResult
+    from paraload._worker import Work
+
+__all__ = ["ProcessExecutor"]
+
+
+class _FuturesPool:
+    """:class:`~paraload.executors._slotted.WorkerPool` over ``concurrent.futures``."""
+
+    def __init__(
+        self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]
+    ) -> None:
+        self._pool = ProcessPoolExecutor(
+            workers, mp_context=mp_context, initializer=start_worker, initargs=initargs
+        )
+
+    def submit(self, task: SlottedTask, done: Callable[[Any], None]) -> None:
+        def answer(future: Future[TaskResult]) -> None:
+            done(future.exception() if future.exception() is not None else future.result())
+
+        self._pool.submit(process_single_file, task).add_done_callback(answer)
+
+    def close(self, *, orderly: bool) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=not orderly)
+
+
+class ProcessExecutor:
+    """:class:`~paraload.executors._base.ReadExecutor` on ``workers`` processes.
+
+    Args:
+        workers: processes.
+        slot_bytes: size of each slot of shared memory; a longer result is read by the caller.
+    """
+
+    name = "processes"
+
+    def __init__(self, workers: int, slot_bytes: int) -> None:
+        self.workers = workers
+        self.slot_bytes = slot_bytes
+
+    def run(
+        self,
+        work: Work,
+        feed: Callable[[], ReadTask | None],
+        targets: Mapping[int, TargetMemory],
+    ) -> Generator[TaskResult, None, None]:
+        """Run tasks in the processes; bytes come back through shared memory."""
+        return run_in_slots(_FuturesPool, self.workers, self.slot_bytes, work, feed, targets)

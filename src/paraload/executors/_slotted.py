@@ -1,0 +1,109 @@
+"""The run that both process executors share: slots, dead workers, and the order of tearing down.
+
+    feed ---> slot + task ---> WorkerPool.submit ...... done(slot, result) ---> deliver ---> caller
+                                   |
+                        _processes or _pool: who starts workers and carries the pickles
+
+A worker that is killed must not leave the caller waiting: a pool that can tell answers with an
+exception; for one that cannot, the caller looks after its workers itself while it waits.
+"""
+
+from __future__ import annotations
+
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
+
+from paraload._shared import (
+    SLOTS_PER_WORKER,
+    SlotRing,
+    SlottedTask,
+    WorkerContext,
+    ensure_picklable,
+    worker_context,
+    workers_died,
+)
+from paraload.executors._base import drive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from paraload._sink import TargetMemory
+    from paraload._task import ReadTask, TaskResult
+    from paraload._worker import Work
+
+__all__ = ["WorkerPool", "run_in_slots"]
+
+_LOOK_AFTER_WORKERS_S = 0.2
+
+
+class WorkerPool(Protocol):
+    """Starts workers and carries tasks to them."""
+
+    def submit(self, task: SlottedTask, done: Callable[[Any], None]) -> None:
+        """Run ``task`` in a worker; ``done`` gets its result, or the exception in its place."""
+
+    def close(self, *, orderly: bool) -> None:
+        """End all workers, and everything else that the pool made."""
+
+
+def run_in_slots(  # noqa: PLR0913 - the parts of a run, each made elsewhere
+    start_pool: Callable[[WorkerContext, int, tuple[Any, ...]], WorkerPool],
+    workers: int,
+    slot_bytes: int,
+    work: Work,
+    feed: Callable[[], ReadTask | None],
+    targets: Mapping[int, TargetMemory],
+) -> Generator[TaskResult, None, None]:
+    """See :class:`~paraload.executors._base.ReadExecutor`."""
+    hooks = {
+        name: hook
+        for name in ("slice_file", "narrow_tensor", "transform")
+        if (hook := getattr(work, name)) is not None
+    }
+    ensure_picklable(work, hooks)
+    slots = SLOTS_PER_WORKER * workers
+    with worker_context(hooks) as mp_context, SlotRing(slots, slot_bytes) as ring:
+        pool = start_pool(mp_context, workers, (work, ring.name, slot_bytes))
+        run = _Run(pool, ring, mp_context)
+        orderly = False
+        try:
+            for slot, result in drive(feed, slots, run.submit, run.wait):
+                yield ring.deliver(result, slot, work, targets)
+                ring.recycle(slot)
+            orderly = True
+        finally:
+            if not orderly:
+                mp_context.kill()
+            pool.close(orderly=orderly)
+
+
+class _Run:
+    """Tasks in flight, by slot."""
+
+    def __init__(self, pool: WorkerPool, ring: SlotRing, mp_context: WorkerContext) -> None:
+        self._pool = pool
+        self._ring = ring
+        self._context = mp_context
+        self._in_flight: dict[int, ReadTask] = {}
+        self._done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+
+    def submit(self, task: ReadTask) -> None:
+        slot = self._ring.acquire()
+        self._in_flight[slot] = task
+        done = self._done
+        self._pool.submit(SlottedTask(task, slot), lambda result: done.put((slot, result)))
+
+    def wait(self) -> tuple[int, TaskResult]:
+        while True:
+            try:
+                slot, result = self._done.get(timeout=_LOOK_AFTER_WORKERS_S)
+            except Empty:
+                if dead := self._context.dead_workers():
+                    raise workers_died(list(self._in_flight.values()), dead) from None
+                continue
+            if isinstance(result, BaseException):
+                if dead := self._context.dead_workers():
+                    raise workers_died(list(self._in_flight.values()), dead) from result
+                raise result
+            del self._in_flight[slot]
+            return slot, result

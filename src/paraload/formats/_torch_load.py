@@ -1,0 +1,47 @@
+"""The fallback: records that only torch can read. Needs torch, so nothing torch-free imports it."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from paraload._geometry import Shape
+
+__all__ = ["load_tensor", "narrow_tensor", "narrow_with_hook"]
+
+
+def load_tensor(data: memoryview) -> torch.Tensor:
+    """``torch.load`` of a whole record, on the CPU, weights only."""
+    loaded: torch.Tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return loaded
+
+
+def narrow_tensor(tensor: torch.Tensor, storage_offsets: Shape, lengths: Shape) -> torch.Tensor:
+    """Cut the needed slice: what ``narrow_tensor=`` replaces.
+
+    A dimension of which all is wanted is left alone, as torch's own reader does.
+    """
+    for dim, (offset, length) in enumerate(zip(storage_offsets, lengths, strict=True)):
+        if length < tensor.size(dim):
+            tensor = tensor.narrow(dim, offset, length)
+    return tensor
+
+
+def narrow_with_hook(
+    data: memoryview, hook: Callable[..., Any], storage_offsets: Shape, lengths: Shape
+) -> dict[str, Any]:
+    """Load, cut with the user's hook, and give the bytes: the fields of a ``NarrowedTensor``."""
+    tensor = hook(load_tensor(data), storage_offsets, lengths).detach().contiguous()
+    nbytes = tensor.numel() * tensor.element_size()
+    flat = tensor.reshape(-1).view(torch.uint8) if nbytes else torch.empty(0, dtype=torch.uint8)
+    return {
+        "data": memoryview(flat.numpy()),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "itemsize": tensor.element_size(),
+        "shape": tuple(tensor.shape),
+    }

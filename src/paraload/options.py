@@ -1,0 +1,194 @@
+"""ReadOptions: the one home of every default, validated when it is made.
+
+Callers that cannot pass options (torchtitan, Lightning and others give only a path) set the
+environment instead; an explicit argument wins over the environment, the environment over the
+default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from paraload.errors import InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import IO
+
+    from paraload._task import ReadItemInfo
+    from paraload.progress import ProgressHook
+
+__all__ = ["EXECUTORS", "ReadOptions", "parse_bytes"]
+
+EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
+
+#: Staging memory of one reader. Direct reads need none of it; 256 MiB hides the latency of every
+#: staged path that was measured, and eight ranks of a host stay within 2 GiB.
+DEFAULT_MEMORY_BUDGET_BYTES: Final = 256 << 20
+MIN_MEMORY_BUDGET_BYTES: Final = 1 << 20
+
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"\s*(\d+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"0", "false", "no", "off", ""})
+
+
+class _StorageItem(Protocol):
+    """What a ``slice_file`` hook is told of an item's place."""
+
+    relative_path: str
+    offset: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How a reader reads. Every field is also a keyword of every reader and of ``paraload.load``.
+
+    Attributes:
+        enable_parallel: ``False`` reads with one reader on the caller's thread.
+        max_workers: readers at once; ``None`` chooses from cores, storage and free memory.
+        executor: ``"threads"`` (what ``"auto"`` takes), ``"processes"``, ``"pool"`` or
+            ``"sequential"``.
+        memory_budget_bytes: upper bound of staging memory in flight, in bytes; ``None`` takes
+            256 MiB or an eighth of the memory that is free, whichever is less.
+        verify: check the CRC-32 of every record that is read whole.
+        progress: ``True`` for a bar, a callable for :class:`~paraload.ReadProgress` snapshots.
+        slice_file: ``(stream, item_metadata) -> stream``, finds an item's bytes in its file.
+        narrow_tensor: ``(tensor, storage_offsets, lengths) -> tensor``, cuts the needed slice.
+        transform: ``(read_item, transform_descriptors, stream) -> stream``, decodes an item.
+
+    Raises:
+        InvalidOptionError: a value is impossible; the text names field, value and choices.
+
+    >>> ReadOptions(max_workers=4).executor
+    'auto'
+    """
+
+    enable_parallel: bool = True
+    max_workers: int | None = None
+    executor: str = "auto"
+    memory_budget_bytes: int | None = None
+    verify: bool = True
+    progress: bool | ProgressHook | None = None
+    slice_file: Callable[[IO[bytes], _StorageItem], IO[bytes]] | None = None
+    narrow_tensor: Callable[[Any, tuple[int, ...], tuple[int, ...]], Any] | None = None
+    transform: Callable[[ReadItemInfo, tuple[str, ...], IO[bytes]], IO[bytes]] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values here, so that nothing behind has to."""
+        if self.executor not in EXECUTORS:
+            choices = ", ".join(map(repr, EXECUTORS))
+            raise InvalidOptionError(f"executor={self.executor!r} is none of {choices}")
+        for name in ("enable_parallel", "verify"):
+            _require(name, getattr(self, name), bool)
+        if self.max_workers is not None:
+            _require("max_workers", self.max_workers, int, minimum=1)
+        if self.memory_budget_bytes is not None:
+            minimum = MIN_MEMORY_BUDGET_BYTES
+            _require("memory_budget_bytes", self.memory_budget_bytes, int, minimum=minimum)
+        if not (self.progress is None or isinstance(self.progress, bool)):
+            _require_callable("progress", self.progress)
+        for name in ("slice_file", "narrow_tensor", "transform"):
+            if getattr(self, name) is not None:
+                _require_callable(name, getattr(self, name))
+
+    @property
+    def hooks(self) -> dict[str, Callable[..., Any]]:
+        """The hooks that are set, by name."""
+        hooks = {
+            "slice_file": self.slice_file,
+            "narrow_tensor": self.narrow_tensor,
+            "transform": self.transform,
+        }
+        return {name: hook for name, hook in hooks.items() if hook is not None}
+
+    @classmethod
+    def resolve(
+        cls,
+        options: ReadOptions | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> ReadOptions:
+        """The options in force: explicit arguments, then the environment, then the defaults.
+
+        Args:
+            options: a whole set; the environment then has no say.
+            overrides: single fields by name, laid over ``options``.
+            environ: the environment to read; ``os.environ`` when not given.
+
+        Raises:
+            InvalidOptionError: an unknown field, or an impossible value.
+        """
+        overrides = dict(overrides or {})
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(overrides) - known):
+            raise InvalidOptionError(f"unknown option {unknown[0]!r}; known: {sorted(known)}")
+        if options is None:
+            values = _from_environment(os.environ if environ is None else environ)
+            return cls(**(values | overrides))
+        return dataclasses.replace(options, **overrides)
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes from text such as ``"268435456"``, ``"256MiB"`` or ``"2g"``.
+
+    >>> parse_bytes("256 MiB")
+    268435456
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InvalidOptionError(f"{text!r} is no size in bytes; write it like 268435456 or 256MiB")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def _parse_flag(text: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    raise InvalidOptionError(f"{text!r} is neither true nor false; write 1 or 0")
+
+
+def _parse_count(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidOptionError(f"{text!r} is no whole number") from None
+
+
+#: Environment variable -> the option it sets and how its text is read.
+_ENVIRONMENT: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+    "PARALOAD_MAX_WORKERS": ("max_workers", _parse_count),
+    "PARALOAD_EXECUTOR": ("executor", str),
+    "PARALOAD_MEMORY_BUDGET": ("memory_budget_bytes", parse_bytes),
+    "PARALOAD_PROGRESS": ("progress", _parse_flag),
+}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for variable, (field, parse) in _ENVIRONMENT.items():
+        if not (text := environ.get(variable, "").strip()):
+            continue
+        try:
+            values[field] = parse(text)
+            ReadOptions(**{field: values[field]})
+        except InvalidOptionError as error:
+            message = f"environment variable {variable}={text!r}: {error}"
+            raise InvalidOptionError(message) from None
+    return values
+
+
+def _require(name: str, value: object, kind: type, *, minimum: int | None = None) -> None:
+    is_bool_for_int = kind is int and isinstance(value, bool)
+    if not isinstance(value, kind) or is_bool_for_int:
+        raise InvalidOptionError(f"{name}={value!r} is no {kind.__name__}")
+    if minimum is not None and isinstance(value, int) and value < minimum:
+        raise InvalidOptionError(f"{name}={value} is less than {minimum}")
+
+
+def _require_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise InvalidOptionError(f"{name}={value!r} is not callable")

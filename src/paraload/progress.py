@@ -1,0 +1,107 @@
+"""Progress: frozen snapshots for any hook, and a tqdm bar for people.
+
+The engine calls the hook on the caller's thread after every task. A hook that raises ends the load
+with its error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tqdm import tqdm
+
+__all__ = ["ProgressBar", "ProgressHook", "ReadProgress", "is_quiet_rank"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadProgress:
+    """How far a load is.
+
+    Attributes:
+        bytes_done: bytes that are in their targets, or waiting for the planner.
+        bytes_total: bytes that the plan needs.
+        items_done: tensors and objects that are committed.
+        items_total: tensors and objects of the plan.
+        files_done: files of which every item is done.
+        files_total: files that the plan reads from.
+        seconds: since the load began.
+    """
+
+    bytes_done: int
+    bytes_total: int
+    items_done: int
+    items_total: int
+    files_done: int
+    files_total: int
+    seconds: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Mean rate so far."""
+        return self.bytes_done / self.seconds if self.seconds > 0 else 0.0
+
+
+class ProgressHook(Protocol):
+    """Anything that can be called with a snapshot."""
+
+    def __call__(self, progress: ReadProgress, /) -> object:
+        """Take note of ``progress``."""
+
+
+def is_quiet_rank() -> bool:
+    """Whether this process is not the first of its job, so that another one shows the bar."""
+    distributed = sys.modules.get("torch.distributed")  # not imported for this: then no group lives
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return bool(distributed.get_rank() != 0)
+    return os.environ.get("RANK", "0") not in {"", "0"}
+
+
+class ProgressBar:
+    """A tqdm bar in bytes with the files done; silent where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[object] | None = None
+
+    def __enter__(self) -> ProgressBar:
+        """The bar appears with the first snapshot."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the last state on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, progress: ReadProgress, /) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            self._bar = self._make(progress.bytes_total)
+        bar = self._bar
+        bar.total = progress.bytes_total
+        bar.set_postfix_str(f"{progress.files_done}/{progress.files_total} files", refresh=False)
+        bar.update(progress.bytes_done - bar.n)
+        if progress.items_done == progress.items_total:
+            bar.refresh()
+
+    @staticmethod
+    def _make(total: int) -> tqdm[object]:
+        from tqdm import tqdm  # noqa: PLC0415 - only for those who want a bar
+
+        return tqdm(
+            total=total,
+            desc="Loading checkpoint",
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            disable=is_quiet_rank() or not sys.stderr.isatty(),
+        )

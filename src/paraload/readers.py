@@ -1,0 +1,299 @@
+"""The readers: a mixin that gives any class a parallel ``read_data``, and the drop-in reader.
+
+    plan, storage_data --_create_read_tasks--> tasks --engine--> results --_process_results--> planner
+
+The four steps that the mixin adds to a class are used by the engine, so overriding one of them has
+an effect: ``_serialize_read_item``, ``_serialize_storage_metadata``, ``_create_read_tasks`` and
+``_process_results``. A class need not inherit anything: it may take these methods, and has to set
+``path`` and ``storage_data`` only.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.planner import LoadItemType
+from torch.futures import Future
+
+from paraload import _adapter as adapter
+from paraload import _destination as destination
+from paraload._budget import MemoryBudget
+from paraload._engine import CompletedItem, Load
+from paraload._plan import DEFAULT_KNOBS, overlapping_items, split_bytes_for
+from paraload._resources import default_budget_bytes
+from paraload._shared import SLOTS_PER_WORKER
+from paraload._task import ReadItemInfo, ReadTask, RecordSpec, StorageItem
+from paraload.options import DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES, ReadOptions
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+
+    from paraload.report import ReadReport
+
+__all__ = ["ParallelFileReader", "ParallelFileSystemReader", "read_data_parallel", "read_data_parallel_v2"]
+
+
+class ParallelFileReader:
+    """A mixin that reads many files, and parts of files, at once.
+
+    It works for every class that sets ``self.path`` and ``self.storage_data``::
+
+        class MyReader(ParallelFileReader):
+            def __init__(self, path):
+                super().__init__(enable_parallel=True, max_workers=8)
+                self.path = path
+                self.storage_data = {}
+
+    Args:
+        enable_parallel: ``False`` reads with one reader on the caller's thread.
+        max_workers: readers at once; ``None`` chooses.
+        options: a whole :class:`~paraload.ReadOptions` instead of single keywords.
+        **keywords: the other fields of :class:`~paraload.ReadOptions`.
+
+    Attributes:
+        last_report: the :class:`~paraload.ReadReport` of the last load that ended well.
+    """
+
+    path: Any
+    storage_data: Any
+    last_report: ReadReport | None
+
+    def __init__(
+        self,
+        enable_parallel: bool | None = None,  # noqa: FBT001 - the request passes it by position
+        max_workers: int | None = None,
+        *,
+        options: ReadOptions | None = None,
+        **keywords: Any,
+    ) -> None:
+        if enable_parallel is not None:
+            keywords["enable_parallel"] = enable_parallel
+        if max_workers is not None:
+            keywords["max_workers"] = max_workers
+        self.options = ReadOptions.resolve(options, keywords)
+        self.enable_parallel = self.options.enable_parallel
+        self.max_workers = self.options.max_workers
+        self.last_report = None
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read everything that ``plan`` asks for into the tensors of ``planner``.
+
+        Args:
+            plan: the read items of this rank.
+            planner: resolves and commits them; called on this thread only.
+
+        Returns:
+            A future that is done.
+
+        Raises:
+            CheckpointReadError: items could not be read; each of them is named, all others have
+                been committed.
+        """
+        return read_with(self, plan, planner)
+
+    def read_data_with_progress(
+        self,
+        plan: LoadPlan,
+        planner: LoadPlanner,
+        progress_callback: Callable[[int, int], object] | None = None,
+    ) -> Future[None]:
+        """The same, telling ``progress_callback(current, total)`` how many files are done.
+
+        The callback runs on this thread. One that raises ends the load with its error.
+        """
+        return read_with(self, plan, planner, file_callback=progress_callback)
+
+    def _serialize_read_item(self, read_item: ReadItem) -> ReadItemInfo:
+        """What hooks and workers are told of a read item: plain, picklable, without torch."""
+        return ReadItemInfo(
+            type=read_item.type.name,
+            dest_index=adapter.plain_index(read_item.dest_index),
+            dest_offsets=tuple(read_item.dest_offsets),
+            storage_index=adapter.plain_index(read_item.storage_index),
+            storage_offsets=tuple(read_item.storage_offsets),
+            lengths=tuple(read_item.lengths),
+        )
+
+    def _serialize_storage_metadata(self, storage_info: Any) -> StorageItem:
+        """What hooks and workers are told of an item's place in the checkpoint."""
+        return StorageItem(
+            relative_path=storage_info.relative_path,
+            offset=storage_info.offset,
+            length=storage_info.length,
+            # Older writers did not have this field.
+            transform_descriptors=tuple(
+                getattr(storage_info, "transform_descriptors", None) or ()
+            ),
+        )
+
+    def _create_read_tasks(self, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:
+        """The tasks that begin the load of ``plan``: grouped by file, ordered by offset."""
+        traits = adapter.ReaderTraits.of(self, adapter.options_of(self))
+        specs = [
+            _spec(self, number, read_item, adapter.storage_info(storage_data, read_item))
+            for number, read_item in enumerate(plan.items)
+        ]
+        return traits.first_tasks(specs)
+
+    def _process_results(
+        self, results: Sequence[CompletedItem], plan: LoadPlan, planner: LoadPlanner
+    ) -> None:
+        """Hand completed items to the planner, one after the other, on this thread."""
+        for result in results:
+            read_item = plan.items[result.item]
+            if read_item.type == LoadItemType.BYTE_IO:
+                planner.load_bytes(read_item, io.BytesIO(result.data or b""))
+                continue
+            if result.destination is not None:
+                target = result.destination.tensor
+            else:
+                target = planner.resolve_tensor(read_item).detach()
+            if not result.landed:
+                destination.copy_into(target, result.tensor)
+            planner.commit_tensor(read_item, target)
+
+
+class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
+    """A drop-in for ``torch.distributed.checkpoint.FileSystemReader`` that reads in parallel.
+
+    Args:
+        path: folder of the checkpoint.
+        _extension_registry: stream transforms beside ``stream.zstd``, as torch's reader takes them.
+        options: a whole :class:`~paraload.ReadOptions`; or its fields as keywords.
+
+    >>> import tempfile, torch, torch.distributed.checkpoint as dcp
+    >>> from paraload import ParallelFileSystemReader
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dcp.save({"w": torch.arange(4.0)}, checkpoint_id=folder, no_dist=True)
+    ...     state = {"w": torch.zeros(4)}
+    ...     dcp.load(state, storage_reader=ParallelFileSystemReader(folder), no_dist=True)
+    Metadata(...
+    >>> state["w"]
+    tensor([0., 1., 2., 3.])
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        _extension_registry: Any = None,
+        *,
+        options: ReadOptions | None = None,
+        **keywords: Any,
+    ) -> None:
+        ParallelFileReader.__init__(self, options=options, **keywords)
+        FileSystemReader.__init__(self, path, _extension_registry)
+
+
+# ------------------------------------------------------------------------------- one load
+
+
+def read_with(
+    reader: Any,
+    plan: LoadPlan,
+    planner: LoadPlanner,
+    *,
+    executor: str | None = None,
+    max_workers: int | None = None,
+    file_callback: Callable[[int, int], object] | None = None,
+) -> Future[None]:
+    """Read ``plan`` for any object that has ``path`` and ``storage_data``.
+
+    Args:
+        reader: an instance of the mixin, any ``FileSystemReader``, or of a class that took the
+            mixin's methods.
+        plan: what to read.
+        planner: where to.
+        executor: instead of the reader's.
+        max_workers: instead of the reader's.
+        file_callback: told ``(files done, files)``.
+    """
+    options = adapter.options_of(reader, executor=executor, max_workers=max_workers)
+    traits = adapter.ReaderTraits.of(reader, options)
+    tasks = _step(reader, "_create_read_tasks")(plan, reader.storage_data)
+    specs = adapter.specs_of(tasks)
+    traits.remember(specs, plan, reader.storage_data)
+    strict = not adapter.may_resolve_ahead(planner)
+    if strict:
+        tasks = traits.first_tasks(specs, in_plan_order=True)
+    destinations = {} if strict else adapter.resolve_all(plan, planner)
+    work = traits.work(specs)
+    total_bytes = sum(max(spec.length, 0) for spec in specs)
+    budget_bytes = options.memory_budget_bytes or default_budget_bytes(
+        DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES
+    )
+    chosen = adapter.choose_executor(
+        traits, path=adapter.path_text(reader.path), total_bytes=total_bytes, budget=budget_bytes
+    )
+    slots = getattr(chosen, "slot_bytes", 0)
+    process = _step(reader, "_process_results")
+    with adapter.progress_hook(options, file_callback) as hook:
+        load = Load(
+            specs=specs,
+            first=tasks,
+            destinations=destinations,
+            ordered=overlapping_items(specs, adapter.spans_of(destinations)),
+            strict=strict,
+            work=work,
+            budget=MemoryBudget(budget_bytes - slots * SLOTS_PER_WORKER * chosen.workers),
+            split_bytes=split_bytes_for(
+                total_bytes, chosen.workers, slots or DEFAULT_KNOBS.split_bytes
+            ),
+            process=lambda results: process(results, plan, planner),
+            on_progress=hook,
+            path=adapter.path_text(reader.path),
+            slow_reasons=traits.slow_reasons(chosen),
+        )
+        try:
+            reader.last_report = load.run(chosen)
+        finally:
+            traits.source.close()
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
+
+
+def _step(reader: Any, name: str) -> Any:
+    """The reader's own method, or the mixin's for a reader that has none."""
+    own = getattr(reader, name, None)
+    return own if own is not None else getattr(ParallelFileReader, name).__get__(reader)
+
+
+def _spec(reader: Any, number: int, read_item: ReadItem, storage_info: Any) -> RecordSpec:
+    storage = _step(reader, "_serialize_storage_metadata")(storage_info)
+    return RecordSpec(
+        item=number,
+        path=storage.relative_path,
+        start=storage.offset,
+        end=storage.offset + storage.length,
+        info=_step(reader, "_serialize_read_item")(read_item),
+        storage=storage,
+    )
+
+
+def read_data_parallel(
+    self: Any, plan: LoadPlan, planner: LoadPlanner, num_workers: int | None = None
+) -> Future[None]:
+    """``read_data`` with ``multiprocessing.Pool``, for any ``FileSystemReader``.
+
+    Use it as a method, ``read_data = read_data_parallel`` in the body of a class, or call it with a
+    reader.
+
+    Args:
+        self: a reader with ``path`` and ``storage_data``.
+        plan: what to read.
+        planner: where to.
+        num_workers: worker processes; ``None`` chooses.
+    """
+    return read_with(self, plan, planner, executor="pool", max_workers=num_workers)
+
+
+def read_data_parallel_v2(
+    self: Any, plan: LoadPlan, planner: LoadPlanner, num_workers: int | None = None
+) -> Future[None]:
+    """The same with ``concurrent.futures.ProcessPoolExecutor``."""
+    return read_with(self, plan, planner, executor="processes", max_workers=num_workers)
