@@ -1,8 +1,8 @@
 """Destination: where bytes must land. The only module that touches tensor memory.
 
-    direct   a plain CPU tensor of the stored dtype: workers write into its own memory
-    staged   anything else (device, dtype, subclass, expanded): bytes are collected first, then
-             torch copies them, with every conversion that ``Tensor.copy_`` knows
+direct   a plain CPU tensor of the stored dtype: workers write into its own memory
+staged   anything else (device, dtype, subclass, expanded): bytes are collected first, then
+         torch copies them, with every conversion that ``Tensor.copy_`` knows
 """
 
 from __future__ import annotations
@@ -129,9 +129,7 @@ def as_tensor(
     return flat.as_strided(lengths, geometry.packed_strides(lengths, order))
 
 
-def cut(
-    tensor: torch.Tensor, offsets: geometry.Shape, lengths: geometry.Shape
-) -> torch.Tensor:
+def cut(tensor: torch.Tensor, offsets: geometry.Shape, lengths: geometry.Shape) -> torch.Tensor:
     """The block of ``lengths`` that begins at ``offsets``."""
     for dim, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
         tensor = tensor.narrow(dim, offset, length)

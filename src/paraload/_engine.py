@@ -320,9 +320,10 @@ class Load:
             case Landed():
                 self._ledger.took(outcome.nbytes)
                 self._ledger.verified(outcome.verified_bytes, outcome.nbytes)
-                self._complete(item, CompletedItem(
-                    item=outcome.item, destination=item.destination, landed=True
-                ))
+                self._complete(
+                    item,
+                    CompletedItem(item=outcome.item, destination=item.destination, landed=True),
+                )
             case Staged():
                 self._take_staged(item, outcome)
             case Raw():
@@ -446,9 +447,7 @@ class Load:
                 nbytes: int = nbytes,
                 is_last: bool = is_last,  # noqa: FBT001
             ) -> list[ReadTask]:
-                return self._begin_unit(
-                    item, region, at, sizes, runs, nbytes, with_trailer=is_last
-                )
+                return self._begin_unit(item, region, at, sizes, runs, nbytes, with_trailer=is_last)
 
             self._wait(spec.item, nbytes, begin)
 
@@ -538,9 +537,7 @@ class Load:
         if region.lengths == unit.lengths:
             return tensor
         offsets = item.spec.info.storage_offsets
-        inside = tuple(
-            o + a - r for o, a, r in zip(offsets, unit.at, region.offsets, strict=True)
-        )
+        inside = tuple(o + a - r for o, a, r in zip(offsets, unit.at, region.offsets, strict=True))
         return destination.cut(tensor, inside, unit.lengths)
 
     def _end_item(self, item: _Item) -> None:
@@ -559,9 +556,7 @@ class Load:
 
     def _finish_landed(self, item: _Item) -> None:
         if self._checks_out(item):
-            done = CompletedItem(
-                item=item.spec.item, destination=item.destination, landed=True
-            )
+            done = CompletedItem(item=item.spec.item, destination=item.destination, landed=True)
             self._complete(item, done)
 
     def _finish_ordered(self, item: _Item) -> None:
@@ -776,9 +771,7 @@ class _Ledger:
             seconds=time.monotonic() - self._started_s,
         )
 
-    def report(
-        self, *, items: int, workers: int, executor: str, peak_bytes: int
-    ) -> ReadReport:
+    def report(self, *, items: int, workers: int, executor: str, peak_bytes: int) -> ReadReport:
         """What it was."""
         return ReadReport(
             bytes_needed=self._bytes_done,

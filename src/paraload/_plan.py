@@ -86,9 +86,7 @@ def first_tasks(
     return tasks
 
 
-def _file_tasks(
-    records: list[RecordSpec], *, whole: bool, knobs: PlanKnobs
-) -> Iterable[ReadTask]:
+def _file_tasks(records: list[RecordSpec], *, whole: bool, knobs: PlanKnobs) -> Iterable[ReadTask]:
     def is_located(spec: RecordSpec) -> bool:
         needs_whole = whole or bool(spec.storage.transform_descriptors)
         return spec.length >= knobs.locate_from_bytes and not needs_whole
@@ -204,9 +202,7 @@ def runs_tasks(  # noqa: PLR0913 - a located record, its destination and two siz
     return tasks
 
 
-def overlapping_items(
-    specs: Iterable[RecordSpec], spans: dict[int, tuple[int, int]]
-) -> set[int]:
+def overlapping_items(specs: Iterable[RecordSpec], spans: dict[int, tuple[int, int]]) -> set[int]:
     """The items whose targets share memory with another item's.
 
     Items of one target tensor are told apart by the blocks that they fill; different tensors by the

@@ -324,9 +324,7 @@ def worker_context(hooks: Mapping[str, Any]) -> Iterator[WorkerContext]:
 
 def workers_died(tasks: list[ReadTask], details: list[str]) -> WorkerDiedError:
     """The error for tasks that were lost with their worker."""
-    held = "; ".join(
-        f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks
-    )
+    held = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
     return WorkerDiedError(
         f"a worker process died while these were being read: {held}. "
         + ("; ".join(details) + ". " if details else "")

@@ -1,7 +1,7 @@
 """Where workers put bytes: straight into targets, or into a slot of shared memory. No torch.
 
-    threads, sequential    TargetSink   the targets' own memory
-    processes, pool        SlotSink     a slot; the caller's process moves it on (`deliver`)
+threads, sequential    TargetSink   the targets' own memory
+processes, pool        SlotSink     a slot; the caller's process moves it on (`deliver`)
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class TargetMemory:
     shape: geometry.Shape = ()
     strides: geometry.Shape = ()
 
-    def runs(self, record: TensorRecord, offsets: geometry.Shape) -> tuple[geometry.Run, ...] | None:
+    def runs(
+        self, record: TensorRecord, offsets: geometry.Shape
+    ) -> tuple[geometry.Run, ...] | None:
         """The runs from the payload into this memory; ``None`` if it cannot take them directly."""
         if self.dtype != record.dtype:
             return None

@@ -1,11 +1,11 @@
 """The data that travel between planner, engine, executors and workers. No behaviour, no torch.
 
-    ReadTask      what a worker shall do: one file, a half-open range, item numbers, a cost in bytes
-      LocateTask    read the headers of big records and say where their payloads lie
-      RecordsTask   read whole small (or transformed) records into memory and cut items out of them
-      RunsTask      read byte runs of one located record straight into the memory of its item
-    TaskResult    what the worker answers: one outcome for each item, and its counts
-      Located, Landed, Staged, Raw, Failed
+ReadTask      what a worker shall do: one file, a half-open range, item numbers, a cost in bytes
+  LocateTask    read the headers of big records and say where their payloads lie
+  RecordsTask   read whole small (or transformed) records into memory and cut items out of them
+  RunsTask      read byte runs of one located record straight into the memory of its item
+TaskResult    what the worker answers: one outcome for each item, and its counts
+  Located, Landed, Staged, Raw, Failed
 """
 
 from __future__ import annotations

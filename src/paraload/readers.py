@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 
     from paraload.report import ReadReport
 
-__all__ = ["ParallelFileReader", "ParallelFileSystemReader", "read_data_parallel", "read_data_parallel_v2"]
+__all__ = [
+    "ParallelFileReader",
+    "ParallelFileSystemReader",
+    "read_data_parallel",
+    "read_data_parallel_v2",
+]
 
 
 class ParallelFileReader:
@@ -126,9 +131,7 @@ class ParallelFileReader:
             offset=storage_info.offset,
             length=storage_info.length,
             # Older writers did not have this field.
-            transform_descriptors=tuple(
-                getattr(storage_info, "transform_descriptors", None) or ()
-            ),
+            transform_descriptors=tuple(getattr(storage_info, "transform_descriptors", None) or ()),
         )
 
     def _create_read_tasks(self, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:

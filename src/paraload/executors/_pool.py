@@ -20,9 +20,7 @@ __all__ = ["PoolExecutor"]
 class _MultiprocessingPool:
     """:class:`~paraload.executors._slotted.WorkerPool` over ``multiprocessing.Pool``."""
 
-    def __init__(
-        self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]
-    ) -> None:
+    def __init__(self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]) -> None:
         self._pool = mp_context.Pool(workers, initializer=start_worker, initargs=initargs)
 
     def submit(self, task: SlottedTask, done: Callable[[Any], None]) -> None:
@@ -57,4 +55,6 @@ class PoolExecutor:
         targets: Mapping[int, TargetMemory],
     ) -> Generator[TaskResult, None, None]:
         """Run tasks in the pool; bytes come back through shared memory."""
-        return run_in_slots(_MultiprocessingPool, self.workers, self.slot_bytes, work, feed, targets)
+        return run_in_slots(
+            _MultiprocessingPool, self.workers, self.slot_bytes, work, feed, targets
+        )

@@ -22,9 +22,7 @@ __all__ = ["ProcessExecutor"]
 class _FuturesPool:
     """:class:`~paraload.executors._slotted.WorkerPool` over ``concurrent.futures``."""
 
-    def __init__(
-        self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]
-    ) -> None:
+    def __init__(self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]) -> None:
         self._pool = ProcessPoolExecutor(
             workers, mp_context=mp_context, initializer=start_worker, initargs=initargs
         )

@@ -254,7 +254,14 @@ def _rebuild_v2(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any)
 
 
 def _rebuild_v3(  # noqa: PLR0913, PLR0917 - the arguments of torch's function
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _grad: Any,
+    _hooks: Any,
+    dtype: Any,
+    *rest: Any,
 ) -> _Tensor:
     if rest:
         raise _Odd("tensor with math bits")
