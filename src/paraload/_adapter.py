@@ -7,8 +7,7 @@ is here; the engine knows none of it, so that another checkpoint library can hav
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
@@ -18,38 +17,26 @@ from torch.distributed.checkpoint.planner import LoadItemType
 
 from paraload import _destination as destination
 from paraload._plan import first_tasks
-from paraload._resources import choose_workers
-from paraload._shared import SLOTS_PER_WORKER
 from paraload._task import ItemIndex, LocateTask, RecordSpec, RecordsTask
-from paraload._worker import Work
+from paraload._work import Work
 from paraload.errors import CheckpointReadError
-from paraload.executors import make_executor
 from paraload.options import ReadOptions
-from paraload.progress import ProgressBar
 from paraload.sources._local import LocalSource
 from paraload.sources._streams import StreamSource
 from paraload.transforms import ExtensionDecoder, ZstdDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from torch.distributed.checkpoint.metadata import MetadataIndex
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
     from paraload._destination import Destination
-    from paraload._task import ReadTask
-    from paraload.executors._base import ReadExecutor
-    from paraload.progress import ProgressHook, ReadProgress
+    from paraload._task import ReadTask, StorageItem
     from paraload.sources._base import ByteSource
     from paraload.transforms import Decoder
 
-__all__ = ["ReaderTraits", "choose_executor", "may_resolve_ahead", "options_of", "plain_index"]
-
-#: Less than this has been read before a second worker has started.
-_SHARE_FROM_BYTES: Final = 1 << 20
-#: A slot of shared memory at most; longer ones gain nothing.
-_MAX_SLOT_BYTES: Final = 8 << 20
-_MIN_SLOT_BYTES: Final = 1 << 18
+__all__ = ["ReaderTraits", "may_resolve_ahead", "options_of", "plain_index", "resolve_all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +100,7 @@ class ReaderTraits:
         if self.slice_here is not None:
             for spec in specs:
                 info = storage_info(storage_data, plan.items[spec.item])
-                self.slice_here.remember(spec.storage, info)
-
-    def slow_reasons(self, chosen: ReadExecutor) -> list[str]:
-        """Why this load cannot go the fast way, if it cannot."""
-        reasons = [self.stays_here] if self.stays_here else []
-        wanted = self.options.executor
-        if wanted in {"processes", "pool"} and chosen.name == "threads":
-            reasons.append(f"threads instead of {wanted}")
-        return reasons
+                self.slice_here.infos[spec.storage] = info
 
     def first_tasks(
         self, specs: Iterable[RecordSpec], *, in_plan_order: bool = False
@@ -156,13 +135,10 @@ class _SliceHere:
 
     def __init__(self, reader: Any) -> None:
         self._slice = reader._slice_file  # noqa: SLF001 - the hook that subclasses override
-        self._infos: dict[int, Any] = {}
+        self.infos: dict[StorageItem, Any] = {}
 
-    def remember(self, item_metadata: Any, storage_info: Any) -> None:
-        self._infos[id(item_metadata)] = storage_info
-
-    def __call__(self, stream: Any, item_metadata: Any) -> Any:
-        return self._slice(stream, self._infos[id(item_metadata)])
+    def __call__(self, stream: Any, item_metadata: StorageItem) -> Any:
+        return self._slice(stream, self.infos[item_metadata])
 
 
 def _is_foreign(transforms: Any) -> bool:
@@ -228,7 +204,7 @@ _ASKED: Final = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_
 
 
 def may_resolve_ahead(planner: LoadPlanner) -> bool:
-    """Whether resolving has no effect that could be missed: torch's own planner, unchanged there."""
+    """Whether resolving has no effect that could be missed: torch's planner, unchanged there."""
     return isinstance(planner, DefaultLoadPlanner) and all(
         getattr(type(planner), name) is getattr(DefaultLoadPlanner, name)
         and name not in vars(planner)
@@ -268,69 +244,6 @@ def specs_of(tasks: Iterable[ReadTask]) -> list[RecordSpec]:
         spec for task in tasks if isinstance(task, LocateTask | RecordsTask) for spec in task.specs
     ]
     return sorted(found, key=lambda spec: spec.item)
-
-
-def choose_executor(
-    traits: ReaderTraits, *, path: str, total_bytes: int, budget: int
-) -> ReadExecutor:
-    """The executor that the options ask for, as far as reader and work allow it."""
-    options = traits.options
-    name = "threads" if options.executor == "auto" else options.executor
-    if traits.stays_here and name in {"processes", "pool"}:
-        name = "threads"
-    in_processes = name in {"processes", "pool"}
-    workers = 1
-    if options.enable_parallel and total_bytes >= _SHARE_FROM_BYTES:
-        workers = options.max_workers or choose_workers(path, in_processes=in_processes)
-    slot_bytes = 0
-    if in_processes:
-        # Half of the budget is for slots, so that staging behind them has the other.
-        workers = max(1, min(workers, budget // 2 // SLOTS_PER_WORKER // _MIN_SLOT_BYTES))
-        slot_bytes = min(_MAX_SLOT_BYTES, budget // 2 // (SLOTS_PER_WORKER * workers))
-    if workers == 1:
-        name, slot_bytes = "sequential", 0
-    return make_executor(name, workers=workers, slot_bytes=slot_bytes)
-
-
-@contextmanager
-def progress_hook(
-    options: ReadOptions, file_callback: Callable[[int, int], object] | None
-) -> Iterator[ProgressHook | None]:
-    """One hook for everybody who wants to be told; a bar is closed at the end."""
-    hooks: list[ProgressHook] = []
-    if file_callback is not None:
-        hooks.append(_FileCounter(file_callback))
-    if callable(options.progress):
-        hooks.append(options.progress)
-    if options.progress is not True:
-        yield _fan_out(hooks)
-        return
-    with ProgressBar() as bar:
-        yield _fan_out([*hooks, bar])
-
-
-def _fan_out(hooks: list[ProgressHook]) -> ProgressHook | None:
-    if not hooks:
-        return None
-
-    def tell(progress: ReadProgress, /) -> None:
-        for hook in hooks:
-            hook(progress)
-
-    return tell
-
-
-@dataclass(slots=True)
-class _FileCounter:
-    """Turns snapshots into the request's ``progress_callback(current, total)``."""
-
-    callback: Callable[[int, int], object]
-    told: int = field(default=0)
-
-    def __call__(self, progress: ReadProgress, /) -> None:
-        while self.told < progress.files_done:
-            self.told += 1
-            self.callback(self.told, progress.files_total)
 
 
 def path_text(path: Any) -> str:

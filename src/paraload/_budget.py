@@ -25,13 +25,9 @@ class MemoryBudget:
         """Hold ``nbytes`` if they fit, or if nothing is held: one oversize item goes alone."""
         if self.held_bytes and self.held_bytes + nbytes > self.limit_bytes:
             return False
-        self.force(nbytes)
-        return True
-
-    def force(self, nbytes: int) -> None:
-        """Hold ``nbytes`` in any case."""
         self.held_bytes += nbytes
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        return True
 
     def release(self, nbytes: int) -> None:
         """Give back what was reserved."""

@@ -19,8 +19,6 @@ from paraload.errors import ItemReadError, ShapeMismatchError
 from paraload.formats import _torch_load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from paraload._task import RecordSpec
 
 __all__ = ["Destination", "Staging", "as_tensor", "copy_into", "dtype_name", "resolve"]
@@ -136,17 +134,12 @@ def cut(tensor: torch.Tensor, offsets: geometry.Shape, lengths: geometry.Shape) 
     return tensor
 
 
-def load_fallback(
-    data: memoryview,
-    spec: RecordSpec,
-    narrow: Callable[..., torch.Tensor] | None,
-) -> torch.Tensor:
+def load_fallback(data: memoryview, spec: RecordSpec) -> torch.Tensor:
     """The needed slice of a record that only torch can read."""
-    narrow = narrow or _torch_load.narrow_tensor
     tensor = _torch_load.load_tensor(data)
     if tensor.dim() != len(spec.info.lengths):
         raise _mismatch(tuple(tensor.shape), spec.info.lengths, "planned")
-    return narrow(tensor, spec.info.storage_offsets, spec.info.lengths)
+    return _torch_load.narrow_tensor(tensor, spec.info.storage_offsets, spec.info.lengths)
 
 
 def require_shape(target: torch.Tensor, lengths: geometry.Shape) -> None:

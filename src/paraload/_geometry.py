@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """``count`` runs of ``nbytes``; the k-th goes from ``src + k*src_step`` to ``dst + k*dst_step``."""
+    """``count`` runs of ``nbytes``, the k-th from ``src + k*src_step`` to ``dst + k*dst_step``."""
 
     src: int
     dst: int
@@ -85,7 +85,7 @@ def packed_strides(lengths: Sequence[int], order: Sequence[int]) -> Shape:
     return tuple(strides)
 
 
-def slice_runs(  # noqa: PLR0913 - the two sides of a copy, each with its strides and its start
+def slice_runs(
     lengths: Sequence[int],
     *,
     src_strides: Sequence[int],
@@ -143,6 +143,11 @@ def _corners(dims: list[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
             sum(i * step for i, (_, step, _) in zip(index, dims, strict=True)),
             sum(i * step for i, (_, _, step) in zip(index, dims, strict=True)),
         )
+
+
+def block_bytes(lengths: Sequence[int], itemsize: int) -> int:
+    """Bytes of the elements of a block."""
+    return math.prod(lengths) * itemsize
 
 
 def extent_bytes(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> int:
@@ -254,14 +259,12 @@ def packed(runs: Sequence[Run], dst: int = 0) -> tuple[Run, ...]:
 def split_block(
     lengths: Sequence[int], order: Sequence[int], *, itemsize: int, max_bytes: int
 ) -> Iterator[tuple[Shape, Shape]]:
-    """Cut a block into ``(offsets, lengths)`` parts of at most ``max_bytes``, slowest dimension first.
+    """Cut a block into ``(offsets, lengths)`` parts of at most ``max_bytes``, slowest dim first.
 
     >>> list(split_block((4, 3), (0, 1), itemsize=1, max_bytes=6))
     [((0, 0), (2, 3)), ((2, 0), (2, 3))]
     """
-    nbytes = itemsize
-    for length in lengths:
-        nbytes *= length
+    nbytes = block_bytes(lengths, itemsize)
     zeros = (0,) * len(lengths)
     splittable = [dim for dim in order if lengths[dim] > 1]
     if nbytes <= max_bytes or not splittable:
@@ -300,7 +303,7 @@ class Region:
 
     def nbytes(self, itemsize: int) -> int:
         """Bytes of the block."""
-        return math.prod(self.lengths) * itemsize
+        return block_bytes(self.lengths, itemsize)
 
     def runs(self, strides: Sequence[int], itemsize: int, src: int) -> tuple[Run, ...]:
         """The runs that fill it from its first byte on; ``src`` is where the block begins."""

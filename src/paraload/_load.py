@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(  # noqa: PLR0913 - the arguments of dcp.load, and the options
+def load(
     state_dict: dict[str, Any],
     path: str | os.PathLike[str],
     *,
@@ -41,7 +41,8 @@ def load(  # noqa: PLR0913 - the arguments of dcp.load, and the options
         planner: instead of torch's ``DefaultLoadPlanner``.
         process_group: the ranks that load together; the default group when not given.
         no_dist: load in this process alone, whatever groups there are.
-        options: a whole :class:`~paraload.ReadOptions`; or its fields as keywords.
+        options: a whole :class:`~paraload.ReadOptions` instead of single keywords.
+        **keywords: the fields of :class:`~paraload.ReadOptions`.
 
     Returns:
         What was read, and how.

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from paraload import _geometry as geometry
-from paraload._task import LocateTask, ReadTask, RecordsTask, RecordSpec, RunsTask
+from paraload._task import LocateTask, ReadTask, RecordSpec, RecordsTask, RunsTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -101,7 +101,7 @@ def _file_tasks(records: list[RecordSpec], *, whole: bool, knobs: PlanKnobs) -> 
 def _locate_tasks(records: list[RecordSpec], batch: int) -> Iterable[LocateTask]:
     for at in range(0, len(records), batch):
         specs = tuple(records[at : at + batch])
-        yield LocateTask(**_common(specs), specs=specs)
+        yield LocateTask(**_span(specs), specs=specs)
 
 
 def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterable[RecordsTask]:
@@ -139,10 +139,17 @@ def _stream_tasks(records: list[RecordSpec], knobs: PlanKnobs) -> Iterable[Recor
 
 def _records_task(specs: tuple[RecordSpec, ...], *, as_stream: bool = False) -> RecordsTask:
     cost = sum(max(spec.length, 0) for spec in specs)
-    return RecordsTask(**_common(specs), cost_bytes=cost, specs=specs, as_stream=as_stream)
+    return RecordsTask(**_span(specs), cost_bytes=cost, specs=specs, as_stream=as_stream)
 
 
-def _common(specs: tuple[RecordSpec, ...]) -> dict[str, object]:
+class _Span(TypedDict):
+    path: str
+    start: int
+    end: int
+    items: tuple[int, ...]
+
+
+def _span(specs: tuple[RecordSpec, ...]) -> _Span:
     return {
         "path": specs[0].path,
         "start": min(spec.start for spec in specs),
@@ -151,7 +158,7 @@ def _common(specs: tuple[RecordSpec, ...]) -> dict[str, object]:
     }
 
 
-def runs_tasks(  # noqa: PLR0913 - a located record, its destination and two sizes
+def runs_tasks(
     spec: RecordSpec,
     record: TensorRecord | None,
     runs: Sequence[geometry.Run],

@@ -15,7 +15,7 @@ from paraload._task import Landed, Outcome, Raw, RecordSpec, RunsTask, Span, Sta
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from paraload._worker import NarrowedTensor
+    from paraload._work import NarrowedTensor
     from paraload.formats._base import TensorRecord
 
 __all__ = ["SlotOverflowError", "SlotSink", "TargetMemory", "TargetSink", "deliver"]

@@ -81,7 +81,7 @@ class RecordSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadTask:
-    """Work on one file: bytes ``[start, end)`` for ``items``; ``cost_bytes`` of memory meanwhile."""
+    """Work on one file: bytes ``[start, end)`` for ``items``, with ``cost_bytes`` of memory."""
 
     path: str
     start: int
@@ -165,30 +165,40 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Staged(Outcome):
-    """Elements of dtype ``dtype``, packed densely with the dimensions of ``lengths`` in ``order``.
+class _Content(Outcome):
+    """Bytes that the caller's thread has to move on.
 
-    The needed slice begins at ``cut`` inside of them; ``None`` says that they are the slice.
     ``data`` is valid until the next result is asked for.
     """
 
     data: memoryview | Span
+    verified_bytes: int = 0
+
+    @property
+    def memory(self) -> memoryview:
+        """``data``, which every executor has made readable in the caller's process."""
+        if isinstance(self.data, Span):
+            raise TypeError("the executor has left this outcome in its slot")
+        return self.data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged(_Content):
+    """Elements of dtype ``dtype``, packed densely with the dimensions of ``lengths`` in ``order``.
+
+    The needed slice begins at ``cut`` inside of them; ``None`` says that they are the slice.
+    """
+
     dtype: str
     lengths: Shape
     order: Shape
     cut: Shape | None
-    verified_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Raw(Outcome):
-    """The whole decoded record: a bytes item, or a tensor that only torch can read (``reason``).
+class Raw(_Content):
+    """The whole decoded record: a bytes item, or a tensor that only torch can read (``reason``)."""
 
-    ``data`` is valid until the next result is asked for.
-    """
-
-    data: memoryview | Span
-    verified_bytes: int = 0
     reason: str = ""
 
 

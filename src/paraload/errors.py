@@ -70,7 +70,7 @@ class ItemReadError(CheckpointReadError):
         traceback_text: the traceback of the worker that met the problem.
     """
 
-    def __init__(  # noqa: PLR0913 - a report of an error names all that is known
+    def __init__(  # noqa: PLR0913 - the parts of a load, each made elsewhere
         self,
         problem: str,
         *,
@@ -111,13 +111,12 @@ class ItemReadError(CheckpointReadError):
             text += f". {self.hint}"
         return text
 
-    def locate(self, *, fqn: str | None, path: str, start: int, end: int) -> ItemReadError:
+    def locate(self, *, path: str, start: int, end: int, fqn: str | None = None) -> None:
         """Fill in the place of the error where the code that raised it did not know it."""
         self.fqn = fqn if self.fqn is None else self.fqn
         self.path = path if self.path is None else self.path
         if self.start is None or self.end is None:
             self.start, self.end = start, end
-        return self
 
 
 class MissingFileError(ItemReadError, FileNotFoundError):
@@ -163,8 +162,10 @@ _LISTED_FAILURES = 50
 def summarize(failures: list[ItemReadError], *, items: int, path: str) -> CheckpointReadError:
     """The one error that ends a load: every failed item, and the first worker's traceback."""
     lines = [
-        f"{len(failures)} of {items} items of the checkpoint {path!r} could not be read;"
-        " the targets are partly filled and must not be used:"
+        (
+            f"{len(failures)} of {items} items of the checkpoint {path!r} could not be read;"
+            " the targets are partly filled and must not be used:"
+        )
     ]
     lines += [f"  - {type(failure).__name__}: {failure}" for failure in failures[:_LISTED_FAILURES]]
     hidden = len(failures) - _LISTED_FAILURES

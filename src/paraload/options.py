@@ -96,16 +96,6 @@ class ReadOptions:
             if getattr(self, name) is not None:
                 _require_callable(name, getattr(self, name))
 
-    @property
-    def hooks(self) -> dict[str, Callable[..., Any]]:
-        """The hooks that are set, by name."""
-        hooks = {
-            "slice_file": self.slice_file,
-            "narrow_tensor": self.narrow_tensor,
-            "transform": self.transform,
-        }
-        return {name: hook for name, hook in hooks.items() if hook is not None}
-
     @classmethod
     def resolve(
         cls,

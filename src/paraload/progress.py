@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -66,9 +66,9 @@ class ProgressBar:
     """A tqdm bar in bytes with the files done; silent where there is no terminal."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[object] | None = None
+        self._bar: tqdm[Any] | None = None
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> Self:
         """The bar appears with the first snapshot."""
         return self
 
@@ -94,7 +94,7 @@ class ProgressBar:
             bar.refresh()
 
     @staticmethod
-    def _make(total: int) -> tqdm[object]:
+    def _make(total: int) -> tqdm[Any]:
         from tqdm import tqdm  # noqa: PLC0415 - only for those who want a bar
 
         return tqdm(

@@ -1,6 +1,6 @@
 """The readers: a mixin that gives any class a parallel ``read_data``, and the drop-in reader.
 
-    plan, storage_data --_create_read_tasks--> tasks --engine--> results --_process_results--> planner
+    plan --_create_read_tasks--> tasks --engine--> results --_process_results--> planner
 
 The four steps that the mixin adds to a class are used by the engine, so overriding one of them has
 an effect: ``_serialize_read_item``, ``_serialize_storage_metadata``, ``_create_read_tasks`` and
@@ -11,6 +11,8 @@ an effect: ``_serialize_read_item``, ``_serialize_storage_metadata``, ``_create_
 from __future__ import annotations
 
 import io
+import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint import FileSystemReader
@@ -20,12 +22,11 @@ from torch.futures import Future
 from paraload import _adapter as adapter
 from paraload import _destination as destination
 from paraload._budget import MemoryBudget
-from paraload._engine import CompletedItem, Load
-from paraload._plan import DEFAULT_KNOBS, overlapping_items, split_bytes_for
-from paraload._resources import default_budget_bytes
-from paraload._shared import SLOTS_PER_WORKER
+from paraload._engine import Job, Load
+from paraload._execution import choose_execution, progress_hook
+from paraload._plan import overlapping_items
 from paraload._task import ReadItemInfo, ReadTask, RecordSpec, StorageItem
-from paraload.options import DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES, ReadOptions
+from paraload.options import ReadOptions
 
 if TYPE_CHECKING:
     import os
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
+    from paraload._items import CompletedItem
     from paraload.report import ReadReport
 
 __all__ = [
@@ -215,46 +217,45 @@ def read_with(
         max_workers: instead of the reader's.
         file_callback: told ``(files done, files)``.
     """
+    started_s = time.monotonic()
     options = adapter.options_of(reader, executor=executor, max_workers=max_workers)
     traits = adapter.ReaderTraits.of(reader, options)
-    tasks = _step(reader, "_create_read_tasks")(plan, reader.storage_data)
-    specs = adapter.specs_of(tasks)
+    first = _step(reader, "_create_read_tasks")(plan, reader.storage_data)
+    specs = adapter.specs_of(first)
     traits.remember(specs, plan, reader.storage_data)
-    strict = not adapter.may_resolve_ahead(planner)
-    if strict:
-        tasks = traits.first_tasks(specs, in_plan_order=True)
-    destinations = {} if strict else adapter.resolve_all(plan, planner)
-    work = traits.work(specs)
-    total_bytes = sum(max(spec.length, 0) for spec in specs)
-    budget_bytes = options.memory_budget_bytes or default_budget_bytes(
-        DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES
+    if adapter.may_resolve_ahead(planner):
+        destinations = adapter.resolve_all(plan, planner)
+        ordered = overlapping_items(specs, adapter.spans_of(destinations))
+    else:
+        destinations, ordered = {}, {spec.item for spec in specs}
+    if ordered:
+        first = traits.first_tasks(specs, in_plan_order=True)
+    execution = choose_execution(
+        options,
+        path=adapter.path_text(reader.path),
+        total_bytes=sum(max(spec.length, 0) for spec in specs),
+        stays_here=traits.stays_here,
     )
-    chosen = adapter.choose_executor(
-        traits, path=adapter.path_text(reader.path), total_bytes=total_bytes, budget=budget_bytes
+    job = Job(
+        path=adapter.path_text(reader.path),
+        specs=specs,
+        first=first,
+        destinations=destinations,
+        ordered=ordered,
+        work=traits.work(specs),
+        split_bytes=execution.split_bytes,
+        slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],
+        started_s=started_s,
     )
-    slots = getattr(chosen, "slot_bytes", 0)
     process = _step(reader, "_process_results")
-    with adapter.progress_hook(options, file_callback) as hook:
+    with progress_hook(options, file_callback) as hook, closing(traits.source):
         load = Load(
-            specs=specs,
-            first=tasks,
-            destinations=destinations,
-            ordered=overlapping_items(specs, adapter.spans_of(destinations)),
-            strict=strict,
-            work=work,
-            budget=MemoryBudget(budget_bytes - slots * SLOTS_PER_WORKER * chosen.workers),
-            split_bytes=split_bytes_for(
-                total_bytes, chosen.workers, slots or DEFAULT_KNOBS.split_bytes
-            ),
+            job,
+            budget=MemoryBudget(execution.staging_bytes),
             process=lambda results: process(results, plan, planner),
             on_progress=hook,
-            path=adapter.path_text(reader.path),
-            slow_reasons=traits.slow_reasons(chosen),
         )
-        try:
-            reader.last_report = load.run(chosen)
-        finally:
-            traits.source.close()
+        reader.last_report = load.run(execution.executor)
     done: Future[None] = Future()
     done.set_result(None)
     return done

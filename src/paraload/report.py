@@ -70,11 +70,15 @@ class ReadReport:
         """A few lines for a person."""
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         lines = [
-            f"loaded {self.items} items, {format_bytes(self.bytes_needed)} from {self.files}"
-            f" file{'s' * (self.files != 1)} in {self.seconds:.3f} s"
-            f" ({format_bytes(self.bytes_per_second)}/s, {self.executor}, {workers})",
-            f"read {format_bytes(self.bytes_read)} in {self.reads} requests,"
-            f" CRC-32 checked for {format_bytes(self.bytes_verified)}",
+            (
+                f"loaded {self.items} items, {format_bytes(self.bytes_needed)} from {self.files}"
+                f" file{'s' * (self.files != 1)} in {self.seconds:.3f} s"
+                f" ({format_bytes(self.bytes_per_second)}/s, {self.executor}, {workers})"
+            ),
+            (
+                f"read {format_bytes(self.bytes_read)} in {self.reads} requests,"
+                f" CRC-32 checked for {format_bytes(self.bytes_verified)}"
+            ),
         ]
         if self.unverified:
             lines.append(f"not checked: {_counts(self.unverified)}")

@@ -4,9 +4,9 @@
         ^                                                              |
         +---------------- may have new tasks because of it <-----------+
 
-The caller's thread alone drives this loop: it asks the feed for tasks while there is room, hands one
-result at a time to the caller, and asks again. A feed that answers ``None`` has nothing *now*; with
-nothing in flight either, the run is over.
+The caller's thread alone drives this loop: it asks the feed for tasks while there is room, hands
+one result at a time to the caller, and asks again. A feed that answers ``None`` has nothing *now*;
+with nothing in flight either, the run is over.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from paraload._sink import TargetMemory
     from paraload._task import ReadTask, TaskResult
-    from paraload._worker import Work
+    from paraload._work import Work
 
 __all__ = ["ReadExecutor", "drive"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from paraload._shared import SlottedTask, WorkerContext, process_single_file, start_worker
+from paraload._shared import SlottedTask, process_single_file, start_worker
 from paraload.executors._slotted import run_in_slots
 
 if TYPE_CHECKING:
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from paraload._sink import TargetMemory
+    from paraload._spawn import WorkerContext
     from paraload._task import ReadTask, TaskResult
-    from paraload._worker import Work
+    from paraload._work import Work
 
 __all__ = ["ProcessExecutor"]
 

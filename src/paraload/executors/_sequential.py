@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from paraload._sink import TargetMemory
     from paraload._task import ReadTask, TaskResult
-    from paraload._worker import Work
+    from paraload._work import Work
 
 __all__ = ["SequentialExecutor"]
 

@@ -10,6 +10,7 @@ exception; for one that cannot, the caller looks after its workers itself while 
 
 from __future__ import annotations
 
+import pickle
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,19 +18,18 @@ from paraload._shared import (
     SLOTS_PER_WORKER,
     SlotRing,
     SlottedTask,
-    WorkerContext,
-    ensure_picklable,
-    worker_context,
-    workers_died,
 )
+from paraload._spawn import worker_context
+from paraload.errors import HookNotPicklableError, WorkerDiedError
 from paraload.executors._base import drive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from paraload._sink import TargetMemory
+    from paraload._spawn import WorkerContext
     from paraload._task import ReadTask, TaskResult
-    from paraload._worker import Work
+    from paraload._work import Work
 
 __all__ = ["WorkerPool", "run_in_slots"]
 
@@ -46,7 +46,7 @@ class WorkerPool(Protocol):
         """End all workers, and everything else that the pool made."""
 
 
-def run_in_slots(  # noqa: PLR0913 - the parts of a run, each made elsewhere
+def run_in_slots(
     start_pool: Callable[[WorkerContext, int, tuple[Any, ...]], WorkerPool],
     workers: int,
     slot_bytes: int,
@@ -55,14 +55,11 @@ def run_in_slots(  # noqa: PLR0913 - the parts of a run, each made elsewhere
     targets: Mapping[int, TargetMemory],
 ) -> Generator[TaskResult, None, None]:
     """See :class:`~paraload.executors._base.ReadExecutor`."""
-    hooks = {
-        name: hook
-        for name in ("slice_file", "narrow_tensor", "transform")
-        if (hook := getattr(work, name)) is not None
-    }
-    ensure_picklable(work, hooks)
+    _ensure_picklable(work)
     slots = SLOTS_PER_WORKER * workers
-    with worker_context(hooks) as mp_context, SlotRing(slots, slot_bytes) as ring:
+    hooks = work.hooks.values()
+    with_main = any(getattr(hook, "__module__", None) == "__main__" for hook in hooks)
+    with worker_context(with_main=with_main) as mp_context, SlotRing(slots, slot_bytes) as ring:
         pool = start_pool(mp_context, workers, (work, ring.name, slot_bytes))
         run = _Run(pool, ring, mp_context)
         orderly = False
@@ -99,11 +96,41 @@ class _Run:
                 slot, result = self._done.get(timeout=_LOOK_AFTER_WORKERS_S)
             except Empty:
                 if dead := self._context.dead_workers():
-                    raise workers_died(list(self._in_flight.values()), dead) from None
+                    raise _workers_died(list(self._in_flight.values()), dead) from None
                 continue
             if isinstance(result, BaseException):
                 if dead := self._context.dead_workers():
-                    raise workers_died(list(self._in_flight.values()), dead) from result
+                    raise _workers_died(list(self._in_flight.values()), dead) from result
                 raise result
             del self._in_flight[slot]
             return slot, result
+
+
+def _ensure_picklable(work: Work) -> None:
+    """Refuse, before any work, what cannot be sent to a worker process."""
+    for name, hook in work.hooks.items():
+        try:
+            pickle.dumps(hook)
+        except Exception as error:
+            raise HookNotPicklableError(
+                f"{name}={hook!r} cannot be pickled for a worker process ({error}); define it at"
+                " the top level of a module, or use executor='threads'"
+            ) from error
+    try:
+        pickle.dumps(work)
+    except Exception as error:
+        raise HookNotPicklableError(
+            f"a stream transform cannot be pickled for a worker process ({error}); use"
+            " executor='threads'"
+        ) from error
+
+
+def _workers_died(tasks: list[ReadTask], details: list[str]) -> WorkerDiedError:
+    """The error for tasks that were lost with their worker."""
+    held = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
+    return WorkerDiedError(
+        f"a worker process died while these were being read: {held}. "
+        + ("; ".join(details) + ". " if details else "")
+        + "Was it killed for lack of memory (see dmesg)? A smaller memory_budget_bytes, fewer"
+        " max_workers or executor='threads' need less"
+    )

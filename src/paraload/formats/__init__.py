@@ -1,0 +1,1 @@
+"""Record formats, one file each; see ``_base``."""

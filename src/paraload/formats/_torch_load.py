@@ -40,7 +40,7 @@ def narrow_with_hook(
     nbytes = tensor.numel() * tensor.element_size()
     flat = tensor.reshape(-1).view(torch.uint8) if nbytes else torch.empty(0, dtype=torch.uint8)
     return {
-        "data": memoryview(flat.numpy()),
+        "data": memoryview(flat.numpy().data),
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "itemsize": tensor.element_size(),
         "shape": tuple(tensor.shape),

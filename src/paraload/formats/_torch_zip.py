@@ -253,7 +253,7 @@ def _rebuild_v2(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any)
     return _rebuild(storage, offset, shape, strides, storage[0])
 
 
-def _rebuild_v3(  # noqa: PLR0913, PLR0917 - the arguments of torch's function
+def _rebuild_v3(
     storage: Any,
     offset: Any,
     shape: Any,

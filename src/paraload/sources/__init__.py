@@ -1,0 +1,1 @@
+"""Storages, one file each; see ``_base``."""

@@ -1,6 +1,6 @@
 """Any torch ``FileSystemBase`` that is not the local one: whatever its ``create_stream`` gives.
 
-The fallback for readers whose ``fs`` was replaced (S3 connector, multi-storage-client, tar readers).
+The fallback for readers whose ``fs`` was replaced (S3 connector, multi-storage-client, tar files).
 Each task opens a stream of its own, so nothing is shared between workers but ``fs`` itself.
 """
 

@@ -1,0 +1,299 @@
+"""A located record on its way: which bytes are read, where they are collected, when they are whole.
+
+    Located --> runs into the target's own memory                          (direct)
+            --> runs into units of staging memory --> cut --> target       (staged, in pieces)
+            --> one unit with the whole slice, kept until its turn         (ordered)
+            --> one unit with the whole record, for torch or load_bytes    (raw)
+
+Lives on the caller's thread. Errors are raised to the engine, which fails the item.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from paraload import _destination as destination
+from paraload import _geometry as geometry
+from paraload._checks import checksum_mismatch
+from paraload._checksum import combined
+from paraload._plan import runs_tasks
+from paraload._sink import TargetMemory
+from paraload.formats._torch_zip import check_archive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from paraload._destination import Staging
+    from paraload._feed import Feed
+    from paraload._items import Item
+    from paraload._task import Landed, Located, RunsTask
+    from paraload.formats._base import TensorRecord
+
+__all__ = ["Assembly", "Workshop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What all assemblies of a load share.
+
+    Attributes:
+        targets: memory by item or unit; executors see it.
+        names: fresh numbers for units.
+        feed: takes tasks, and gives memory.
+        verify: check records that are read whole.
+        split_bytes: bytes that one task reads.
+    """
+
+    targets: dict[int, TargetMemory]
+    names: Iterator[int]
+    feed: Feed
+    verify: bool
+    split_bytes: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Unit:
+    """Memory that collects a block of the item's slice; ``region`` of the record fills it."""
+
+    staging: Staging
+    at: geometry.Shape
+    lengths: geometry.Shape
+    region: geometry.Region | None
+    tasks_left: int
+
+
+@dataclass(slots=True)
+class Assembly:
+    """One record that is read in parts.
+
+    Attributes:
+        item: whose record it is.
+        record: where the payload lies; ``None`` reads the whole record, for torch or load_bytes.
+        reason: why torch is needed.
+        tasks_left: tasks that have not come back, those that wait for memory counted as one.
+    """
+
+    item: Item
+    record: TensorRecord | None
+    reason: str
+    shop: Workshop
+    tasks_left: int = 0
+    _is_whole: bool = False
+    _parts: list[tuple[int, int, int]] = field(default_factory=list)
+    _expected_crc: int | None = None
+    _units: dict[int, _Unit] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, item: Item, located: Located, shop: Workshop) -> Assembly:
+        """Begin to read the record of ``item``."""
+        assembly = cls(item, located.record, located.reason, shop)
+        if located.record is None:
+            assembly._await_record()
+        else:
+            assembly._is_whole = assembly.needed_bytes == located.record.payload_bytes
+            assembly._plan(located.record)
+        return assembly
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes that the item takes: of its slice, or of the whole record."""
+        if self.record is None:
+            return self.item.spec.length
+        return geometry.block_bytes(self.item.spec.info.lengths, self.record.itemsize)
+
+    # ------------------------------------------------------------------ planning
+
+    def _plan(self, record: TensorRecord) -> None:
+        spec = self.item.spec
+        target = self.shop.targets.get(spec.item)
+        if not self.needed_bytes:
+            return
+        if target is not None and target.shape == spec.info.lengths:
+            runs = target.runs(record, spec.info.storage_offsets)
+            if runs is not None:
+                tasks = self._tasks(runs, target=spec.item, with_trailer=True)
+                self.tasks_left = len(tasks)
+                self.shop.feed.ready(tasks)
+                return
+        self._await_units(record)
+
+    def _await_units(self, record: TensorRecord) -> None:
+        """Collect the slice in units: all of it where order matters, else in bounded pieces."""
+        info = self.item.spec.info
+        blocks = [((0,) * len(info.lengths), info.lengths)]
+        if not self.item.ordered:
+            blocks = self._blocks(record)
+        self.tasks_left = len(blocks)
+        for number, (at, lengths) in enumerate(blocks):
+            starts = tuple(o + a for o, a in zip(info.storage_offsets, at, strict=True))
+            region = _region(record, starts, lengths)
+            runs = region.runs(record.strides, record.itemsize, record.first_byte(region.offsets))
+            is_last = number == len(blocks) - 1
+            self._await(runs, at=at, lengths=lengths, region=region, with_trailer=is_last)
+
+    def _blocks(self, record: TensorRecord) -> list[tuple[geometry.Shape, geometry.Shape]]:
+        info = self.item.spec.info
+        region = _region(record, info.storage_offsets, info.lengths)
+        widening = max(1, region.nbytes(record.itemsize) // self.needed_bytes)
+        order = geometry.source_order(record.shape, record.strides)
+        limit = max(1, self.shop.split_bytes // widening)
+        return list(
+            geometry.split_block(info.lengths, order, itemsize=record.itemsize, max_bytes=limit)
+        )
+
+    def _await_record(self) -> None:
+        length = self.item.spec.length
+        if length:
+            self.tasks_left = 1
+            self._await((geometry.Run(0, 0, length),))
+
+    def _await(
+        self,
+        runs: Sequence[geometry.Run],
+        *,
+        at: geometry.Shape = (),
+        lengths: geometry.Shape = (),
+        region: geometry.Region | None = None,
+        with_trailer: bool = False,
+    ) -> None:
+        """Read ``runs`` into a unit as soon as there is memory for it."""
+        nbytes = sum(run.total_bytes for run in runs)
+
+        def begin() -> Sequence[RunsTask]:
+            self.tasks_left -= 1  # it counted as one until now
+            if self.item.is_failed:
+                self.shop.feed.release(nbytes)
+                return ()
+            name = next(self.shop.names)
+            staging = destination.Staging(nbytes)
+            tasks = self._tasks(runs, target=name, with_trailer=with_trailer)
+            self._units[name] = _Unit(
+                staging=staging, at=at, lengths=lengths, region=region, tasks_left=len(tasks)
+            )
+            self.shop.targets[name] = TargetMemory(memory=staging.memory)
+            self.tasks_left += len(tasks)
+            return tasks
+
+        self.shop.feed.wait(self.item.spec.item, nbytes, begin)
+
+    def _tasks(
+        self, runs: Sequence[geometry.Run], *, target: int, with_trailer: bool
+    ) -> list[RunsTask]:
+        checksum = self.shop.verify and self._is_whole
+        return runs_tasks(
+            self.item.spec,
+            self.record,
+            runs,
+            target=target,
+            checksum=checksum,
+            with_trailer=with_trailer and checksum,
+            split_bytes=self.shop.split_bytes,
+        )
+
+    # ------------------------------------------------------------------ collecting
+
+    def land(self, landed: Landed) -> None:
+        """A part has come."""
+        if landed.crc is not None:
+            self._parts.append((landed.src, landed.nbytes, landed.crc))
+        if landed.expected_crc is not None:
+            self._expected_crc = landed.expected_crc
+
+    def end_task(self, task: RunsTask) -> None:
+        """A task is over, well or not. A unit that is full moves on to its target.
+
+        Raises:
+            ItemReadError: the target does not take it.
+        """
+        self.tasks_left -= 1
+        unit = self._units.get(task.target)
+        if unit is None:
+            return
+        unit.tasks_left -= 1
+        is_kept = self.record is None or self.item.ordered
+        if unit.tasks_left or (is_kept and not self.item.is_failed):
+            return
+        try:
+            if self.record is not None and not self.item.is_failed:
+                self._move_on(unit, self.record)
+        finally:
+            self._drop(task.target)
+
+    def _move_on(self, unit: _Unit, record: TensorRecord) -> None:
+        if self.item.destination is None:
+            raise TypeError("a unit without an order needs a destination")
+        target = self.item.destination.tensor
+        destination.require_shape(target, self.item.spec.info.lengths)
+        block = destination.cut(target, unit.at, unit.lengths)
+        destination.copy_into(block, self._block(unit, record))
+
+    def _block(self, unit: _Unit, record: TensorRecord) -> Any:
+        """The unit's block of the slice as a tensor over its memory."""
+        if unit.region is None:
+            raise TypeError("a unit of a raw record has no block")
+        region = unit.region
+        tensor = destination.as_tensor(
+            unit.staging.memory, record.dtype, region.lengths, region.order
+        )
+        info = self.item.spec.info
+        starts = tuple(o + a for o, a in zip(info.storage_offsets, unit.at, strict=True))
+        inside = tuple(s - r for s, r in zip(starts, region.offsets, strict=True))
+        return destination.cut(tensor, inside, unit.lengths)
+
+    def _drop(self, name: int) -> None:
+        unit = self._units.pop(name)
+        del self.shop.targets[name]
+        self.shop.feed.release(unit.staging.nbytes)
+
+    # ------------------------------------------------------------------ complete
+
+    def check(self) -> tuple[int, str]:
+        """Compare the CRC-32 of what was read with the one that was written.
+
+        Returns:
+            The bytes that were proved right; and why there are none, if that is special.
+
+        Raises:
+            ChecksumMismatchError: they differ.
+        """
+        if not self.shop.verify:
+            return 0, ""
+        if self.record is None:
+            return check_archive(self.raw()) or 0, ""
+        if not self._is_whole:
+            return 0, "read in part"
+        expected = self._expected_crc if self._expected_crc is not None else self.record.crc
+        if not expected:
+            return 0, ""
+        got = combined((crc, nbytes) for _, nbytes, crc in sorted(self._parts))
+        if got != expected:
+            raise checksum_mismatch(expected, got)
+        return self.record.payload_bytes, ""
+
+    def raw(self) -> memoryview:
+        """The whole record; valid until :meth:`release`."""
+        for unit in self._units.values():
+            return unit.staging.memory
+        return memoryview(b"")
+
+    def tensor(self) -> Any:
+        """The needed slice of an ordered item; valid until :meth:`release`."""
+        if self.record is None:
+            raise TypeError("only torch can make a tensor of this record")
+        for unit in self._units.values():
+            return self._block(unit, self.record)
+        info = self.item.spec.info
+        order = tuple(range(len(info.lengths)))
+        return destination.as_tensor(memoryview(b""), self.record.dtype, info.lengths, order)
+
+    def release(self) -> None:
+        """Give all memory back."""
+        for name in list(self._units):
+            self._drop(name)
+
+
+def _region(
+    record: TensorRecord, offsets: geometry.Shape, lengths: geometry.Shape
+) -> geometry.Region:
+    return geometry.staging_region(record.shape, record.strides, offsets, lengths, record.itemsize)

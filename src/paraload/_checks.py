@@ -1,0 +1,90 @@
+"""What must hold of a record before its bytes are believed. PURE: no I/O, no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paraload._checksum import crc32
+from paraload.errors import (
+    DAMAGED_HINT,
+    ChecksumMismatchError,
+    FormatError,
+    ShapeMismatchError,
+    ShortFileError,
+)
+
+if TYPE_CHECKING:
+    from paraload import _geometry as geometry
+    from paraload._task import RecordSpec
+    from paraload.formats._base import ItemFormat, TensorRecord
+
+__all__ = ["check_payload", "check_range", "check_slice", "checksum_mismatch", "trailer_crc"]
+
+
+def check_range(spec: RecordSpec, file_bytes: int) -> None:
+    """The record lies inside its file of ``file_bytes``."""
+    if spec.start < 0 or spec.end < spec.start:
+        raise FormatError(
+            "metadata gives an impossible range",
+            got=f"offset {spec.start}, length {spec.length}",
+            hint="The metadata is damaged or belongs to another checkpoint",
+        )
+    if spec.end > file_bytes:
+        raise ShortFileError(
+            "file ends too early",
+            expected=f"at least {spec.end} bytes",
+            got=f"{file_bytes} bytes",
+            hint="The file was cut, or is still being written",
+        )
+
+
+def check_slice(spec: RecordSpec, shape: geometry.Shape) -> None:
+    """The planned slice lies inside the stored tensor."""
+    offsets, lengths = spec.info.storage_offsets, spec.info.lengths
+    fits = len(shape) == len(lengths) == len(offsets) and all(
+        o >= 0 and n >= 0 and o + n <= size
+        for o, n, size in zip(offsets, lengths, shape, strict=True)
+    )
+    if not fits:
+        raise ShapeMismatchError(
+            "planned slice does not lie inside the stored tensor",
+            expected=f"offsets {offsets}, lengths {lengths}",
+            got=f"stored shape {shape}",
+            hint="File and metadata do not belong together",
+        )
+
+
+def check_payload(fmt: ItemFormat, record: TensorRecord, data: memoryview) -> int:
+    """Check a payload that is in memory as a whole; the bytes that were proved right."""
+    expected = record.crc
+    if record.trailer is not None:
+        trailer = bytes(data[slice(*record.trailer)])
+        expected = trailer_crc(fmt, trailer, record.payload_bytes)
+    if not expected:
+        return 0
+    got = crc32(data[record.start : record.end])
+    if got != expected:
+        raise checksum_mismatch(expected, got)
+    return record.payload_bytes
+
+
+def trailer_crc(fmt: ItemFormat, trailer: bytes, payload_bytes: int) -> int:
+    crc = fmt.read_trailer(trailer, payload_bytes)
+    if crc is None:
+        raise FormatError(
+            "the descriptor behind the payload is damaged",
+            expected=f"one for {payload_bytes} bytes",
+            got=trailer[:16].hex(),
+            hint=DAMAGED_HINT,
+        )
+    return crc
+
+
+def checksum_mismatch(expected: int, got: int) -> ChecksumMismatchError:
+    """The error for a payload whose CRC-32 is wrong."""
+    return ChecksumMismatchError(
+        "the tensor's bytes are damaged",
+        expected=f"CRC-32 {expected:08x}",
+        got=f"{got:08x}",
+        hint=DAMAGED_HINT,
+    )

@@ -1,0 +1,127 @@
+"""How a load is run: executor, workers, memory, and who is told of the progress. No torch."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from paraload._plan import DEFAULT_KNOBS, split_bytes_for
+from paraload._resources import choose_workers, default_budget_bytes
+from paraload._shared import SLOTS_PER_WORKER
+from paraload.executors import make_executor
+from paraload.options import DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES
+from paraload.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from paraload.executors._base import ReadExecutor
+    from paraload.options import ReadOptions
+    from paraload.progress import ProgressHook, ReadProgress
+
+__all__ = ["Execution", "choose_execution", "progress_hook"]
+
+#: Less than this has been read before a second worker has started.
+_SHARE_FROM_BYTES: Final = 1 << 20
+#: A slot of shared memory at most; longer ones gain nothing.
+_MAX_SLOT_BYTES: Final = 8 << 20
+_MIN_SLOT_BYTES: Final = 1 << 18
+_IN_PROCESSES: Final = frozenset({"processes", "pool"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """An executor and the sizes that suit it.
+
+    Attributes:
+        executor: who runs the tasks.
+        staging_bytes: budget for bytes that wait for torch.
+        split_bytes: bytes that one task reads of a located record.
+        downgrade: why this is not the executor that was asked for; "" if it is.
+    """
+
+    executor: ReadExecutor
+    staging_bytes: int
+    split_bytes: int
+    downgrade: str = ""
+
+
+def choose_execution(
+    options: ReadOptions, *, path: str, total_bytes: int, stays_here: str
+) -> Execution:
+    """What the options ask for, as far as reader and work allow it.
+
+    Args:
+        options: of the load.
+        path: of the checkpoint; its file system has a say in the number of workers.
+        total_bytes: of the records.
+        stays_here: why the work cannot be sent to other processes; "" if it can.
+    """
+    budget_bytes = options.memory_budget_bytes or default_budget_bytes(
+        DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES
+    )
+    name = "threads" if options.executor == "auto" else options.executor
+    downgrade = ""
+    if stays_here and name in _IN_PROCESSES:
+        downgrade = f"threads instead of {name}: {stays_here}"
+        name = "threads"
+    in_processes = name in _IN_PROCESSES
+    workers = 1
+    if options.enable_parallel and name != "sequential" and total_bytes >= _SHARE_FROM_BYTES:
+        workers = options.max_workers or choose_workers(path, in_processes=in_processes)
+    slot_bytes = 0
+    if in_processes:
+        # Half of the budget is for slots, so that staging behind them has the other.
+        workers = max(1, min(workers, budget_bytes // 2 // SLOTS_PER_WORKER // _MIN_SLOT_BYTES))
+        slot_bytes = min(_MAX_SLOT_BYTES, budget_bytes // 2 // (SLOTS_PER_WORKER * workers))
+    if workers == 1:
+        name, slot_bytes = "sequential", 0
+    limit_bytes = slot_bytes or DEFAULT_KNOBS.split_bytes
+    return Execution(
+        executor=make_executor(name, workers=workers, slot_bytes=slot_bytes),
+        staging_bytes=budget_bytes - slot_bytes * SLOTS_PER_WORKER * workers,
+        split_bytes=split_bytes_for(total_bytes, workers, limit_bytes),
+        downgrade=downgrade,
+    )
+
+
+@contextmanager
+def progress_hook(
+    options: ReadOptions, file_callback: Callable[[int, int], object] | None
+) -> Iterator[ProgressHook | None]:
+    """One hook for everybody who wants to be told; a bar is closed at the end."""
+    hooks: list[ProgressHook] = []
+    if file_callback is not None:
+        hooks.append(_FileCounter(file_callback))
+    if callable(options.progress):
+        hooks.append(options.progress)
+    if options.progress is not True:
+        yield _fan_out(hooks)
+        return
+    with ProgressBar() as bar:
+        yield _fan_out([*hooks, bar])
+
+
+def _fan_out(hooks: list[ProgressHook]) -> ProgressHook | None:
+    if not hooks:
+        return None
+
+    def tell(progress: ReadProgress, /) -> None:
+        for hook in hooks:
+            hook(progress)
+
+    return tell
+
+
+@dataclass(slots=True)
+class _FileCounter:
+    """Turns snapshots into the request's ``progress_callback(current, total)``."""
+
+    callback: Callable[[int, int], object]
+    told: int = 0
+
+    def __call__(self, progress: ReadProgress, /) -> None:
+        while self.told < progress.files_done:
+            self.told += 1
+            self.callback(self.told, progress.files_total)

@@ -1,0 +1,117 @@
+"""Counts of a load: for the progress hook while it runs, for the report at its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from paraload.progress import ReadProgress
+from paraload.report import FileTiming, ReadReport
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from paraload._items import Item
+    from paraload._task import TaskResult
+
+__all__ = ["Ledger"]
+
+logger = logging.getLogger("paraload")
+
+
+class Ledger:
+    """Everything that is counted, by the one thread that handles results."""
+
+    def __init__(self, items: Collection[Item], *, verify: bool, started_s: float) -> None:
+        self._verify = verify
+        self._started_s = started_s
+        self._bytes_done = 0
+        self._bytes_total = sum(item.planned_bytes for item in items)
+        self._bytes_read = 0
+        self._bytes_verified = 0
+        self._reads = 0
+        self._items_total = len(items)
+        self._items_done = 0
+        self._items_left = Counter(item.spec.path for item in items)
+        self._files_total = len(self._items_left)
+        self._files_done = 0
+        self._files: dict[str, FileTiming] = {}
+        self._fallbacks: Counter[str] = Counter()
+        self._unverified: Counter[str] = Counter()
+
+    def count(self, result: TaskResult) -> None:
+        """Note what a task has read, and when."""
+        self._reads += result.reads
+        self._bytes_read += result.bytes_read
+        started = result.started_s - self._started_s
+        ended = result.ended_s - self._started_s
+        nbytes = result.bytes_read
+        known = self._files.get(result.task.path)
+        if known is not None:
+            started, ended = min(started, known.started_s), max(ended, known.ended_s)
+            nbytes += known.bytes_read
+        self._files[result.task.path] = FileTiming(
+            started_s=started, ended_s=ended, bytes_read=nbytes
+        )
+
+    def replan(self, item: Item, nbytes: int) -> None:
+        """The item turned out to bring ``nbytes``."""
+        self._bytes_total += nbytes - item.planned_bytes
+        item.planned_bytes = nbytes
+
+    def arrived(self, nbytes: int) -> None:
+        """``nbytes`` are where they belong, or wait for the planner."""
+        self._bytes_done += nbytes
+
+    def checked(self, verified_bytes: int, nbytes: int, reason: str = "") -> None:
+        """Of an item with ``nbytes``, so many were proved right; if none, ``reason`` says why."""
+        if verified_bytes:
+            self._bytes_verified += verified_bytes
+        elif nbytes:
+            unwanted = "" if self._verify else "verify=False"
+            self._unverified[unwanted or reason or "no CRC-32 in the file"] += 1
+
+    def fall_back(self, reason: str, items: int = 1) -> None:
+        """Items go a slower way; the log says so once for each reason."""
+        if reason not in self._fallbacks:
+            logger.warning("reading in a slower way: %s", reason)
+        self._fallbacks[reason] += items
+
+    def left(self, item: Item) -> None:
+        """The item is done or failed."""
+        self._items_done += 1
+        path = item.spec.path
+        self._items_left[path] -= 1
+        self._files_done += not self._items_left[path]
+
+    def snapshot(self) -> ReadProgress:
+        """How far it is."""
+        return ReadProgress(
+            bytes_done=self._bytes_done,
+            bytes_total=self._bytes_total,
+            items_done=self._items_done,
+            items_total=self._items_total,
+            files_done=self._files_done,
+            files_total=self._files_total,
+            seconds=time.monotonic() - self._started_s,
+        )
+
+    def report(self, *, workers: int, executor: str, peak_bytes: int) -> ReadReport:
+        """What it was."""
+        return ReadReport(
+            bytes_needed=self._bytes_done,
+            bytes_read=self._bytes_read,
+            bytes_verified=self._bytes_verified,
+            reads=self._reads,
+            items=self._items_total,
+            files=self._files_total,
+            seconds=time.monotonic() - self._started_s,
+            workers=workers,
+            executor=executor,
+            fallbacks=dict(self._fallbacks),
+            unverified=dict(self._unverified),
+            peak_in_flight_bytes=peak_bytes,
+            file_timings=self._files,
+        )

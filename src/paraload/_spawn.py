@@ -1,0 +1,145 @@
+"""Worker processes that start lean and leave nothing behind.
+
+Workers are spawned, never forked: a fork under a live process group or thread pool can deadlock.
+They do not import the caller's ``__main__``, which a spawned process normally does: that would cost
+torch's two seconds in each of them and run an unguarded training script again. Only a hook that is
+defined in ``__main__`` brings it back.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import multiprocessing
+import os
+import weakref
+from contextlib import contextmanager
+from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["WorkerContext", "worker_context"]
+
+
+class _Popen(popen_spawn_posix.Popen):
+    """Starts a spawned process that leaves the caller's ``__main__`` alone."""
+
+    def _launch(self, process_obj: Any) -> None:
+        stdlib: Any = util  # typeshed knows nothing of these private helpers
+        inherited: list[int] = self._fds  # type: ignore[attr-defined]
+        tracker_fd = resource_tracker.getfd()
+        preparation = spawn.get_preparation_data(process_obj._name)  # noqa: SLF001
+        for key in ("init_main_from_name", "init_main_from_path"):
+            preparation.pop(key, None)
+        message = io.BytesIO()
+        context.set_spawning_popen(self)
+        try:
+            reduction.dump(preparation, message)
+            reduction.dump(process_obj, message)
+        finally:
+            context.set_spawning_popen(None)
+        child_reads, parent_writes = os.pipe()
+        self.sentinel, child_keeps = os.pipe()
+        self.finalizer = util.Finalize(self, stdlib.close_fds, (self.sentinel, parent_writes))
+        try:
+            command = spawn.get_command_line(tracker_fd=tracker_fd, pipe_handle=child_reads)
+            passed = [*inherited, tracker_fd, child_reads, child_keeps]
+            self.pid = stdlib.spawnv_passfds(spawn.get_executable(), command, passed)
+        finally:
+            os.close(child_reads)
+            os.close(child_keeps)
+        with os.fdopen(parent_writes, "wb", closefd=False) as pipe:
+            pipe.write(message.getbuffer())
+
+
+class _LeanProcess(context.SpawnProcess):
+    """A spawned process without ``__main__``."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Popen:  # noqa: N802 - the name that multiprocessing calls
+        return _Popen(process_obj)
+
+
+class WorkerContext(context.SpawnContext):
+    """A spawn context that knows the processes and locks that were made with it."""
+
+    def __init__(self, *, with_main: bool) -> None:
+        super().__init__()
+        self._process_class = context.SpawnProcess if with_main else _LeanProcess
+        self.processes: list[Any] = []
+        self._locks: list[weakref.ref[Any]] = []
+
+    def Process(  # type: ignore[override]  # noqa: N802 - multiprocessing's name
+        self, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Make a process and remember it."""
+        process = self._process_class(*args, **kwargs)
+        self.processes.append(process)
+        return process
+
+    def Lock(self) -> Any:  # noqa: N802 - multiprocessing's name
+        """Make a lock and remember it."""
+        return self._remember(super().Lock())
+
+    def BoundedSemaphore(self, value: int = 1) -> Any:  # noqa: N802 - multiprocessing's name
+        """Make a semaphore and remember it."""
+        return self._remember(super().BoundedSemaphore(value))
+
+    def _remember(self, lock: Any) -> Any:
+        self._locks.append(weakref.ref(lock))
+        return lock
+
+    def dead_workers(self) -> list[str]:
+        """The processes that have ended although nobody asked them to."""
+        return [
+            f"process {process.pid} ended with exit code {process.exitcode}"
+            for process in list(self.processes)
+            if process.pid is not None and process.exitcode is not None
+        ]
+
+    def kill(self) -> None:
+        """End every worker, and free the locks that one of them may have died with."""
+        for process in self.processes:
+            if process.pid is not None and process.exitcode is None:
+                process.kill()
+        for process in self.processes:
+            if process.pid is not None:
+                process.join()
+        for reference in self._locks:
+            lock = reference()
+            if lock is not None and hasattr(lock, "release"):
+                try:
+                    lock.release()
+                except ValueError:
+                    continue  # it was free
+
+    def locks_are_gone(self) -> bool:
+        """Whether every lock, and so every named semaphore, has been collected."""
+        if any(reference() is not None for reference in self._locks):
+            gc.collect()
+        return all(reference() is None for reference in self._locks)
+
+
+@contextmanager
+def worker_context(*, with_main: bool) -> Iterator[WorkerContext]:
+    """A context for worker processes that leaves nothing behind.
+
+    ``multiprocessing`` starts a resource tracker with the first spawned process and keeps it for
+    the life of the program. One that was not running before is stopped again, unless somebody else
+    has child processes by now.
+    """
+    tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001 - no public way to it
+    was_running = tracker._fd is not None  # noqa: SLF001
+    mp_context = WorkerContext(with_main=with_main)
+    try:
+        yield mp_context
+    finally:
+        for process in mp_context.processes:
+            if process.pid is not None and process.exitcode is not None:
+                process.close()
+        mp_context.processes.clear()
+        alone = not multiprocessing.active_children()
+        if not was_running and alone and mp_context.locks_are_gone():
+            tracker._stop()  # noqa: SLF001 - there is no public way to end it

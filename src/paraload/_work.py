@@ -1,0 +1,118 @@
+"""What every task of a load needs, wherever it runs. No torch."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from paraload._task import Failed
+from paraload.errors import ItemReadError
+from paraload.formats._torch_zip import TorchZipFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from paraload import _geometry as geometry
+    from paraload._task import Outcome, RecordSpec, RunsTask
+    from paraload.formats._base import ItemFormat, TensorRecord
+    from paraload.sources._base import ByteSource
+    from paraload.transforms import Decoder
+
+__all__ = ["Cancelled", "Meter", "NarrowedTensor", "Sink", "Work", "guarded", "item_error"]
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What every task of a load needs; pickles as configuration for worker processes."""
+
+    source: ByteSource
+    verify: bool
+    decoders: Mapping[tuple[str, ...], tuple[tuple[Decoder, ...], tuple[str, ...]]] = field(
+        default_factory=dict
+    )
+    slice_file: Callable[..., Any] | None = None
+    narrow_tensor: Callable[..., Any] | None = None
+    transform: Callable[..., Any] | None = None
+    format: ItemFormat = field(default_factory=TorchZipFormat)
+    is_cancelled: Callable[[], bool] | None = None
+
+    @property
+    def hooks(self) -> dict[str, Callable[..., Any]]:
+        """The user's hooks that are set, by the name of their option."""
+        hooks = {
+            "slice_file": self.slice_file,
+            "narrow_tensor": self.narrow_tensor,
+            "transform": self.transform,
+        }
+        return {name: hook for name, hook in hooks.items() if hook is not None}
+
+
+class Sink(Protocol):
+    """Where the bytes of a task go."""
+
+    def memory(self, task: RunsTask) -> tuple[memoryview, tuple[geometry.Run, ...]]:
+        """The memory that ``task.runs`` land in, and the runs as they lie there."""
+
+    def put_tensor(
+        self, spec: RecordSpec, record: TensorRecord, data: memoryview, verified_bytes: int
+    ) -> Outcome:
+        """Take the needed slice of the payload in ``data``, a whole decoded record."""
+
+    def put_raw(
+        self, spec: RecordSpec, data: memoryview, reason: str, verified_bytes: int
+    ) -> Outcome:
+        """Take the whole decoded record."""
+
+    def put_narrowed(
+        self, spec: RecordSpec, narrowed: NarrowedTensor, verified_bytes: int
+    ) -> Outcome:
+        """Take a tensor that a ``narrow_tensor`` hook has cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NarrowedTensor:
+    """The bytes of a contiguous tensor, and what they mean."""
+
+    data: memoryview
+    dtype: str
+    itemsize: int
+    shape: geometry.Shape
+
+
+class Cancelled(BaseException):
+    """The load ended while this task was running; nobody waits for its result."""
+
+
+class Meter:
+    """Counts the reads of one task, and lets none begin after the load has ended."""
+
+    def __init__(self, work: Work, path: str) -> None:
+        self.work = work
+        self.path = path
+        self.reads = 0
+        self.bytes_read = 0
+
+    def read_into(self, start: int, buffers: list[memoryview]) -> None:
+        if self.work.is_cancelled is not None and self.work.is_cancelled():
+            raise Cancelled
+        self.reads += self.work.source.read_into(self.path, start, buffers)
+        self.bytes_read += sum(map(len, buffers))
+
+
+def item_error(error: Exception) -> ItemReadError:
+    """``error`` as the error of an item, with its traceback as text. Call where it is handled."""
+    if isinstance(error, ItemReadError):
+        known = error
+    else:
+        known = ItemReadError(f"{type(error).__name__}: {error}")
+        known.__cause__ = error
+    known.traceback_text = known.traceback_text or traceback.format_exc()
+    return known
+
+
+def guarded(spec: RecordSpec, step: Callable[..., Outcome], *args: Any) -> Outcome:
+    try:
+        return step(*args)
+    except Exception as error:  # noqa: BLE001 - torch.load raises anything for damaged bytes
+        return Failed(item=spec.item, error=item_error(error))

@@ -1,0 +1,169 @@
+"""The import graph is the architecture: imports point one way, and workers stay free of torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+#: From the top to the bottom. A module imports only from its own layer or from lower ones, and
+#: inside of a layer there are no cycles. Every module has its place here.
+LAYERS: list[set[str]] = [
+    {"paraload.__main__", "read_data_parallel", "parallel_reader_implementation"},
+    {"paraload.cli*", "paraload.testing"},
+    {"paraload._load"},
+    {"paraload.readers"},
+    {"paraload._adapter", "paraload._engine", "paraload._execution"},
+    {"paraload._assembly", "paraload._feed", "paraload._items", "paraload._ledger"},
+    {"paraload.executors*", "paraload._shared", "paraload._spawn", "paraload._resources"},
+    {"paraload._worker", "paraload._destination", "paraload._budget", "paraload._plan"},
+    {"paraload._records", "paraload._checks", "paraload._work", "paraload._sink"},
+    {"paraload.sources*", "paraload.formats*", "paraload.transforms"},
+    {"paraload._task", "paraload._geometry", "paraload._checksum"},
+    {"paraload.options", "paraload.errors", "paraload.progress", "paraload.report"},
+    {"paraload"},
+]
+
+#: A worker process imports these, and they must not bring torch (2 s, 270 MB) with them.
+TORCH_FREE = [
+    "paraload",
+    "paraload._execution",
+    "paraload._shared",
+    "paraload._feed",
+    "paraload._ledger",
+    "paraload._plan",
+    "paraload._worker",
+    "paraload.executors._pool",
+    "paraload.executors._processes",
+    "paraload.executors._sequential",
+    "paraload.executors._threads",
+    "paraload.formats._torch_zip",
+    "paraload.options",
+    "paraload.progress",
+    "paraload.report",
+    "paraload.sources._local",
+    "paraload.sources._streams",
+    "paraload.transforms",
+]
+
+#: The core that plans and parses: no reading, no clock.
+PURE = ["paraload._plan", "paraload._geometry", "paraload._checks", "paraload.formats._torch_zip"]
+IMPURE_IMPORTS = {"os", "time", "threading", "socket", "subprocess", "pathlib", "shutil"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: set[str]) -> set[str]:
+    """What ``path`` imports at run time, inside of functions too; not for type checkers."""
+    found = set()
+    todo = list(ast.parse(path.read_text()).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            children = {f"{node.module}.{name.name}" for name in node.names}
+            found |= (children & known) or {node.module}
+        todo += ast.iter_child_nodes(node)
+    return found
+
+
+def layer_of(module: str) -> int | None:
+    for number, names in enumerate(LAYERS):
+        for name in names:
+            family = name.removesuffix("*")
+            if module == family or (name.endswith("*") and module.startswith(f"{family}.")):
+                return number
+    return None
+
+
+def graph() -> dict[str, set[str]]:
+    known = modules()
+    return {name: imports(path, set(known)) & set(known) for name, path in known.items()}
+
+
+def test_every_module_has_a_layer():
+    assert [name for name in modules() if layer_of(name) is None] == []
+
+
+def test_every_layer_names_modules_that_exist():
+    known = set(modules())
+    named = {name.removesuffix("*") for names in LAYERS for name in names}
+    assert named - known == set()
+
+
+def test_imports_point_one_way():
+    wrong = [
+        f"{importer} imports {imported}"
+        for importer, all_imported in graph().items()
+        for imported in all_imported
+        if layer_of(imported) < layer_of(importer)
+    ]
+    assert wrong == []
+
+
+def test_imports_have_no_cycle():
+    TopologicalSorter(graph()).prepare()
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_neither_read_nor_look_at_the_clock(module):
+    known = modules()
+    assert imports(known[module], set(known)) & IMPURE_IMPORTS == set()
+
+
+def test_only_the_destination_and_adapter_side_know_torch():
+    knows_torch = {
+        name
+        for name, path in modules().items()
+        if any(imported.split(".")[0] == "torch" for imported in imports(path, set()))
+    }
+    assert knows_torch <= {
+        "paraload._adapter",
+        "paraload._destination",
+        "paraload._load",
+        "paraload.cli.load",
+        "paraload.cli.inspect",
+        "paraload.cli._checkpoint",
+        "paraload.formats._torch_load",
+        "paraload.readers",
+        "paraload.testing",
+    }
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_importing_it_brings_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_import_paraload_takes_less_than_50_ms():
+    code = "import time; t = time.perf_counter(); import paraload; print(time.perf_counter() - t)"
+    seconds = [
+        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+        for _ in range(5)
+    ]
+    assert min(seconds) < 0.050
+
+
+def test_every_public_name_can_be_imported():
+    import paraload
+
+    assert {name for name in paraload.__all__ if getattr(paraload, name, None) is None} == set()
+    assert len(paraload.__all__) <= 15
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = paraload.nonsense
