@@ -110,6 +110,7 @@ class ReaderTraits:
             specs,
             whole=self.needs_whole,
             as_stream=self.needs_stream,
+            in_sequence=isinstance(self.source, StreamSource),
             in_plan_order=in_plan_order,
         )
 

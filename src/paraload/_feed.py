@@ -4,6 +4,9 @@
                    ^              |                    |
                    +--- begin() --+                    +-- headers, or blocks of small records
 
+A storage whose streams only go forward has one task of a file at a time; the others are behind it.
+Where commits have an order too, there is only one task at all.
+
 Ready tasks have their memory. Work that waits is begun as soon as the budget admits it, before new
 ground is broken. Where commits have an order, all headers are read first, and memory is given out
 in that order: otherwise items that are read, and wait for an earlier one, could hold the memory
@@ -19,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from paraload._task import LocateTask, ReadTask
+from paraload._task import LocateTask, ReadTask, RecordsTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -65,19 +68,34 @@ class Feed:
         self._waiting: list[_Waiting] = []
         self._sequence = itertools.count()
         self._reservations: dict[int, _Reservation] = {}
+        self._behind: dict[str, deque[ReadTask]] = {}
+        self._one_by_one = False
         self._locates_left = 0
         self._in_flight = 0
 
     def start(self, tasks: Sequence[ReadTask]) -> None:
         """The tasks that a load begins with."""
         for task in tasks:
-            if isinstance(task, LocateTask):
-                self._locates_left += 1
-                self._first.append(task)
-            elif self._rank is None:
-                self._first.append(task)
-            else:
-                self.wait(task.items[0], task.cost_bytes, partial(self._hold_all, task))
+            in_sequence = isinstance(task, RecordsTask) and task.in_sequence
+            if in_sequence and self._rank is not None:
+                self._one_by_one = True
+            elif in_sequence and task.path in self._behind:
+                self._behind[task.path].append(task)
+                continue
+            elif in_sequence:
+                self._behind[task.path] = deque()
+            self._enter(task)
+
+    def _enter(self, task: ReadTask, *, ahead: bool = False) -> None:
+        if isinstance(task, LocateTask):
+            self._locates_left += 1
+        elif self._rank is not None:
+            self.wait(task.items[0], task.cost_bytes, partial(self._hold_all, task))
+            return
+        if ahead:
+            self._first.appendleft(task)
+        else:
+            self._first.append(task)
 
     def ready(self, tasks: Iterable[ReadTask]) -> None:
         """These need no memory, or have it."""
@@ -103,9 +121,13 @@ class Feed:
         """A task came back."""
         self._in_flight -= 1
         self._locates_left -= isinstance(result.task, LocateTask)
+        if behind := self._behind.get(result.task.path):
+            self._enter(behind.popleft(), ahead=True)
 
     def next_task(self) -> ReadTask | None:
         """A task that can run now; ``None`` if all others wait for one that is running."""
+        if self._one_by_one and self._in_flight:
+            return None
         task = self._choose()
         if task is not None:
             self._in_flight += 1

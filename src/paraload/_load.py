@@ -6,7 +6,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from paraload.errors import InvalidOptionError
 from paraload.readers import ParallelFileSystemReader
@@ -48,8 +50,9 @@ def load(
         What was read, and how.
 
     Raises:
-        CheckpointReadError: something could not be read. Under a process group torch wraps it in
-            its ``CheckpointException``, with the error of every rank.
+        CheckpointReadError: something could not be read.
+        torch.distributed.checkpoint.api.CheckpointException: under a process group, with the
+            errors of all ranks, those of this class among them.
 
     >>> import tempfile, torch, paraload, torch.distributed.checkpoint as dcp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -67,13 +70,19 @@ def load(
     with warnings.catch_warnings():
         # Who calls this without a process group knows that there is none.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        dcp.load(
-            state_dict,
-            storage_reader=reader,
-            planner=planner,
-            process_group=process_group,
-            no_dist=no_dist,
-        )
+        try:
+            dcp.load(
+                state_dict,
+                storage_reader=reader,
+                planner=planner,
+                process_group=process_group,
+                no_dist=no_dist,
+            )
+        except CheckpointException as error:
+            if no_dist or not torch.distributed.is_initialized():
+                # torch wraps every error, Ctrl-C too, for ranks that are not there.
+                raise error.failures[0][0] from None
+            raise
     if reader.last_report is None:
         raise RuntimeError("dcp.load returned without reading")  # a planner that reads nothing
     return reader.last_report

@@ -60,6 +60,7 @@ def first_tasks(
     *,
     whole: bool = False,
     as_stream: bool = False,
+    in_sequence: bool = False,
     in_plan_order: bool = False,
     knobs: PlanKnobs = DEFAULT_KNOBS,
 ) -> list[ReadTask]:
@@ -69,6 +70,7 @@ def first_tasks(
         specs: the items, in the order of the plan.
         whole: a hook or transform needs every record whole.
         as_stream: and it needs a stream.
+        in_sequence: streams of this storage only go forward, so each file has one reader.
         in_plan_order: keep the order of items in a file, rather than the order of bytes.
         knobs: sizes.
     """
@@ -80,7 +82,7 @@ def first_tasks(
         if not in_plan_order:
             records.sort(key=lambda spec: (spec.start, spec.item))
         if as_stream:
-            tasks += _stream_tasks(records, knobs)
+            tasks += _stream_tasks(records, knobs, in_sequence=in_sequence)
         else:
             tasks += _file_tasks(records, whole=whole, knobs=knobs)
     return tasks
@@ -123,23 +125,32 @@ def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterable[Re
         yield _records_task(tuple(block))
 
 
-def _stream_tasks(records: list[RecordSpec], knobs: PlanKnobs) -> Iterable[RecordsTask]:
+def _stream_tasks(
+    records: list[RecordSpec], knobs: PlanKnobs, *, in_sequence: bool
+) -> Iterable[RecordsTask]:
     """Consecutive records of one file, so many that a task stays within a block of memory."""
     group: list[RecordSpec] = []
     nbytes = 0
     for spec in records:
         if group and nbytes + spec.length > knobs.split_bytes:
-            yield _records_task(tuple(group), as_stream=True)
+            yield _records_task(tuple(group), as_stream=True, in_sequence=in_sequence)
             group, nbytes = [], 0
         group.append(spec)
         nbytes += spec.length
     if group:
-        yield _records_task(tuple(group), as_stream=True)
+        yield _records_task(tuple(group), as_stream=True, in_sequence=in_sequence)
 
 
-def _records_task(specs: tuple[RecordSpec, ...], *, as_stream: bool = False) -> RecordsTask:
-    cost = sum(max(spec.length, 0) for spec in specs)
-    return RecordsTask(**_span(specs), cost_bytes=cost, specs=specs, as_stream=as_stream)
+def _records_task(
+    specs: tuple[RecordSpec, ...], *, as_stream: bool = False, in_sequence: bool = False
+) -> RecordsTask:
+    return RecordsTask(
+        **_span(specs),
+        cost_bytes=sum(max(spec.length, 0) for spec in specs),
+        specs=specs,
+        as_stream=as_stream,
+        in_sequence=in_sequence,
+    )
 
 
 class _Span(TypedDict):

@@ -99,10 +99,15 @@ class LocateTask(ReadTask):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsTask(ReadTask):
-    """Read ``specs`` whole. ``as_stream`` opens a stream for hooks instead of reading the range."""
+    """Read ``specs`` whole.
+
+    ``as_stream`` opens a stream for hooks instead of reading the range. ``in_sequence``: the next
+    task of the same file must not begin before this one is done.
+    """
 
     specs: tuple[RecordSpec, ...]
     as_stream: bool = False
+    in_sequence: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

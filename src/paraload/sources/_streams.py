@@ -1,21 +1,26 @@
 """Any torch ``FileSystemBase`` that is not the local one: whatever its ``create_stream`` gives.
 
 The fallback for readers whose ``fs`` was replaced (S3 connector, multi-storage-client, tar files).
-Each task opens a stream of its own, so nothing is shared between workers but ``fs`` itself.
+Some of their streams only go forward, so a file has one stream, which goes from task to task; the
+plan sees to it that tasks of one file run one after the other.
 """
 
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Any
+import threading
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from paraload.errors import ShortFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["StreamSource"]
+
+#: Streams that wait for the next task of their file; each may hold a connection.
+_MAX_KEPT_STREAMS: Final = 32
 
 
 class StreamSource:
@@ -24,15 +29,20 @@ class StreamSource:
     def __init__(self, fs: Any, root: Any) -> None:
         self._fs = fs
         self._root = root
+        self._kept: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[StreamSource], tuple[Any, Any]]:
+        return StreamSource, (self._fs, self._root)
 
     def size(self, path: str) -> int:
         """Bytes of the file, found by going to its end."""
-        with self.open_stream(path) as stream:
-            return stream.seek(0, os.SEEK_END)
+        with self._new_stream(path) as stream:
+            return int(stream.seek(0, os.SEEK_END))
 
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
         """Fill ``buffers`` from one stream; see :class:`ByteSource`."""
-        with self.open_stream(path) as stream:
+        with self._new_stream(path) as stream:
             stream.seek(start)
             for buffer in buffers:
                 data = stream.read(len(buffer))
@@ -42,12 +52,37 @@ class StreamSource:
                 buffer[:] = data
         return 1
 
-    def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
-        """A stream by ``fs.create_stream``."""
-        stream: AbstractContextManager[IO[bytes]] = self._fs.create_stream(
-            self._fs.concat_path(self._root, path), "rb"
-        )
-        return stream
+    @contextmanager
+    def open_stream(self, path: str) -> Iterator[IO[bytes]]:
+        """The stream of the file; it is kept for the next one who asks, unless this one fails."""
+        with self._lock:
+            manager, stream = self._kept.pop(path, (None, None))
+        if manager is None:
+            manager = self._new_stream(path)
+            stream = manager.__enter__()
+        try:
+            yield stream
+        except BaseException:
+            manager.__exit__(None, None, None)
+            raise
+        self._keep(path, manager, stream)
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Close the streams that were kept."""
+        with self._lock:
+            kept, self._kept = self._kept, {}
+        for manager, _ in kept.values():
+            manager.__exit__(None, None, None)
+
+    def _new_stream(self, path: str) -> Any:
+        return self._fs.create_stream(self._fs.concat_path(self._root, path), "rb")
+
+    def _keep(self, path: str, manager: Any, stream: Any) -> None:
+        with self._lock:
+            surplus = [self._kept.pop(path, None)]
+            self._kept[path] = (manager, stream)
+            while len(self._kept) > _MAX_KEPT_STREAMS:
+                surplus.append(self._kept.pop(next(iter(self._kept))))
+        for pair in surplus:
+            if pair is not None:
+                pair[0].__exit__(None, None, None)

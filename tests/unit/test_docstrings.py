@@ -1,0 +1,25 @@
+"""Every example in a docstring runs and gives what it says."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import paraload
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(paraload.__path__, "paraload.")
+    if not module.name.endswith("__main__")
+]
+WITH_EXAMPLES = {"paraload._load", "paraload.readers", "paraload.options", "paraload.report"}
+
+
+@pytest.mark.parametrize("name", ["paraload", *MODULES])
+def test_examples_run(name):
+    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert results.failed == 0
+    assert results.attempted or name not in WITH_EXAMPLES

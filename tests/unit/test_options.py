@@ -1,0 +1,93 @@
+"""Options: explicit before environment before default, and nothing impossible gets in."""
+
+from __future__ import annotations
+
+import pytest
+
+from paraload import CheckpointReadError, ReadOptions
+from paraload.errors import InvalidOptionError
+from paraload.options import parse_bytes
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"executor": "fork"}, ["executor='fork'", "'threads'"]),
+        ({"max_workers": 0}, ["max_workers=0", "less than 1"]),
+        ({"max_workers": 1.5}, ["max_workers=1.5", "int"]),
+        ({"max_workers": True}, ["max_workers=True"]),
+        ({"memory_budget_bytes": 5}, ["memory_budget_bytes=5"]),
+        ({"verify": "yes"}, ["verify='yes'", "bool"]),
+        ({"enable_parallel": 1}, ["enable_parallel=1"]),
+        ({"progress": 3}, ["progress=3", "callable"]),
+        ({"slice_file": "x"}, ["slice_file='x'", "callable"]),
+        ({"transform": 1}, ["transform=1"]),
+        ({"narrow_tensor": 1}, ["narrow_tensor=1"]),
+    ],
+)
+def test_impossible_values_are_refused_by_name(keywords, words):
+    with pytest.raises(InvalidOptionError) as caught:
+        ReadOptions(**keywords)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_the_error_is_a_checkpoint_error_and_a_value_error():
+    assert issubclass(InvalidOptionError, CheckpointReadError)
+    assert issubclass(InvalidOptionError, ValueError)
+
+
+def test_unknown_options_are_named_with_the_known_ones():
+    with pytest.raises(InvalidOptionError, match=r"'workers'.*max_workers"):
+        ReadOptions.resolve(None, {"workers": 3})
+
+
+ENVIRONMENT = {
+    "PARALOAD_MAX_WORKERS": "3",
+    "PARALOAD_EXECUTOR": "processes",
+    "PARALOAD_MEMORY_BUDGET": "64MiB",
+    "PARALOAD_PROGRESS": "1",
+}
+
+
+def test_the_environment_sets_what_nobody_passed():
+    options = ReadOptions.resolve(None, {"max_workers": 5}, ENVIRONMENT)
+    assert options == ReadOptions(
+        max_workers=5, executor="processes", memory_budget_bytes=64 << 20, progress=True
+    )
+
+
+def test_a_whole_set_of_options_leaves_the_environment_no_say():
+    assert ReadOptions.resolve(ReadOptions(), {}, ENVIRONMENT) == ReadOptions()
+
+
+def test_empty_variables_do_not_count():
+    assert ReadOptions.resolve(None, {}, dict.fromkeys(ENVIRONMENT, "")) == ReadOptions()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("PARALOAD_MAX_WORKERS", "many"),
+        ("PARALOAD_MAX_WORKERS", "0"),
+        ("PARALOAD_EXECUTOR", "gpu"),
+        ("PARALOAD_MEMORY_BUDGET", "lots"),
+        ("PARALOAD_PROGRESS", "perhaps"),
+    ],
+)
+def test_a_bad_variable_is_named(variable, text):
+    with pytest.raises(InvalidOptionError, match=f"{variable}='{text}'"):
+        ReadOptions.resolve(None, {}, {variable: text})
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("1", 1), ("10k", 10240), ("10 KiB", 10240), ("2g", 2 << 30), ("1TB", 1 << 40), ("7b", 7)],
+)
+def test_sizes_are_read_as_people_write_them(text, nbytes):
+    assert parse_bytes(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5g", "MiB", "1 x"])
+def test_and_nothing_else_is_a_size(text):
+    with pytest.raises(InvalidOptionError):
+        parse_bytes(text)

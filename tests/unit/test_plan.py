@@ -1,0 +1,151 @@
+"""From items to tasks: what is grouped, what is split, what overlaps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraload._geometry import Run
+from paraload._plan import PlanKnobs, first_tasks, overlapping_items, runs_tasks, split_bytes_for
+from paraload._task import (
+    ItemIndex,
+    LocateTask,
+    ReadItemInfo,
+    RecordSpec,
+    RecordsTask,
+    StorageItem,
+)
+from paraload.formats._base import TensorRecord
+
+KNOBS = PlanKnobs(locate_from_bytes=1000, locate_batch=2, block_bytes=600, max_gap_bytes=50)
+
+
+def spec(item, start, length, *, path="a", fqn="t", descriptors=(), kind="TENSOR", at=(0,), n=(1,)):
+    index = ItemIndex(fqn=fqn)
+    return RecordSpec(
+        item=item,
+        path=path,
+        start=start,
+        end=start + length,
+        info=ReadItemInfo(
+            type=kind,
+            dest_index=index,
+            dest_offsets=at,
+            storage_index=index,
+            storage_offsets=at,
+            lengths=n,
+        ),
+        storage=StorageItem(
+            relative_path=path, offset=start, length=length, transform_descriptors=descriptors
+        ),
+    )
+
+
+def test_big_records_are_located_in_batches_and_small_ones_read_in_blocks():
+    specs = [spec(0, 0, 200), spec(1, 200, 200), *(spec(n, n * 5000, 4000) for n in (2, 3, 4))]
+    tasks = first_tasks(specs, knobs=KNOBS)
+    assert [type(task) for task in tasks] == [RecordsTask, LocateTask, LocateTask]
+    assert [task.items for task in tasks] == [(0, 1), (2, 3), (4,)]
+    assert (tasks[0].start, tasks[0].end, tasks[0].cost_bytes) == (0, 400, 400)
+
+
+def test_items_of_a_file_are_read_in_the_order_of_bytes():
+    tasks = first_tasks([spec(0, 300, 100), spec(1, 0, 100), spec(2, 150, 100)], knobs=KNOBS)
+    assert [task.items for task in tasks] == [(1, 2, 0)]
+
+
+def test_or_in_the_order_of_the_plan():
+    specs = [spec(0, 300, 100), spec(1, 0, 100)]
+    tasks = first_tasks(specs, in_plan_order=True, knobs=KNOBS)
+    assert [task.items for task in tasks] == [(0,), (1,)]
+
+
+def test_a_wide_gap_or_a_full_block_begins_a_new_one():
+    specs = [spec(0, 0, 300), spec(1, 300, 300), spec(2, 600, 300), spec(3, 951, 100)]
+    assert [t.items for t in first_tasks(specs, knobs=KNOBS)] == [(0, 1), (2,), (3,)]
+
+
+def test_transformed_records_are_never_located():
+    (task,) = first_tasks([spec(0, 0, 5000, descriptors=("stream.zstd/1",))], knobs=KNOBS)
+    assert isinstance(task, RecordsTask)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(0, 5000), st.integers(0, 3000)), max_size=30
+    )
+)
+def test_every_item_is_in_exactly_one_task(records):
+    specs = [spec(n, start, size, path=path) for n, (path, start, size) in enumerate(records)]
+    tasks = first_tasks(specs, knobs=KNOBS)
+    assert sorted(item for task in tasks for item in task.items) == list(range(len(specs)))
+    for task in tasks:
+        for item in task.items:
+            assert task.path == specs[item].path
+            assert task.start <= specs[item].start
+            assert specs[item].end <= task.end
+
+
+def test_streams_of_one_file_are_marked_when_they_only_go_forward():
+    knobs = PlanKnobs(split_bytes=250)
+    specs = [spec(n, n * 100, 100) for n in range(5)]
+    tasks = first_tasks(specs, as_stream=True, in_sequence=True, knobs=knobs)
+    assert [task.items for task in tasks] == [(0, 1), (2, 3), (4,)]
+    assert all(task.as_stream and task.in_sequence for task in tasks)
+
+
+def record(nbytes):
+    return TensorRecord(
+        dtype="uint8",
+        itemsize=1,
+        shape=(nbytes,),
+        strides=(1,),
+        storage_offset=0,
+        start=64,
+        end=64 + nbytes,
+        trailer=(64 + nbytes, 64 + nbytes + 24),
+    )
+
+
+def test_a_record_is_split_and_its_last_part_reads_the_trailer():
+    tasks = runs_tasks(
+        spec(7, 1000, 300),
+        record(200),
+        (Run(0, 0, 200),),
+        target=7,
+        checksum=True,
+        with_trailer=True,
+        split_bytes=80,
+    )
+    assert [(task.start, task.end) for task in tasks] == [(1064, 1144), (1144, 1224), (1224, 1264)]
+    assert [task.trailer for task in tasks] == [None, None, (1264, 1288)]
+    assert sum(task.needed_bytes for task in tasks) == 200
+
+
+@pytest.mark.parametrize(
+    ("total", "workers", "expected"),
+    [(0, 2, 1 << 20), (1 << 30, 2, 16 << 20), (256 << 20, 4, 8 << 20)],
+)
+def test_parts_suit_the_number_of_workers(total, workers, expected):
+    assert split_bytes_for(total, workers, 16 << 20) == expected
+
+
+def test_items_that_fill_disjoint_blocks_of_one_tensor_do_not_overlap():
+    specs = [spec(n, 0, 10, at=(n * 4,), n=(4,)) for n in range(3)]
+    assert overlapping_items(specs, {0: (0, 4), 1: (4, 8), 2: (8, 12)}) == set()
+
+
+def test_blocks_that_meet_do():
+    specs = [spec(0, 0, 10, at=(0, 0), n=(4, 4)), spec(1, 0, 10, at=(3, 3), n=(4, 4))]
+    assert overlapping_items(specs, {0: (0, 16), 1: (15, 31)}) == {0, 1}
+
+
+def test_tensors_that_share_addresses_do_and_others_do_not():
+    specs = [spec(n, 0, 10, fqn=f"t{n}") for n in range(4)]
+    spans = {0: (0, 100), 1: (50, 60), 2: (100, 200), 3: (300, 400)}
+    assert overlapping_items(specs, spans) == {0, 1}
+
+
+def test_items_without_memory_are_left_out():
+    assert overlapping_items([spec(0, 0, 10), spec(1, 0, 10, fqn="b")], {}) == set()

@@ -1,0 +1,113 @@
+"""What the user sees while it runs, and after."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+from paraload import ReadProgress, ReadReport
+from paraload.progress import ProgressBar, is_quiet_rank
+from paraload.report import format_bytes
+
+
+def progress(done, total=4 << 20, files=2):
+    return ReadProgress(
+        bytes_done=done,
+        bytes_total=total,
+        items_done=int(done == total),
+        items_total=1,
+        files_done=int(done == total),
+        files_total=files,
+        seconds=0.5,
+    )
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def drawn(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    with ProgressBar() as bar:
+        bar(progress(0))
+        bar(progress(4 << 20))
+    return stream.getvalue()
+
+
+def test_the_bar_shows_bytes_rate_and_files_on_a_terminal(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    text = drawn(monkeypatch, Terminal())
+    assert "100%" in text
+    assert "4.00M/4.00M" in text
+    assert "1/2 files" in text
+    assert "B/s" in text
+
+
+def test_it_is_silent_where_there_is_no_terminal(monkeypatch):
+    assert drawn(monkeypatch, io.StringIO()) == ""
+
+
+@pytest.mark.parametrize(("rank", "quiet"), [("", False), ("0", False), ("1", True), ("7", True)])
+def test_one_rank_of_a_job_shows_it(monkeypatch, rank, quiet):
+    monkeypatch.setenv("RANK", rank)
+    assert is_quiet_rank() is quiet
+
+
+def test_other_ranks_draw_nothing(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert drawn(monkeypatch, Terminal()) == ""
+
+
+def test_progress_tells_its_rate():
+    assert progress(1 << 20).bytes_per_second == 2 << 20
+
+
+REPORT = ReadReport(
+    bytes_needed=3 << 30,
+    bytes_read=(3 << 30) + 1024,
+    bytes_verified=3 << 30,
+    reads=200,
+    items=12,
+    files=8,
+    seconds=1.5,
+    workers=2,
+    executor="threads",
+)
+
+
+def test_a_report_is_a_short_text():
+    assert str(REPORT) == (
+        "loaded 12 items, 3.00 GiB from 8 files in 1.500 s (2.00 GiB/s, threads, 2 workers)\n"
+        "read 3.00 GiB in 200 requests, CRC-32 checked for 3.00 GiB"
+    )
+
+
+def test_it_tells_what_was_slow_and_what_was_not_checked():
+    report = ReadReport(
+        **{
+            **REPORT.to_dict(),
+            "fallbacks": {"compressed archive": 2},
+            "unverified": {"read in part": 3},
+            "retries": 1,
+        }
+    )
+    text = str(report)
+    assert "not checked: read in part (3)" in text
+    assert "slow paths: compressed archive (2)" in text
+    assert "retried requests: 1" in text
+
+
+def test_it_goes_through_json():
+    assert json.loads(json.dumps(REPORT.to_dict()))["bytes_needed"] == 3 << 30
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (5 << 40, "5.00 TiB")],
+)
+def test_bytes_for_people(nbytes, text):
+    assert format_bytes(nbytes) == text
