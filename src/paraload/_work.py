@@ -11,7 +11,7 @@ from paraload.errors import ItemReadError
 from paraload.formats._torch_zip import TorchZipFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from paraload import _geometry as geometry
     from paraload._task import Outcome, RecordSpec, RunsTask
@@ -93,7 +93,7 @@ class Meter:
         self.reads = 0
         self.bytes_read = 0
 
-    def read_into(self, start: int, buffers: list[memoryview]) -> None:
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
         if self.work.is_cancelled is not None and self.work.is_cancelled():
             raise Cancelled
         self.reads += self.work.source.read_into(self.path, start, buffers)

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["run_task"]
 
 #: With a checksum, bytes are read in pieces that are still in the processor's cache when they are
-#: summed. See benchmarks/README.md for the measurement.
-CHECKED_READ_BYTES: Final = 1 << 20
+#: summed. Shorter pieces cost more than they gain: threads change places at each of them, and only
+#: one of them can be in Python. Of 64 KiB to 16 MiB, 2 and 4 MiB were the fastest.
+CHECKED_READ_BYTES: Final = 4 << 20
 #: Without one, a read is as long as a task.
 UNCHECKED_READ_BYTES: Final = 1 << 30
 #: Below the IOV_MAX of every system in use.
@@ -121,21 +122,45 @@ def _read_into(
     task: RunsTask, runs: tuple[geometry.Run, ...], memory: memoryview, meter: Meter
 ) -> int:
     """Read every run to its place; the CRC-32 of all of them in order, if it is wanted."""
+    step = CHECKED_READ_BYTES if task.checksum else UNCHECKED_READ_BYTES
+    if len(runs) == 1 and runs[0].count == 1:
+        return _read_straight(task, runs[0], memory, meter, step)
     crc = 0
-    discard = memoryview(bytearray(task.max_gap_bytes))
-    reads = geometry.plan_reads(
+    discard: memoryview | None = None
+    for read in geometry.plan_reads(
         runs,
         max_gap_bytes=task.max_gap_bytes,
-        max_read_bytes=CHECKED_READ_BYTES if task.checksum else UNCHECKED_READ_BYTES,
+        max_read_bytes=step,
         max_pieces=MAX_PIECES,
-    )
-    for read in reads:
-        buffers = [
-            discard[:nbytes] if dst is None else memory[dst : dst + nbytes]
-            for dst, nbytes in read.pieces
-        ]
+    ):
+        buffers = []
+        for dst, nbytes in read.pieces:
+            if dst is not None:
+                buffers.append(memory[dst : dst + nbytes])
+                continue
+            if discard is None:
+                discard = memoryview(bytearray(task.max_gap_bytes))
+            buffers.append(discard[:nbytes])
         meter.read_into(task.base + read.start, buffers)
         if task.checksum:
             for buffer in buffers:
                 crc = crc32(buffer, crc)
+    return crc
+
+
+def _read_straight(
+    task: RunsTask, run: geometry.Run, memory: memoryview, meter: Meter, step: int
+) -> int:
+    """One piece of bytes: the usual case, and a loop of its own.
+
+    Between two reads there is as little Python as can be: while a thread is in Python no other one
+    can leave its system call, and at ten GiB/s that was a quarter of the time.
+    """
+    crc = 0
+    start = task.base + run.src
+    for at in range(0, run.nbytes, step):
+        piece = memory[run.dst + at : run.dst + min(at + step, run.nbytes)]
+        meter.read_into(start + at, (piece,))
+        if task.checksum:
+            crc = crc32(piece, crc)
     return crc

@@ -58,15 +58,32 @@ def drive(
     capacity: int,
     submit: Callable[[ReadTask], None],
     wait: Callable[[], Result],
+    help_out: Callable[[ReadTask], Result | None] | None = None,
 ) -> Generator[Result, None, None]:
-    """Keep up to ``capacity`` tasks in flight; the loop that every executor shares."""
+    """Keep up to ``capacity`` tasks in flight; the loop that every executor shares.
+
+    Args:
+        feed: the next task, or ``None``.
+        capacity: tasks in flight at most.
+        submit: give a task to a worker.
+        wait: the next result of a worker.
+        help_out: called when all workers are busy: the result of a task, done on this thread; or
+            ``None`` to wait for a worker instead.
+    """
     in_flight = 0
+    held: ReadTask | None = None
     while True:
-        while in_flight < capacity and (task := feed()) is not None:
+        while in_flight < capacity and (task := held or feed()) is not None:
+            held = None
             submit(task)
             in_flight += 1
         if not in_flight:
             return
+        held = held or (feed() if help_out is not None else None)
+        if held is not None and help_out is not None and (helped := help_out(held)) is not None:
+            held = None
+            yield helped
+            continue
         result = wait()
         in_flight -= 1
         yield result

@@ -4,6 +4,9 @@
                                    |
                         _processes or _pool: who starts workers and carries the pickles
 
+The caller's thread reads too, whenever no result waits for it: while workers start (0.2 s, in which
+it reads half a GiB) and while all of them are busy. Hooks and decoders never run there.
+
 A worker that is killed must not leave the caller waiting: a pool that can tell answers with an
 exception; for one that cannot, the caller looks after its workers itself while it waits.
 """
@@ -19,7 +22,10 @@ from paraload._shared import (
     SlotRing,
     SlottedTask,
 )
+from paraload._sink import TargetSink
 from paraload._spawn import worker_context
+from paraload._task import LocateTask, RunsTask
+from paraload._worker import run_task
 from paraload.errors import HookNotPicklableError, WorkerDiedError
 from paraload.executors._base import drive
 
@@ -61,10 +67,13 @@ def run_in_slots(
     with_main = any(getattr(hook, "__module__", None) == "__main__" for hook in hooks)
     with worker_context(with_main=with_main) as mp_context, SlotRing(slots, slot_bytes) as ring:
         pool = start_pool(mp_context, workers, (work, ring.name, slot_bytes))
-        run = _Run(pool, ring, mp_context)
+        run = _Run(pool, ring, mp_context, work, TargetSink(targets))
         orderly = False
         try:
-            for slot, result in drive(feed, slots, run.submit, run.wait):
+            for slot, result in drive(feed, slots, run.submit, run.wait, run.help_out):
+                if slot is None:
+                    yield result
+                    continue
                 yield ring.deliver(result, slot, work, targets)
                 ring.recycle(slot)
             orderly = True
@@ -77,10 +86,19 @@ def run_in_slots(
 class _Run:
     """Tasks in flight, by slot."""
 
-    def __init__(self, pool: WorkerPool, ring: SlotRing, mp_context: WorkerContext) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        ring: SlotRing,
+        mp_context: WorkerContext,
+        work: Work,
+        sink: TargetSink,
+    ) -> None:
         self._pool = pool
         self._ring = ring
         self._context = mp_context
+        self._work = work
+        self._sink = sink
         self._in_flight: dict[int, ReadTask] = {}
         self._done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
 
@@ -90,7 +108,14 @@ class _Run:
         done = self._done
         self._pool.submit(SlottedTask(task, slot), lambda result: done.put((slot, result)))
 
-    def wait(self) -> tuple[int, TaskResult]:
+    def help_out(self, task: ReadTask) -> tuple[None, TaskResult] | None:
+        """Do ``task`` here while the workers start or are busy: plain reads only, never hooks."""
+        if not isinstance(task, LocateTask | RunsTask) or not self._done.empty():
+            return None
+        return None, run_task(task, self._work, self._sink)
+
+    def wait(self) -> tuple[int | None, TaskResult]:
+        """The next result of a worker."""
         while True:
             try:
                 slot, result = self._done.get(timeout=_LOOK_AFTER_WORKERS_S)

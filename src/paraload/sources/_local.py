@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Final
 
 from paraload.errors import FormatError, MissingFileError, ShortFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["LocalSource"]
 
@@ -20,19 +19,22 @@ _MAX_OPEN_FILES: Final = 64
 
 
 class _Handle:
-    """One open file and the number of reads that are using it."""
+    """One open file. It closes when the last reader lets go of it, so no reader has to lock."""
 
-    __slots__ = ("fd", "size", "users")
+    __slots__ = ("fd", "size")
 
     def __init__(self, path: str) -> None:
+        self.fd = -1
         # O_NONBLOCK: opening a FIFO that nobody writes to must be an error, not a hang.
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        self.users = 0
         status = os.fstat(self.fd)
         if not stat.S_ISREG(status.st_mode):
-            os.close(self.fd)
             raise FormatError("not a regular file", got=stat.filemode(status.st_mode))
         self.size = status.st_size
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class LocalSource:
@@ -41,60 +43,50 @@ class LocalSource:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.fspath(root)
         self._handles: dict[str, _Handle] = {}
-        self._lock = threading.Lock()
+        self._opening = threading.Lock()
 
     def __reduce__(self) -> tuple[type[LocalSource], tuple[str]]:
         return LocalSource, (self.root,)
 
     def size(self, path: str) -> int:
         """Bytes of the file."""
-        with self._handle(path) as handle:
-            return handle.size
+        return self._handle(path).size
 
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
         """Fill ``buffers`` from ``start`` on; see :class:`ByteSource`."""
+        if start < 0:
+            raise FormatError("range begins before the file", path=path, start=start, end=start)
+        handle = self._handles.get(path) or self._handle(path)
         wanted = sum(map(len, buffers))
-        with self._handle(path) as handle:
-            if start < 0:
-                raise FormatError("range begins before the file", path=path, start=start, end=start)
-            requests, got = 1, os.preadv(handle.fd, buffers, start)
-            while got < wanted:
-                requests += 1
-                more = os.preadv(handle.fd, _rest(buffers, got), start + got)
-                if more == 0:
-                    raise _too_short(path, start, start + wanted, handle.fd)
-                got += more
+        requests, got = 1, os.preadv(handle.fd, buffers, start)
+        while got < wanted:
+            requests += 1
+            more = os.preadv(handle.fd, _rest(buffers, got), start + got)
+            if more == 0:
+                raise _too_short(path, start, start + wanted, handle.fd)
+            got += more
         return requests
 
     def open_stream(self, path: str) -> IO[bytes]:
         """A stream of its own; the caller closes it."""
-        with self._handle(path):  # refuses what is no regular file before it is opened again
-            return open(os.path.join(self.root, path), "rb")
+        self._handle(path)  # refuses what is no regular file before it is opened again
+        return open(os.path.join(self.root, path), "rb")
 
     def close(self) -> None:
         """Close every file that is open here."""
-        with self._lock:
-            for handle in self._handles.values():
-                os.close(handle.fd)
+        with self._opening:
             self._handles.clear()
 
-    @contextmanager
-    def _handle(self, path: str) -> Iterator[_Handle]:
-        with self._lock:
-            handle = self._handles.pop(path, None)
+    def _handle(self, path: str) -> _Handle:
+        with self._opening:
+            handle = self._handles.get(path)
             if handle is None:
-                handle = self._open(path)
-            self._handles[path] = handle  # last in the dict is last used
-            handle.users += 1
-        try:
-            yield handle
-        finally:
-            with self._lock:
-                handle.users -= 1
+                while len(self._handles) >= _MAX_OPEN_FILES:
+                    self._handles.pop(next(iter(self._handles)))
+                handle = self._handles[path] = self._open(path)
+            return handle
 
     def _open(self, path: str) -> _Handle:
-        if len(self._handles) >= _MAX_OPEN_FILES:
-            self._close_unused()
         try:
             return _Handle(os.path.join(self.root, path))
         except FileNotFoundError as error:
@@ -103,13 +95,6 @@ class LocalSource:
                 path=path,
                 hint=f"Is the checkpoint in {self.root!r} complete?",
             ) from error
-
-    def _close_unused(self) -> None:
-        for path, handle in list(self._handles.items()):
-            if len(self._handles) < _MAX_OPEN_FILES:
-                return
-            if not handle.users:
-                os.close(self._handles.pop(path).fd)
 
 
 def _rest(buffers: Sequence[memoryview], skip: int) -> list[memoryview]:
