@@ -24,8 +24,8 @@ __all__ = ["Execution", "choose_execution", "progress_hook"]
 
 #: Less than this has been read before a second worker has started.
 _SHARE_FROM_BYTES: Final = 1 << 20
-#: A slot of shared memory at most. Longer ones do not stay in the processor's cache until the caller
-#: copies them on, shorter ones cost more messages: 1, 2 and 8 MiB were all slower.
+#: A slot of shared memory at most. Longer ones leave the processor's cache before the caller
+#: copies them on, shorter ones cost more messages; 1, 2 and 8 MiB were all slower.
 _MAX_SLOT_BYTES: Final = 4 << 20
 _MIN_SLOT_BYTES: Final = 1 << 18
 _IN_PROCESSES: Final = frozenset({"processes", "pool"})
