@@ -1,0 +1,80 @@
+"""How the public names are used, as a type checker sees it. Never run: mypy reads it."""
+
+from __future__ import annotations
+
+import io
+from typing import IO, TYPE_CHECKING
+
+import paraload
+from paraload import (
+    CheckpointReadError,
+    ParallelFileReader,
+    ParallelFileSystemReader,
+    ReadOptions,
+    ReadProgress,
+    ReadReport,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+
+
+def show(progress: ReadProgress) -> None:
+    done: int = progress.bytes_done
+    rate: float = progress.bytes_per_second
+    del done, rate
+
+
+def count_files(current: int, total: int) -> None:
+    del current, total
+
+
+def slice_file(stream: IO[bytes], item_metadata: object) -> IO[bytes]:
+    del item_metadata
+    return io.BytesIO(stream.read())
+
+
+def narrow(
+    tensor: torch.Tensor, storage_offsets: tuple[int, ...], lengths: tuple[int, ...]
+) -> torch.Tensor:
+    return tensor.narrow(0, storage_offsets[0], lengths[0])
+
+
+def load_everything(path: Path, state_dict: dict[str, torch.Tensor]) -> ReadReport:
+    try:
+        report = paraload.load(state_dict, path, progress=show, max_workers=4, verify=False)
+    except CheckpointReadError as error:
+        for failure in error.failures:
+            name: str | None = failure.fqn
+            del name
+        raise
+    seconds: float = report.seconds
+    reasons: dict[str, int] = dict(report.fallbacks)
+    del seconds, reasons
+    return report
+
+
+class MyReader(ParallelFileReader):
+    def __init__(self, path: str) -> None:
+        super().__init__(enable_parallel=True, max_workers=8)
+        self.path = path
+        self.storage_data: dict[object, object] = {}
+
+
+def read(reader: ParallelFileReader, plan: LoadPlan, planner: LoadPlanner) -> None:
+    reader.read_data(plan, planner).wait()
+    reader.read_data_with_progress(plan, planner, progress_callback=count_files).wait()
+    report: ReadReport | None = reader.last_report
+    del report
+
+
+def readers(path: str) -> list[ParallelFileReader]:
+    options = ReadOptions(executor="processes", slice_file=slice_file, narrow_tensor=narrow)
+    return [
+        ParallelFileSystemReader(path, options=options),
+        ParallelFileSystemReader(path, None, progress=True, memory_budget_bytes=64 << 20),
+        MyReader(path),
+    ]
