@@ -198,7 +198,7 @@ def options_of(
 def plain_index(index: MetadataIndex) -> ItemIndex:
     """``index`` without torch."""
     offset = None if index.offset is None else tuple(index.offset)
-    return ItemIndex(fqn=index.fqn, offset=offset, index=index.index)
+    return ItemIndex(index.fqn, offset, index.index)
 
 
 _ASKED: Final = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")

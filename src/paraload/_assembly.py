@@ -109,13 +109,11 @@ class Assembly:
         target = self.shop.targets.get(spec.item)
         if not self.needed_bytes:
             return
-        if target is not None and target.shape == spec.info.lengths:
-            runs = target.runs(record, spec.info.storage_offsets)
-            if runs is not None:
-                tasks = self._tasks(runs, target=spec.item, with_trailer=True)
-                self.tasks_left = len(tasks)
-                self.shop.feed.ready(tasks)
-                return
+        if target is not None and (runs := target.runs(spec, record)) is not None:
+            tasks = self._tasks(runs, target=spec.item, with_trailer=True)
+            self.tasks_left = len(tasks)
+            self.shop.feed.ready(tasks)
+            return
         self._await_units(record)
 
     def _await_units(self, record: TensorRecord) -> None:
@@ -171,7 +169,7 @@ class Assembly:
             self._units[name] = _Unit(
                 staging=staging, at=at, lengths=lengths, region=region, tasks_left=len(tasks)
             )
-            self.shop.targets[name] = TargetMemory(memory=staging.memory)
+            self.shop.targets[name] = TargetMemory(staging.memory)
             self.tasks_left += len(tasks)
             return tasks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from paraload._checksum import crc32
@@ -41,17 +42,21 @@ def check_range(spec: RecordSpec, file_bytes: int) -> None:
 def check_slice(spec: RecordSpec, shape: geometry.Shape) -> None:
     """The planned slice lies inside the stored tensor."""
     offsets, lengths = spec.info.storage_offsets, spec.info.lengths
-    fits = len(shape) == len(lengths) == len(offsets) and all(
-        o >= 0 and n >= 0 and o + n <= size
-        for o, n, size in zip(offsets, lengths, shape, strict=True)
-    )
-    if not fits:
+    if not _lies_inside(offsets, lengths, shape):
         raise ShapeMismatchError(
             "planned slice does not lie inside the stored tensor",
             expected=f"offsets {offsets}, lengths {lengths}",
             got=f"stored shape {shape}",
             hint="File and metadata do not belong together",
         )
+
+
+@lru_cache(maxsize=4096)
+def _lies_inside(offsets: geometry.Shape, lengths: geometry.Shape, shape: geometry.Shape) -> bool:
+    return len(shape) == len(lengths) == len(offsets) and all(
+        o >= 0 and n >= 0 and o + n <= size
+        for o, n, size in zip(offsets, lengths, shape, strict=True)
+    )
 
 
 def check_payload(fmt: ItemFormat, record: TensorRecord, data: memoryview) -> int:

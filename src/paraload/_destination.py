@@ -8,31 +8,28 @@ staged   anything else (device, dtype, subclass, expanded): bytes are collected 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
 from paraload import _geometry as geometry
-from paraload._sink import TargetMemory
+from paraload._sink import Layout, TargetMemory
 from paraload.errors import ItemReadError, ShapeMismatchError
 from paraload.formats import _torch_load
 
 if TYPE_CHECKING:
     from paraload._task import RecordSpec
 
-__all__ = ["Destination", "Staging", "as_tensor", "copy_into", "dtype_name", "resolve"]
+__all__ = ["Destination", "Staging", "as_tensor", "copy_into", "resolve"]
 
 _WRITABLE: Final = 0x200  # PyBUF_WRITE
 _memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory_at.restype = ctypes.py_object
 _memory_at.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 
-_dtype_names: dict[torch.dtype, str] = {}
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Destination:
+class Destination(NamedTuple):
     """A target tensor, and its memory if workers may write to it."""
 
     tensor: torch.Tensor
@@ -45,10 +42,10 @@ class Destination:
 
     def span(self) -> tuple[int, int] | None:
         """The addresses ``[first, end)`` that it covers; ``None`` where there is no telling."""
-        if self.memory is None or not len(self.memory.memory):
+        if self.memory is None or not self.memory.layout.nbytes:
             return None
         first = self.tensor.data_ptr()
-        return first, first + len(self.memory.memory)
+        return first, first + self.memory.layout.nbytes
 
 
 class Staging:
@@ -65,17 +62,10 @@ class Staging:
         self.memory = _view(self.tensor.data_ptr(), nbytes)
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """``"bfloat16"`` for ``torch.bfloat16``."""
-    if (name := _dtype_names.get(dtype)) is None:
-        name = _dtype_names[dtype] = str(dtype).removeprefix("torch.")
-    return name
-
-
 def resolve(tensor: torch.Tensor) -> Destination:
     """The destination that ``tensor``, as a planner resolved it, makes."""
     tensor = tensor.detach()
-    return Destination(tensor=tensor, memory=_memory_of(tensor))
+    return Destination(tensor, _memory_of(tensor))
 
 
 def _memory_of(tensor: torch.Tensor) -> TargetMemory | None:
@@ -87,16 +77,18 @@ def _memory_of(tensor: torch.Tensor) -> TargetMemory | None:
         or tensor.is_neg()
     ):
         return None
-    shape, strides = tuple(tensor.shape), tuple(tensor.stride())
+    layout = _layout_of(tensor.dtype, tensor.shape, tensor.stride())
+    return TargetMemory(_view(tensor.data_ptr(), layout.nbytes), layout) if layout else None
+
+
+@lru_cache(maxsize=4096)
+def _layout_of(dtype: torch.dtype, size: torch.Size, strides: tuple[int, ...]) -> Layout | None:
+    """Cached: a model has many tensors of few layouts."""
+    shape = tuple(size)
     if not _elements_are_apart(shape, strides):
         return None
-    nbytes = geometry.extent_bytes(shape, strides, tensor.element_size())
-    return TargetMemory(
-        memory=_view(tensor.data_ptr(), nbytes),
-        dtype=dtype_name(tensor.dtype),
-        shape=shape,
-        strides=strides,
-    )
+    nbytes = geometry.extent_bytes(shape, strides, dtype.itemsize)
+    return Layout(str(dtype).removeprefix("torch."), shape, strides, nbytes)
 
 
 def _elements_are_apart(shape: geometry.Shape, strides: geometry.Shape) -> bool:

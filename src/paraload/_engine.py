@@ -23,7 +23,7 @@ from paraload._assembly import Assembly, Workshop
 from paraload._feed import Feed
 from paraload._items import CompletedItem, Item
 from paraload._ledger import Ledger
-from paraload._task import Failed, Landed, Located, Raw, RunsTask, Staged
+from paraload._task import Failed, Landed, LandedItems, Located, Raw, RunsTask, Staged
 from paraload._work import item_error
 from paraload.errors import CheckpointReadError, ItemReadError, summarize
 
@@ -150,26 +150,25 @@ class Load:
     def _handle(self, result: TaskResult) -> None:
         self._ledger.count(result)
         for outcome in result.outcomes:
+            if isinstance(outcome, LandedItems):
+                self._take_landed(outcome)
+                continue
             item = self._items[outcome.item]
             try:
-                self._handle_outcome(item, result.task, outcome)
+                self._handle_outcome(item, outcome)
             except ItemReadError as error:
                 self._fail(item, error)
             if isinstance(result.task, RunsTask):
                 self._end_part(item, result.task)
         self._take_turns()  # a failed item may have been the one that others waited for
 
-    def _handle_outcome(self, item: Item, task: ReadTask, outcome: Outcome) -> None:
+    def _handle_outcome(self, item: Item, outcome: Outcome) -> None:
         match outcome:
             case Located():
                 self._assemble(item, outcome)
-            case Landed() if isinstance(task, RunsTask):
-                self._ledger.arrived(outcome.nbytes)
-                _assembly_of(item).land(outcome)
             case Landed():
                 self._ledger.arrived(outcome.nbytes)
-                self._ledger.checked(outcome.verified_bytes, outcome.nbytes)
-                self._commit(item, landed=True)
+                _assembly_of(item).land(outcome)
             case Staged() | Raw():
                 self._take(item, outcome)
             case Failed(error=error):
@@ -177,12 +176,25 @@ class Load:
             case _:
                 raise TypeError(f"no such outcome: {type(outcome).__name__}")
 
+    def _take_landed(self, landed: LandedItems) -> None:
+        """Whole items are in their targets."""
+        self._ledger.arrived(landed.nbytes)
+        self._ledger.checked(landed.verified_bytes, unverified=landed.unverified)
+        items = [self._items[number] for number in landed.items]
+        self._process(
+            [CompletedItem(item.spec.item, item.destination, landed=True) for item in items]
+        )
+        for item in items:
+            item.is_done = True
+            self._leave(item)
+
     def _take(self, item: Item, content: Staged | Raw) -> None:
         """Bytes of a small record, which are valid only until the next result."""
         nbytes = len(content.memory)
         self._ledger.replan(item, nbytes)
         self._ledger.arrived(nbytes)
-        self._ledger.checked(content.verified_bytes, nbytes)
+        verified_bytes = content.verified_bytes
+        self._ledger.checked(verified_bytes, unverified=nbytes > 0 and not verified_bytes)
         is_next = not item.ordered or self._turns[0] == item.spec.item
         data = content.memory if is_next else memoryview(bytes(content.memory))
         if isinstance(content, Raw):
@@ -213,7 +225,8 @@ class Load:
         except ItemReadError:
             assembly.release()
             raise
-        self._ledger.checked(verified_bytes, assembly.needed_bytes, reason)
+        is_unverified = assembly.needed_bytes > 0 and not verified_bytes
+        self._ledger.checked(verified_bytes, unverified=is_unverified, reason=reason)
 
         def commit() -> None:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["CompletedItem", "Item"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompletedItem:
+class CompletedItem(NamedTuple):
     """An item that is read and checked, and now the planner's.
 
     Exactly one of the last three says where its content is.

@@ -65,13 +65,12 @@ class Ledger:
         """``nbytes`` are where they belong, or wait for the planner."""
         self._bytes_done += nbytes
 
-    def checked(self, verified_bytes: int, nbytes: int, reason: str = "") -> None:
-        """Of an item with ``nbytes``, so many were proved right; if none, ``reason`` says why."""
-        if verified_bytes:
-            self._bytes_verified += verified_bytes
-        elif nbytes:
-            unwanted = "" if self._verify else "verify=False"
-            self._unverified[unwanted or reason or "no CRC-32 in the file"] += 1
+    def checked(self, verified_bytes: int, *, unverified: int, reason: str = "") -> None:
+        """So many bytes were proved right, and so many items could not be; ``reason`` says why."""
+        self._bytes_verified += verified_bytes
+        if unverified:
+            why = (reason or "no CRC-32 in the file") if self._verify else "verify=False"
+            self._unverified[why] += unverified
 
     def fall_back(self, reason: str, items: int = 1) -> None:
         """Items go a slower way; the log says so once for each reason."""

@@ -13,7 +13,7 @@ whoever is free.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from paraload import _geometry as geometry
@@ -231,6 +231,8 @@ def overlapping_items(specs: Iterable[RecordSpec], spans: dict[int, tuple[int, i
         specs: the items.
         spans: ``[first, end)`` addresses by item; items without one are left out.
     """
+    if _are_apart(spans.values()):
+        return set()
     groups: dict[object, list[RecordSpec]] = {}
     for spec in specs:
         if spec.item in spans:
@@ -251,6 +253,11 @@ def overlapping_items(specs: Iterable[RecordSpec], spans: dict[int, tuple[int, i
         if end > reach:
             reach, reaching = end, group
     return found
+
+
+def _are_apart(spans: Iterable[tuple[int, int]]) -> bool:
+    """Whether no two spans meet: so it is with nearly every model."""
+    return all(end <= start for (_, end), (start, _) in pairwise(sorted(spans)))
 
 
 def _blocks_overlap(group: list[RecordSpec]) -> bool:

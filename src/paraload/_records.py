@@ -13,8 +13,8 @@ import io
 from typing import IO, TYPE_CHECKING, Any
 
 from paraload._checks import check_payload, check_range, check_slice
-from paraload._task import Failed
-from paraload._work import NarrowedTensor, guarded, item_error
+from paraload._task import Failed, LandedItems
+from paraload._work import NarrowedTensor, item_error
 from paraload.errors import TransformError
 from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_zip import FIRST_HEAD_BYTES, check_archive
@@ -30,69 +30,124 @@ if TYPE_CHECKING:
 __all__ = ["read_records", "read_streams"]
 
 
-def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome]:
+class _Taken:
+    """What became of the items of a task: those that have landed are counted as one outcome."""
+
+    def __init__(self) -> None:
+        self._others: list[Outcome] = []
+        self._landed: list[int] = []
+        self._nbytes = 0
+        self._verified_bytes = 0
+        self._unverified = 0
+
+    def __len__(self) -> int:
+        return len(self._others) + len(self._landed)
+
+    def take(self, spec: RecordSpec, step: Callable[..., Outcome | None], *args: Any) -> None:
+        """Run ``step``, which either calls :meth:`land` or has an outcome of its own."""
+        try:
+            outcome = step(*args)
+        except Exception as error:  # noqa: BLE001 - becomes the item's failure, with its traceback
+            outcome = Failed(item=spec.item, error=item_error(error))
+        if outcome is not None:
+            self._others.append(outcome)
+
+    def land(self, item: int, nbytes: int, verified_bytes: int) -> None:
+        """The item is in its target."""
+        self._landed.append(item)
+        self._nbytes += nbytes
+        self._verified_bytes += verified_bytes
+        self._unverified += nbytes > 0 and not verified_bytes
+
+    def outcomes(self) -> list[Outcome | LandedItems]:
+        """All of them."""
+        if not self._landed:
+            return [*self._others]
+        landed = LandedItems(
+            items=tuple(self._landed),
+            nbytes=self._nbytes,
+            verified_bytes=self._verified_bytes,
+            unverified=self._unverified,
+        )
+        return [landed, *self._others]
+
+
+def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | LandedItems]:
+    """Read the range of ``task`` at once and cut the records out of it."""
+    taken = _Taken()
     try:
         block = _read_block(task, meter)
     except Exception:  # noqa: BLE001 - read one by one, so that each item tells its own problem
-        return [guarded(spec, _read_record, meter, sink, spec) for spec in task.specs]
-    outcomes = []
+        for spec in task.specs:
+            taken.take(spec, _read_record, meter, sink, taken, spec)
+        return taken.outcomes()
     for spec in task.specs:
         data = block[spec.start - task.start : spec.end - task.start]
-        outcomes.append(guarded(spec, _take_record, meter, sink, spec, data))
-    return outcomes
+        taken.take(spec, _take_record, meter, sink, taken, spec, data)
+    return taken.outcomes()
 
 
 def _read_block(task: RecordsTask, meter: Meter) -> memoryview:
+    file_bytes = meter.work.source.size(task.path)
     for spec in task.specs:
-        check_range(spec, meter.work.source.size(task.path))
+        check_range(spec, file_bytes)
     block = memoryview(bytearray(task.end - task.start))
     meter.read_into(task.start, [block])
     return block
 
 
-def _read_record(meter: Meter, sink: Sink, spec: RecordSpec) -> Outcome:
+def _read_record(meter: Meter, sink: Sink, taken: _Taken, spec: RecordSpec) -> Outcome | None:
     check_range(spec, meter.work.source.size(spec.path))
     data = memoryview(bytearray(spec.length))
     meter.read_into(spec.start, [data])
-    return _take_record(meter, sink, spec, data)
+    return _take_record(meter, sink, taken, spec, data)
 
 
-def read_streams(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome]:
+def read_streams(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | LandedItems]:
     """One stream for the task; items that it did not come to fail with what ended it."""
-    outcomes: list[Outcome] = []
+    taken = _Taken()
     slice_file = meter.work.slice_file or slice_stream
 
-    def take(stream: IO[bytes], spec: RecordSpec) -> Outcome:
+    def take(stream: IO[bytes], spec: RecordSpec) -> Outcome | None:
         data = slice_file(stream, spec.storage).read()
         meter.reads += 1
         meter.bytes_read += len(data)
-        return _take_record(meter, sink, spec, memoryview(data))
+        return _take_record(meter, sink, taken, spec, memoryview(data))
 
     try:
         with meter.work.source.open_stream(task.path) as stream:
             for spec in task.specs:
-                outcomes.append(guarded(spec, take, stream, spec))  # noqa: PERF401 - kept on error
-    except Exception as error:  # noqa: BLE001 - torch.load raises anything for damaged bytes
+                taken.take(spec, take, stream, spec)
+    except Exception as error:  # noqa: BLE001 - becomes the failure of every item left
         failure = item_error(error)
-        outcomes += [
-            Failed(item=spec.item, error=copy.copy(failure)) for spec in task.specs[len(outcomes) :]
-        ]
-    return outcomes
+        left = (
+            Failed(item=spec.item, error=copy.copy(failure)) for spec in task.specs[len(taken) :]
+        )
+        return [*taken.outcomes(), *left]
+    return taken.outcomes()
 
 
-def _take_record(meter: Meter, sink: Sink, spec: RecordSpec, data: memoryview) -> Outcome:
-    data = _decoded(meter.work, spec, data)
+def _take_record(
+    meter: Meter, sink: Sink, taken: _Taken, spec: RecordSpec, data: memoryview
+) -> Outcome | None:
+    work = meter.work
+    if work.transform is not None or spec.storage.transform_descriptors:
+        data = _decoded(work, spec, data)
     if spec.kind == "bytes":
         return _checked_raw(meter, sink, spec, data, "")
-    if (hook := meter.work.narrow_tensor) is not None:
-        verified = (check_archive(data) or 0) if meter.work.verify else 0
+    if (hook := work.narrow_tensor) is not None:
+        verified = (check_archive(data) or 0) if work.verify else 0
         return sink.put_narrowed(spec, _narrow(hook, spec, data), verified)
-    found = _locate_in(meter.work.format, data)
+    found = _locate_in(work.format, data)
     if isinstance(found, Unsupported):
         return _checked_raw(meter, sink, spec, data, found.reason)
     check_slice(spec, found.shape)
-    verified = check_payload(meter.work.format, found, data) if meter.work.verify else 0
-    return sink.put_tensor(spec, found, data, verified)
+    verified = check_payload(work.format, found, data) if work.verify else 0
+    put = sink.put_tensor(spec, found, data, verified)
+    if isinstance(put, int):
+        taken.land(spec.item, put, verified)
+        return None
+    return put
 
 
 def _decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:

@@ -6,8 +6,9 @@ processes, pool        SlotSink     a slot; the caller's process moves it on (`d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from paraload import _geometry as geometry
 from paraload._task import Landed, Outcome, Raw, RecordSpec, RunsTask, Span, Staged, TaskResult
@@ -15,47 +16,59 @@ from paraload._task import Landed, Outcome, Raw, RecordSpec, RunsTask, Span, Sta
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from paraload._task import LandedItems
     from paraload._work import NarrowedTensor
     from paraload.formats._base import TensorRecord
 
-__all__ = ["SlotOverflowError", "SlotSink", "TargetMemory", "TargetSink", "deliver"]
+__all__ = ["Layout", "SlotOverflowError", "SlotSink", "TargetMemory", "TargetSink", "deliver"]
 
 
 #: torch reads elements in place, and wants them aligned; 16 bytes suit complex128.
 _ALIGNMENT = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetMemory:
-    """Memory that takes stored bytes as they are.
+class Layout(NamedTuple):
+    """How elements lie in memory: ``dtype`` is "" where raw bytes are collected."""
 
-    Attributes:
-        memory: writable, from the first element to one past the last.
-        dtype: of the elements; "" where raw bytes are collected.
-        shape: of the target.
-        strides: in elements.
-    """
-
-    memory: memoryview
     dtype: str = ""
     shape: geometry.Shape = ()
     strides: geometry.Shape = ()
+    nbytes: int = 0
 
-    def runs(
-        self, record: TensorRecord, offsets: geometry.Shape
-    ) -> tuple[geometry.Run, ...] | None:
+
+class TargetMemory(NamedTuple):
+    """Memory that takes stored bytes as they are, from the first element to one past the last."""
+
+    memory: memoryview
+    layout: Layout = Layout()
+
+    def runs(self, spec: RecordSpec, record: TensorRecord) -> tuple[geometry.Run, ...] | None:
         """The runs from the payload into this memory; ``None`` if it cannot take them directly."""
-        if self.dtype != record.dtype:
+        layout = self.layout
+        if layout.dtype != record.dtype or layout.shape != spec.info.lengths:
             return None
-        runs = geometry.slice_runs(
-            self.shape,
-            src_strides=record.strides,
-            dst_strides=self.strides,
-            itemsize=record.itemsize,
-            src=record.first_byte(offsets),
-            dst=0,
-        )
-        return None if geometry.is_fragmented(runs) else runs
+        first = record.first_byte(spec.info.storage_offsets)
+        return _direct_runs(layout.shape, record.strides, layout.strides, record.itemsize, first)
+
+
+@lru_cache(maxsize=4096)
+def _direct_runs(
+    lengths: geometry.Shape,
+    src_strides: geometry.Shape,
+    dst_strides: geometry.Shape,
+    itemsize: int,
+    src: int,
+) -> tuple[geometry.Run, ...] | None:
+    """Cached: a checkpoint has many tensors of few layouts."""
+    runs = geometry.slice_runs(
+        lengths,
+        src_strides=src_strides,
+        dst_strides=dst_strides,
+        itemsize=itemsize,
+        src=src,
+        dst=0,
+    )
+    return None if geometry.is_fragmented(runs) else runs
 
 
 def _packed_slice(
@@ -99,16 +112,12 @@ class TargetSink:
 
     def put_tensor(
         self, spec: RecordSpec, record: TensorRecord, data: memoryview, verified_bytes: int
-    ) -> Outcome:
+    ) -> Outcome | int:
         """Copy the slice into its target, or hand it back packed."""
         payload = data[record.start : record.end]
         target = self._targets.get(spec.item)
-        runs = None
-        if target is not None and target.shape == spec.info.lengths:
-            runs = target.runs(record, spec.info.storage_offsets)
-        if target is not None and runs is not None:
-            nbytes = _copy(runs, payload, target.memory)
-            return Landed(item=spec.item, nbytes=nbytes, verified_bytes=verified_bytes)
+        if target is not None and (runs := target.runs(spec, record)) is not None:
+            return _copy(runs, payload, target.memory)
         region, packed_runs = _packed_slice(spec, record)
         packed = memoryview(bytearray(sum(run.total_bytes for run in packed_runs)))
         _copy(packed_runs, payload, packed)
@@ -224,7 +233,7 @@ def deliver(
     return replace(result, outcomes=tuple(_from_slot(o, slot) for o in result.outcomes))
 
 
-def _from_slot(outcome: Outcome, slot: memoryview) -> Outcome:
+def _from_slot(outcome: Outcome | LandedItems, slot: memoryview) -> Outcome | LandedItems:
     if isinstance(outcome, Staged | Raw) and isinstance(outcome.data, Span):
         span = outcome.data
         return replace(outcome, data=slot[span.start : span.start + span.nbytes])

@@ -11,7 +11,7 @@ TaskResult    what the worker answers: one outcome for each item, and its counts
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from paraload._geometry import Run, Shape
@@ -21,17 +21,15 @@ if TYPE_CHECKING:
 ItemKind = Literal["tensor", "bytes"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ItemIndex:
+class ItemIndex(NamedTuple):
     """A torch-free ``MetadataIndex``."""
 
     fqn: str
     offset: Shape | None = None
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]  # MetadataIndex has this name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadItemInfo:
+class ReadItemInfo(NamedTuple):
     """A torch-free ``ReadItem``, as hooks receive it; ``type`` is ``"TENSOR"`` or ``"BYTE_IO"``."""
 
     type: str
@@ -42,8 +40,7 @@ class ReadItemInfo:
     lengths: Shape
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StorageItem:
+class StorageItem(NamedTuple):
     """A torch-free ``_StorageInfo``: bytes ``[offset, offset + length)`` of ``relative_path``."""
 
     relative_path: str
@@ -52,8 +49,7 @@ class StorageItem:
     transform_descriptors: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordSpec:
+class RecordSpec(NamedTuple):
     """One item of the plan and the record that holds it: bytes ``[start, end)`` of ``path``."""
 
     item: int
@@ -148,17 +144,28 @@ class Located(Outcome):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landed(Outcome):
-    """``nbytes`` are in the item's memory, ``verified_bytes`` of them proved right.
+    """A part of a split record, ``nbytes`` from ``src`` of the payload on, is in the item's memory.
 
-    A part of a split record carries its place ``src`` in the payload, its own ``crc`` and, on the
-    part that read the trailer, the ``expected_crc`` of the whole.
+    It carries its own ``crc`` and, if it has read the trailer, the ``expected_crc`` of the whole.
     """
 
     nbytes: int
     src: int = 0
-    verified_bytes: int = 0
     crc: int | None = None
     expected_crc: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LandedItems:
+    """Many whole items of one task are in their targets, ``verified_bytes`` of them proved right.
+
+    ``unverified`` counts the items with bytes of which none could be checked.
+    """
+
+    items: tuple[int, ...]
+    nbytes: int
+    verified_bytes: int
+    unverified: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +229,7 @@ class TaskResult:
     """
 
     task: ReadTask
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Outcome | LandedItems, ...]
     reads: int
     bytes_read: int
     started_s: float

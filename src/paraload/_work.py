@@ -56,8 +56,12 @@ class Sink(Protocol):
 
     def put_tensor(
         self, spec: RecordSpec, record: TensorRecord, data: memoryview, verified_bytes: int
-    ) -> Outcome:
-        """Take the needed slice of the payload in ``data``, a whole decoded record."""
+    ) -> Outcome | int:
+        """Take the needed slice of the payload in ``data``, a whole decoded record.
+
+        Returns:
+            The bytes that are in the item's target now; or an outcome, if they are not there yet.
+        """
 
     def put_raw(
         self, spec: RecordSpec, data: memoryview, reason: str, verified_bytes: int

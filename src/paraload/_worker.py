@@ -33,7 +33,7 @@ from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_zip import FIRST_HEAD_BYTES
 
 if TYPE_CHECKING:
-    from paraload._task import Outcome, ReadTask, RecordSpec
+    from paraload._task import LandedItems, Outcome, ReadTask, RecordSpec
     from paraload._work import Sink, Work
 
 __all__ = ["run_task"]
@@ -52,6 +52,7 @@ def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
     """Do what ``task`` says."""
     started = time.monotonic()
     meter = Meter(work, task.path)
+    outcomes: list[Outcome | LandedItems]
     match task:
         case LocateTask():
             outcomes = [guarded(spec, _locate, meter, spec) for spec in task.specs]

@@ -24,6 +24,7 @@ from paraload import _destination as destination
 from paraload._budget import MemoryBudget
 from paraload._engine import Job, Load
 from paraload._execution import choose_execution, progress_hook
+from paraload._gc import collector_paused
 from paraload._plan import overlapping_items
 from paraload._task import ReadItemInfo, ReadTask, RecordSpec, StorageItem
 from paraload.options import ReadOptions
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
+    from paraload._execution import Execution
     from paraload._items import CompletedItem
     from paraload.report import ReadReport
 
@@ -118,48 +120,53 @@ class ParallelFileReader:
     def _serialize_read_item(self, read_item: ReadItem) -> ReadItemInfo:
         """What hooks and workers are told of a read item: plain, picklable, without torch."""
         return ReadItemInfo(
-            type=read_item.type.name,
-            dest_index=adapter.plain_index(read_item.dest_index),
-            dest_offsets=tuple(read_item.dest_offsets),
-            storage_index=adapter.plain_index(read_item.storage_index),
-            storage_offsets=tuple(read_item.storage_offsets),
-            lengths=tuple(read_item.lengths),
+            read_item.type.name,
+            adapter.plain_index(read_item.dest_index),
+            tuple(read_item.dest_offsets),
+            adapter.plain_index(read_item.storage_index),
+            tuple(read_item.storage_offsets),
+            tuple(read_item.lengths),
         )
 
     def _serialize_storage_metadata(self, storage_info: Any) -> StorageItem:
         """What hooks and workers are told of an item's place in the checkpoint."""
+        # Older writers did not have descriptors.
+        descriptors = getattr(storage_info, "transform_descriptors", None) or ()
         return StorageItem(
-            relative_path=storage_info.relative_path,
-            offset=storage_info.offset,
-            length=storage_info.length,
-            # Older writers did not have this field.
-            transform_descriptors=tuple(getattr(storage_info, "transform_descriptors", None) or ()),
+            storage_info.relative_path,
+            storage_info.offset,
+            storage_info.length,
+            tuple(descriptors),
         )
 
     def _create_read_tasks(self, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:
         """The tasks that begin the load of ``plan``: grouped by file, ordered by offset."""
         traits = adapter.ReaderTraits.of(self, adapter.options_of(self))
-        specs = [
-            _spec(self, number, read_item, adapter.storage_info(storage_data, read_item))
-            for number, read_item in enumerate(plan.items)
-        ]
+        item_info = _step(self, "_serialize_read_item")
+        storage_item = _step(self, "_serialize_storage_metadata")
+        specs = []
+        for number, read_item in enumerate(plan.items):
+            storage = storage_item(adapter.storage_info(storage_data, read_item))
+            start, end = storage.offset, storage.offset + storage.length
+            path = storage.relative_path
+            specs.append(RecordSpec(number, path, start, end, item_info(read_item), storage))
         return traits.first_tasks(specs)
 
     def _process_results(
         self, results: Sequence[CompletedItem], plan: LoadPlan, planner: LoadPlanner
     ) -> None:
         """Hand completed items to the planner, one after the other, on this thread."""
-        for result in results:
-            read_item = plan.items[result.item]
-            if read_item.type == LoadItemType.BYTE_IO:
-                planner.load_bytes(read_item, io.BytesIO(result.data or b""))
+        for number, resolved, landed, tensor, data in results:
+            read_item = plan.items[number]
+            if read_item.type is LoadItemType.BYTE_IO:
+                planner.load_bytes(read_item, io.BytesIO(data or b""))
                 continue
-            if result.destination is not None:
-                target = result.destination.tensor
+            if resolved is not None:
+                target = resolved.tensor
             else:
                 target = planner.resolve_tensor(read_item).detach()
-            if not result.landed:
-                destination.copy_into(target, result.tensor)
+            if not landed:
+                destination.copy_into(target, tensor)
             planner.commit_tensor(read_item, target)
 
 
@@ -220,6 +227,30 @@ def read_with(
     started_s = time.monotonic()
     options = adapter.options_of(reader, executor=executor, max_workers=max_workers)
     traits = adapter.ReaderTraits.of(reader, options)
+    process = _step(reader, "_process_results")
+    with progress_hook(options, file_callback) as hook, closing(traits.source):
+        with collector_paused():
+            job, execution = _plan_job(reader, traits, plan, planner, started_s)
+            load = Load(
+                job,
+                budget=MemoryBudget(execution.staging_bytes),
+                process=lambda results: process(results, plan, planner),
+                on_progress=hook,
+            )
+        reader.last_report = load.run(execution.executor)
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
+
+
+def _plan_job(
+    reader: Any,
+    traits: adapter.ReaderTraits,
+    plan: LoadPlan,
+    planner: LoadPlanner,
+    started_s: float,
+) -> tuple[Job, Execution]:
+    """Everything that can be said before the first byte is read."""
     first = _step(reader, "_create_read_tasks")(plan, reader.storage_data)
     specs = adapter.specs_of(first)
     traits.remember(specs, plan, reader.storage_data)
@@ -230,14 +261,15 @@ def read_with(
         destinations, ordered = {}, {spec.item for spec in specs}
     if ordered:
         first = traits.first_tasks(specs, in_plan_order=True)
+    path = adapter.path_text(reader.path)
     execution = choose_execution(
-        options,
-        path=adapter.path_text(reader.path),
+        traits.options,
+        path=path,
         total_bytes=sum(max(spec.length, 0) for spec in specs),
         stays_here=traits.stays_here,
     )
     job = Job(
-        path=adapter.path_text(reader.path),
+        path=path,
         specs=specs,
         first=first,
         destinations=destinations,
@@ -247,36 +279,13 @@ def read_with(
         slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],
         started_s=started_s,
     )
-    process = _step(reader, "_process_results")
-    with progress_hook(options, file_callback) as hook, closing(traits.source):
-        load = Load(
-            job,
-            budget=MemoryBudget(execution.staging_bytes),
-            process=lambda results: process(results, plan, planner),
-            on_progress=hook,
-        )
-        reader.last_report = load.run(execution.executor)
-    done: Future[None] = Future()
-    done.set_result(None)
-    return done
+    return job, execution
 
 
 def _step(reader: Any, name: str) -> Any:
     """The reader's own method, or the mixin's for a reader that has none."""
     own = getattr(reader, name, None)
     return own if own is not None else getattr(ParallelFileReader, name).__get__(reader)
-
-
-def _spec(reader: Any, number: int, read_item: ReadItem, storage_info: Any) -> RecordSpec:
-    storage = _step(reader, "_serialize_storage_metadata")(storage_info)
-    return RecordSpec(
-        item=number,
-        path=storage.relative_path,
-        start=storage.offset,
-        end=storage.offset + storage.length,
-        info=_step(reader, "_serialize_read_item")(read_item),
-        storage=storage,
-    )
 
 
 def read_data_parallel(

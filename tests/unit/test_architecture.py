@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"paraload._records", "paraload._checks", "paraload._work", "paraload._sink"},
     {"paraload.sources*", "paraload.formats*", "paraload.transforms"},
     {"paraload._task", "paraload._geometry", "paraload._checksum"},
-    {"paraload.options", "paraload.errors", "paraload.progress", "paraload.report"},
+    {"paraload.options", "paraload.errors", "paraload.progress", "paraload.report", "paraload._gc"},
     {"paraload"},
 ]
 

@@ -61,6 +61,8 @@ class TensorRecord:
 
     def first_byte(self, offsets: Shape) -> int:
         """The byte, relative to the payload, of the element at ``offsets``."""
+        if not any(offsets):
+            return self.storage_offset * self.itemsize
         at = sum(o * s for o, s in zip(offsets, self.strides, strict=True))
         return (self.storage_offset + at) * self.itemsize
 
@@ -69,12 +71,12 @@ class TensorRecord:
         """Length of the payload."""
         return self.end - self.start
 
-    def is_sound(self, record_bytes: int) -> bool:
-        """Every element lies in the payload, the payload in the record."""
+    def is_sound(self) -> bool:
+        """Every element lies in the payload, at a place of its own or of its neighbour's."""
         extent = extent_bytes(self.shape, self.strides, self.itemsize)
         first = self.storage_offset * self.itemsize
         return (
-            0 <= self.start <= self.end <= record_bytes
+            0 <= self.start <= self.end
             and (extent == 0 or first + extent <= self.payload_bytes)
             and all(s >= 1 for n, s in zip(self.shape, self.strides, strict=True) if n > 1)
         )

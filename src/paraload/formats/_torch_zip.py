@@ -107,7 +107,7 @@ class TorchZipFormat:
                 return found
             record = found
             self._layouts.add(head, record)
-        if not record.is_sound(record_bytes):
+        if record.end > record_bytes:
             return Unsupported("payload outside its record")
         return record
 
@@ -157,7 +157,7 @@ def _parse_head(head: bytes) -> TensorRecord:
         raise _Odd("byte order not told or not native")
     end = start + tensor["nbytes"]
     has_trailer = bool(flags & _HAS_DESCRIPTOR)
-    return TensorRecord(
+    record = TensorRecord(
         dtype=tensor["dtype"],
         itemsize=tensor["itemsize"],
         shape=tensor["shape"],
@@ -168,6 +168,9 @@ def _parse_head(head: bytes) -> TensorRecord:
         crc=None if has_trailer else crc,
         trailer=(end, end + _DESCRIPTOR_64.size) if has_trailer else None,
     )
+    if not record.is_sound():
+        raise _Odd("elements outside the payload")
+    return record
 
 
 def _local_header(head: bytes, at: int) -> tuple[str, int, int, int]:
