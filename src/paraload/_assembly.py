@@ -82,6 +82,7 @@ class Assembly:
     _is_whole: bool = False
     _parts: list[tuple[int, int, int]] = field(default_factory=list)
     _expected_crc: int | None = None
+    _landed_bytes: int = 0
     _units: dict[int, _Unit] = field(default_factory=dict)
 
     @classmethod
@@ -191,12 +192,19 @@ class Assembly:
 
     # ------------------------------------------------------------------ collecting
 
-    def land(self, landed: Landed) -> None:
-        """A part has come."""
+    def land(self, landed: Landed) -> int:
+        """A part has come.
+
+        Returns:
+            The bytes by which the item is further: rows that were read around a slice do not count.
+        """
         if landed.crc is not None:
             self._parts.append((landed.src, landed.nbytes, landed.crc))
         if landed.expected_crc is not None:
             self._expected_crc = landed.expected_crc
+        further = min(landed.nbytes, self.needed_bytes - self._landed_bytes)
+        self._landed_bytes += further
+        return further
 
     def end_task(self, task: RunsTask) -> None:
         """A task is over, well or not. A unit that is full moves on to its target.

@@ -167,8 +167,7 @@ class Load:
             case Located():
                 self._assemble(item, outcome)
             case Landed():
-                self._ledger.arrived(outcome.nbytes)
-                _assembly_of(item).land(outcome)
+                self._ledger.arrived(_assembly_of(item).land(outcome))
             case Staged() | Raw():
                 self._take(item, outcome)
             case Failed(error=error):
@@ -190,7 +189,7 @@ class Load:
 
     def _take(self, item: Item, content: Staged | Raw) -> None:
         """Bytes of a small record, which are valid only until the next result."""
-        nbytes = len(content.memory)
+        nbytes = content.needed_bytes
         self._ledger.replan(item, nbytes)
         self._ledger.arrived(nbytes)
         verified_bytes = content.verified_bytes
@@ -268,7 +267,7 @@ class Load:
     def _commit_staged(self, item: Item, data: memoryview, staged: Staged) -> None:
         tensor = destination.as_tensor(data, staged.dtype, staged.lengths, staged.order)
         if staged.cut is not None:
-            tensor = destination.cut(tensor, staged.cut, item.spec.info.lengths)
+            tensor = destination.cut(tensor, *staged.cut)
         self._commit(item, tensor=tensor)
 
     def _commit_raw(self, item: Item, data: memoryview, reason: str) -> None:

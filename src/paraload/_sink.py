@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from paraload import _geometry as geometry
-from paraload._task import Landed, Outcome, Raw, RecordSpec, RunsTask, Span, Staged, TaskResult
+from paraload._task import Cut, Landed, Outcome, Raw, RecordSpec, RunsTask, Span, Staged, TaskResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,12 +84,12 @@ def _packed_slice(
     return region, region.runs(record.strides, record.itemsize, record.first_byte(region.offsets))
 
 
-def cut_inside(spec: RecordSpec, region: geometry.Region) -> geometry.Shape | None:
-    """Where the needed slice begins in ``region``; ``None`` if it is the region."""
+def _cut_inside(spec: RecordSpec, region: geometry.Region) -> Cut | None:
+    """The needed slice in ``region``; ``None`` if it is the region."""
     if region.lengths == spec.info.lengths:
         return None
     pairs = zip(spec.info.storage_offsets, region.offsets, strict=True)
-    return tuple(offset - start for offset, start in pairs)
+    return Cut(tuple(offset - start for offset, start in pairs), spec.info.lengths)
 
 
 def _copy(runs: tuple[geometry.Run, ...], data: memoryview, memory: memoryview) -> int:
@@ -127,7 +127,7 @@ class TargetSink:
             dtype=record.dtype,
             lengths=region.lengths,
             order=region.order,
-            cut=cut_inside(spec, region),
+            cut=_cut_inside(spec, region),
             verified_bytes=verified_bytes,
         )
 
@@ -188,7 +188,7 @@ class SlotSink:
             dtype=record.dtype,
             lengths=region.lengths,
             order=region.order,
-            cut=cut_inside(spec, region),
+            cut=_cut_inside(spec, region),
             verified_bytes=verified_bytes,
         )
 

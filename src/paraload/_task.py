@@ -11,6 +11,7 @@ TaskResult    what the worker answers: one outcome for each item, and its counts
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -187,6 +188,11 @@ class _Content(Outcome):
     verified_bytes: int = 0
 
     @property
+    def needed_bytes(self) -> int:
+        """Bytes that the item takes of ``data``."""
+        return self.data.nbytes
+
+    @property
     def memory(self) -> memoryview:
         """``data``, which every executor has made readable in the caller's process."""
         if isinstance(self.data, Span):
@@ -194,17 +200,32 @@ class _Content(Outcome):
         return self.data
 
 
+class Cut(NamedTuple):
+    """A block inside of another."""
+
+    offsets: Shape
+    lengths: Shape
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged(_Content):
     """Elements of dtype ``dtype``, packed densely with the dimensions of ``lengths`` in ``order``.
 
-    The needed slice begins at ``cut`` inside of them; ``None`` says that they are the slice.
+    ``cut`` is the needed slice inside of them; ``None`` says that they are the slice.
     """
 
     dtype: str
     lengths: Shape
     order: Shape
-    cut: Shape | None
+    cut: Cut | None
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes that the item takes of ``data``."""
+        nbytes = self.data.nbytes
+        if self.cut is None or not nbytes:
+            return nbytes
+        return nbytes // prod(self.lengths) * prod(self.cut.lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
