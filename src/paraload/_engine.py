@@ -195,7 +195,7 @@ class Load:
         verified_bytes = content.verified_bytes
         self._ledger.checked(verified_bytes, unverified=nbytes > 0 and not verified_bytes)
         is_next = not item.ordered or self._turns[0] == item.spec.item
-        data = content.memory if is_next else memoryview(bytes(content.memory))
+        data = content.memory if is_next else memoryview(bytearray(content.memory))
         if isinstance(content, Raw):
             self._in_turn(item, lambda: self._commit_raw(item, data, content.reason))
         else:

@@ -85,7 +85,9 @@ class ProgressBar:
     def __call__(self, progress: ReadProgress, /) -> None:
         """Move the bar."""
         if self._bar is None:
-            self._bar = self._make(progress.bytes_total)
+            if is_quiet_rank() or not sys.stderr.isatty():
+                return
+            self._bar = _make_bar()
         bar = self._bar
         bar.total = progress.bytes_total
         bar.set_postfix_str(f"{progress.files_done}/{progress.files_total} files", refresh=False)
@@ -93,15 +95,11 @@ class ProgressBar:
         if progress.items_done == progress.items_total:
             bar.refresh()
 
-    @staticmethod
-    def _make(total: int) -> tqdm[Any]:
-        from tqdm import tqdm  # noqa: PLC0415 - only for those who want a bar
 
-        return tqdm(
-            total=total,
-            desc="Loading checkpoint",
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            disable=is_quiet_rank() or not sys.stderr.isatty(),
-        )
+def _make_bar() -> tqdm[Any]:
+    from tqdm import tqdm  # noqa: PLC0415 - only for those who want a bar
+
+    class Bar(tqdm):  # type: ignore[type-arg]  # generic for the type checker alone
+        monitor_interval = 0  # its monitor is a thread that would outlive the load
+
+    return Bar(desc="Loading checkpoint", unit="iB", unit_scale=True, unit_divisor=1024)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -268,7 +269,7 @@ class Cuts:
 
     def pieces(self):
         edges = [0, *sorted(set(self.cuts)), self.size]
-        return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        return [(a, b - a) for a, b in pairwise(edges) if b > a]
 
 
 @st.composite

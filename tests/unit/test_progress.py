@@ -44,7 +44,7 @@ def test_the_bar_shows_bytes_rate_and_files_on_a_terminal(monkeypatch):
     assert "100%" in text
     assert "4.00M/4.00M" in text
     assert "1/2 files" in text
-    assert "B/s" in text
+    assert "iB/s" in text
 
 
 def test_it_is_silent_where_there_is_no_terminal(monkeypatch):

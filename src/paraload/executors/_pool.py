@@ -22,14 +22,22 @@ class _MultiprocessingPool:
     """:class:`~paraload.executors._slotted.WorkerPool` over ``multiprocessing.Pool``."""
 
     def __init__(self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]) -> None:
-        self._pool = mp_context.Pool(workers, initializer=start_worker, initargs=initargs)
+        self._context = mp_context
+        self._pool: Any = mp_context.Pool(workers, initializer=start_worker, initargs=initargs)
 
     def submit(self, task: SlottedTask, done: Callable[[Any], None]) -> None:
         self._pool.apply_async(process_single_file, (task,), callback=done, error_callback=done)
 
     def close(self, *, orderly: bool) -> None:
+        if not orderly:
+            # A pool replaces workers that end, also while it is being torn down. Its supervisor has
+            # to go first, or new ones start as fast as old ones are killed.
+            supervisor = self._pool._worker_handler  # noqa: SLF001 - there is no public way
+            supervisor._state = "TERMINATE"  # noqa: SLF001
+            self._pool._change_notifier.put(None)  # noqa: SLF001
+            supervisor.join()
+            self._context.kill()
         # Every result that anybody waits for has come, so there is nothing to be lost.
-        del orderly
         self._pool.terminate()
         self._pool.join()
         del self._pool  # with it go its semaphores, which the resource tracker waits for

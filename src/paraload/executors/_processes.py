@@ -24,6 +24,7 @@ class _FuturesPool:
     """:class:`~paraload.executors._slotted.WorkerPool` over ``concurrent.futures``."""
 
     def __init__(self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]) -> None:
+        self._context = mp_context
         self._pool = ProcessPoolExecutor(
             workers, mp_context=mp_context, initializer=start_worker, initargs=initargs
         )
@@ -35,6 +36,8 @@ class _FuturesPool:
         self._pool.submit(process_single_file, task).add_done_callback(answer)
 
     def close(self, *, orderly: bool) -> None:
+        if not orderly:
+            self._context.kill()
         self._pool.shutdown(wait=True, cancel_futures=not orderly)
 
 

@@ -49,7 +49,10 @@ class WorkerPool(Protocol):
         """Run ``task`` in a worker; ``done`` gets its result, or the exception in its place."""
 
     def close(self, *, orderly: bool) -> None:
-        """End all workers, and everything else that the pool made."""
+        """End all workers, and everything else that the pool made.
+
+        Unless the end is orderly, workers may be dead or busy, and are killed.
+        """
 
 
 def run_in_slots(
@@ -78,8 +81,6 @@ def run_in_slots(
                 ring.recycle(slot)
             orderly = True
         finally:
-            if not orderly:
-                mp_context.kill()
             pool.close(orderly=orderly)
 
 

@@ -1,0 +1,100 @@
+"""The contestants: each makes itself ready for a case, outside of the time, and then reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from torch.distributed.checkpoint import FileSystemReader
+
+from benchmarks.literal_design import LiteralReader
+from benchmarks.raw import RawLimit
+from paraload import ParallelFileSystemReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from benchmarks.cases import Case
+
+__all__ = ["WORKERS", "Arm", "Prepared", "literal", "parallel", "raw", "raw_checksum", "stock"]
+
+WORKERS: Final = 2
+_MANY: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An arm that is ready to read.
+
+    Attributes:
+        run: the part that is timed.
+        reader: what it reads with; ``None`` without one.
+    """
+
+    run: Callable[[], object]
+    reader: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One contestant.
+
+    Attributes:
+        name: for the tables.
+        prepare: everything up to ``read_data``.
+        max_rounds: fewer for one that takes long.
+    """
+
+    name: str
+    prepare: Callable[[Case], Prepared]
+    max_rounds: int = _MANY
+
+
+def _reading(name: str, make: Callable[[Path], Any], max_rounds: int = _MANY) -> Arm:
+    def prepare(case: Case) -> Prepared:
+        reader = make(case.folder)
+        plan, planner = case.plan(reader)
+        return Prepared(run=lambda: reader.read_data(plan, planner).wait(), reader=reader)
+
+    return Arm(name=name, prepare=prepare, max_rounds=max_rounds)
+
+
+def _raw(name: str, *, checksum: bool) -> Arm:
+    @cache  # its positions are found by reading everything: once for each case is enough
+    def limit(case: Case) -> RawLimit:
+        return RawLimit(case, workers=WORKERS, checksum=checksum)
+
+    return Arm(name=name, prepare=lambda case: Prepared(run=limit(case).run))
+
+
+def stock() -> Arm:
+    """Torch's own reader."""
+    return _reading("torch FileSystemReader", FileSystemReader)
+
+
+def raw() -> Arm:
+    """The least that reading can cost."""
+    return _raw("raw limit", checksum=False)
+
+
+def raw_checksum() -> Arm:
+    """And with every byte summed."""
+    return _raw("raw limit + CRC-32", checksum=True)
+
+
+def parallel(executor: str, *, verify: bool = True, **options: Any) -> Arm:
+    """paraload with that executor; ``options`` go to its reader."""
+    name = f"paraload {executor}" + ("" if verify else ", verify=False")
+    options = {"executor": executor, "verify": verify, "max_workers": WORKERS} | options
+    return _reading(name, lambda folder: ParallelFileSystemReader(folder, **options))
+
+
+def literal() -> Arm:
+    """What the request sketches."""
+    return _reading(
+        "the request's literal design",
+        lambda folder: LiteralReader(folder, max_workers=WORKERS),
+        max_rounds=2,
+    )

@@ -1,0 +1,89 @@
+"""Big tensors: how near the readers come to the raw limit, from many files and from one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from benchmarks import arms
+from benchmarks.cases import whole_case
+from benchmarks.results import Bar, Section, Table
+from benchmarks.rounds import check_arms, interleave
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.checkpoints import Checkpoints
+    from benchmarks.rounds import Timing
+
+__all__ = ["measure"]
+
+_ROUNDS: Final = 9
+_FILES: Final = (8, 1)
+
+_STOCK: Final = arms.stock()
+_RAW: Final = arms.raw()
+_THREADS: Final = arms.parallel("threads")
+_UNCHECKED: Final = arms.parallel("threads", verify=False)
+_PROCESSES: Final = arms.parallel("processes")
+_POOL: Final = arms.parallel("pool")
+_ARMS: Final = (
+    _STOCK,
+    _RAW,
+    arms.raw_checksum(),
+    _THREADS,
+    _UNCHECKED,
+    arms.parallel("sequential"),
+    _PROCESSES,
+    _POOL,
+    arms.literal(),
+)
+
+
+def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
+    """Load 1.46 GiB whole, with every arm."""
+    tables, bars, figures = [], list[Bar](), {}
+    for files in _FILES:
+        layout = f"{files} files" if files > 1 else "1 file"
+        case = whole_case(checkpoints.llama(files=files))
+        check_arms(_ARMS, case)
+        timings = interleave(_ARMS, case, rounds=rounds or _ROUNDS)
+        tables.append(_table(layout, timings, case.payload_bytes))
+        bars += _bars(layout, timings)
+        figures[layout] = {name: timing.to_dict() for name, timing in timings.items()}
+    return Section(tables=tuple(tables), bars=tuple(bars), figures=figures)
+
+
+def _table(layout: str, timings: Mapping[str, Timing], payload_bytes: int) -> Table:
+    stock_s = timings[_STOCK.name].median_s
+    raw_s = timings[_RAW.name].median_s
+    gib = payload_bytes / (1 << 30)
+    return Table(
+        title=f"Big tensors: {gib:.2f} GiB in {layout}, page cache warm",
+        columns=("arm", "median s", "GiB/s", "x torch", "of raw", "min..max s"),
+        rows=tuple(
+            (
+                name,
+                f"{timing.median_s:.3f}",
+                f"{gib / timing.median_s:.2f}",
+                f"{stock_s / timing.median_s:.2f}",
+                f"{raw_s / timing.median_s:.2f}",
+                timing.spread,
+            )
+            for name, timing in timings.items()
+        ),
+    )
+
+
+def _bars(layout: str, timings: Mapping[str, Timing]) -> list[Bar]:
+    def bar(arm: arms.Arm, base: arms.Arm, limit: float) -> Bar:
+        unit = "x torch" if base is _STOCK else "of raw"
+        value = timings[base.name].median_s / timings[arm.name].median_s
+        return Bar(name=f"{arm.name}, {layout}", value=value, limit=limit, unit=unit)
+
+    return [
+        bar(_THREADS, _STOCK, 4.0),
+        bar(_THREADS, _RAW, 0.7),
+        bar(_UNCHECKED, _RAW, 0.85),
+        bar(_PROCESSES, _STOCK, 1.0),
+        bar(_POOL, _STOCK, 1.0),
+    ]

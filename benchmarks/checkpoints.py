@@ -1,0 +1,128 @@
+"""The checkpoints that are measured, written by torch itself and warmed into the page cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["SLICED_SHAPE", "Checkpoints", "poison", "raw_bytes", "targets_of"]
+
+#: The layers bring the model to 1.46 GiB.
+_LAYERS: Final = 14
+_WIDTH: Final = 2048
+_HIDDEN: Final = 5632
+_VOCABULARY: Final = 32_000
+
+_SMALL_TENSORS: Final = 20_000
+SLICED_SHAPE: Final = (4096, 5632)
+_SLICED_TENSORS: Final = 12
+
+#: No value of a fresh tensor, and no value that a checkpoint here is full of.
+_POISON: Final = 0xA5
+_WARM_READ_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """Checkpoints below ``folder``, each written when it is first asked for."""
+
+    folder: Path
+
+    def llama(self, *, files: int) -> Path:
+        """1.46 GiB of bf16 in the shapes of a Llama, in exactly ``files`` files."""
+        return _written(self.folder / f"llama-{files}", "llama", files)
+
+    def small(self) -> Path:
+        """20,000 tensors of 4 KiB in 8 files."""
+        return _written(self.folder / "small", "small", 8)
+
+    def sliced(self) -> Path:
+        """12 whole matrices in 8 files, of which one of eight ranks wants a slice."""
+        return _written(self.folder / "sliced", "sliced", 8)
+
+    def tiny(self) -> Path:
+        """16 MiB in 8 files: nothing to read, so that only the start-up counts."""
+        return _written(self.folder / "tiny", "tiny", 8)
+
+
+@cache
+def _written(folder: Path, kind: str, files: int) -> Path:
+    state = {name: _random(shape) for name, shape in _SHAPES[kind]().items()}
+    # One file for each thread of the writer: torch fills that many buckets, the emptiest first.
+    writer = FileSystemWriter(folder, single_file_per_rank=True, thread_count=files)
+    dcp.save(state, storage_writer=writer, no_dist=True)
+    del state
+    # What is still to be written back would be written during the first rounds.
+    os.sync()
+    data = sorted(folder.glob("*.distcp"))
+    if len(data) != files:
+        raise RuntimeError(f"torch wrote {len(data)} files instead of {files}")
+    _warm(data)
+    return folder
+
+
+def _llama() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (_VOCABULARY, _WIDTH)}
+    for layer in range(_LAYERS):
+        for part in ("q", "k", "v", "o"):
+            shapes[f"layers.{layer}.attention.{part}.weight"] = (_WIDTH, _WIDTH)
+        for part in ("gate", "up", "down"):
+            shapes[f"layers.{layer}.mlp.{part}.weight"] = (_HIDDEN, _WIDTH)
+        for part in ("attention_norm", "mlp_norm"):
+            shapes[f"layers.{layer}.{part}.weight"] = (_WIDTH,)
+    return shapes | {"norm.weight": (_WIDTH,)}
+
+
+_SHAPES: Final = {
+    "llama": _llama,
+    "small": lambda: {f"small.{n:05}": (2048,) for n in range(_SMALL_TENSORS)},
+    "sliced": lambda: {f"matrix.{n:02}": SLICED_SHAPE for n in range(_SLICED_TENSORS)},
+    "tiny": lambda: {f"tiny.{n}": (1024, 1024) for n in range(8)},
+}
+
+
+def _random(shape: tuple[int, ...]) -> torch.Tensor:
+    # Random bits, not random numbers: a wrong byte anywhere then shows.
+    return torch.empty(shape, dtype=torch.int16).random_().view(torch.bfloat16)
+
+
+def _warm(files: Iterable[Path]) -> None:
+    buffer = bytearray(_WARM_READ_BYTES)
+    for file in files:
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+
+
+def targets_of(folder: Path) -> dict[str, torch.Tensor]:
+    """A tensor for each one of the checkpoint, its memory faulted in."""
+    metadata = FileSystemReader(folder).read_metadata()
+    targets = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    poison(targets)
+    return targets
+
+
+def poison(targets: Mapping[str, torch.Tensor]) -> None:
+    """Fill every byte with what no checkpoint holds, so that what stays unread shows."""
+    for tensor in targets.values():
+        raw_bytes(tensor).fill_(_POISON)
+
+
+def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a contiguous tensor, as a flat one that shares its memory."""
+    return tensor.view(-1).view(torch.uint8)

@@ -1,0 +1,51 @@
+"""What a measurement hands back: tables for people, figures for programs, bars for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Bar", "Section", "Table"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows of text below a title."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A figure that must reach a limit, or stay below it."""
+
+    name: str
+    value: float
+    limit: float
+    unit: str
+    at_most: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether it does."""
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        sign = "<=" if self.at_most else ">="
+        limit = f"{sign} {self.limit:g} {self.unit}"
+        return {"name": self.name, "value": self.value, "limit": limit, "passed": self.passed}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """All of one measurement."""
+
+    tables: tuple[Table, ...]
+    bars: tuple[Bar, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)

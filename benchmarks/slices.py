@@ -1,0 +1,65 @@
+"""Slices: a rank of eight wants its part of matrices that were saved whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks import arms
+from benchmarks.cases import sliced_case
+from benchmarks.results import Section, Table
+from benchmarks.rounds import check_arms, interleave
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.checkpoints import Checkpoints
+    from benchmarks.rounds import Timing
+
+__all__ = ["measure"]
+
+_ROUNDS: Final = 5
+_STOCK: Final = arms.stock()
+_CONTESTANTS: Final = (_STOCK, arms.parallel("threads"))
+
+
+def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
+    """Load one eighth of each matrix, by rows and by columns."""
+    tables, figures = [], {}
+    for dim, what in enumerate(("rows", "columns")):
+        case = sliced_case(checkpoints.sliced(), dim=dim)
+        readers = check_arms(_CONTESTANTS, case)
+        timings = interleave(_CONTESTANTS, case, rounds=rounds or _ROUNDS)
+        needed = case.payload_bytes / (1 << 20)
+        rows = tuple(_rows(timings, readers))
+        tables.append(
+            Table(
+                title=f"Slices: one of eight ranks, {what}, {needed:.0f} MiB needed",
+                columns=("arm", "median s", "x torch", "bytes read / needed", "min..max s"),
+                rows=rows,
+            )
+        )
+        figures[what] = {
+            name: timing.to_dict() | {"bytes read / needed": row[3]}
+            for (name, timing), row in zip(timings.items(), rows, strict=True)
+        }
+    return Section(tables=tuple(tables), figures=figures)
+
+
+def _rows(timings: Mapping[str, Timing], readers: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            f"{timing.median_s:.3f}",
+            f"{timings[_STOCK.name].median_s / timing.median_s:.1f}",
+            _read_per_needed(readers[name]),
+            timing.spread,
+        )
+        for name, timing in timings.items()
+    ]
+
+
+def _read_per_needed(reader: Any) -> str:
+    report = getattr(reader, "last_report", None)
+    if report is None:
+        return "8.00"  # torch's reader loads every matrix whole
+    return f"{report.bytes_read / report.bytes_needed:.2f}"

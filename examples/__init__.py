@@ -1,0 +1,1 @@
+"""Runnable examples; start with ``python examples/demo.py``."""

@@ -1,0 +1,75 @@
+"""The command line: ``paraload inspect PATH``, ``paraload load PATH``.
+
+Exit status: 0 all is well; 1 the checkpoint is bad; 2 the call is; 130 stopped with Ctrl-C.
+
+Each command has a module of its own with ``add_parser(commands)``. Commands import torch when they
+run, so that ``--help``, ``--version`` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from paraload import __version__
+from paraload.cli import inspect, load
+from paraload.cli._errors import UsageError
+from paraload.errors import CheckpointReadError, InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_BAD_CHECKPOINT, _BAD_CALL = 1, 2
+#: What a shell makes of SIGINT and SIGPIPE.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: its words; those of the process when not given.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SystemExit: argparse has answered: help, version, or a wrong call.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()  # so that a closed pipe is met here
+    except (UsageError, InvalidOptionError) as error:
+        return _fail(error, _BAD_CALL)
+    except CheckpointReadError as error:
+        return _fail(error, _BAD_CHECKPOINT)
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        # `paraload inspect PATH | head`: nobody reads on; keep the interpreter from trying again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return status
+
+
+def _fail(what: object, status: int) -> int:
+    print(f"paraload: {what}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="paraload",
+        description="Look at PyTorch Distributed Checkpoints, and read them in parallel.",
+        epilog="Exit status: 0 all is well, 1 the checkpoint is bad, 2 the call is wrong.",
+    )
+    parser.add_argument("--version", action="version", version=f"paraload {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (inspect, load):
+        command.add_parser(commands)
+    return parser

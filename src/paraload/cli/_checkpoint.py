@@ -1,0 +1,206 @@
+"""What commands know of a checkpoint before they read it: its metadata, as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paraload.cli._errors import UsageError
+from paraload.errors import CheckpointReadError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint import Metadata
+
+__all__ = ["CheckpointFile", "Contents", "Entry", "contents", "existing_folder", "read_metadata"]
+
+_METADATA = ".metadata"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A tensor or an object.
+
+    Attributes:
+        name: its fully qualified name.
+        dtype: of the tensor; ``None`` for an object.
+        shape: of the whole tensor; ``None`` for an object.
+        bytes: that it takes in memory; for an object, in its file.
+        chunks: pieces that were saved.
+        files: files that hold them.
+    """
+
+    name: str
+    dtype: str | None
+    shape: tuple[int, ...] | None
+    bytes: int
+    chunks: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFile:
+    """A file of the checkpoint.
+
+    Attributes:
+        path: relative to the checkpoint.
+        bytes: that the metadata promises: where its last record ends.
+        bytes_on_disk: that are there; ``None`` if the file is missing.
+        records: pieces of tensors, and objects.
+    """
+
+    path: str
+    bytes: int
+    bytes_on_disk: int | None
+    records: int
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, as far as the size tells."""
+        if self.bytes_on_disk is None:
+            return f"{self.path}: the file is missing"
+        if self.bytes_on_disk < self.bytes:
+            return (
+                f"{self.path}: the file is too short; expected at least {self.bytes} bytes,"
+                f" got {self.bytes_on_disk}"
+            )
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """All entries and files, by name."""
+
+    entries: list[Entry]
+    files: list[CheckpointFile]
+
+    @property
+    def tensors(self) -> list[Entry]:
+        """The entries that are tensors."""
+        return [entry for entry in self.entries if entry.shape is not None]
+
+    @property
+    def tensor_bytes(self) -> int:
+        """What all tensors take in memory."""
+        return sum(entry.bytes for entry in self.tensors)
+
+    @property
+    def file_bytes(self) -> int:
+        """What all files hold."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def balance(self) -> float:
+        """The largest file by the mean file: 1.0 when all are equal, and readers wait for none."""
+        if not self.file_bytes:
+            return 1.0
+        return max(file.bytes for file in self.files) * len(self.files) / self.file_bytes
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the files."""
+        return [file.problem for file in self.files if file.problem is not None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain types for JSON."""
+        return {
+            "tensors": len(self.tensors),
+            "objects": len(self.entries) - len(self.tensors),
+            "tensor_bytes": self.tensor_bytes,
+            "file_bytes": self.file_bytes,
+            "balance": self.balance,
+            "problems": self.problems,
+            "files": [dataclasses.asdict(file) for file in self.files],
+            "entries": [dataclasses.asdict(entry) for entry in self.entries],
+        }
+
+
+def existing_folder(text: str) -> Path:
+    """The folder that a user named.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if "://" in text:
+        raise UsageError(f"{text}: a URL; this version reads folders of a mounted file system")
+    path = Path(text)
+    if not path.exists():
+        raise UsageError(f"{text}: no such folder")
+    if not path.is_dir():
+        raise UsageError(f"{text}: no folder; name the folder that holds {_METADATA}")
+    return path
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The metadata of the checkpoint in this folder.
+
+    Raises:
+        CheckpointReadError: there is none, or it cannot be read.
+    """
+    from paraload.readers import ParallelFileSystemReader  # noqa: PLC0415 - imports torch
+
+    if not (path / _METADATA).is_file():
+        raise CheckpointReadError(
+            f"{path}: no checkpoint, or one whose save did not end: it has no {_METADATA}"
+        )
+    try:
+        metadata = ParallelFileSystemReader(path).read_metadata()
+        # A pickle can be whole and hold something else.
+        _ = metadata.state_dict_metadata.items(), metadata.storage_data.items()
+    except Exception as error:  # unpickling damaged bytes can raise anything
+        raise CheckpointReadError(
+            f"{path / _METADATA}: cannot be read ({type(error).__name__}: {error})."
+            " The file is damaged, or a newer torch wrote it"
+        ) from error
+    return metadata
+
+
+def contents(metadata: Metadata, path: Path) -> Contents:
+    """Entries and files of a checkpoint.
+
+    Args:
+        metadata: of it.
+        path: its folder, where the sizes of the files are looked up.
+    """
+    records: dict[str, list[Any]] = {}
+    by_file: dict[str, list[Any]] = {}
+    for index, info in metadata.storage_data.items():
+        records.setdefault(index.fqn, []).append(info)
+        by_file.setdefault(info.relative_path, []).append(info)
+    return Contents(
+        entries=[
+            _entry(name, item, records.get(name, []))
+            for name, item in sorted(metadata.state_dict_metadata.items())
+        ],
+        files=[_file(path, name, infos) for name, infos in sorted(by_file.items())],
+    )
+
+
+def _entry(name: str, item: Any, infos: list[Any]) -> Entry:
+    size = getattr(item, "size", None)  # objects have none
+    if size is None:
+        dtype, shape, nbytes = None, None, sum(info.length for info in infos)
+    else:
+        dtype = str(item.properties.dtype).removeprefix("torch.")
+        shape = tuple(size)
+        nbytes = math.prod(shape) * item.properties.dtype.itemsize
+    return Entry(
+        name=name,
+        dtype=dtype,
+        shape=shape,
+        bytes=nbytes,
+        chunks=len(infos),
+        files=len({info.relative_path for info in infos}),
+    )
+
+
+def _file(folder: Path, name: str, infos: list[Any]) -> CheckpointFile:
+    path = folder / name
+    return CheckpointFile(
+        path=name,
+        bytes=max(info.offset + info.length for info in infos),
+        bytes_on_disk=path.stat().st_size if path.is_file() else None,
+        records=len(infos),
+    )

@@ -1,0 +1,9 @@
+"""What can be wrong with a call."""
+
+from __future__ import annotations
+
+__all__ = ["UsageError"]
+
+
+class UsageError(Exception):
+    """The call cannot be right: no such folder, a file that cannot be written."""
