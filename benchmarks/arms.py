@@ -10,7 +10,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from benchmarks.literal_design import LiteralReader
 from benchmarks.raw import RawLimit
-from paraload import ParallelFileSystemReader
+from paraload import ParallelFileSystemReader, ReadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["WORKERS", "Arm", "Prepared", "literal", "parallel", "raw", "raw_checksum", "stock"]
 
 WORKERS: Final = 2
-_MANY: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,21 +43,21 @@ class Arm:
     Attributes:
         name: for the tables.
         prepare: everything up to ``read_data``.
-        max_rounds: fewer for one that takes long.
+        is_slow: timed once, while it is checked, since it takes so long that one run is enough.
     """
 
     name: str
     prepare: Callable[[Case], Prepared]
-    max_rounds: int = _MANY
+    is_slow: bool = False
 
 
-def _reading(name: str, make: Callable[[Path], Any], max_rounds: int = _MANY) -> Arm:
+def _reading(name: str, make: Callable[[Path], Any], *, is_slow: bool = False) -> Arm:
     def prepare(case: Case) -> Prepared:
         reader = make(case.folder)
         plan, planner = case.plan(reader)
         return Prepared(run=lambda: reader.read_data(plan, planner).wait(), reader=reader)
 
-    return Arm(name=name, prepare=prepare, max_rounds=max_rounds)
+    return Arm(name=name, prepare=prepare, is_slow=is_slow)
 
 
 def _raw(name: str, *, checksum: bool) -> Arm:
@@ -69,9 +68,9 @@ def _raw(name: str, *, checksum: bool) -> Arm:
     return Arm(name=name, prepare=lambda case: Prepared(run=limit(case).run))
 
 
-def stock() -> Arm:
+def stock(*, is_slow: bool = False) -> Arm:
     """Torch's own reader."""
-    return _reading("torch FileSystemReader", FileSystemReader)
+    return _reading("torch FileSystemReader", FileSystemReader, is_slow=is_slow)
 
 
 def raw() -> Arm:
@@ -85,10 +84,11 @@ def raw_checksum() -> Arm:
 
 
 def parallel(executor: str, *, verify: bool = True, **options: Any) -> Arm:
-    """paraload with that executor; ``options`` go to its reader."""
+    """The reader of paraload with that executor; ``options`` go to it."""
     name = f"paraload {executor}" + ("" if verify else ", verify=False")
-    options = {"executor": executor, "verify": verify, "max_workers": WORKERS} | options
-    return _reading(name, lambda folder: ParallelFileSystemReader(folder, **options))
+    common = ReadOptions(executor=executor, verify=verify, max_workers=WORKERS)
+    chosen = ReadOptions.resolve(common, options)
+    return _reading(name, lambda folder: ParallelFileSystemReader(folder, options=chosen))
 
 
 def literal() -> Arm:
@@ -96,5 +96,5 @@ def literal() -> Arm:
     return _reading(
         "the request's literal design",
         lambda folder: LiteralReader(folder, max_workers=WORKERS),
-        max_rounds=2,
+        is_slow=True,
     )

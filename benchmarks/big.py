@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks import arms
 from benchmarks.cases import whole_case
 from benchmarks.results import Bar, Section, Table
-from benchmarks.rounds import check_arms, interleave
+from benchmarks.rounds import measure_arms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["measure"]
 
-_ROUNDS: Final = 9
+_ROUNDS: Final = 7
 _FILES: Final = (8, 1)
 
 _STOCK: Final = arms.stock()
@@ -45,8 +45,7 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     for files in _FILES:
         layout = f"{files} files" if files > 1 else "1 file"
         case = whole_case(checkpoints.llama(files=files))
-        check_arms(_ARMS, case)
-        timings = interleave(_ARMS, case, rounds=rounds or _ROUNDS)
+        timings = measure_arms(_ARMS, case, rounds=rounds or _ROUNDS).timings
         tables.append(_table(layout, timings, case.payload_bytes))
         bars += _bars(layout, timings)
         figures[layout] = {name: timing.to_dict() for name, timing in timings.items()}

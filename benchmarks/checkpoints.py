@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -14,7 +13,8 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
 __all__ = ["SLICED_SHAPE", "Checkpoints", "poison", "raw_bytes", "targets_of"]
 
@@ -84,7 +84,7 @@ def _llama() -> dict[str, tuple[int, ...]]:
     return shapes | {"norm.weight": (_WIDTH,)}
 
 
-_SHAPES: Final = {
+_SHAPES: Final[dict[str, Callable[[], dict[str, tuple[int, ...]]]]] = {
     "llama": _llama,
     "small": lambda: {f"small.{n:05}": (2048,) for n in range(_SMALL_TENSORS)},
     "sliced": lambda: {f"matrix.{n:02}": SLICED_SHAPE for n in range(_SLICED_TENSORS)},

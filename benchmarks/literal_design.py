@@ -1,4 +1,4 @@
-"""The request's design, word by word: what a reader gets that is written as the request sketches it.
+"""The request's design, word by word: the reader that one writes after its sketch.
 
     one task per file -> ProcessPoolExecutor -> torch.load, narrow -> tensors by pickle -> copy_
 

@@ -10,7 +10,6 @@ imported, the targets faulted in and the plan is made.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import threading
@@ -35,6 +34,7 @@ class PeakMemory:
         self._process = psutil.Process()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._has_mark = False
         self._baseline_bytes = 0
         self._highest_bytes = 0
 
@@ -47,8 +47,7 @@ class PeakMemory:
         """Take the baseline and watch from now on."""
         self._thread.start()
         time.sleep(10 * _SAMPLE_S)  # the watcher's own memory belongs to the baseline
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self._has_mark = _reset_high_water()
         self._baseline_bytes = self._highest_bytes = self._process.memory_info().rss
         return self
 
@@ -56,8 +55,8 @@ class PeakMemory:
         """Stop watching."""
         self._done.set()
         self._thread.join()
-        # The kernel's own mark, reset above, knows what was between two samples.
-        self._highest_bytes = max(self._highest_bytes, _high_water_bytes())
+        if self._has_mark:  # it knows what was between two samples
+            self._highest_bytes = max(self._highest_bytes, _high_water_bytes())
 
     def _watch(self) -> None:
         children: list[psutil.Process] = []
@@ -78,8 +77,16 @@ def _own_bytes(child: psutil.Process) -> int:
     return own
 
 
+def _reset_high_water() -> bool:
+    """Let the kernel's high-water mark of resident memory begin anew; ``False`` if it will not."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
 def _high_water_bytes() -> int:
-    """``VmHWM``, or nothing where the mark could not be reset and so tells of the past."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) << 10

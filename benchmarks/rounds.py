@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.arms import Arm
     from benchmarks.cases import Case
 
-__all__ = ["Timing", "check_arms", "interleave", "time_rounds"]
+__all__ = ["Measured", "Timing", "measure_arms", "time_rounds"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,26 +42,51 @@ class Timing:
         return {"median_s": self.median_s, "seconds": list(self.seconds)}
 
 
-def check_arms(arms: Sequence[Arm], case: Case) -> dict[str, Any]:
-    """Run every arm once and compare each bit with what the first of them, torch's reader, loaded.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the arms took, and what they said of it.
 
-    Returns:
-        the readers, by name of their arm.
+    Attributes:
+        timings: by name of the arm.
+        readers: those that did the checked run, by name of their arm.
+    """
+
+    timings: Mapping[str, Timing]
+    readers: Mapping[str, Any]
+
+
+def measure_arms(arms: Sequence[Arm], case: Case, *, rounds: int) -> Measured:
+    """Check every arm, then time ``read_data`` of each, round-robin.
+
+    Plans and readers are made anew for each run and outside of the time.
+    """
+    readers, once = _check_arms(arms, case)
+
+    def preparation(arm: Arm) -> Callable[[], Callable[[], object]]:
+        return lambda: arm.prepare(case).run
+
+    repeated = {arm.name: preparation(arm) for arm in arms if not arm.is_slow}
+    timings = once | time_rounds(repeated, rounds=rounds)
+    return Measured(timings=timings, readers=readers)
+
+
+def _check_arms(arms: Sequence[Arm], case: Case) -> tuple[dict[str, Any], dict[str, Timing]]:
+    """Run every arm once and compare each bit with what the first of them, torch's reader, loaded.
 
     Raises:
         RuntimeError: an arm loaded something else; its time would mean nothing.
     """
-    readers: dict[str, Any] = {}
+    readers, timings = {}, {}
     expected: dict[str, torch.Tensor] = {}
     for arm in arms:
         prepared = arm.prepare(case)
         poison(case.targets)
-        prepared.run()
+        timings[arm.name] = Timing(seconds=(_timed(prepared.run),))
         if not expected:
             expected = {name: tensor.clone() for name, tensor in case.targets.items()}
         _require_equal(arm.name, expected, case.targets)
         readers[arm.name] = prepared.reader
-    return readers
+    return readers, timings
 
 
 def _require_equal(
@@ -73,43 +98,26 @@ def _require_equal(
             raise RuntimeError(f"{arm!r} loaded other bytes into {name!r} than torch's reader")
 
 
-def interleave(arms: Sequence[Arm], case: Case, *, rounds: int) -> dict[str, Timing]:
-    """Time ``read_data`` of every arm; plans and readers are made anew and outside of the time."""
-
-    def preparation(arm: Arm) -> Callable[[], Callable[[], object]]:
-        return lambda: arm.prepare(case).run
-
-    return time_rounds(
-        {arm.name: preparation(arm) for arm in arms},
-        rounds=rounds,
-        at_most={arm.name: arm.max_rounds for arm in arms},
-    )
-
-
 def time_rounds(
-    preparations: Mapping[str, Callable[[], Callable[[], object]]],
-    *,
-    rounds: int,
-    at_most: Mapping[str, int] | None = None,
+    preparations: Mapping[str, Callable[[], Callable[[], object]]], *, rounds: int
 ) -> dict[str, Timing]:
     """Time what each preparation returns, round-robin.
 
     Args:
         preparations: by name; what they do themselves is not timed.
         rounds: how often each of them runs.
-        at_most: fewer rounds for those that take long.
     """
     names = list(preparations)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         shift = number % len(names)
         for name in (*names[shift:], *names[:shift]):
-            if at_most is not None and number >= at_most[name]:
-                continue
-            run = preparations[name]()
-            gc.collect()
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-            del run
+            seconds[name].append(_timed(preparations[name]()))
     return {name: Timing(seconds=tuple(values)) for name, values in seconds.items()}
+
+
+def _timed(run: Callable[[], object]) -> float:
+    gc.collect()  # what an earlier run left behind is not this one's to clean up
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

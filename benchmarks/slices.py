@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks import arms
 from benchmarks.cases import sliced_case
 from benchmarks.results import Section, Table
-from benchmarks.rounds import check_arms, interleave
+from benchmarks.rounds import measure_arms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +27,9 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     tables, figures = [], {}
     for dim, what in enumerate(("rows", "columns")):
         case = sliced_case(checkpoints.sliced(), dim=dim)
-        readers = check_arms(_CONTESTANTS, case)
-        timings = interleave(_CONTESTANTS, case, rounds=rounds or _ROUNDS)
+        measured = measure_arms(_CONTESTANTS, case, rounds=rounds or _ROUNDS)
         needed = case.payload_bytes / (1 << 20)
-        rows = tuple(_rows(timings, readers))
+        rows = tuple(_rows(measured.timings, measured.readers))
         tables.append(
             Table(
                 title=f"Slices: one of eight ranks, {what}, {needed:.0f} MiB needed",
@@ -40,7 +39,7 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
         )
         figures[what] = {
             name: timing.to_dict() | {"bytes read / needed": row[3]}
-            for (name, timing), row in zip(timings.items(), rows, strict=True)
+            for (name, timing), row in zip(measured.timings.items(), rows, strict=True)
         }
     return Section(tables=tuple(tables), figures=figures)
 

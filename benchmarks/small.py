@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks import arms
 from benchmarks.cases import whole_case
 from benchmarks.results import Section, Table
-from benchmarks.rounds import check_arms, interleave
+from benchmarks.rounds import measure_arms
 
 if TYPE_CHECKING:
     from benchmarks.checkpoints import Checkpoints
@@ -20,10 +20,9 @@ _ROUNDS: Final = 3
 def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     """Load 20,000 tensors of 4 KiB."""
     case = whole_case(checkpoints.small())
-    stock = arms.stock()
+    stock = arms.stock(is_slow=True)
     contestants = (stock, arms.parallel("threads"), arms.parallel("processes"))
-    check_arms(contestants, case)
-    timings = interleave(contestants, case, rounds=rounds or _ROUNDS)
+    timings = measure_arms(contestants, case, rounds=rounds or _ROUNDS).timings
     table = Table(
         title=f"Many small tensors: {len(case.targets):,} of 4 KiB in 8 files",
         columns=("arm", "median s", "us a tensor", "x torch", "min..max s"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks import arms
 from benchmarks.cases import whole_case
 from benchmarks.results import Bar, Section, Table
-from benchmarks.rounds import Timing, check_arms, interleave, time_rounds
+from benchmarks.rounds import Timing, measure_arms, time_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,8 +81,7 @@ def _python(code: str) -> Callable[[], object]:
 def _loads(folder: Path, rounds: int) -> tuple[Table, dict[str, Any]]:
     case = whole_case(folder)
     contestants = [arms.stock(), *map(arms.parallel, ("threads", "processes", "pool"))]
-    check_arms(contestants, case)
-    timings = interleave(contestants, case, rounds=rounds)
+    timings = measure_arms(contestants, case, rounds=rounds).timings
     first = {
         f"paraload {executor}": _first_result_ms(folder, executor)
         for executor in ("threads", "processes", "pool")

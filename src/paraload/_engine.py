@@ -272,7 +272,10 @@ class Load:
 
     def _commit_raw(self, item: Item, data: memoryview, reason: str) -> None:
         if item.spec.kind == "bytes":
-            self._commit(item, data=data)
+            try:
+                self._commit(item, data=data)
+            except Exception as error:  # what load_bytes raises for damaged bytes names no file
+                raise item_error(error) from error
             return
         self._ledger.fall_back(reason)
         try:

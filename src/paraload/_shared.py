@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from dataclasses import dataclass, replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -143,8 +142,6 @@ _state = _WorkerState()
 
 def start_worker(work: Work, segment_name: str, slot_bytes: int) -> None:
     """Initializer of a worker process."""
-    # Ctrl-C reaches the whole process group; the caller alone decides what follows from it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _state.work = work
     _state.segment = SharedMemory(name=segment_name)
     _state.slot_bytes = slot_bytes

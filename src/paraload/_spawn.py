@@ -17,14 +17,24 @@ from contextlib import contextmanager
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
 from typing import TYPE_CHECKING, Any
 
+from paraload._interrupts import interrupts_blocked
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["WorkerContext", "worker_context"]
 
 
-class _Popen(popen_spawn_posix.Popen):
-    """Starts a spawned process that leaves the caller's ``__main__`` alone."""
+class _QuietPopen(popen_spawn_posix.Popen):
+    """Starts a spawned process that the terminal's Ctrl-C does not reach."""
+
+    def _launch(self, process_obj: Any) -> None:
+        with interrupts_blocked():
+            super()._launch(process_obj)  # type: ignore[misc]  # typeshed does not know it
+
+
+class _LeanPopen(popen_spawn_posix.Popen):
+    """The same, and it leaves the caller's ``__main__`` alone."""
 
     def _launch(self, process_obj: Any) -> None:
         stdlib: Any = util  # typeshed knows nothing of these private helpers
@@ -46,7 +56,8 @@ class _Popen(popen_spawn_posix.Popen):
         try:
             command = spawn.get_command_line(tracker_fd=tracker_fd, pipe_handle=child_reads)
             passed = [*inherited, tracker_fd, child_reads, child_keeps]
-            self.pid = stdlib.spawnv_passfds(spawn.get_executable(), command, passed)
+            with interrupts_blocked():
+                self.pid = stdlib.spawnv_passfds(spawn.get_executable(), command, passed)
         finally:
             os.close(child_reads)
             os.close(child_keeps)
@@ -54,12 +65,20 @@ class _Popen(popen_spawn_posix.Popen):
             pipe.write(message.getbuffer())
 
 
-class _LeanProcess(context.SpawnProcess):
-    """A spawned process without ``__main__``."""
+class _QuietProcess(context.SpawnProcess):
+    """A spawned process of its own keyboard."""
 
     @staticmethod
-    def _Popen(process_obj: Any) -> _Popen:  # noqa: N802 - the name that multiprocessing calls
-        return _Popen(process_obj)
+    def _Popen(process_obj: Any) -> _QuietPopen:  # noqa: N802 - the name multiprocessing calls
+        return _QuietPopen(process_obj)
+
+
+class _LeanProcess(context.SpawnProcess):
+    """And without ``__main__``."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> _LeanPopen:  # noqa: N802 - the name multiprocessing calls
+        return _LeanPopen(process_obj)
 
 
 class WorkerContext(context.SpawnContext):
@@ -67,7 +86,7 @@ class WorkerContext(context.SpawnContext):
 
     def __init__(self, *, with_main: bool) -> None:
         super().__init__()
-        self._process_class = context.SpawnProcess if with_main else _LeanProcess
+        self._process_class = _QuietProcess if with_main else _LeanProcess
         self.processes: list[Any] = []
         self._locks: list[weakref.ref[Any]] = []
 
@@ -100,20 +119,12 @@ class WorkerContext(context.SpawnContext):
         ]
 
     def kill(self) -> None:
-        """End every worker, and free the locks that one of them may have died with."""
-        for process in self.processes:
-            if process.pid is not None and process.exitcode is None:
-                process.kill()
-        for process in self.processes:
-            if process.pid is not None:
-                process.join()
-        for reference in self._locks:
-            lock = reference()
-            if lock is not None and hasattr(lock, "release"):
-                try:
-                    lock.release()
-                except ValueError:
-                    continue  # it was free
+        """End every worker that has been started until now; a pool may be starting others."""
+        started = [process for process in self.processes if process.pid is not None]
+        for process in started:
+            process.kill()
+        for process in started:
+            process.join()
 
     def locks_are_gone(self) -> bool:
         """Whether every lock, and so every named semaphore, has been collected."""

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadPlanner
 
-from paraload import ParallelFileSystemReader
+from paraload import CheckpointReadError, ParallelFileSystemReader
 from tests.integration import support
 from tests.integration.support import EXECUTORS
 
@@ -120,7 +120,7 @@ def test_one_changed_method_of_an_instance_counts_too(tmp_path, saved):
     assert -7 not in seen
 
 
-@pytest.mark.parametrize("method", ["resolve_tensor", "commit_tensor", "load_bytes"])
+@pytest.mark.parametrize("method", ["resolve_tensor", "commit_tensor"])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_an_error_of_the_planner_comes_out_unchanged(tmp_path, saved, executor, method):
     planner = ForeignPlanner()
@@ -136,6 +136,22 @@ def test_an_error_of_the_planner_comes_out_unchanged(tmp_path, saved, executor, 
     with pytest.raises(ZeroDivisionError, match="own problem"):
         reader.read_data(plan, planner)
     assert len(calls) == 1
+
+
+def test_what_load_bytes_raises_is_tied_to_the_item(tmp_path, saved):
+    """Damaged bytes end there, and torch's errors name neither item nor file."""
+    planner = ForeignPlanner()
+    reader = ParallelFileSystemReader(tmp_path / "ckpt", max_workers=2)
+    plan, planner = support.plan_for(reader, support.empty_like(saved), planner)
+
+    def failing(*_):
+        raise ZeroDivisionError("the planner's own problem")
+
+    planner.load_bytes = failing
+    with pytest.raises(CheckpointReadError, match="ZeroDivisionError") as caught:
+        reader.read_data(plan, planner)
+    assert {failure.fqn for failure in caught.value.failures} == {"note", "step"}
+    assert isinstance(caught.value.failures[0].__cause__, ZeroDivisionError)
 
 
 def test_staged_memory_stays_within_the_budget(tmp_path):

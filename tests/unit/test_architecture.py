@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"paraload.sources*", "paraload.formats*", "paraload.transforms"},
     {"paraload._task", "paraload._geometry", "paraload._checksum"},
     {"paraload.options", "paraload.errors", "paraload.progress", "paraload.report", "paraload._gc"},
+    {"paraload._interrupts"},
     {"paraload"},
 ]
 

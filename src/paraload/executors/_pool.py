@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from paraload._shared import SlottedTask, process_single_file, start_worker
@@ -29,14 +30,14 @@ class _MultiprocessingPool:
         self._pool.apply_async(process_single_file, (task,), callback=done, error_callback=done)
 
     def close(self, *, orderly: bool) -> None:
-        if not orderly:
-            # A pool replaces workers that end, also while it is being torn down. Its supervisor has
-            # to go first, or new ones start as fast as old ones are killed.
-            supervisor = self._pool._worker_handler  # noqa: SLF001 - there is no public way
-            supervisor._state = "TERMINATE"  # noqa: SLF001
-            self._pool._change_notifier.put(None)  # noqa: SLF001
-            supervisor.join()
+        del orderly
+        if self._context.dead_workers():
+            # They may have died with the locks of their ends of the queues; terminate() wants both.
+            # Nobody holds these rightfully now: new workers take longer to start than this.
             self._context.kill()
+            for lock in (self._pool._inqueue._rlock, self._pool._outqueue._wlock):  # noqa: SLF001
+                with suppress(ValueError):  # it was free
+                    lock.release()
         # Every result that anybody waits for has come, so there is nothing to be lost.
         self._pool.terminate()
         self._pool.join()

@@ -31,7 +31,8 @@ class _FuturesPool:
 
     def submit(self, task: SlottedTask, done: Callable[[Any], None]) -> None:
         def answer(future: Future[TaskResult]) -> None:
-            done(future.exception() if future.exception() is not None else future.result())
+            if not future.cancelled():  # then the run is over, and nobody waits
+                done(future.exception() or future.result())
 
         self._pool.submit(process_single_file, task).add_done_callback(answer)
 

@@ -14,9 +14,12 @@ exception; for one that cannot, the caller looks after its workers itself while 
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from paraload._interrupts import interrupts_deferred
 from paraload._shared import (
     SLOTS_PER_WORKER,
     SlotRing,
@@ -68,11 +71,15 @@ def run_in_slots(
     slots = SLOTS_PER_WORKER * workers
     hooks = work.hooks.values()
     with_main = any(getattr(hook, "__module__", None) == "__main__" for hook in hooks)
-    with worker_context(with_main=with_main) as mp_context, SlotRing(slots, slot_bytes) as ring:
-        pool = start_pool(mp_context, workers, (work, ring.name, slot_bytes))
-        run = _Run(pool, ring, mp_context, work, TargetSink(targets))
-        orderly = False
+    orderly = False
+    with ExitStack() as made:
         try:
+            with interrupts_deferred():
+                mp_context = made.enter_context(worker_context(with_main=with_main))
+                ring = made.enter_context(SlotRing(slots, slot_bytes))
+                pool = start_pool(mp_context, workers, (work, ring.name, slot_bytes))
+                made.callback(lambda: pool.close(orderly=orderly))
+            run = _Run(pool, ring, mp_context, work, TargetSink(targets))
             for slot, result in drive(feed, slots, run.submit, run.wait, run.help_out):
                 if slot is None:
                     yield result
@@ -81,7 +88,8 @@ def run_in_slots(
                 ring.recycle(slot)
             orderly = True
         finally:
-            pool.close(orderly=orderly)
+            with interrupts_deferred():
+                made.close()
 
 
 class _Run:
@@ -107,7 +115,8 @@ class _Run:
         slot = self._ring.acquire()
         self._in_flight[slot] = task
         done = self._done
-        self._pool.submit(SlottedTask(task, slot), lambda result: done.put((slot, result)))
+        with interrupts_deferred():  # a pool may start its processes now
+            self._pool.submit(SlottedTask(task, slot), lambda result: done.put((slot, result)))
 
     def help_out(self, task: ReadTask) -> tuple[None, TaskResult] | None:
         """Do ``task`` here while the workers start or are busy: plain reads only, never hooks."""
@@ -125,7 +134,8 @@ class _Run:
                     raise _workers_died(list(self._in_flight.values()), dead) from None
                 continue
             if isinstance(result, BaseException):
-                if dead := self._context.dead_workers():
+                dead = self._context.dead_workers()
+                if dead or isinstance(result, BrokenExecutor):
                     raise _workers_died(list(self._in_flight.values()), dead) from result
                 raise result
             del self._in_flight[slot]

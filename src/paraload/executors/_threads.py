@@ -13,6 +13,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from paraload._interrupts import interrupts_deferred
 from paraload._sink import TargetSink
 from paraload._work import Cancelled
 from paraload._worker import run_task
@@ -54,12 +55,13 @@ class ThreadExecutor:
             # Twice the workers: a thread finds its next task before the caller has seen its last.
             yield from drive(feed, 2 * self.workers, crew.tasks.put, crew.wait)
         finally:
-            crew.cancelled.set()
-            for _ in threads:
-                crew.tasks.put(None)
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+            with interrupts_deferred():
+                crew.cancelled.set()
+                for _ in threads:
+                    crew.tasks.put(None)
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
 
 
 class _Crew:

@@ -7,6 +7,7 @@ import stat
 import threading
 from typing import IO, TYPE_CHECKING, Final
 
+from paraload._interrupts import interrupts_deferred
 from paraload.errors import FormatError, MissingFileError, ShortFileError
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class LocalSource:
 
     def _open(self, path: str) -> _Handle:
         try:
-            return _Handle(os.path.join(self.root, path))
+            with interrupts_deferred():  # a descriptor that nobody has yet cannot be closed
+                return _Handle(os.path.join(self.root, path))
         except FileNotFoundError as error:
             raise MissingFileError(
                 "file is missing",
