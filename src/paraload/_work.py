@@ -112,6 +112,10 @@ def item_error(error: Exception) -> ItemReadError:
         known = ItemReadError(f"{type(error).__name__}: {error}")
         known.__cause__ = error
     known.traceback_text = known.traceback_text or traceback.format_exc()
+    told: BaseException | None = known
+    while told is not None:  # live tracebacks would keep whole blocks of bytes alive
+        told.__traceback__ = None
+        told = told.__cause__ or told.__context__
     return known
 
 

@@ -33,9 +33,13 @@ class _Handle:
             raise FormatError("not a regular file", got=stat.filemode(status.st_mode))
         self.size = status.st_size
 
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+        self.close()
 
 
 class LocalSource:
@@ -74,8 +78,10 @@ class LocalSource:
         return open(os.path.join(self.root, path), "rb")
 
     def close(self) -> None:
-        """Close every file that is open here."""
+        """Close every file that is open here. No thread may be reading any more."""
         with self._opening:
+            for handle in self._handles.values():
+                handle.close()
             self._handles.clear()
 
     def _handle(self, path: str) -> _Handle:

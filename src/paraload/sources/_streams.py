@@ -12,7 +12,7 @@ import threading
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from paraload.errors import ShortFileError
+from paraload.errors import MissingFileError, ShortFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,12 +37,12 @@ class StreamSource:
 
     def size(self, path: str) -> int:
         """Bytes of the file, found by going to its end."""
-        with self._new_stream(path) as stream:
+        with self._opened(path) as stream:
             return int(stream.seek(0, os.SEEK_END))
 
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
         """Fill ``buffers`` from one stream; see :class:`ByteSource`."""
-        with self._new_stream(path) as stream:
+        with self._opened(path) as stream:
             stream.seek(start)
             for buffer in buffers:
                 data = stream.read(len(buffer))
@@ -58,8 +58,7 @@ class StreamSource:
         with self._lock:
             manager, stream = self._kept.pop(path, (None, None))
         if manager is None:
-            manager = self._new_stream(path)
-            stream = manager.__enter__()
+            manager, stream = self._open(path)
         try:
             yield stream
         except BaseException:
@@ -74,8 +73,25 @@ class StreamSource:
         for manager, _ in kept.values():
             manager.__exit__(None, None, None)
 
-    def _new_stream(self, path: str) -> Any:
-        return self._fs.create_stream(self._fs.concat_path(self._root, path), "rb")
+    def _open(self, path: str) -> tuple[Any, Any]:
+        manager = self._fs.create_stream(self._fs.concat_path(self._root, path), "rb")
+        try:
+            return manager, manager.__enter__()
+        except FileNotFoundError as error:
+            raise MissingFileError(
+                "file is missing",
+                path=path,
+                hint=f"Is the checkpoint in {str(self._root)!r} complete?",
+            ) from error
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[IO[bytes]]:
+        """A stream of its own."""
+        manager, stream = self._open(path)
+        try:
+            yield stream
+        finally:
+            manager.__exit__(None, None, None)
 
     def _keep(self, path: str, manager: Any, stream: Any) -> None:
         with self._lock:

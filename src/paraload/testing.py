@@ -1,0 +1,367 @@
+"""Contract suites for people who add a storage, a format or an executor, and things to test with.
+
+A suite is a class of test methods; pytest collects a subclass that says what is to be tested::
+
+    class TestMySource(SourceContract):
+        @pytest.fixture
+        def files(self, tmp_path): ...  # writes FILES somewhere
+
+        @pytest.fixture
+        def source(self, files): ...  # the source that reads them
+
+Only :func:`make_checkpoint` needs torch; sources, formats and executors are tested without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from paraload._checksum import crc32
+from paraload._geometry import Run
+from paraload._sink import TargetMemory
+from paraload._task import Failed, Landed, ReadTask, RunsTask
+from paraload._work import Work
+from paraload.errors import MissingFileError, ShortFileError
+from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from paraload.executors._base import ReadExecutor
+    from paraload.formats._base import ItemFormat
+    from paraload.sources._base import ByteSource
+
+__all__ = [
+    "FILES",
+    "ExecutorContract",
+    "FaultySource",
+    "FormatContract",
+    "SourceContract",
+    "make_checkpoint",
+]
+
+#: The files that a source under test must be able to read: path -> content.
+FILES: Final[dict[str, bytes]] = {
+    "empty": b"",
+    "small": b"0123456789",
+    "sub/large": random.Random(7).randbytes(300_000),  # noqa: S311 - content, not a secret
+}
+
+
+def make_checkpoint(
+    folder: str | os.PathLike[str],
+    state_dict: dict[str, Any],
+    *,
+    files: int = 2,
+    single_file_per_rank: bool = True,
+    zstd: bool = False,
+) -> dict[str, Any]:
+    """Save ``state_dict`` with torch's own writer, into ``files`` files; returns it."""
+    import torch.distributed.checkpoint as dcp  # noqa: PLC0415 - torch only for those who need it
+    from torch.distributed.checkpoint._extension import ZStandard  # noqa: PLC0415 - likewise
+
+    writer = dcp.FileSystemWriter(
+        folder,
+        thread_count=files,
+        single_file_per_rank=single_file_per_rank,
+        _extensions=[ZStandard()] if zstd else None,
+    )
+    dcp.save(state_dict, storage_writer=writer, no_dist=True)
+    return state_dict
+
+
+class FaultySource:
+    """Another source with faults: the ``fail_at``-th read raises, or gives damaged bytes.
+
+    Args:
+        inner: reads the bytes.
+        fail_at: number of the read that goes wrong, from 1 on; 0 for none.
+        error: what it raises; ``None`` flips a bit of its first buffer instead.
+        delay_s: how long each read takes longer.
+    """
+
+    def __init__(
+        self,
+        inner: ByteSource,
+        *,
+        fail_at: int = 0,
+        error: Exception | None = None,
+        delay_s: float = 0.0,
+    ) -> None:
+        self.inner = inner
+        self.fail_at = fail_at
+        self.error = error
+        self.delay_s = delay_s
+        self.reads = 0
+
+    def size(self, path: str) -> int:
+        """As it is."""
+        return self.inner.size(path)
+
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+        """Read, unless it is this one's turn to fail."""
+        time.sleep(self.delay_s)
+        self.reads += 1
+        if self.reads == self.fail_at and self.error is not None:
+            raise copy.copy(self.error)
+        requests = self.inner.read_into(path, start, buffers)
+        if self.reads == self.fail_at and buffers and len(buffers[0]):
+            buffers[0][0] ^= 1
+        return requests
+
+    def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
+        """As it is."""
+        return self.inner.open_stream(path)
+
+    def close(self) -> None:
+        """As it is."""
+        self.inner.close()
+
+
+def _expect(error: type[Exception], call: Any, *args: Any) -> Exception:
+    try:
+        call(*args)
+    except error as raised:
+        return raised
+    raise AssertionError(f"no {error.__name__}")
+
+
+def _pop(queue: list[ReadTask]) -> ReadTask | None:
+    return queue.pop() if queue else None
+
+
+class SourceContract:
+    """What every :class:`~paraload.sources._base.ByteSource` does with :data:`FILES`."""
+
+    def test_sizes(self, source: ByteSource) -> None:
+        """Every file has its size."""
+        assert {path: source.size(path) for path in FILES} == {p: len(d) for p, d in FILES.items()}
+
+    def test_ranges(self, source: ByteSource) -> None:
+        """Ranges arrive as they are, whole and scattered over buffers of any size."""
+        data = FILES["sub/large"]
+        for start, sizes in ((0, [300_000]), (5, [1, 0, 4095, 100_000]), (299_999, [1]), (7, [])):
+            buffers = [bytearray(size) for size in sizes]
+            requests = source.read_into("sub/large", start, [memoryview(b) for b in buffers])
+            assert requests >= 1 or not sizes
+            assert b"".join(buffers) == data[start : start + sum(sizes)]
+
+    def test_a_short_file_is_an_error(self, source: ByteSource) -> None:
+        """Reading past the end never gives fewer bytes."""
+        for path, start, size in (("small", 5, 6), ("small", 11, 1), ("empty", 0, 1)):
+            buffers = [memoryview(bytearray(size))]
+            error = _expect(ShortFileError, source.read_into, path, start, buffers)
+            assert path in str(error)
+
+    def test_a_missing_file_is_an_error(self, source: ByteSource) -> None:
+        """And names the file."""
+        error = _expect(MissingFileError, source.size, "not-there")
+        assert "not-there" in str(error)
+        _expect(MissingFileError, source.read_into, "not-there", 0, [memoryview(bytearray(1))])
+
+    def test_streams(self, source: ByteSource) -> None:
+        """A stream is seekable and has the whole file."""
+        with source.open_stream("small") as stream:
+            stream.seek(3)
+            assert stream.read(4) == b"3456"
+            assert stream.read() == b"789"
+
+    def test_pickling(self, source: ByteSource) -> None:
+        """What arrives in another process reads the same, with handles of its own."""
+        source.size("small")
+        twin = pickle.loads(pickle.dumps(source))
+        buffer = bytearray(10)
+        twin.read_into("small", 0, [memoryview(buffer)])
+        twin.close()
+        assert bytes(buffer) == FILES["small"]
+
+    def test_many_threads(self, source: ByteSource) -> None:
+        """Threads may use one source at once."""
+        data = FILES["sub/large"]
+
+        def read(start: int) -> bool:
+            buffer = bytearray(1000)
+            source.read_into("sub/large", start, [memoryview(buffer)])
+            return bytes(buffer) == data[start : start + 1000]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, range(0, 299_000, 500)))
+
+    def test_close_and_go_on(self, source: ByteSource) -> None:
+        """A source that was closed opens its files again, and may be closed twice."""
+        source.size("small")
+        source.close()
+        source.close()
+        assert source.size("small") == len(FILES["small"])
+
+
+class FormatContract:
+    """What every :class:`~paraload.formats._base.ItemFormat` does.
+
+    Fixtures: ``item_format``; ``records``, complete records as ``bytes -> payload``, each of them
+    located when all of it is shown.
+    """
+
+    def test_payloads_are_found_with_any_head(
+        self, item_format: ItemFormat, records: Mapping[bytes, bytes]
+    ) -> None:
+        """With more and more bytes: NeedBytes asks for more, and the answer stays the same."""
+        for record, payload in records.items():
+            wanted, asked = 1, 0
+            while isinstance(found := item_format.locate(record[:wanted], len(record)), NeedBytes):
+                asked += 1
+                assert wanted < found.nbytes <= len(record)
+                assert asked < 64  # noqa: PLR2004 - it must come to an end
+                wanted = found.nbytes
+            assert isinstance(found, TensorRecord)
+            assert record[found.start : found.end] == payload
+            assert item_format.locate(record, len(record)) == found
+
+    def test_the_checksum_is_the_payload_s(
+        self, item_format: ItemFormat, records: Mapping[bytes, bytes]
+    ) -> None:
+        """Header or trailer tell the CRC-32 of the payload."""
+        for record, payload in records.items():
+            found = item_format.locate(record, len(record))
+            assert isinstance(found, TensorRecord)
+            crc = found.crc
+            if found.trailer is not None:
+                start, end = found.trailer
+                crc = item_format.read_trailer(record[start:end], len(payload))
+            assert crc in {0, crc32(payload)}
+
+    def test_damage_never_raises_nor_leads_outside(
+        self, item_format: ItemFormat, records: Mapping[bytes, bytes]
+    ) -> None:
+        """Whatever the bytes, a record that is found lies inside, and so do its elements."""
+        chance = random.Random(1)  # noqa: S311 - repeatable damage
+        for record in records:
+            for _ in range(300):
+                damaged = bytearray(record)
+                for _ in range(chance.randint(1, 4)):
+                    damaged[chance.randrange(min(len(damaged), 1000))] = chance.randrange(256)
+                kept = chance.randint(0, len(damaged))
+                found = item_format.locate(bytes(damaged[:kept]), kept)
+                if isinstance(found, TensorRecord):
+                    assert 0 <= found.start <= found.end <= kept
+                    assert found.is_sound()
+
+    def test_other_bytes_are_unsupported(self, item_format: ItemFormat) -> None:
+        """Not an exception, and not a payload."""
+        for head in (b"", b"x", b"not a record" * 100, bytes(5000)):
+            assert isinstance(item_format.locate(head, len(head)), Unsupported)
+
+
+class ExecutorContract:
+    """What every :class:`~paraload.executors._base.ReadExecutor` does.
+
+    Fixtures: ``executor``, and ``source``, which reads :data:`FILES` and pickles.
+    """
+
+    def _tasks(self, count: int, *, path: str = "sub/large", nbytes: int = 1000) -> list[ReadTask]:
+        return [
+            RunsTask(
+                path=path,
+                start=n * nbytes,
+                end=(n + 1) * nbytes,
+                items=(n,),
+                base=n * nbytes,
+                target=n,
+                runs=(Run(0, 0, nbytes),),
+                max_gap_bytes=0,
+                checksum=True,
+            )
+            for n in range(count)
+        ]
+
+    def _targets(self, tasks: list[ReadTask]) -> dict[int, TargetMemory]:
+        return {
+            task.items[0]: TargetMemory(memoryview(bytearray(task.end - task.start)))
+            for task in tasks
+        }
+
+    def test_every_task_is_run_and_its_bytes_arrive(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """More tasks than any executor takes at once, each with its checksum."""
+        tasks = self._tasks(200)
+        targets = self._targets(tasks)
+        queue = list(tasks)
+        work = Work(source=source, verify=True)
+        results = list(executor.run(work, partial(_pop, queue), targets))
+        assert sorted(result.task.items[0] for result in results) == list(range(200))
+        for result in results:
+            (landed,) = result.outcomes
+            assert isinstance(landed, Landed)
+            data = FILES["sub/large"][result.task.start : result.task.end]
+            assert bytes(targets[landed.item].memory) == data
+            assert landed.crc == crc32(data)
+            assert result.ended_s >= result.started_s
+
+    def test_results_may_lead_to_new_tasks_and_targets(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """A feed that is dry now may have more after the next result."""
+        tasks = self._tasks(20)
+        targets: dict[int, TargetMemory] = {}
+        ready = [tasks[0]]
+        targets |= self._targets(ready)
+        seen = 0
+        run = executor.run(Work(source=source, verify=True), partial(_pop, ready), targets)
+        for result in run:
+            seen += 1
+            number = result.task.items[0] + 1
+            if number < len(tasks):
+                targets |= self._targets([tasks[number]])
+                ready.append(tasks[number])
+        assert seen == len(tasks)
+
+    def test_one_failure_does_not_stop_the_others(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """It is the outcome of its item, with the traceback of its worker."""
+        tasks = self._tasks(9)
+        tasks[4] = self._tasks(5, path="small")[4]
+        queue = list(tasks)
+        work = Work(source=source, verify=True)
+        run = executor.run(work, partial(_pop, queue), self._targets(tasks))
+        outcomes = [outcome for result in run for outcome in result.outcomes]
+        failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+        assert [outcome.item for outcome in failed] == [4]
+        assert isinstance(failed[0].error, ShortFileError)
+        assert "Traceback" in failed[0].error.traceback_text
+        assert len(outcomes) == len(tasks)
+
+    def test_it_can_be_left_at_any_time(self, executor: ReadExecutor, source: ByteSource) -> None:
+        """Closing the run ends it; nothing is asked of the feed afterwards."""
+        for stop_after in (0, 1, 5):
+            tasks = self._tasks(100)
+            targets = self._targets(tasks)
+            queue = list(tasks)
+            work = Work(source=source, verify=True)
+            run = executor.run(work, partial(_pop, queue), targets)
+            for _ in range(stop_after):
+                next(run)
+            run.close()
+            left = len(queue)
+            _expect(StopIteration, next, run)
+            assert len(queue) == left
+
+    def test_an_error_of_the_feed_comes_out(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """And ends the run."""
+
+        def feed() -> ReadTask | None:
+            raise ZeroDivisionError("the feed's own problem")
+
+        run = executor.run(Work(source=source, verify=True), feed, {})
+        assert "own problem" in str(_expect(ZeroDivisionError, next, run))

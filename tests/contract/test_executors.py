@@ -1,0 +1,42 @@
+"""Every executor passes the same suite; tests/conftest.py sees to it that nothing is left."""
+
+from __future__ import annotations
+
+import pytest
+
+from paraload.executors import make_executor
+from paraload.sources._local import LocalSource
+from paraload.testing import ExecutorContract
+from tests.contract.test_sources import written
+
+
+class _Contract(ExecutorContract):
+    @pytest.fixture
+    def source(self, tmp_path):
+        source = LocalSource(written(tmp_path))
+        yield source
+        source.close()
+
+
+class TestSequential(_Contract):
+    @pytest.fixture
+    def executor(self):
+        return make_executor("sequential", workers=1, slot_bytes=0)
+
+
+class TestThreads(_Contract):
+    @pytest.fixture(params=[1, 2, 7])
+    def executor(self, request):
+        return make_executor("threads", workers=request.param, slot_bytes=0)
+
+
+class TestProcesses(_Contract):
+    @pytest.fixture(params=[1 << 20, 400], ids=["roomy", "overflowing"])
+    def executor(self, request):
+        return make_executor("processes", workers=2, slot_bytes=request.param)
+
+
+class TestPool(_Contract):
+    @pytest.fixture(params=[1 << 20, 400], ids=["roomy", "overflowing"])
+    def executor(self, request):
+        return make_executor("pool", workers=2, slot_bytes=request.param)
