@@ -19,7 +19,7 @@ from paraload._checks import checksum_mismatch
 from paraload._checksum import combined
 from paraload._plan import runs_tasks
 from paraload._sink import TargetMemory
-from paraload.formats._torch_zip import check_archive
+from paraload.formats._archive import check_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

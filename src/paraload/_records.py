@@ -16,8 +16,9 @@ from paraload._checks import check_payload, check_range, check_slice
 from paraload._task import Failed, LandedItems
 from paraload._work import NarrowedTensor, item_error
 from paraload.errors import TransformError
+from paraload.formats._archive import check_archive
 from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
-from paraload.formats._torch_zip import FIRST_HEAD_BYTES, check_archive
+from paraload.formats._torch_zip import FIRST_HEAD_BYTES
 from paraload.transforms import decode, slice_stream
 
 if TYPE_CHECKING:

@@ -25,10 +25,9 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from paraload._checksum import crc32
-from paraload.errors import DAMAGED_HINT, ChecksumMismatchError
 from paraload.formats._base import (
     DTYPE_BYTES,
     NATIVE_BYTEORDER,
@@ -37,10 +36,7 @@ from paraload.formats._base import (
     Unsupported,
 )
 
-if TYPE_CHECKING:
-    import zipfile
-
-__all__ = ["FIRST_HEAD_BYTES", "TorchZipFormat", "check_archive"]
+__all__ = ["FIRST_HEAD_BYTES", "TorchZipFormat"]
 
 #: Most headers end at byte 704; 1 KiB finds them with one read.
 FIRST_HEAD_BYTES: Final = 1024
@@ -322,37 +318,3 @@ class _HeaderUnpickler(pickle.Unpickler):
         if tag != "storage" or not isinstance(kind, str) or not isinstance(key, str):
             raise _Odd("no plain storage")
         return kind, key, numel
-
-
-def check_archive(data: memoryview) -> int | None:
-    """Check the CRC-32 of every entry of a whole archive in memory.
-
-    Returns:
-        The number of payload bytes that were proved right; ``None`` if this is no zip archive.
-
-    Raises:
-        ChecksumMismatchError: an entry's bytes are not those that were written.
-    """
-    import zipfile  # noqa: PLC0415 - 10 ms that a worker without bytes items need not spend
-
-    try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error):
-        return None
-    with archive:
-        return sum(_check_entry(archive, info) for info in archive.infolist())
-
-
-def _check_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    if info.CRC == 0:
-        return 0  # written without checksums, or empty
-    try:
-        archive.read(info)  # zipfile compares the CRC-32 itself
-    except Exception as error:  # BadZipFile, zlib.error, and whatever a damaged entry provokes
-        raise ChecksumMismatchError(
-            f"entry {info.filename!r} of the record is damaged",
-            expected=f"CRC-32 {info.CRC:08x}",
-            got=str(error),
-            hint=DAMAGED_HINT,
-        ) from error
-    return info.file_size
