@@ -104,11 +104,14 @@ def _arm(name: str, budget_bytes: int) -> arms.Arm:
 
 
 def main(name: str, folder: str, budget_bytes: str) -> None:
-    """Load once, print the peak as JSON."""
-    prepared = _arm(name, int(budget_bytes)).prepare(whole_case(Path(folder)))
+    """Load once, print peak and time as JSON."""
+    arm = _arm(name, int(budget_bytes))
+    prepared = arm.prepare(whole_case(Path(folder)))
     with PeakMemory() as memory:
+        started = time.perf_counter()
         prepared.run()
-    print(json.dumps({"peak_bytes": memory.peak_bytes}))
+        seconds = time.perf_counter() - started
+    print(json.dumps({"arm": arm.name, "peak_bytes": memory.peak_bytes, "seconds": seconds}))
 
 
 if __name__ == "__main__":

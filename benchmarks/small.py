@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["measure"]
 
-_ROUNDS: Final = 3
+_ROUNDS: Final = 2
 
 
 def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:

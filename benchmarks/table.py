@@ -28,7 +28,7 @@ def print_table(table: Table, file: TextIO) -> None:
         drawn.add_row(*row)
     # A width of its own: a pipe would have 80 columns and cut the rows.
     console = Console(file=file, width=140, highlight=False)
-    console.print(table.title + "\n", style="bold", markup=False)
+    console.print(table.title, style="bold", markup=False)
     console.print(drawn)
 
 
