@@ -58,6 +58,8 @@ class _LeanPopen(popen_spawn_posix.Popen):
             passed = [*inherited, tracker_fd, child_reads, child_keeps]
             with interrupts_blocked():
                 self.pid = stdlib.spawnv_passfds(spawn.get_executable(), command, passed)
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, self.pid, own + process_obj.niceness)
         finally:
             os.close(child_reads)
             os.close(child_keeps)
@@ -68,6 +70,8 @@ class _LeanPopen(popen_spawn_posix.Popen):
 class _QuietProcess(context.SpawnProcess):
     """A spawned process of its own keyboard."""
 
+    niceness = 0
+
     @staticmethod
     def _Popen(process_obj: Any) -> _QuietPopen:  # noqa: N802 - the name multiprocessing calls
         return _QuietPopen(process_obj)
@@ -75,6 +79,8 @@ class _QuietProcess(context.SpawnProcess):
 
 class _LeanProcess(context.SpawnProcess):
     """And without ``__main__``."""
+
+    niceness = 0
 
     @staticmethod
     def _Popen(process_obj: Any) -> _LeanPopen:  # noqa: N802 - the name multiprocessing calls
@@ -84,8 +90,9 @@ class _LeanProcess(context.SpawnProcess):
 class WorkerContext(context.SpawnContext):
     """A spawn context that knows the processes and locks that were made with it."""
 
-    def __init__(self, *, with_main: bool) -> None:
+    def __init__(self, *, with_main: bool, niceness: int) -> None:
         super().__init__()
+        self._niceness = niceness
         self._process_class = _QuietProcess if with_main else _LeanProcess
         self.processes: list[Any] = []
         self._locks: list[weakref.ref[Any]] = []
@@ -95,6 +102,7 @@ class WorkerContext(context.SpawnContext):
     ) -> Any:
         """Make a process and remember it."""
         process = self._process_class(*args, **kwargs)
+        process.niceness = self._niceness
         self.processes.append(process)
         return process
 
@@ -134,8 +142,10 @@ class WorkerContext(context.SpawnContext):
 
 
 @contextmanager
-def worker_context(*, with_main: bool) -> Iterator[WorkerContext]:
+def worker_context(*, with_main: bool, niceness: int) -> Iterator[WorkerContext]:
     """A context for worker processes that leaves nothing behind.
+
+    ``niceness``: by how much they give way to this process.
 
     ``multiprocessing`` starts a resource tracker with the first spawned process and keeps it for
     the life of the program. One that was not running before is stopped again, unless somebody else
@@ -143,7 +153,7 @@ def worker_context(*, with_main: bool) -> Iterator[WorkerContext]:
     """
     tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001 - no public way to it
     was_running = tracker._fd is not None  # noqa: SLF001
-    mp_context = WorkerContext(with_main=with_main)
+    mp_context = WorkerContext(with_main=with_main, niceness=niceness)
     try:
         yield mp_context
     finally:
