@@ -1,4 +1,4 @@
-"""Every Python block of the README runs as it is written."""
+"""Every Python block of the README and the guide runs as it is written."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import torch
 
 from tests.integration import support
 
-README = Path(__file__).parents[2] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_a_block_runs(block, tmp_path, monkeypatch):
+def blocks(name):
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "count"), [("README.md", 3), ("PARALLEL_READ_DATA_GUIDE.md", 9)])
+def test_the_blocks_of_a_text_run_one_after_the_other(name, count, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    saved = support.save("ckpt/step-1000", {"w": torch.randn(300, 300)})
-    state_dict = support.empty_like(saved)
-    exec(compile(block, "README.md", "exec"), {"state_dict": state_dict})
-    if "state_dict" in block:
-        support.assert_same(state_dict, saved)
-
-
-def test_there_are_blocks():
-    assert len(BLOCKS) == 3
+    saved = support.save("ckpt/step-1000", {"w": torch.randn(300, 700), "small": torch.ones(3)})
+    found = blocks(name)
+    assert len(found) == count
+    names = {"state_dict": {}}
+    for block in found:
+        names["state_dict"] = support.empty_like(saved)
+        exec(compile(block, name, "exec"), names)
+        if "state_dict" in block:
+            support.assert_same(names["state_dict"], saved)
