@@ -17,10 +17,13 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
+
+import psutil
 
 from paraload._checksum import crc32
 from paraload._geometry import Run
@@ -354,6 +357,19 @@ class ExecutorContract:
             left = len(queue)
             _expect(StopIteration, next, run)
             assert len(queue) == left
+
+    def test_nothing_runs_on_when_it_was_left(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """Threads and processes have ended when closing returns, not some time later."""
+        threads, children = threading.active_count(), len(psutil.Process().children())
+        tasks = self._tasks(50)
+        work = Work(source=FaultySource(source, delay_s=0.05), verify=True)
+        run = executor.run(work, partial(_pop, list(tasks)), self._targets(tasks))
+        next(run)
+        run.close()
+        assert threading.active_count() == threads
+        assert len(psutil.Process().children()) == children
 
     def test_an_error_of_the_feed_comes_out(
         self, executor: ReadExecutor, source: ByteSource

@@ -32,7 +32,9 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from paraload import ParallelFileSystemReader, _plan
+from paraload import ParallelFileSystemReader, _execution, _plan, _worker
+from paraload._task import LocateTask, RecordsTask, RunsTask
+from paraload.executors import _threads
 
 DTYPES = [
     getattr(torch, name)
@@ -58,12 +60,32 @@ slow_enough = settings(
 
 @pytest.fixture(autouse=True)
 def small_knobs(monkeypatch):
-    """Sizes at which tensors of a few hundred bytes are located, split and blocked."""
+    """Sizes at which tensors of a few hundred bytes are located, split, blocked and shared out."""
     knobs = _plan.PlanKnobs(
         locate_from_bytes=1800, locate_batch=2, block_bytes=6000, max_gap_bytes=64, split_bytes=512
     )
-    monkeypatch.setattr(_plan, "DEFAULT_KNOBS", knobs)
-    monkeypatch.setattr(_plan, "split_bytes_for", lambda *_: 512)
+    monkeypatch.setattr(_execution, "DEFAULT_KNOBS", knobs)
+    monkeypatch.setattr(_execution, "split_bytes_for", lambda *_: 512)
+    monkeypatch.setattr(_execution, "_SHARE_FROM_BYTES", 0)
+    # Defaults of parameters are bound when a function is made: other names do not reach them.
+    for function, small in (
+        (_plan.first_tasks, {"knobs": knobs}),
+        (_plan.runs_tasks, {"max_gap_bytes": knobs.max_gap_bytes}),
+    ):
+        monkeypatch.setattr(function, "__kwdefaults__", function.__kwdefaults__ | small)
+
+
+@pytest.fixture
+def tasks_done(monkeypatch):
+    """The tasks that the threads have run."""
+    done = []
+
+    def noting(task, work, sink):
+        done.append(task)
+        return _worker.run_task(task, work, sink)
+
+    monkeypatch.setattr(_threads, "run_task", noting)
+    return done
 
 
 def raw(tensor):
@@ -225,6 +247,20 @@ def same_bytes(one, other):
             assert tensor.requires_grad == other[name].requires_grad
         else:
             assert tensor == other[name], name
+
+
+def test_the_sizes_of_these_tests_take_every_path(tasks_done):
+    """Without this, a renamed constant would leave the tests below with nothing but small reads."""
+    saved = Saved((40, 33), torch.complex128, "contiguous", "plain", 1)
+    with checkpoint({"t": saved.tensor(), "small": torch.ones(3)}, Writing(1, True, False)) as at:
+        reader = Reading().reader(at)
+        load(reader, {"t": poisoned(saved, "contiguous"), "small": torch.zeros(3)})
+        load(reader, {"t": torch.zeros(40, 33)})
+        load(reader, {"t": poisoned(saved, "spaced")})
+    assert reader.last_report.executor == "threads"
+    assert {type(task) for task in tasks_done} == {LocateTask, RecordsTask, RunsTask}
+    assert all(task.needed_bytes <= 512 for task in tasks_done if isinstance(task, RunsTask))
+    assert sum(isinstance(task, RunsTask) for task in tasks_done) > 3 * 20
 
 
 @slow_enough
@@ -414,10 +450,7 @@ def test_targets_that_share_memory_end_as_with_torch(names, how, writing, readin
 
 @pytest.mark.parametrize("executor", ["processes", "pool"])
 @pytest.mark.parametrize("zstd", [False, True])
-def test_process_executors_too(executor, zstd, monkeypatch):
-    from paraload import _execution
-
-    monkeypatch.setattr(_execution, "_SHARE_FROM_BYTES", 0)
+def test_process_executors_too(executor, zstd):
     saved = [
         Saved(shape, dtype, layout, kind, n)
         for n, (shape, dtype, layout, kind) in enumerate(
