@@ -30,16 +30,6 @@ from tests.integration.support import EXECUTORS
 IN_PROCESSES = ["processes", "pool"]
 
 
-@pytest.fixture
-def saved(tmp_path):
-    return support.save(tmp_path / "ckpt", support.example_state())
-
-
-@pytest.fixture
-def folder(tmp_path, saved):
-    return tmp_path / "ckpt"
-
-
 def failing(folder, saved, executor="threads", **keywords):
     """Load, which must fail; the error and the targets."""
     targets = support.empty_like(saved)

@@ -78,11 +78,6 @@ class CommitWatcher(DefaultLoadPlanner):
         tensor.add_(1)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    return support.save(tmp_path / "ckpt", support.example_state())
-
-
 @pytest.mark.parametrize("budget", [1 << 20, 256 << 20])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_commit_comes_right_after_resolve_in_torch_s_order(tmp_path, saved, executor, budget):

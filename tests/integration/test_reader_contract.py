@@ -20,16 +20,6 @@ from paraload.errors import ShapeMismatchError
 from tests.integration import support
 
 
-@pytest.fixture
-def saved(tmp_path):
-    return support.save(tmp_path / "ckpt", support.example_state())
-
-
-@pytest.fixture
-def folder(tmp_path, saved):
-    return tmp_path / "ckpt"
-
-
 class PathLike:
     def __init__(self, path):
         self.path = path

@@ -18,11 +18,6 @@ from tests.integration.support import EXECUTORS
 
 
 @pytest.fixture
-def saved(tmp_path):
-    return support.save(tmp_path / "ckpt", support.example_state())
-
-
-@pytest.fixture
 def path(tmp_path, saved):
     return str(tmp_path / "ckpt")
 
