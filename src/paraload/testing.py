@@ -9,6 +9,8 @@ A suite is a class of test methods; pytest collects a subclass that says what is
         @pytest.fixture
         def source(self, files): ...  # the source that reads them
 
+:func:`resources` and :func:`leaked` tell what a piece of work has left behind.
+
 Only :func:`make_checkpoint` needs torch; sources, formats and executors are tested without it.
 """
 
@@ -19,8 +21,11 @@ import pickle
 import random
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import psutil
@@ -35,9 +40,10 @@ from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from paraload._task import TaskResult
     from paraload.executors._base import ReadExecutor
     from paraload.formats._base import ItemFormat
     from paraload.sources._base import ByteSource
@@ -48,7 +54,9 @@ __all__ = [
     "FaultySource",
     "FormatContract",
     "SourceContract",
+    "leaked",
     "make_checkpoint",
+    "resources",
 ]
 
 #: The files that a source under test must be able to read: path -> content.
@@ -57,6 +65,35 @@ FILES: Final[dict[str, bytes]] = {
     "small": b"0123456789",
     "sub/large": random.Random(7).randbytes(300_000),  # noqa: S311 - content, not a secret
 }
+
+
+def resources() -> Counter[str]:
+    """What this process holds apart from ordinary memory, every thing as a line of text.
+
+    Open descriptors, threads, processes below this one, and the machine's shared memory.
+    """
+    held: Counter[str] = Counter()
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            held[f"descriptor of {fd.readlink()}"] += 1
+        except FileNotFoundError:
+            continue  # the descriptor of this listing itself
+    held.update(f"thread {thread.name}" for thread in threading.enumerate())
+    held.update(f"process {child.pid}" for child in psutil.Process().children(recursive=True))
+    if (shm := Path("/dev/shm")).is_dir():  # noqa: S108 - only listed
+        held.update(f"shared memory {segment}" for segment in shm.iterdir())
+    return held
+
+
+def leaked(before: Counter[str], *, grace_s: float = 10.0) -> list[str]:
+    """What is there since ``before = resources()``, and does not go away in ``grace_s`` seconds.
+
+    Other programs use the machine's shared memory too; what they have there goes by itself.
+    """
+    deadline = time.monotonic() + grace_s
+    while (left := resources() - before) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return sorted(left)
 
 
 def make_checkpoint(
@@ -82,12 +119,13 @@ def make_checkpoint(
 
 
 class FaultySource:
-    """Another source with faults: the ``fail_at``-th read raises, or gives damaged bytes.
+    """Another source with faults: the ``fail_at``-th read of a process raises, or gives damage.
 
     Args:
         inner: reads the bytes.
         fail_at: number of the read that goes wrong, from 1 on; 0 for none.
-        error: what it raises; ``None`` flips a bit of its first buffer instead.
+        error: what it raises; ``None`` damages its first buffer instead.
+        cut: the damage is a last byte that never arrives, rather than a flipped bit.
         delay_s: how long each read takes longer.
     """
 
@@ -97,13 +135,25 @@ class FaultySource:
         *,
         fail_at: int = 0,
         error: Exception | None = None,
+        cut: bool = False,
         delay_s: float = 0.0,
     ) -> None:
         self.inner = inner
         self.fail_at = fail_at
         self.error = error
+        self.cut = cut
         self.delay_s = delay_s
-        self.reads = 0
+        self._numbers = count(1)  # its next() is one step, whatever threads there are
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        again = partial(
+            FaultySource,
+            fail_at=self.fail_at,
+            error=self.error,
+            cut=self.cut,
+            delay_s=self.delay_s,
+        )
+        return again, (self.inner,)
 
     def size(self, path: str) -> int:
         """As it is."""
@@ -112,12 +162,14 @@ class FaultySource:
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
         """Read, unless it is this one's turn to fail."""
         time.sleep(self.delay_s)
-        self.reads += 1
-        if self.reads == self.fail_at and self.error is not None:
+        if next(self._numbers) != self.fail_at:
+            return self.inner.read_into(path, start, buffers)
+        if self.error is not None:
             raise copy.copy(self.error)
+        at = -1 if self.cut else 0
+        before = buffers[0][at]
         requests = self.inner.read_into(path, start, buffers)
-        if self.reads == self.fail_at and buffers and len(buffers[0]):
-            buffers[0][0] ^= 1
+        buffers[0][at] = before if self.cut else buffers[0][at] ^ 1
         return requests
 
     def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
@@ -151,7 +203,11 @@ class SourceContract:
     def test_ranges(self, source: ByteSource) -> None:
         """Ranges arrive as they are, whole and scattered over buffers of any size."""
         data = FILES["sub/large"]
-        for start, sizes in ((0, [300_000]), (5, [1, 0, 4095, 100_000]), (299_999, [1]), (7, [])):
+        whole, scattered, last, none = [300_000], [1, 0, 4095, 100_000, 0], [1], [0]
+        for start, sizes in (
+            *((0, whole), (5, scattered), (299_999, last)),
+            *((7, []), (7, none), (300_000, none)),
+        ):
             buffers = [bytearray(size) for size in sizes]
             requests = source.read_into("sub/large", start, [memoryview(b) for b in buffers])
             assert requests >= 1 or not sizes
@@ -228,6 +284,32 @@ class FormatContract:
             assert record[found.start : found.end] == payload
             assert item_format.locate(record, len(record)) == found
 
+    def test_every_prefix_is_answered_with_the_truth_or_a_question(
+        self, item_format: ItemFormat, records: Mapping[bytes, bytes]
+    ) -> None:
+        """Byte by byte: never "no", never another payload; and the same with what it remembers."""
+        for record in records:
+            whole = _fresh(item_format).locate(record, len(record))
+            remembering = _fresh(item_format)
+            remembering.locate(record, len(record))
+            for wanted in range(min(len(record), 1500)):
+                for fmt in (_fresh(item_format), remembering):
+                    found = fmt.locate(record[:wanted], len(record))
+                    if isinstance(found, NeedBytes):
+                        assert wanted < found.nbytes <= len(record)
+                    else:
+                        assert found == whole
+
+    def test_bytes_behind_a_record_change_nothing(
+        self, item_format: ItemFormat, records: Mapping[bytes, bytes]
+    ) -> None:
+        """A length that is too long leads to the same payload."""
+        for record in records:
+            for behind in (b"\0", b"PK\x03\x04" * 20, record):
+                longer = record + behind
+                found = _fresh(item_format).locate(longer, len(longer))
+                assert found == item_format.locate(record, len(record))
+
     def test_the_checksum_is_the_payload_s(
         self, item_format: ItemFormat, records: Mapping[bytes, bytes]
     ) -> None:
@@ -259,8 +341,28 @@ class FormatContract:
 
     def test_other_bytes_are_unsupported(self, item_format: ItemFormat) -> None:
         """Not an exception, and not a payload."""
-        for head in (b"", b"x", b"not a record" * 100, bytes(5000)):
+        chance = random.Random(2)  # noqa: S311 - repeatable
+        noise = [chance.randbytes(chance.randrange(3000)) for _ in range(200)]
+        for head in (b"", b"x", b"not a record" * 100, bytes(5000), *noise):
             assert isinstance(item_format.locate(head, len(head)), Unsupported)
+
+
+class _SlowAtZero(FaultySource):
+    """Reads that begin a file take longer than all others together."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _SlowAtZero, (self.inner,)
+
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+        """Read, in time or not."""
+        time.sleep(0 if start else 1.0)
+        return super().read_into(path, start, buffers)
+
+
+def _fresh(item_format: ItemFormat) -> ItemFormat:
+    """The format as it arrives in a worker: without anything that it may remember."""
+    twin: ItemFormat = pickle.loads(pickle.dumps(item_format))
+    return twin
 
 
 class ExecutorContract:
@@ -290,6 +392,13 @@ class ExecutorContract:
             task.items[0]: TargetMemory(memoryview(bytearray(task.end - task.start)))
             for task in tasks
         }
+
+    def _run(
+        self, executor: ReadExecutor, source: ByteSource, tasks: list[ReadTask]
+    ) -> Generator[TaskResult, None, None]:
+        queue = tasks[::-1]
+        work = Work(source=source, verify=True)
+        return executor.run(work, partial(_pop, queue), self._targets(tasks))
 
     def test_every_task_is_run_and_its_bytes_arrive(
         self, executor: ReadExecutor, source: ByteSource
@@ -321,6 +430,10 @@ class ExecutorContract:
         run = executor.run(Work(source=source, verify=True), partial(_pop, ready), targets)
         for result in run:
             seen += 1
+            (landed,) = result.outcomes
+            assert isinstance(landed, Landed)
+            data = FILES["sub/large"][result.task.start : result.task.end]
+            assert bytes(targets[landed.item].memory) == data
             number = result.task.items[0] + 1
             if number < len(tasks):
                 targets |= self._targets([tasks[number]])
@@ -342,6 +455,40 @@ class ExecutorContract:
         assert isinstance(failed[0].error, ShortFileError)
         assert "Traceback" in failed[0].error.traceback_text
         assert len(outcomes) == len(tasks)
+
+    def test_results_come_as_they_are_ready(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """A slow first task holds up nobody, where there are several workers."""
+        results = list(self._run(executor, _SlowAtZero(source), self._tasks(12, nbytes=300)))
+        order = [result.task.items[0] for result in results]
+        assert sorted(order) == list(range(12))
+        assert order.index(0) == (0 if executor.workers == 1 else 11)
+
+    def test_damage_of_a_source_shows_in_the_checksum(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """Sums are made of what arrived, not of what should have."""
+        (task,) = self._tasks(1, nbytes=1000)
+        for cut in (False, True):
+            faulty = FaultySource(source, fail_at=1, cut=cut)
+            (result,) = self._run(executor, faulty, [task])
+            (landed,) = result.outcomes
+            assert isinstance(landed, Landed)
+            assert landed.crc != crc32(FILES["sub/large"][:1000])
+
+    def test_nothing_is_left_however_it_ends(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """No descriptor, thread, process or shared memory: when it returns, not some time later."""
+        source.read_into("sub/large", 0, [memoryview(bytearray(1))])  # it may keep the file open
+        before = resources()
+        list(self._run(executor, source, self._tasks(30)))
+        assert leaked(before, grace_s=1) == []
+        run = self._run(executor, source, self._tasks(100))
+        next(run)
+        _expect(ZeroDivisionError, run.throw, ZeroDivisionError("the consumer's own problem"))
+        assert leaked(before, grace_s=1) == []
 
     def test_it_can_be_left_at_any_time(self, executor: ReadExecutor, source: ByteSource) -> None:
         """Closing the run ends it; nothing is asked of the feed afterwards."""

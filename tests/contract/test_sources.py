@@ -39,6 +39,21 @@ class TestLocalSource(SourceContract):
         assert len(source._handles) == _local._MAX_OPEN_FILES
         source.close()
 
+    @pytest.mark.parametrize("at_once", [1, 4095])
+    def test_short_reads_of_the_system_are_gone_on_with(self, source, monkeypatch, at_once):
+        import os
+
+        whole = os.preadv
+        monkeypatch.setattr(
+            _local.os,
+            "preadv",
+            lambda fd, buffers, at: whole(fd, [next(b for b in buffers if b)[:at_once]], at),
+        )
+        buffers = [bytearray(size) for size in (3, 0, 5000, 1)]
+        requests = source.read_into("sub/large", 7, [memoryview(b) for b in buffers])
+        assert b"".join(buffers) == FILES["sub/large"][7:5011]
+        assert requests >= 5004 // at_once
+
     @pytest.mark.timeout(10)
     def test_a_fifo_or_a_folder_is_refused_and_not_waited_for(self, tmp_path):
         import os

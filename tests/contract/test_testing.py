@@ -1,0 +1,239 @@
+"""What paraload.testing gives to others: suites that find faults, and things that cause them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from multiprocessing.shared_memory import SharedMemory
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from paraload import ParallelFileSystemReader
+from paraload.errors import ShortFileError
+from paraload.executors import make_executor
+from paraload.formats._base import TensorRecord
+from paraload.formats._torch_zip import TorchZipFormat
+from paraload.sources._local import LocalSource
+from paraload.testing import (
+    ExecutorContract,
+    FaultySource,
+    FormatContract,
+    SourceContract,
+    leaked,
+    make_checkpoint,
+    resources,
+)
+from tests.contract.test_formats import payload, record
+from tests.contract.test_sources import written
+
+
+def test_importing_it_brings_no_torch():
+    code = "import sys, paraload.testing; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ----------------------------------------------------------------- make_checkpoint
+
+
+@pytest.mark.parametrize("zstd", [False, True])
+@pytest.mark.parametrize(
+    ("files", "single_file_per_rank", "expected"), [(1, True, 1), (3, True, 3), (2, False, 5)]
+)
+def test_make_checkpoint_writes_what_is_asked_for(
+    tmp_path, files, single_file_per_rank, expected, zstd
+):
+    state = {f"w{n}": torch.full((40, n + 1), float(n)) for n in range(4)} | {"step": 3}
+    returned = make_checkpoint(
+        tmp_path, state, files=files, single_file_per_rank=single_file_per_rank, zstd=zstd
+    )
+    assert returned is state
+    assert len(list(tmp_path.glob("*.distcp"))) == expected
+    got = {f"w{n}": torch.zeros(40, n + 1) for n in range(4)} | {"step": 0}
+    reader = ParallelFileSystemReader(tmp_path)
+    dcp.load(got, storage_reader=reader, no_dist=True)
+    assert all(torch.equal(got[f"w{n}"], state[f"w{n}"]) for n in range(4))
+    assert got["step"] == 3
+    infos = reader.storage_data.values()
+    described = {tuple(info.transform_descriptors or ()) for info in infos}
+    assert described == {("stream.zstd/1",) if zstd else ()}
+
+
+# ----------------------------------------------------------------- resources
+
+
+def test_resources_sees_descriptors_threads_children_and_shared_memory():
+    before = resources()
+    with open(os.devnull, "rb"):
+        assert leaked(before, grace_s=0) == ["descriptor of /dev/null"]
+    event = threading.Event()
+    thread = threading.Thread(target=event.wait, name="waits")
+    thread.start()
+    assert leaked(before, grace_s=0) == ["thread waits"]
+    event.set()
+    thread.join()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert f"process {child.pid}" in leaked(before, grace_s=0)
+    child.communicate(b"\n")
+    assert leaked(before, grace_s=1) == []
+
+
+def test_resources_sees_shared_memory():
+    from multiprocessing import resource_tracker
+
+    before = resources()
+    segment = SharedMemory(create=True, size=10)
+    assert f"shared memory /dev/shm/{segment.name}" in leaked(before, grace_s=0)
+    segment.close()
+    segment.unlink()
+    resource_tracker._resource_tracker._stop()  # started by this test, not by paraload
+    assert leaked(before, grace_s=1) == []
+
+
+# ----------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize("executor", ["sequential", "threads"])
+def test_one_fault_of_many_threads_hits_one_read(tmp_path, executor):
+    source = FaultySource(LocalSource(written(tmp_path)), fail_at=50, error=OSError(5, "EIO"))
+    buffers = [memoryview(bytearray(10)) for _ in range(100)]
+    failed = []
+
+    def read(some):
+        for buffer in some:
+            try:
+                source.read_into("sub/large", 0, [buffer])
+            except OSError as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=read, args=(buffers[n::4],)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [error.errno for error in failed] == [5]
+    source.close()
+
+
+def test_a_cut_read_leaves_its_last_byte_alone(tmp_path):
+    source = FaultySource(LocalSource(written(tmp_path)), fail_at=1, cut=True)
+    source = pickle.loads(pickle.dumps(source))
+    buffer = bytearray(b"....")
+    source.read_into("small", 0, [memoryview(buffer)])
+    assert bytes(buffer) == b"012."
+    source.read_into("small", 0, [memoryview(buffer)])
+    assert bytes(buffer) == b"0123"
+    source.close()
+
+
+# ----------------------------------------------------------------- the suites find what is wrong
+
+
+class LyingSource(LocalSource):
+    """Past the end there are zeros."""
+
+    def read_into(self, path, start, buffers):
+        try:
+            return super().read_into(path, start, buffers)
+        except ShortFileError:
+            return 1
+
+
+class StaleSource(LocalSource):
+    """Pickles with its open files."""
+
+    def __reduce__(self):
+        return _stale, (self.root, {path: handle.fd for path, handle in self._handles.items()})
+
+
+def _stale(root, fds):
+    if fds:
+        raise TypeError("descriptors do not travel")
+    return StaleSource(root)
+
+
+@pytest.mark.parametrize(
+    ("kind", "test"),
+    [(LyingSource, "test_a_short_file_is_an_error"), (StaleSource, "test_pickling")],
+)
+def test_the_source_suite_finds_a_wrong_source(tmp_path, kind, test):
+    source = kind(written(tmp_path))
+    with pytest.raises((AssertionError, TypeError)):
+        getattr(SourceContract(), test)(source)
+    source.close()
+
+
+class GreedyFormat(TorchZipFormat):
+    """Believes every length that a record tells."""
+
+    def locate(self, head, record_bytes):
+        return super().locate(head, 1 << 60)
+
+
+class HastyFormat(TorchZipFormat):
+    """Says no where it should ask."""
+
+    def __reduce__(self):
+        return HastyFormat, ()
+
+    def locate(self, head, record_bytes):
+        found = super().locate(head, record_bytes)
+        return found if isinstance(found, TensorRecord) else super().locate(b"x" * 9999, 9999)
+
+
+@pytest.mark.parametrize(
+    ("kind", "test"),
+    [
+        (GreedyFormat, "test_damage_never_raises_nor_leads_outside"),
+        (HastyFormat, "test_every_prefix_is_answered_with_the_truth_or_a_question"),
+    ],
+)
+def test_the_format_suite_finds_a_wrong_format(kind, test):
+    records = {record(tensor): payload(tensor) for tensor in (torch.ones(9), torch.arange(400))}
+    with pytest.raises(AssertionError):
+        getattr(FormatContract(), test)(kind(), records)
+
+
+class Wrong:
+    """The thread executor with one fault."""
+
+    def __init__(self, fault):
+        self.inner = make_executor("threads", workers=2, slot_bytes=0)
+        self.name, self.workers, self.fault = "wrong", 2, fault
+
+    def run(self, work, feed, targets):
+        results = self.inner.run(work, feed, targets)
+        match self.fault:
+            case "in order":
+                yield from sorted(results, key=lambda result: result.task.start)
+            case "one lost":
+                next(results)
+                yield from results
+            case "fixed targets":
+                yield from self.inner.run(work, feed, dict(targets))
+            case "left open":
+                self.kept = os.open(os.devnull, os.O_RDONLY)
+                yield from results
+
+
+@pytest.mark.parametrize(
+    ("fault", "test"),
+    [
+        ("in order", "test_results_come_as_they_are_ready"),
+        ("one lost", "test_every_task_is_run_and_its_bytes_arrive"),
+        ("fixed targets", "test_results_may_lead_to_new_tasks_and_targets"),
+        ("left open", "test_nothing_is_left_however_it_ends"),
+    ],
+)
+def test_the_executor_suite_finds_a_wrong_executor(tmp_path, fault, test):
+    source = LocalSource(written(tmp_path))
+    executor = Wrong(fault)
+    with pytest.raises(AssertionError):
+        getattr(ExecutorContract(), test)(executor, source)
+    source.close()
+    if fault == "left open":
+        os.close(executor.kept)
