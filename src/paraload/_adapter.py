@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._extension import StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.filesystem import FileSystem, _StorageReaderTransforms
-from torch.distributed.checkpoint.planner import LoadItemType
 
-from paraload import _destination as destination
+from paraload._intake import storage_info
 from paraload._plan import first_tasks
-from paraload._task import ItemIndex, LocateTask, RecordSpec, RecordsTask
 from paraload._work import Work
-from paraload.errors import CheckpointReadError
 from paraload.options import ReadOptions
 from paraload.sources._local import LocalSource
 from paraload.sources._streams import StreamSource
@@ -28,15 +25,13 @@ from paraload.transforms import ExtensionDecoder, ZstdDecoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from torch.distributed.checkpoint.metadata import MetadataIndex
-    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+    from torch.distributed.checkpoint.planner import LoadPlan
 
-    from paraload._destination import Destination
-    from paraload._task import ReadTask, StorageItem
+    from paraload._task import ReadTask, RecordSpec, StorageItem
     from paraload.sources._base import ByteSource
     from paraload.transforms import Decoder
 
-__all__ = ["ReaderTraits", "may_resolve_ahead", "options_of", "plain_index", "resolve_all"]
+__all__ = ["ReaderTraits", "options_of", "path_text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +81,13 @@ class ReaderTraits:
         return self.slice_file is not None or isinstance(self.source, StreamSource)
 
     @property
+    def tells_hooks(self) -> bool:
+        """Somebody will want to be told of each item."""
+        return (
+            self.needs_stream or self.options.transform is not None or _is_foreign(self.transforms)
+        )
+
+    @property
     def needs_whole(self) -> bool:
         """Items are only understood as whole records."""
         options = self.options
@@ -100,7 +102,7 @@ class ReaderTraits:
         if self.slice_here is not None:
             for spec in specs:
                 info = storage_info(storage_data, plan.items[spec.item])
-                self.slice_here.infos[spec.storage] = info
+                self.slice_here.infos[spec.for_hooks.storage] = info
 
     def first_tasks(
         self, specs: Iterable[RecordSpec], *, in_plan_order: bool = False
@@ -119,7 +121,7 @@ class ReaderTraits:
         transform = self.options.transform
         if _is_foreign(self.transforms) and transform is None:
             transform = self.transforms.transform_load_stream
-        described = {spec.storage.transform_descriptors for spec in specs}
+        described = {spec.wanted.descriptors for spec in specs}
         registry = None if _is_foreign(self.transforms) else _registry(self.transforms)
         return Work(
             source=self.source,
@@ -193,58 +195,6 @@ def options_of(
     if max_workers is not None:
         overrides["max_workers"] = max_workers
     return ReadOptions.resolve(options, overrides)
-
-
-def plain_index(index: MetadataIndex) -> ItemIndex:
-    """``index`` without torch."""
-    offset = None if index.offset is None else tuple(index.offset)
-    return ItemIndex(index.fqn, offset, index.index)
-
-
-_ASKED: Final = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")
-
-
-def may_resolve_ahead(planner: LoadPlanner) -> bool:
-    """Whether resolving has no effect that could be missed: torch's planner, unchanged there."""
-    return isinstance(planner, DefaultLoadPlanner) and all(
-        getattr(type(planner), name) is getattr(DefaultLoadPlanner, name)
-        and name not in vars(planner)
-        for name in _ASKED
-    )
-
-
-def resolve_all(plan: LoadPlan, planner: LoadPlanner) -> dict[int, Destination]:
-    """The destinations of all tensors of the plan."""
-    return {
-        number: destination.resolve(planner.resolve_tensor(item))
-        for number, item in enumerate(plan.items)
-        if item.type != LoadItemType.BYTE_IO
-    }
-
-
-def spans_of(destinations: dict[int, Destination]) -> dict[int, tuple[int, int]]:
-    """The addresses of those that have any."""
-    spans = ((number, target.span()) for number, target in destinations.items())
-    return {number: span for number, span in spans if span is not None}
-
-
-def storage_info(storage_data: Any, read_item: ReadItem) -> Any:
-    """The item's entry, or an error that names it."""
-    try:
-        return storage_data[read_item.storage_index]
-    except KeyError:
-        raise CheckpointReadError(
-            f"the checkpoint has no storage entry for {read_item.storage_index.fqn!r} at offset"
-            f" {read_item.storage_index.offset}; plan and metadata do not belong together"
-        ) from None
-
-
-def specs_of(tasks: Iterable[ReadTask]) -> list[RecordSpec]:
-    """The items of first tasks, in the order of the plan."""
-    found = [
-        spec for task in tasks if isinstance(task, LocateTask | RecordsTask) for spec in task.specs
-    ]
-    return sorted(found, key=lambda spec: spec.item)
 
 
 def path_text(path: Any) -> str:

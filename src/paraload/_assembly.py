@@ -101,7 +101,7 @@ class Assembly:
         """Bytes that the item takes: of its slice, or of the whole record."""
         if self.record is None:
             return self.item.spec.length
-        return geometry.block_bytes(self.item.spec.info.lengths, self.record.itemsize)
+        return geometry.block_bytes(self.item.spec.wanted.lengths, self.record.itemsize)
 
     # ------------------------------------------------------------------ planning
 
@@ -119,26 +119,26 @@ class Assembly:
 
     def _await_units(self, record: TensorRecord) -> None:
         """Collect the slice in units: all of it where order matters, else in bounded pieces."""
-        info = self.item.spec.info
-        blocks = [((0,) * len(info.lengths), info.lengths)]
+        wanted = self.item.spec.wanted
+        blocks = [((0,) * len(wanted.lengths), wanted.lengths)]
         if not self.item.ordered:
             blocks = self._blocks(record)
         self.tasks_left = len(blocks)
         for number, (at, lengths) in enumerate(blocks):
-            starts = tuple(o + a for o, a in zip(info.storage_offsets, at, strict=True))
+            starts = tuple(o + a for o, a in zip(wanted.offsets, at, strict=True))
             region = _region(record, starts, lengths)
             runs = region.runs(record.strides, record.itemsize, record.first_byte(region.offsets))
             is_last = number == len(blocks) - 1
             self._await(runs, at=at, lengths=lengths, region=region, with_trailer=is_last)
 
     def _blocks(self, record: TensorRecord) -> list[tuple[geometry.Shape, geometry.Shape]]:
-        info = self.item.spec.info
-        region = _region(record, info.storage_offsets, info.lengths)
+        wanted = self.item.spec.wanted
+        region = _region(record, wanted.offsets, wanted.lengths)
         widening = max(1, region.nbytes(record.itemsize) // self.needed_bytes)
         order = geometry.source_order(record.shape, record.strides)
         limit = max(1, self.shop.split_bytes // widening)
         return list(
-            geometry.split_block(info.lengths, order, itemsize=record.itemsize, max_bytes=limit)
+            geometry.split_block(wanted.lengths, order, itemsize=record.itemsize, max_bytes=limit)
         )
 
     def _await_record(self) -> None:
@@ -230,7 +230,7 @@ class Assembly:
         if self.item.destination is None:
             raise TypeError("a unit without an order needs a destination")
         target = self.item.destination.tensor
-        destination.require_shape(target, self.item.spec.info.lengths)
+        destination.require_shape(target, self.item.spec.wanted.lengths)
         block = destination.cut(target, unit.at, unit.lengths)
         destination.copy_into(block, self._block(unit, record))
 
@@ -242,8 +242,8 @@ class Assembly:
         tensor = destination.as_tensor(
             unit.staging.memory, record.dtype, region.lengths, region.order
         )
-        info = self.item.spec.info
-        starts = tuple(o + a for o, a in zip(info.storage_offsets, unit.at, strict=True))
+        wanted = self.item.spec.wanted
+        starts = tuple(o + a for o, a in zip(wanted.offsets, unit.at, strict=True))
         inside = tuple(s - r for s, r in zip(starts, region.offsets, strict=True))
         return destination.cut(tensor, inside, unit.lengths)
 
@@ -289,9 +289,9 @@ class Assembly:
             raise TypeError("only torch can make a tensor of this record")
         for unit in self._units.values():
             return self._block(unit, self.record)
-        info = self.item.spec.info
-        order = tuple(range(len(info.lengths)))
-        return destination.as_tensor(memoryview(b""), self.record.dtype, info.lengths, order)
+        wanted = self.item.spec.wanted
+        order = tuple(range(len(wanted.lengths)))
+        return destination.as_tensor(memoryview(b""), self.record.dtype, wanted.lengths, order)
 
     def release(self) -> None:
         """Give all memory back."""

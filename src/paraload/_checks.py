@@ -41,7 +41,7 @@ def check_range(spec: RecordSpec, file_bytes: int) -> None:
 
 def check_slice(spec: RecordSpec, shape: geometry.Shape) -> None:
     """The planned slice lies inside the stored tensor."""
-    offsets, lengths = spec.info.storage_offsets, spec.info.lengths
+    offsets, lengths = spec.wanted.offsets, spec.wanted.lengths
     if not _lies_inside(offsets, lengths, shape):
         raise ShapeMismatchError(
             "planned slice does not lie inside the stored tensor",

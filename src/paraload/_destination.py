@@ -27,25 +27,31 @@ _WRITABLE: Final = 0x200  # PyBUF_WRITE
 _memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory_at.restype = ctypes.py_object
 _memory_at.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+#: All addresses that a process can have: to slice this takes 0.06 us, and 0.4 us to make a view of
+#: each tensor by a call through ctypes.
+_FIRST_ADDRESS: Final = 4096
+_EVERYWHERE: Final[memoryview] = _memory_at(_FIRST_ADDRESS, 1 << 62, _WRITABLE)
 
 
 class Destination(NamedTuple):
-    """A target tensor, and its memory if workers may write to it."""
+    """A target tensor, and its memory (which begins at ``address``) if workers may write to it."""
 
     tensor: torch.Tensor
     memory: TargetMemory | None
+    address: int = 0
 
     @property
     def needed_bytes(self) -> int:
         """Bytes of the target."""
+        if self.memory is not None:
+            return self.memory.layout.packed_bytes
         return self.tensor.numel() * self.tensor.element_size()
 
     def span(self) -> tuple[int, int] | None:
         """The addresses ``[first, end)`` that it covers; ``None`` where there is no telling."""
         if self.memory is None or not self.memory.layout.nbytes:
             return None
-        first = self.tensor.data_ptr()
-        return first, first + self.memory.layout.nbytes
+        return self.address, self.address + self.memory.layout.nbytes
 
 
 class Staging:
@@ -64,21 +70,21 @@ class Staging:
 
 def resolve(tensor: torch.Tensor) -> Destination:
     """The destination that ``tensor``, as a planner resolved it, makes."""
-    tensor = tensor.detach()
-    return Destination(tensor, _memory_of(tensor))
-
-
-def _memory_of(tensor: torch.Tensor) -> TargetMemory | None:
+    if type(tensor) is not torch.Tensor or tensor.requires_grad:
+        tensor = tensor.detach()  # a parameter becomes a plain tensor; both can be written to
     if (
         type(tensor) is not torch.Tensor
+        or not tensor.is_cpu
         or tensor.layout is not torch.strided
-        or tensor.device.type != "cpu"
         or tensor.is_conj()
         or tensor.is_neg()
     ):
-        return None
+        return Destination(tensor, None)
     layout = _layout_of(tensor.dtype, tensor.shape, tensor.stride())
-    return TargetMemory(_view(tensor.data_ptr(), layout.nbytes), layout) if layout else None
+    if layout is None:
+        return Destination(tensor, None)
+    address = tensor.data_ptr()
+    return Destination(tensor, TargetMemory(_view(address, layout.nbytes), layout), address)
 
 
 @lru_cache(maxsize=4096)
@@ -88,7 +94,8 @@ def _layout_of(dtype: torch.dtype, size: torch.Size, strides: tuple[int, ...]) -
     if not _elements_are_apart(shape, strides):
         return None
     nbytes = geometry.extent_bytes(shape, strides, dtype.itemsize)
-    return Layout(str(dtype).removeprefix("torch."), shape, strides, nbytes)
+    name = str(dtype).removeprefix("torch.")
+    return Layout(name, shape, strides, nbytes, geometry.block_bytes(shape, dtype.itemsize))
 
 
 def _elements_are_apart(shape: geometry.Shape, strides: geometry.Shape) -> bool:
@@ -104,8 +111,7 @@ def _elements_are_apart(shape: geometry.Shape, strides: geometry.Shape) -> bool:
 def _view(address: int, nbytes: int) -> memoryview:
     if not nbytes:
         return memoryview(bytearray())
-    view: memoryview = _memory_at(address, nbytes, _WRITABLE)
-    return view
+    return _EVERYWHERE[address - _FIRST_ADDRESS : address - _FIRST_ADDRESS + nbytes]
 
 
 def as_tensor(
@@ -129,9 +135,9 @@ def cut(tensor: torch.Tensor, offsets: geometry.Shape, lengths: geometry.Shape) 
 def load_fallback(data: memoryview, spec: RecordSpec) -> torch.Tensor:
     """The needed slice of a record that only torch can read."""
     tensor = _torch_load.load_tensor(data)
-    if tensor.dim() != len(spec.info.lengths):
-        raise _mismatch(tuple(tensor.shape), spec.info.lengths, "planned")
-    return _torch_load.narrow_tensor(tensor, spec.info.storage_offsets, spec.info.lengths)
+    if tensor.dim() != len(spec.wanted.lengths):
+        raise _mismatch(tuple(tensor.shape), spec.wanted.lengths, "planned")
+    return _torch_load.narrow_tensor(tensor, spec.wanted.offsets, spec.wanted.lengths)
 
 
 def require_shape(target: torch.Tensor, lengths: geometry.Shape) -> None:

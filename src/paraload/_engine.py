@@ -13,7 +13,7 @@ committed in the order of torch's reader; all others are committed as they compl
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from paraload._work import item_error
 from paraload.errors import CheckpointReadError, ItemReadError, summarize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from paraload._budget import MemoryBudget
     from paraload._destination import Destination
@@ -54,6 +54,7 @@ class Job:
         ordered: the items that are committed in the order of torch's reader.
         work: what workers need.
         split_bytes: bytes that one task reads of a located record.
+        hand_over_landed: somebody wants to know of items that are in their targets already.
         slow_reasons: why nothing of it can go the fast way.
         started_s: when it was asked for, as ``time.monotonic`` tells it.
     """
@@ -65,6 +66,7 @@ class Job:
     ordered: Collection[int]
     work: Work
     split_bytes: int
+    hand_over_landed: bool
     slow_reasons: Sequence[str]
     started_s: float
 
@@ -91,29 +93,29 @@ class Load:
         self._budget = budget
         self._process = process
         self._on_progress = on_progress
-        self._items = {
-            spec.item: Item.planned(
-                spec, job.destinations.get(spec.item), ordered=spec.item in job.ordered
-            )
-            for spec in job.specs
-        }
+        self._items = _Items(job)
         file_rank = {path: n for n, path in enumerate(dict.fromkeys(s.path for s in job.specs))}
 
         def rank(item: int) -> tuple[int, int]:
-            return file_rank[self._items[item].spec.path], item
+            return file_rank[self._items.specs[item].path], item
 
         self._turns = deque(sorted(job.ordered, key=rank))
         self._feed = Feed(budget, rank=rank if self._turns else None)
         self._feed.start(job.first)
         self._shop = Workshop(
-            targets=_direct_targets(self._items.values()),
-            names=itertools.count(max(self._items, default=-1) + 1),
+            targets=_direct_targets(job),
+            names=itertools.count(max(self._items.specs, default=-1) + 1),
             feed=self._feed,
             verify=job.work.verify,
             split_bytes=job.split_bytes,
         )
         self._failures: list[ItemReadError] = []
-        self._ledger = Ledger(self._items.values(), verify=job.work.verify, started_s=job.started_s)
+        self._ledger = Ledger(
+            Counter(spec.path for spec in job.specs),
+            bytes_total=sum(map(self._items.planned_bytes, job.specs)),
+            verify=job.work.verify,
+            started_s=job.started_s,
+        )
         for reason in job.slow_reasons:
             self._ledger.fall_back(reason, len(job.specs))
 
@@ -138,8 +140,8 @@ class Load:
 
     def _require_everything(self) -> None:
         if self._failures:
-            raise summarize(self._failures, items=len(self._items), path=self._job.path)
-        if missing := [item.spec.fqn for item in self._items.values() if not item.is_done]:
+            raise summarize(self._failures, items=len(self._items.specs), path=self._job.path)
+        if missing := [spec.fqn for spec in self._items.left()]:
             raise CheckpointReadError(
                 f"{len(missing)} items were never read, {missing[0]!r} among them; this is a bug in"
                 " paraload, please report it"
@@ -151,7 +153,7 @@ class Load:
         self._ledger.count(result)
         for outcome in result.outcomes:
             if isinstance(outcome, LandedItems):
-                self._take_landed(outcome)
+                self._take_landed(outcome, result.task.path)
                 continue
             item = self._items[outcome.item]
             try:
@@ -175,17 +177,15 @@ class Load:
             case _:
                 raise TypeError(f"no such outcome: {type(outcome).__name__}")
 
-    def _take_landed(self, landed: LandedItems) -> None:
+    def _take_landed(self, landed: LandedItems, path: str) -> None:
         """Whole items are in their targets."""
         self._ledger.arrived(landed.nbytes)
         self._ledger.checked(landed.verified_bytes, unverified=landed.unverified)
-        items = [self._items[number] for number in landed.items]
-        self._process(
-            [CompletedItem(item.spec.item, item.destination, landed=True) for item in items]
-        )
-        for item in items:
-            item.is_done = True
-            self._leave(item)
+        if self._job.hand_over_landed:
+            known = self._job.destinations
+            self._process([CompletedItem(n, known.get(n), landed=True) for n in landed.items])
+        self._items.are_done(landed.items)
+        self._ledger.left(path, len(landed.items))
 
     def _take(self, item: Item, content: Staged | Raw) -> None:
         """Bytes of a small record, which are valid only until the next result."""
@@ -300,7 +300,7 @@ class Load:
             data=data,
         )
         self._process([completed])
-        item.is_done = True
+        self._items.are_done((item.spec.item,))
         self._leave(item)
 
     def _fail(self, item: Item, error: ItemReadError) -> None:
@@ -313,16 +313,53 @@ class Load:
         self._leave(item)
 
     def _leave(self, item: Item) -> None:
-        self._ledger.left(item)
+        self._ledger.left(item.spec.path, 1)
         self._feed.item_left(item.spec.item)
 
 
-def _direct_targets(items: Collection[Item]) -> dict[int, TargetMemory]:
+class _Items:
+    """All items of a load; those that land at once, as most small ones do, are never made."""
+
+    def __init__(self, job: Job) -> None:
+        self.specs = {spec.item: spec for spec in job.specs}
+        self._destinations = job.destinations
+        self._ordered = job.ordered
+        self._known: dict[int, Item] = {}
+        self._done: set[int] = set()
+
+    def __getitem__(self, number: int) -> Item:
+        """The item, which is made when it is first asked for."""
+        item = self._known.get(number)
+        if item is None:
+            spec = self.specs[number]
+            item = self._known[number] = Item(
+                spec=spec,
+                ordered=number in self._ordered,
+                destination=self._destinations.get(number),
+                planned_bytes=self.planned_bytes(spec),
+            )
+        return item
+
+    def planned_bytes(self, spec: RecordSpec) -> int:
+        """What the item is expected to bring; for progress."""
+        target = self._destinations.get(spec.item)
+        return target.needed_bytes if target is not None else max(spec.length, 0)
+
+    def are_done(self, numbers: Iterable[int]) -> None:
+        """These have been committed."""
+        self._done.update(numbers)
+
+    def left(self) -> Iterator[RecordSpec]:
+        """Those that have not been."""
+        return (spec for number, spec in self.specs.items() if number not in self._done)
+
+
+def _direct_targets(job: Job) -> dict[int, TargetMemory]:
     """The memory that workers may write to at any time."""
     return {
-        item.spec.item: item.destination.memory
-        for item in items
-        if not item.ordered and item.destination is not None and item.destination.memory
+        number: target.memory
+        for number, target in job.destinations.items()
+        if target.memory is not None and number not in job.ordered
     }
 
 

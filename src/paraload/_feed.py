@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from paraload._task import LocateTask, ReadTask, RecordsTask
+from paraload._task import LandedItems, LocateTask, ReadTask, RecordsTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -35,10 +35,13 @@ __all__ = ["Feed"]
 
 @dataclass(slots=True)
 class _Reservation:
-    """Budget that a task of whole records holds until all of its items are done."""
+    """Budget that a task of whole records holds until all of its items are done.
+
+    ``items_left`` counts those that were not done when the task came back.
+    """
 
     cost_bytes: int
-    items_left: int
+    items_left: int = 0
 
 
 @dataclass(order=True, slots=True)
@@ -67,7 +70,8 @@ class Feed:
         self._ready: deque[ReadTask] = deque()
         self._waiting: list[_Waiting] = []
         self._sequence = itertools.count()
-        self._reservations: dict[int, _Reservation] = {}
+        self._running: dict[int, _Reservation] = {}  # by the first item of the task
+        self._holding: dict[int, _Reservation] = {}  # by item
         self._behind: dict[str, deque[ReadTask]] = {}
         self._one_by_one = False
         self._locates_left = 0
@@ -112,15 +116,21 @@ class Feed:
 
     def item_left(self, item: int) -> None:
         """The item is done or failed; the memory of its task is free when all of its items are."""
-        if (reservation := self._reservations.pop(item, None)) is not None:
+        if (reservation := self._holding.pop(item, None)) is not None:
             reservation.items_left -= 1
             if not reservation.items_left:
                 self._budget.release(reservation.cost_bytes)
 
     def returned(self, result: TaskResult) -> None:
-        """A task came back."""
+        """A task came back. Its memory is free once no item of it waits any more."""
         self._in_flight -= 1
         self._locates_left -= isinstance(result.task, LocateTask)
+        if (held := self._running.pop(result.task.items[0], None)) is not None:
+            waiting = [o.item for o in result.outcomes if not isinstance(o, LandedItems)]
+            held.items_left = len(waiting)
+            self._holding.update(dict.fromkeys(waiting, held))
+            if not waiting:
+                self._budget.release(held.cost_bytes)
         if behind := self._behind.get(result.task.path):
             self._enter(behind.popleft(), ahead=True)
 
@@ -157,7 +167,5 @@ class Feed:
         return [self._hold(task)]
 
     def _hold(self, task: ReadTask) -> ReadTask:
-        reservation = _Reservation(task.cost_bytes, len(task.items))
-        for item in task.items:
-            self._reservations[item] = reservation
+        self._running[task.items[0]] = _Reservation(task.cost_bytes)
         return task

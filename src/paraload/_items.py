@@ -46,7 +46,6 @@ class Item:
         planned_bytes: what it is expected to bring; for progress.
         assembly: how its record is being read, once that has been located.
         commit: hands it to the planner; set while it waits for its turn.
-        is_done: it has been committed.
         is_failed: it has failed, and the error has been kept.
     """
 
@@ -56,11 +55,4 @@ class Item:
     planned_bytes: int
     assembly: Assembly | None = None
     commit: Callable[[], None] | None = None
-    is_done: bool = False
     is_failed: bool = False
-
-    @classmethod
-    def planned(cls, spec: RecordSpec, destination: Destination | None, *, ordered: bool) -> Item:
-        """An item as the plan has it."""
-        nbytes = destination.needed_bytes if destination is not None else max(spec.length, 0)
-        return cls(spec=spec, ordered=ordered, destination=destination, planned_bytes=nbytes)

@@ -11,8 +11,6 @@ from paraload.progress import ReadProgress
 from paraload.report import FileTiming, ReadReport
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from paraload._items import Item
     from paraload._task import TaskResult
 
@@ -24,17 +22,19 @@ logger = logging.getLogger("paraload")
 class Ledger:
     """Everything that is counted, by the one thread that handles results."""
 
-    def __init__(self, items: Collection[Item], *, verify: bool, started_s: float) -> None:
+    def __init__(
+        self, items_by_file: Counter[str], *, bytes_total: int, verify: bool, started_s: float
+    ) -> None:
         self._verify = verify
         self._started_s = started_s
         self._bytes_done = 0
-        self._bytes_total = sum(item.planned_bytes for item in items)
+        self._bytes_total = bytes_total
         self._bytes_read = 0
         self._bytes_verified = 0
         self._reads = 0
-        self._items_total = len(items)
+        self._items_total = items_by_file.total()
         self._items_done = 0
-        self._items_left = Counter(item.spec.path for item in items)
+        self._items_left = items_by_file
         self._files_total = len(self._items_left)
         self._files_done = 0
         self._files: dict[str, FileTiming] = {}
@@ -78,11 +78,10 @@ class Ledger:
             logger.warning("reading in a slower way: %s", reason)
         self._fallbacks[reason] += items
 
-    def left(self, item: Item) -> None:
-        """The item is done or failed."""
-        self._items_done += 1
-        path = item.spec.path
-        self._items_left[path] -= 1
+    def left(self, path: str, items: int) -> None:
+        """So many items of a file are done or failed."""
+        self._items_done += items
+        self._items_left[path] -= items
         self._files_done += not self._items_left[path]
 
     def snapshot(self) -> ReadProgress:

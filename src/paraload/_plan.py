@@ -13,7 +13,7 @@ whoever is free.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from paraload import _geometry as geometry
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from paraload.formats._base import TensorRecord
 
-__all__ = ["PlanKnobs", "first_tasks", "overlapping_items", "runs_tasks", "split_bytes_for"]
+__all__ = ["PlanKnobs", "first_tasks", "runs_tasks", "split_bytes_for"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +90,8 @@ def first_tasks(
 
 def _file_tasks(records: list[RecordSpec], *, whole: bool, knobs: PlanKnobs) -> Iterable[ReadTask]:
     def is_located(spec: RecordSpec) -> bool:
-        needs_whole = whole or bool(spec.storage.transform_descriptors)
-        return spec.length >= knobs.locate_from_bytes and not needs_whole
+        is_big = spec.end - spec.start >= knobs.locate_from_bytes
+        return is_big and not whole and not spec.wanted.descriptors
 
     for located, group in groupby(records, key=is_located):
         if located:
@@ -110,19 +110,30 @@ def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterable[Re
     block: list[RecordSpec] = []
     start = end = 0
     for spec in records:
-        gap = spec.start - end
         joins = (
-            0 <= gap <= knobs.max_gap_bytes or start <= spec.start <= end
-        ) and spec.end - start <= knobs.block_bytes
+            start <= spec.start <= end + knobs.max_gap_bytes
+            and spec.end - start <= knobs.block_bytes
+        )
         if block and not joins:
-            yield _records_task(tuple(block))
+            yield _block_task(block, start, end)
             block = []
         if not block:
             start = end = spec.start
         block.append(spec)
         end = max(end, spec.end)
     if block:
-        yield _records_task(tuple(block))
+        yield _block_task(block, start, end)
+
+
+def _block_task(block: list[RecordSpec], start: int, end: int) -> RecordsTask:
+    return RecordsTask(
+        path=block[0].path,
+        start=start,
+        end=end,
+        items=tuple(spec.item for spec in block),
+        cost_bytes=end - start,
+        specs=tuple(block),
+    )
 
 
 def _stream_tasks(
@@ -133,22 +144,20 @@ def _stream_tasks(
     nbytes = 0
     for spec in records:
         if group and nbytes + spec.length > knobs.split_bytes:
-            yield _records_task(tuple(group), as_stream=True, in_sequence=in_sequence)
+            yield _stream_task(group, in_sequence=in_sequence)
             group, nbytes = [], 0
         group.append(spec)
         nbytes += spec.length
     if group:
-        yield _records_task(tuple(group), as_stream=True, in_sequence=in_sequence)
+        yield _stream_task(group, in_sequence=in_sequence)
 
 
-def _records_task(
-    specs: tuple[RecordSpec, ...], *, as_stream: bool = False, in_sequence: bool = False
-) -> RecordsTask:
+def _stream_task(specs: list[RecordSpec], *, in_sequence: bool) -> RecordsTask:
     return RecordsTask(
         **_span(specs),
         cost_bytes=sum(max(spec.length, 0) for spec in specs),
-        specs=specs,
-        as_stream=as_stream,
+        specs=tuple(specs),
+        as_stream=True,
         in_sequence=in_sequence,
     )
 
@@ -160,7 +169,7 @@ class _Span(TypedDict):
     items: tuple[int, ...]
 
 
-def _span(specs: tuple[RecordSpec, ...]) -> _Span:
+def _span(specs: Sequence[RecordSpec]) -> _Span:
     return {
         "path": specs[0].path,
         "start": min(spec.start for spec in specs),
@@ -218,76 +227,3 @@ def runs_tasks(
             )
         )
     return tasks
-
-
-def overlapping_items(specs: Iterable[RecordSpec], spans: dict[int, tuple[int, int]]) -> set[int]:
-    """The items whose targets share memory with another item's.
-
-    Items of one target tensor are told apart by the blocks that they fill; different tensors by the
-    addresses from first to last byte, which calls two interleaved views of one memory overlapping
-    too. That is safe: overlapping items are only read in another, slower order.
-
-    Args:
-        specs: the items.
-        spans: ``[first, end)`` addresses by item; items without one are left out.
-    """
-    if _are_apart(spans.values()):
-        return set()
-    groups: dict[object, list[RecordSpec]] = {}
-    for spec in specs:
-        if spec.item in spans:
-            groups.setdefault(spec.info.dest_index, []).append(spec)
-    hulls = []
-    found: set[int] = set()
-    for group in groups.values():
-        first = min(spans[spec.item][0] for spec in group)
-        end = max(spans[spec.item][1] for spec in group)
-        hulls.append((first, end, group))
-        if len(group) > 1 and _blocks_overlap(group):
-            found.update(spec.item for spec in group)
-    hulls.sort(key=lambda hull: hull[:2])
-    reach, reaching = -1, list[RecordSpec]()
-    for first, end, group in hulls:
-        if first < reach:
-            found.update(spec.item for spec in (*group, *reaching))
-        if end > reach:
-            reach, reaching = end, group
-    return found
-
-
-def _are_apart(spans: Iterable[tuple[int, int]]) -> bool:
-    """Whether no two spans meet: so it is with nearly every model."""
-    return all(end <= start for (_, end), (start, _) in pairwise(sorted(spans)))
-
-
-def _blocks_overlap(group: list[RecordSpec]) -> bool:
-    """Whether two of the blocks that fill one tensor meet: a sweep along the widest dimension."""
-    dims = range(len(group[0].info.lengths))
-    if not dims:
-        return True
-    sweep = max(dims, key=lambda dim: len({spec.info.dest_offsets[dim] for spec in group}))
-    active: list[RecordSpec] = []
-    for spec in sorted(group, key=lambda spec: spec.info.dest_offsets[sweep]):
-        start = spec.info.dest_offsets[sweep]
-        active = [
-            other
-            for other in active
-            if other.info.dest_offsets[sweep] + other.info.lengths[sweep] > start
-        ]
-        if any(_meet(spec, other) for other in active):
-            return True
-        active.append(spec)
-    return False
-
-
-def _meet(one: RecordSpec, other: RecordSpec) -> bool:
-    return all(
-        a < b + m and b < a + n
-        for a, n, b, m in zip(
-            one.info.dest_offsets,
-            one.info.lengths,
-            other.info.dest_offsets,
-            other.info.lengths,
-            strict=True,
-        )
-    )

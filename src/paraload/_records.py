@@ -12,6 +12,7 @@ import copy
 import io
 from typing import IO, TYPE_CHECKING, Any
 
+from paraload._alike import Alike, land_alike
 from paraload._checks import check_payload, check_range, check_slice
 from paraload._task import Failed, LandedItems
 from paraload._work import NarrowedTensor, item_error
@@ -82,18 +83,29 @@ def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
         for spec in task.specs:
             taken.take(spec, _read_record, meter, sink, taken, spec)
         return taken.outcomes()
-    for spec in task.specs:
-        data = block[spec.start - task.start : spec.end - task.start]
+    view = memoryview(block)
+
+    def take(spec: RecordSpec) -> None:
+        data = view[spec.start - task.start : spec.end - task.start]
         taken.take(spec, _take_record, meter, sink, taken, spec, data)
-    return taken.outcomes()
+
+    work = meter.work
+    if work.transform is not None or work.narrow_tensor is not None:
+        for spec in task.specs:
+            take(spec)
+        return taken.outcomes()
+    alike = Alike(block, task.start, sink.targets, sink.ways, work.format, work.verify)
+    landed = land_alike(task.specs, alike, take)
+    return [landed, *taken.outcomes()] if landed.items else taken.outcomes()
 
 
-def _read_block(task: RecordsTask, meter: Meter) -> memoryview:
+def _read_block(task: RecordsTask, meter: Meter) -> bytearray:
     file_bytes = meter.work.source.size(task.path)
-    for spec in task.specs:
-        check_range(spec, file_bytes)
-    block = memoryview(bytearray(task.end - task.start))
-    meter.read_into(task.start, [block])
+    if task.start < 0 or task.end > file_bytes:
+        for spec in task.specs:
+            check_range(spec, file_bytes)
+    block = bytearray(task.end - task.start)
+    meter.read_into(task.start, [memoryview(block)])
     return block
 
 
@@ -110,7 +122,7 @@ def read_streams(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
     slice_file = meter.work.slice_file or slice_stream
 
     def take(stream: IO[bytes], spec: RecordSpec) -> Outcome | None:
-        data = slice_file(stream, spec.storage).read()
+        data = slice_file(stream, spec.for_hooks.storage).read()
         meter.reads += 1
         meter.bytes_read += len(data)
         return _take_record(meter, sink, taken, spec, memoryview(data))
@@ -132,7 +144,7 @@ def _take_record(
     meter: Meter, sink: Sink, taken: _Taken, spec: RecordSpec, data: memoryview
 ) -> Outcome | None:
     work = meter.work
-    if work.transform is not None or spec.storage.transform_descriptors:
+    if work.transform is not None or spec.wanted.descriptors:
         data = _decoded(work, spec, data)
     if spec.kind == "bytes":
         return _checked_raw(meter, sink, spec, data, "")
@@ -145,14 +157,16 @@ def _take_record(
     check_slice(spec, found.shape)
     verified = check_payload(work.format, found, data) if work.verify else 0
     put = sink.put_tensor(spec, found, data, verified)
-    if isinstance(put, int):
-        taken.land(spec.item, put, verified)
-        return None
-    return put
+    if not isinstance(put, int):
+        return put
+    taken.land(spec.item, put, verified)
+    if not spec.wanted.descriptors:
+        sink.ways.learn(spec, sink.targets[spec.item], found, data)
+    return None
 
 
 def _decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
-    descriptors = spec.storage.transform_descriptors
+    descriptors = spec.wanted.descriptors
     decoders, unknown = work.decoders.get(descriptors, ((), descriptors))
     if unknown and work.transform is None:
         raise TransformError(
@@ -162,7 +176,7 @@ def _decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
     data = decode(data, decoders)
     if work.transform is None:
         return data
-    return memoryview(work.transform(spec.info, unknown, io.BytesIO(data)).read())
+    return memoryview(work.transform(spec.for_hooks.read_item, unknown, io.BytesIO(data)).read())
 
 
 def _locate_in(fmt: ItemFormat, data: memoryview) -> TensorRecord | Unsupported:
@@ -176,9 +190,7 @@ def _narrow(hook: Callable[..., Any], spec: RecordSpec, data: memoryview) -> Nar
     # The hook works on tensors, so this is the one place where a worker needs torch.
     from paraload.formats._torch_load import narrow_with_hook  # noqa: PLC0415
 
-    return NarrowedTensor(
-        **narrow_with_hook(data, hook, spec.info.storage_offsets, spec.info.lengths)
-    )
+    return NarrowedTensor(**narrow_with_hook(data, hook, spec.wanted.offsets, spec.wanted.lengths))
 
 
 def _checked_raw(

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from paraload import _geometry as geometry
+from paraload._alike import Ways
 from paraload._task import Cut, Landed, Outcome, Raw, RecordSpec, RunsTask, Span, Staged, TaskResult
 
 if TYPE_CHECKING:
@@ -28,12 +29,16 @@ _ALIGNMENT = 16
 
 
 class Layout(NamedTuple):
-    """How elements lie in memory: ``dtype`` is "" where raw bytes are collected."""
+    """How elements lie in memory: ``dtype`` is "" where raw bytes are collected.
+
+    ``nbytes`` counts from the first element to one past the last, ``packed_bytes`` the elements.
+    """
 
     dtype: str = ""
     shape: geometry.Shape = ()
     strides: geometry.Shape = ()
     nbytes: int = 0
+    packed_bytes: int = 0
 
 
 class TargetMemory(NamedTuple):
@@ -45,9 +50,9 @@ class TargetMemory(NamedTuple):
     def runs(self, spec: RecordSpec, record: TensorRecord) -> tuple[geometry.Run, ...] | None:
         """The runs from the payload into this memory; ``None`` if it cannot take them directly."""
         layout = self.layout
-        if layout.dtype != record.dtype or layout.shape != spec.info.lengths:
+        if layout.dtype != record.dtype or layout.shape != spec.wanted.lengths:
             return None
-        first = record.first_byte(spec.info.storage_offsets)
+        first = record.first_byte(spec.wanted.offsets)
         return _direct_runs(layout.shape, record.strides, layout.strides, record.itemsize, first)
 
 
@@ -77,8 +82,8 @@ def _packed_slice(
     region = geometry.staging_region(
         record.shape,
         record.strides,
-        spec.info.storage_offsets,
-        spec.info.lengths,
+        spec.wanted.offsets,
+        spec.wanted.lengths,
         record.itemsize,
     )
     return region, region.runs(record.strides, record.itemsize, record.first_byte(region.offsets))
@@ -86,10 +91,10 @@ def _packed_slice(
 
 def _cut_inside(spec: RecordSpec, region: geometry.Region) -> Cut | None:
     """The needed slice in ``region``; ``None`` if it is the region."""
-    if region.lengths == spec.info.lengths:
+    if region.lengths == spec.wanted.lengths:
         return None
-    pairs = zip(spec.info.storage_offsets, region.offsets, strict=True)
-    return Cut(tuple(offset - start for offset, start in pairs), spec.info.lengths)
+    pairs = zip(spec.wanted.offsets, region.offsets, strict=True)
+    return Cut(tuple(offset - start for offset, start in pairs), spec.wanted.lengths)
 
 
 def _copy(runs: tuple[geometry.Run, ...], data: memoryview, memory: memoryview) -> int:
@@ -104,18 +109,19 @@ class TargetSink:
     """Bytes go straight into the memory of their targets."""
 
     def __init__(self, targets: Mapping[int, TargetMemory]) -> None:
-        self._targets = targets
+        self.targets = targets
+        self.ways = Ways()
 
     def memory(self, task: RunsTask) -> tuple[memoryview, tuple[geometry.Run, ...]]:
         """The target's memory and the task's runs as they are."""
-        return self._targets[task.target].memory, task.runs
+        return self.targets[task.target].memory, task.runs
 
     def put_tensor(
         self, spec: RecordSpec, record: TensorRecord, data: memoryview, verified_bytes: int
     ) -> Outcome | int:
         """Copy the slice into its target, or hand it back packed."""
         payload = data[record.start : record.end]
-        target = self._targets.get(spec.item)
+        target = self.targets.get(spec.item)
         if target is not None and (runs := target.runs(spec, record)) is not None:
             return _copy(runs, payload, target.memory)
         region, packed_runs = _packed_slice(spec, record)
@@ -166,6 +172,8 @@ class SlotSink:
     """Bytes go, one behind the other, into a slot that the caller's process sees too."""
 
     def __init__(self, slot: memoryview) -> None:
+        self.targets: Mapping[int, TargetMemory] = {}  # they are in another process
+        self.ways = Ways()
         self._slot = slot
         self._end = 0
 

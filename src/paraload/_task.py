@@ -50,25 +50,51 @@ class StorageItem(NamedTuple):
     transform_descriptors: tuple[str, ...] = ()
 
 
+class Wanted(NamedTuple):
+    """What is wanted of a record. Items that want the same of theirs share one of these.
+
+    ``offsets`` and ``lengths`` are those of the slice inside of the stored tensor.
+    """
+
+    kind: ItemKind
+    offsets: Shape
+    lengths: Shape
+    descriptors: tuple[str, ...] = ()
+
+
+class Told(NamedTuple):
+    """What the hooks of a load are told of an item."""
+
+    read_item: ReadItemInfo
+    storage: StorageItem
+
+
 class RecordSpec(NamedTuple):
-    """One item of the plan and the record that holds it: bytes ``[start, end)`` of ``path``."""
+    """One item of the plan and the record that holds it: bytes ``[start, end)`` of ``path``.
+
+    ``fqn`` is the name that the checkpoint knows the item by. ``told`` is there if hooks are: a
+    load has one spec for each item, so that it pays to make no more of it than is asked for.
+    """
 
     item: int
     path: str
     start: int
     end: int
-    info: ReadItemInfo
-    storage: StorageItem
+    fqn: str
+    wanted: Wanted
+    told: Told | None = None
 
     @property
     def kind(self) -> ItemKind:
         """Tensor or bytes."""
-        return "bytes" if self.info.type == "BYTE_IO" else "tensor"
+        return self.wanted.kind
 
     @property
-    def fqn(self) -> str:
-        """The name that the checkpoint knows the item by."""
-        return self.info.storage_index.fqn
+    def for_hooks(self) -> Told:
+        """What hooks are told."""
+        if self.told is None:
+            raise TypeError(f"{self.fqn!r} was planned for a load without hooks")
+        return self.told
 
     @property
     def length(self) -> int:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from paraload import _geometry as geometry
+    from paraload._alike import Ways
+    from paraload._sink import TargetMemory
     from paraload._task import Outcome, RecordSpec, RunsTask
     from paraload.formats._base import ItemFormat, TensorRecord
     from paraload.sources._base import ByteSource
@@ -49,7 +51,15 @@ class Work:
 
 
 class Sink(Protocol):
-    """Where the bytes of a task go."""
+    """Where the bytes of a task go.
+
+    Attributes:
+        targets: memory by item, as far as this process can write to it.
+        ways: that small records have been found to go.
+    """
+
+    targets: Mapping[int, TargetMemory]
+    ways: Ways
 
     def memory(self, task: RunsTask) -> tuple[memoryview, tuple[geometry.Run, ...]]:
         """The memory that ``task.runs`` land in, and the runs as they lie there."""

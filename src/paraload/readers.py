@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import io
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint import FileSystemReader
@@ -21,12 +22,13 @@ from torch.futures import Future
 
 from paraload import _adapter as adapter
 from paraload import _destination as destination
+from paraload import _intake as intake
 from paraload._budget import MemoryBudget
 from paraload._engine import Job, Load
 from paraload._execution import choose_execution, progress_hook
-from paraload._gc import collector_paused
-from paraload._plan import overlapping_items
-from paraload._task import ReadItemInfo, ReadTask, RecordSpec, StorageItem
+from paraload._gc import collector_paused, objects_frozen
+from paraload._overlap import overlapping_items
+from paraload._task import ReadItemInfo, ReadTask, StorageItem
 from paraload.options import ReadOptions
 
 if TYPE_CHECKING:
@@ -121,9 +123,9 @@ class ParallelFileReader:
         """What hooks and workers are told of a read item: plain, picklable, without torch."""
         return ReadItemInfo(
             read_item.type.name,
-            adapter.plain_index(read_item.dest_index),
+            intake.plain_index(read_item.dest_index),
             tuple(read_item.dest_offsets),
-            adapter.plain_index(read_item.storage_index),
+            intake.plain_index(read_item.storage_index),
             tuple(read_item.storage_offsets),
             tuple(read_item.lengths),
         )
@@ -142,14 +144,14 @@ class ParallelFileReader:
     def _create_read_tasks(self, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:
         """The tasks that begin the load of ``plan``: grouped by file, ordered by offset."""
         traits = adapter.ReaderTraits.of(self, adapter.options_of(self))
-        item_info = _step(self, "_serialize_read_item")
-        storage_item = _step(self, "_serialize_storage_metadata")
-        specs = []
-        for number, read_item in enumerate(plan.items):
-            storage = storage_item(adapter.storage_info(storage_data, read_item))
-            start, end = storage.offset, storage.offset + storage.length
-            path = storage.relative_path
-            specs.append(RecordSpec(number, path, start, end, item_info(read_item), storage))
+        if traits.tells_hooks or _has_own(
+            self, "_serialize_read_item", "_serialize_storage_metadata"
+        ):
+            tell_item = _step(self, "_serialize_read_item")
+            tell_storage = _step(self, "_serialize_storage_metadata")
+            specs = intake.told_specs(plan, storage_data, tell_item, tell_storage)
+        else:
+            specs = intake.lean_specs(plan, storage_data)
         return traits.first_tasks(specs)
 
     def _process_results(
@@ -228,7 +230,9 @@ def read_with(
     options = adapter.options_of(reader, executor=executor, max_workers=max_workers)
     traits = adapter.ReaderTraits.of(reader, options)
     process = _step(reader, "_process_results")
-    with progress_hook(options, file_callback) as hook, closing(traits.source):
+    with ExitStack() as stack:
+        hook = stack.enter_context(progress_hook(options, file_callback))
+        stack.enter_context(closing(traits.source))
         with collector_paused():
             job, execution = _plan_job(reader, traits, plan, planner, started_s)
             load = Load(
@@ -237,6 +241,7 @@ def read_with(
                 process=lambda results: process(results, plan, planner),
                 on_progress=hook,
             )
+            stack.enter_context(objects_frozen())
         reader.last_report = load.run(execution.executor)
     done: Future[None] = Future()
     done.set_result(None)
@@ -252,11 +257,15 @@ def _plan_job(
 ) -> tuple[Job, Execution]:
     """Everything that can be said before the first byte is read."""
     first = _step(reader, "_create_read_tasks")(plan, reader.storage_data)
-    specs = adapter.specs_of(first)
+    specs = intake.specs_of(first)
     traits.remember(specs, plan, reader.storage_data)
-    if adapter.may_resolve_ahead(planner):
-        destinations = adapter.resolve_all(plan, planner)
-        ordered = overlapping_items(specs, adapter.spans_of(destinations))
+    # The commit of a planner that may be resolved ahead is torch's, which does nothing.
+    is_plain = intake.may_resolve_ahead(planner)
+    if is_plain:
+        destinations = intake.resolve_all(plan, planner)
+        ordered = overlapping_items(
+            intake.spans_of(destinations), partial(intake.block_in_target, plan)
+        )
     else:
         destinations, ordered = {}, {spec.item for spec in specs}
     if ordered:
@@ -276,10 +285,20 @@ def _plan_job(
         ordered=ordered,
         work=traits.work(specs),
         split_bytes=execution.split_bytes,
+        hand_over_landed=not is_plain or _has_own(reader, "_process_results"),
         slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],
         started_s=started_s,
     )
     return job, execution
+
+
+def _has_own(reader: Any, *steps: str) -> bool:
+    """Whether the reader has one of these steps of its own, rather than the mixin's or none."""
+    owns = {name: getattr(reader, name, None) for name in steps}
+    return any(
+        own is not None and getattr(own, "__func__", own) is not getattr(ParallelFileReader, name)
+        for name, own in owns.items()
+    )
 
 
 def _step(reader: Any, name: str) -> Any:

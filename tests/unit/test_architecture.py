@@ -19,11 +19,18 @@ LAYERS: list[set[str]] = [
     {"paraload.cli*", "paraload.testing"},
     {"paraload._load"},
     {"paraload.readers"},
-    {"paraload._adapter", "paraload._engine", "paraload._execution"},
+    {"paraload._adapter", "paraload._engine", "paraload._execution", "paraload._intake"},
     {"paraload._assembly", "paraload._feed", "paraload._items", "paraload._ledger"},
     {"paraload.executors*", "paraload._shared", "paraload._spawn", "paraload._resources"},
     {"paraload._worker", "paraload._destination", "paraload._budget", "paraload._plan"},
-    {"paraload._records", "paraload._checks", "paraload._work", "paraload._sink"},
+    {"paraload._overlap"},
+    {
+        "paraload._records",
+        "paraload._checks",
+        "paraload._work",
+        "paraload._sink",
+        "paraload._alike",
+    },
     {"paraload.sources*", "paraload.formats*", "paraload.transforms"},
     {"paraload._task", "paraload._geometry", "paraload._checksum"},
     {"paraload.options", "paraload.errors", "paraload.progress", "paraload.report", "paraload._gc"},
@@ -54,7 +61,13 @@ TORCH_FREE = [
 ]
 
 #: The core that plans and parses: no reading, no clock.
-PURE = ["paraload._plan", "paraload._geometry", "paraload._checks", "paraload.formats._torch_zip"]
+PURE = [
+    "paraload._plan",
+    "paraload._overlap",
+    "paraload._geometry",
+    "paraload._checks",
+    "paraload.formats._torch_zip",
+]
 IMPURE_IMPORTS = {"os", "time", "threading", "socket", "subprocess", "pathlib", "shutil"}
 
 
@@ -136,6 +149,7 @@ def test_only_the_destination_and_adapter_side_know_torch():
     assert knows_torch <= {
         "paraload._adapter",
         "paraload._destination",
+        "paraload._intake",
         "paraload._load",
         "paraload.cli.load",
         "paraload.cli.inspect",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from paraload._budget import MemoryBudget
 from paraload._feed import Feed
-from paraload._task import LocateTask, ReadTask, RecordsTask, TaskResult
+from paraload._task import LandedItems, LocateTask, Raw, ReadTask, RecordsTask, TaskResult
 
 
 def task(item, cost=0, path="a"):
@@ -28,10 +28,18 @@ def locate(item):
     return LocateTask(path="a", start=0, end=1, items=(item,), specs=())
 
 
-def result(of):
+def result(of, *outcomes):
     return TaskResult(
-        task=of, outcomes=(), reads=0, bytes_read=0, started_s=0, ended_s=0, worker=""
+        task=of, outcomes=outcomes, reads=0, bytes_read=0, started_s=0, ended_s=0, worker=""
     )
+
+
+def waits(item):
+    return Raw(item=item, data=memoryview(b""))
+
+
+def landed(*items):
+    return LandedItems(items=items, nbytes=0, verified_bytes=0, unverified=0)
 
 
 def given_items(feed):
@@ -55,16 +63,32 @@ def test_the_budget_holds_new_ground_back_until_an_item_has_left():
     first, second = task(1, 60), task(2, 60)
     feed.start([first, second])
     assert given_items(feed) == [1]
-    feed.returned(result(first))
+    feed.returned(result(first, waits(1)))
     assert given_items(feed) == []
     feed.item_left(1)
     assert given_items(feed) == [2]
 
 
+def test_items_that_land_at_once_hold_nothing_and_the_others_of_their_task_do():
+    feed = Feed(MemoryBudget(100))
+    many = ReadTask(path="a", start=0, end=1, items=(1, 2, 3), cost_bytes=60)
+    feed.start([many, task(4, 60), task(5, 60)])
+    assert given_items(feed) == [1]
+    feed.returned(result(many, landed(2), waits(1), waits(3)))
+    feed.item_left(3)
+    assert given_items(feed) == []
+    feed.item_left(1)
+    assert given_items(feed) == [4]
+    feed.returned(result(task(4), landed(4)))
+    assert given_items(feed) == [5]
+
+
 def test_an_oversize_item_goes_alone():
     feed = Feed(MemoryBudget(100))
-    feed.start([task(1, 1000), task(2, 1)])
+    oversize = task(1, 1000)
+    feed.start([oversize, task(2, 1)])
     assert given_items(feed) == [1]
+    feed.returned(result(oversize, waits(1)))
     feed.item_left(1)
     assert given_items(feed) == [2]
 
@@ -78,13 +102,16 @@ def test_headers_need_no_memory():
 def test_where_order_matters_memory_is_given_in_that_order_after_all_headers():
     feed = Feed(MemoryBudget(100), rank=lambda item: (item,))
     header = locate(3)
-    feed.start([task(2, 60), header, task(1, 60)])
+    first = task(1, 60)
+    feed.start([task(2, 60), header, first])
     assert given_items(feed) == [3]
     feed.returned(result(header))
     feed.wait(0, 60, lambda: [task(0)])
     assert given_items(feed) == [0]
     feed.release(60)
     assert given_items(feed) == [1]
+    feed.returned(result(first, waits(1)))
+    assert given_items(feed) == []
     feed.item_left(1)
     assert given_items(feed) == [2]
 

@@ -7,38 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraload._geometry import Run
-from paraload._plan import PlanKnobs, first_tasks, overlapping_items, runs_tasks, split_bytes_for
-from paraload._task import (
-    ItemIndex,
-    LocateTask,
-    ReadItemInfo,
-    RecordSpec,
-    RecordsTask,
-    StorageItem,
-)
+from paraload._plan import PlanKnobs, first_tasks, runs_tasks, split_bytes_for
+from paraload._task import LocateTask, RecordSpec, RecordsTask, Wanted
 from paraload.formats._base import TensorRecord
 
 KNOBS = PlanKnobs(locate_from_bytes=1000, locate_batch=2, block_bytes=600, max_gap_bytes=50)
 
 
-def spec(item, start, length, *, path="a", fqn="t", descriptors=(), kind="TENSOR", at=(0,), n=(1,)):
-    index = ItemIndex(fqn=fqn)
+def spec(item, start, length, *, path="a", fqn="t", descriptors=(), kind="tensor", at=(0,), n=(1,)):
     return RecordSpec(
         item=item,
         path=path,
         start=start,
         end=start + length,
-        info=ReadItemInfo(
-            type=kind,
-            dest_index=index,
-            dest_offsets=at,
-            storage_index=index,
-            storage_offsets=at,
-            lengths=n,
-        ),
-        storage=StorageItem(
-            relative_path=path, offset=start, length=length, transform_descriptors=descriptors
-        ),
+        fqn=fqn,
+        wanted=Wanted(kind, at, n, descriptors),
     )
 
 
@@ -129,23 +112,3 @@ def test_a_record_is_split_and_its_last_part_reads_the_trailer():
 )
 def test_parts_suit_the_number_of_workers(total, workers, expected):
     assert split_bytes_for(total, workers, 16 << 20) == expected
-
-
-def test_items_that_fill_disjoint_blocks_of_one_tensor_do_not_overlap():
-    specs = [spec(n, 0, 10, at=(n * 4,), n=(4,)) for n in range(3)]
-    assert overlapping_items(specs, {0: (0, 4), 1: (4, 8), 2: (8, 12)}) == set()
-
-
-def test_blocks_that_meet_do():
-    specs = [spec(0, 0, 10, at=(0, 0), n=(4, 4)), spec(1, 0, 10, at=(3, 3), n=(4, 4))]
-    assert overlapping_items(specs, {0: (0, 16), 1: (15, 31)}) == {0, 1}
-
-
-def test_tensors_that_share_addresses_do_and_others_do_not():
-    specs = [spec(n, 0, 10, fqn=f"t{n}") for n in range(4)]
-    spans = {0: (0, 100), 1: (50, 60), 2: (100, 200), 3: (300, 400)}
-    assert overlapping_items(specs, spans) == {0, 1}
-
-
-def test_items_without_memory_are_left_out():
-    assert overlapping_items([spec(0, 0, 10), spec(1, 0, 10, fqn="b")], {}) == set()

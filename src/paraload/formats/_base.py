@@ -107,5 +107,5 @@ class ItemFormat(Protocol):
             record_bytes: length of the whole record.
         """
 
-    def read_trailer(self, trailer: bytes, payload_bytes: int) -> int | None:
+    def read_trailer(self, trailer: bytes | memoryview, payload_bytes: int) -> int | None:
         """The CRC-32 in the bytes behind a payload; 0 if none was written, None if damaged."""

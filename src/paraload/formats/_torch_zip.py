@@ -107,7 +107,7 @@ class TorchZipFormat:
             return Unsupported("payload outside its record")
         return record
 
-    def read_trailer(self, trailer: bytes, payload_bytes: int) -> int | None:
+    def read_trailer(self, trailer: bytes | memoryview, payload_bytes: int) -> int | None:
         """The CRC-32 that the data descriptor holds; see :class:`ItemFormat`."""
         return _descriptor_crc(trailer, payload_bytes)
 
@@ -203,7 +203,7 @@ def _small_entry(head: bytes, at: int, flags: int) -> tuple[bytes, int]:
     raise _Short
 
 
-def _descriptor_crc(trailer: bytes, payload_bytes: int) -> int | None:
+def _descriptor_crc(trailer: bytes | memoryview, payload_bytes: int) -> int | None:
     for layout in (_DESCRIPTOR_32, _DESCRIPTOR_64):
         if len(trailer) < layout.size:
             continue

@@ -1,0 +1,86 @@
+"""PURE: which targets of a load share memory, so that the order of writing matters.
+
+Items of one target tensor are told apart by the blocks that they fill; different tensors by the
+addresses from first to last byte, which calls two interleaved views of one memory overlapping too.
+That is safe: overlapping items are only read in another, slower order.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Mapping
+
+    from paraload._geometry import Shape
+
+__all__ = ["Block", "overlapping_items"]
+
+
+class Block(NamedTuple):
+    """The part of a target tensor that an item fills."""
+
+    target: Hashable
+    offsets: Shape
+    lengths: Shape
+
+
+def overlapping_items(
+    spans: Mapping[int, tuple[int, int]], block_of: Callable[[int], Block]
+) -> set[int]:
+    """The items whose targets share memory with another item's.
+
+    Args:
+        spans: ``[first, end)`` addresses by item; items without one are left out.
+        block_of: what an item fills. Asked only where addresses meet, which is rare.
+    """
+    if _are_apart(spans.values()):
+        return set()
+    groups: dict[Hashable, list[tuple[int, Block]]] = {}
+    for item in spans:
+        block = block_of(item)
+        groups.setdefault(block.target, []).append((item, block))
+    hulls = []
+    found: set[int] = set()
+    for group in groups.values():
+        items = [item for item, _ in group]
+        hulls.append((min(spans[i][0] for i in items), max(spans[i][1] for i in items), items))
+        if len(group) > 1 and _any_meet([block for _, block in group]):
+            found.update(items)
+    hulls.sort(key=lambda hull: hull[:2])
+    reach, reaching = -1, list[int]()
+    for first, end, items in hulls:
+        if first < reach:
+            found.update(items, reaching)
+        if end > reach:
+            reach, reaching = end, items
+    return found
+
+
+def _are_apart(spans: Iterable[tuple[int, int]]) -> bool:
+    """Whether no two spans meet: so it is with nearly every model."""
+    return all(end <= start for (_, end), (start, _) in pairwise(sorted(spans)))
+
+
+def _any_meet(blocks: list[Block]) -> bool:
+    """Whether two blocks of one tensor meet: a sweep along the widest dimension."""
+    dims = range(len(blocks[0].lengths))
+    if not dims:
+        return True
+    sweep = max(dims, key=lambda dim: len({block.offsets[dim] for block in blocks}))
+    active: list[Block] = []
+    for block in sorted(blocks, key=lambda block: block.offsets[sweep]):
+        start = block.offsets[sweep]
+        active = [other for other in active if other.offsets[sweep] + other.lengths[sweep] > start]
+        if any(_meet(block, other) for other in active):
+            return True
+        active.append(block)
+    return False
+
+
+def _meet(one: Block, other: Block) -> bool:
+    return all(
+        a < b + m and b < a + n
+        for a, n, b, m in zip(one.offsets, one.lengths, other.offsets, other.lengths, strict=True)
+    )
