@@ -256,6 +256,14 @@ def packed(runs: Sequence[Run], dst: int = 0) -> tuple[Run, ...]:
     return tuple(result)
 
 
+def unpacked(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """From where :func:`packed` has put them to where the runs lead."""
+    return tuple(
+        replace(there, src=here.dst, src_step=here.dst_step)
+        for here, there in zip(packed(runs), runs, strict=True)
+    )
+
+
 def split_block(
     lengths: Sequence[int], order: Sequence[int], *, itemsize: int, max_bytes: int
 ) -> Iterator[tuple[Shape, Shape]]:
@@ -281,16 +289,19 @@ def split_block(
             yield tuple(moved), sizes
 
 
-#: A slice is cut in memory rather than read run by run where it has more rows than this ...
-_MANY_ROWS = 64
-#: ... that are shorter than this: such a row costs more to place than to read.
-_SHORT_RUN_BYTES = 512
+#: A slice is cut in memory, rather than read run by run, where it has more series of rows ...
+_MANY_SERIES = 64
+#: ... of fewer bytes on the average: to begin such a series costs more than to read it.
+_SMALL_SERIES_BYTES = 16 << 10
+#: Rows of a region that is cut in memory are at least so long, unless the tensor has none longer.
+_SHORT_ROW_BYTES = 512
 
 
 def is_fragmented(runs: Sequence[Run]) -> bool:
-    """Whether the runs are so many and so short that moving them one by one is the slow way."""
-    n_rows = sum(run.count for run in runs)
-    return n_rows > _MANY_ROWS and sum(run.total_bytes for run in runs) < n_rows * _SHORT_RUN_BYTES
+    """Whether the runs are so many and so small that moving them one by one is the slow way."""
+    n_runs = len(runs)
+    n_bytes = sum(run.total_bytes for run in runs)
+    return n_runs > _MANY_SERIES and n_bytes < n_runs * _SMALL_SERIES_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,8 +337,8 @@ def staging_region(
 ) -> Region:
     """What to stage for a slice: the slice itself, or whole rows of it where it is fragmented.
 
-    A slice of one column has runs of one element. Reading its rows whole and cutting them in
-    memory is then the cheaper way.
+    A small window of a kernel, cut from thousands of filters, has thousands of runs of a few
+    elements. Reading the filters whole and cutting them in memory is then the cheaper way.
     """
     order = source_order(shape, strides)
     exact = Region(offsets=tuple(offsets), lengths=tuple(lengths), order=order)
@@ -336,7 +347,7 @@ def staging_region(
     starts, sizes = list(offsets), list(lengths)
     run_bytes = itemsize
     for dim in reversed(order):
-        if run_bytes * sizes[dim] >= _SHORT_RUN_BYTES:
+        if run_bytes * sizes[dim] >= _SHORT_ROW_BYTES:
             break
         starts[dim], sizes[dim] = 0, shape[dim]
         run_bytes *= shape[dim]

@@ -42,7 +42,7 @@ class PlanKnobs:
     locate_from_bytes: int = 256 << 10
     locate_batch: int = 8
     block_bytes: int = 4 << 20
-    max_gap_bytes: int = 64 << 10
+    max_gap_bytes: int = 32 << 10
     split_bytes: int = 16 << 20
 
 

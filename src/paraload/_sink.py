@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from paraload import _geometry as geometry
 from paraload._alike import Ways
+from paraload._strided import copy_runs
 from paraload._task import Cut, Landed, Outcome, Raw, RecordSpec, RunsTask, Span, Staged, TaskResult
 
 if TYPE_CHECKING:
@@ -97,14 +98,6 @@ def _cut_inside(spec: RecordSpec, region: geometry.Region) -> Cut | None:
     return Cut(tuple(offset - start for offset, start in pairs), spec.wanted.lengths)
 
 
-def _copy(runs: tuple[geometry.Run, ...], data: memoryview, memory: memoryview) -> int:
-    copied = 0
-    for src, dst, nbytes in geometry.rows(runs):
-        memory[dst : dst + nbytes] = data[src : src + nbytes]
-        copied += nbytes
-    return copied
-
-
 class TargetSink:
     """Bytes go straight into the memory of their targets."""
 
@@ -123,10 +116,10 @@ class TargetSink:
         payload = data[record.start : record.end]
         target = self.targets.get(spec.item)
         if target is not None and (runs := target.runs(spec, record)) is not None:
-            return _copy(runs, payload, target.memory)
+            return copy_runs(runs, payload, target.memory)
         region, packed_runs = _packed_slice(spec, record)
         packed = memoryview(bytearray(sum(run.total_bytes for run in packed_runs)))
-        _copy(packed_runs, payload, packed)
+        copy_runs(packed_runs, payload, packed)
         return Staged(
             item=spec.item,
             data=packed,
@@ -189,7 +182,7 @@ class SlotSink:
         region, runs = _packed_slice(spec, record)
         span = self._take(sum(run.total_bytes for run in runs))
         memory = self._slot[span.start : span.start + span.nbytes]
-        _copy(runs, data[record.start : record.end], memory)
+        copy_runs(runs, data[record.start : record.end], memory)
         return Staged(
             item=spec.item,
             data=span,
@@ -232,11 +225,8 @@ def deliver(
     """In the caller's process: move what a worker left in ``slot`` to where it belongs."""
     if isinstance(result.task, RunsTask):
         if isinstance(result.outcomes[0], Landed):
-            at = 0
-            memory = targets[result.task.target].memory
-            for _, dst, nbytes in geometry.rows(result.task.runs):
-                memory[dst : dst + nbytes] = slot[at : at + nbytes]
-                at += nbytes
+            runs = geometry.unpacked(result.task.runs)
+            copy_runs(runs, slot, targets[result.task.target].memory)
         return result
     return replace(result, outcomes=tuple(_from_slot(o, slot) for o in result.outcomes))
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from paraload import _geometry as geometry
 from paraload._checks import check_range, check_slice, trailer_crc
 from paraload._checksum import crc32
 from paraload._records import read_records, read_streams
+from paraload._strided import gather, is_gathered
 from paraload._task import (
     Failed,
     Landed,
@@ -33,6 +35,8 @@ from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_zip import FIRST_HEAD_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from paraload._task import LandedItems, Outcome, ReadTask, RecordSpec
     from paraload._work import Sink, Work
 
@@ -127,6 +131,30 @@ def _read_into(
     if len(runs) == 1 and runs[0].count == 1:
         return _read_straight(task, runs[0], memory, meter, step)
     crc = 0
+
+    def add(data: memoryview) -> None:
+        nonlocal crc
+        crc = crc32(data, crc)
+
+    seen = add if task.checksum else None
+    for gathered, group in groupby(runs, key=lambda run: is_gathered(run, task.max_gap_bytes)):
+        if gathered:
+            for run in group:
+                gather(run, memory, meter.read_into, task.base, seen)
+        else:
+            _scatter(task, tuple(group), memory, meter, step, seen)
+    return crc
+
+
+def _scatter(
+    task: RunsTask,
+    runs: tuple[geometry.Run, ...],
+    memory: memoryview,
+    meter: Meter,
+    step: int,
+    seen: Callable[[memoryview], None] | None,
+) -> None:
+    """Read rows straight to their places, many with one read where gaps are short."""
     discard: memoryview | None = None
     for read in geometry.plan_reads(
         runs,
@@ -143,10 +171,9 @@ def _read_into(
                 discard = memoryview(bytearray(task.max_gap_bytes))
             buffers.append(discard[:nbytes])
         meter.read_into(task.base + read.start, buffers)
-        if task.checksum:
+        if seen is not None:
             for buffer in buffers:
-                crc = crc32(buffer, crc)
-    return crc
+                seen(buffer)
 
 
 def _read_straight(

@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from paraload import ParallelFileSystemReader, _execution, _plan, _worker
+from paraload import ParallelFileSystemReader, _execution, _geometry, _plan, _strided, _worker
 from paraload._task import LocateTask, RecordsTask, RunsTask
 from paraload.executors import _threads
 
@@ -67,6 +68,10 @@ def small_knobs(monkeypatch):
     monkeypatch.setattr(_execution, "DEFAULT_KNOBS", knobs)
     monkeypatch.setattr(_execution, "split_bytes_for", lambda *_: 512)
     monkeypatch.setattr(_execution, "_SHARE_FROM_BYTES", 0)
+    monkeypatch.setattr(_strided, "_MIN_ROWS", 2)
+    monkeypatch.setattr(_strided, "_SCRATCH_BYTES", 200)
+    monkeypatch.setattr(_geometry, "_MANY_SERIES", 4)
+    monkeypatch.setattr(_geometry, "_SMALL_SERIES_BYTES", 64)
     # Defaults of parameters are bound when a function is made: other names do not reach them.
     for function, small in (
         (_plan.first_tasks, {"knobs": knobs}),
@@ -249,8 +254,10 @@ def same_bytes(one, other):
             assert tensor == other[name], name
 
 
-def test_the_sizes_of_these_tests_take_every_path(tasks_done):
+def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
     """Without this, a renamed constant would leave the tests below with nothing but small reads."""
+    gathered = Mock(wraps=_strided.gather)
+    monkeypatch.setattr(_worker, "gather", gathered)
     saved = Saved((40, 33), torch.complex128, "contiguous", "plain", 1)
     with checkpoint({"t": saved.tensor(), "small": torch.ones(3)}, Writing(1, True, False)) as at:
         reader = Reading().reader(at)
@@ -261,6 +268,7 @@ def test_the_sizes_of_these_tests_take_every_path(tasks_done):
     assert {type(task) for task in tasks_done} == {LocateTask, RecordsTask, RunsTask}
     assert all(task.needed_bytes <= 512 for task in tasks_done if isinstance(task, RunsTask))
     assert sum(isinstance(task, RunsTask) for task in tasks_done) > 3 * 20
+    assert gathered.call_count > 20
 
 
 @slow_enough

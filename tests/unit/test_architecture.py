@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
         "paraload._alike",
     },
     {"paraload.sources*", "paraload.formats*", "paraload.transforms"},
+    {"paraload._strided"},
     {"paraload._task", "paraload._geometry", "paraload._checksum"},
     {"paraload.options", "paraload.errors", "paraload.progress", "paraload.report", "paraload._gc"},
     {"paraload._interrupts"},

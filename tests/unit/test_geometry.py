@@ -136,9 +136,17 @@ def test_a_staging_region_contains_the_slice(block):
         assert o + n <= ro + rn <= size
 
 
-def test_a_column_is_staged_with_its_rows():
+def test_a_column_is_one_series_of_rows():
     region = geometry.staging_region((1000, 256), (256, 1), (0, 3), (1000, 1), 4)
-    assert region.lengths == (1000, 256)
+    assert region.lengths == (1000, 1)
+    assert len(region.runs((256, 1), 4, 12)) == 1
+
+
+def test_windows_of_many_filters_are_staged_with_whole_filters():
+    region = geometry.staging_region(
+        (1000, 8, 3, 3), (72, 9, 3, 1), (0, 2, 1, 1), (1000, 4, 2, 2), 4
+    )
+    assert (region.offsets, region.lengths) == ((0, 0, 0, 0), (1000, 8, 3, 3))
 
 
 def test_whole_contiguous_tensors_are_one_run():
