@@ -9,6 +9,7 @@ byte is read: a microsecond more is a second for a million items.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -119,7 +120,7 @@ def specs_of(tasks: Iterable[ReadTask]) -> list[RecordSpec]:
     found = [
         spec for task in tasks if isinstance(task, LocateTask | RecordsTask) for spec in task.specs
     ]
-    return sorted(found, key=lambda spec: spec.item)
+    return sorted(found, key=attrgetter("item"))
 
 
 # ------------------------------------------------------------------------------- destinations

@@ -12,8 +12,10 @@ whoever is free.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from paraload import _geometry as geometry
@@ -74,13 +76,13 @@ def first_tasks(
         in_plan_order: keep the order of items in a file, rather than the order of bytes.
         knobs: sizes.
     """
-    by_file: dict[str, list[RecordSpec]] = {}
+    by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
     for spec in specs:
-        by_file.setdefault(spec.path, []).append(spec)
+        by_file[spec.path].append(spec)
     tasks: list[ReadTask] = []
     for records in by_file.values():
         if not in_plan_order:
-            records.sort(key=lambda spec: (spec.start, spec.item))
+            records.sort(key=attrgetter("start"))  # stable: the plan decides between equals
         if as_stream:
             tasks += _stream_tasks(records, knobs, in_sequence=in_sequence)
         else:
@@ -110,17 +112,17 @@ def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterable[Re
     block: list[RecordSpec] = []
     start = end = 0
     for spec in records:
-        joins = (
-            start <= spec.start <= end + knobs.max_gap_bytes
-            and spec.end - start <= knobs.block_bytes
-        )
-        if block and not joins:
+        first, last = spec.start, spec.end
+        if block and not (
+            start <= first <= end + knobs.max_gap_bytes and last - start <= knobs.block_bytes
+        ):
             yield _block_task(block, start, end)
             block = []
         if not block:
-            start = end = spec.start
+            start = end = first
         block.append(spec)
-        end = max(end, spec.end)
+        if last > end:  # noqa: PLR1730 - max() takes as long as all the rest
+            end = last
     if block:
         yield _block_task(block, start, end)
 
@@ -130,7 +132,7 @@ def _block_task(block: list[RecordSpec], start: int, end: int) -> RecordsTask:
         path=block[0].path,
         start=start,
         end=end,
-        items=tuple(spec.item for spec in block),
+        items=tuple([spec.item for spec in block]),
         cost_bytes=end - start,
         specs=tuple(block),
     )

@@ -234,7 +234,7 @@ def read_with(
         hook = stack.enter_context(progress_hook(options, file_callback))
         stack.enter_context(closing(traits.source))
         with collector_paused():
-            job, execution = _plan_job(reader, traits, plan, planner, started_s)
+            job, execution = plan_job(reader, traits, plan, planner, started_s)
             load = Load(
                 job,
                 budget=MemoryBudget(execution.staging_bytes),
@@ -248,7 +248,7 @@ def read_with(
     return done
 
 
-def _plan_job(
+def plan_job(
     reader: Any,
     traits: adapter.ReaderTraits,
     plan: LoadPlan,
