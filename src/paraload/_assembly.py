@@ -43,6 +43,7 @@ class Workshop:
         feed: takes tasks, and gives memory.
         verify: check records that are read whole.
         split_bytes: bytes that one task reads.
+        located: tasks that need no memory, for the engine to give to the feed.
     """
 
     targets: dict[int, TargetMemory]
@@ -50,6 +51,7 @@ class Workshop:
     feed: Feed
     verify: bool
     split_bytes: int
+    located: list[RunsTask] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,7 +115,7 @@ class Assembly:
         if target is not None and (runs := target.runs(spec, record)) is not None:
             tasks = self._tasks(runs, target=spec.item, with_trailer=True)
             self.tasks_left = len(tasks)
-            self.shop.feed.ready(tasks)
+            self.shop.located.extend(tasks)
             return
         self._await_units(record)
 

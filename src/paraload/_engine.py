@@ -21,14 +21,24 @@ from typing import TYPE_CHECKING, Any
 from paraload import _destination as destination
 from paraload._assembly import Assembly, Workshop
 from paraload._feed import Feed
-from paraload._items import CompletedItem, Item
+from paraload._items import CompletedItem, Item, Items
 from paraload._ledger import Ledger
-from paraload._task import Failed, Landed, LandedItems, Located, Raw, RunsTask, Staged
+from paraload._plan import share_reads
+from paraload._task import (
+    Failed,
+    Landed,
+    LandedItems,
+    Located,
+    Raw,
+    RunsTask,
+    SharedTask,
+    Staged,
+)
 from paraload._work import item_error
 from paraload.errors import CheckpointReadError, ItemReadError, summarize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from paraload._budget import MemoryBudget
     from paraload._destination import Destination
@@ -54,6 +64,7 @@ class Job:
         ordered: the items that are committed in the order of torch's reader.
         work: what workers need.
         split_bytes: bytes that one task reads of a located record.
+        task_limit_bytes: bytes that one task may deliver.
         hand_over_landed: somebody wants to know of items that are in their targets already.
         slow_reasons: why nothing of it can go the fast way.
         started_s: when it was asked for, as ``time.monotonic`` tells it.
@@ -66,6 +77,7 @@ class Job:
     ordered: Collection[int]
     work: Work
     split_bytes: int
+    task_limit_bytes: int
     hand_over_landed: bool
     slow_reasons: Sequence[str]
     started_s: float
@@ -93,7 +105,7 @@ class Load:
         self._budget = budget
         self._process = process
         self._on_progress = on_progress
-        self._items = _Items(job)
+        self._items = Items(job.specs, job.destinations, job.ordered)
         file_rank = {path: n for n, path in enumerate(dict.fromkeys(s.path for s in job.specs))}
 
         def rank(item: int) -> tuple[int, int]:
@@ -162,6 +174,12 @@ class Load:
                 self._fail(item, error)
             if isinstance(result.task, RunsTask):
                 self._end_part(item, result.task)
+            elif isinstance(result.task, SharedTask):
+                (part,) = (p for p in result.task.parts if p.items == (outcome.item,))
+                self._end_part(item, part)
+        if located := self._shop.located:
+            self._feed.ready(share_reads(located, limit_bytes=self._job.task_limit_bytes))
+            located.clear()
         self._take_turns()  # a failed item may have been the one that others waited for
 
     def _handle_outcome(self, item: Item, outcome: Outcome) -> None:
@@ -315,43 +333,6 @@ class Load:
     def _leave(self, item: Item) -> None:
         self._ledger.left(item.spec.path, 1)
         self._feed.item_left(item.spec.item)
-
-
-class _Items:
-    """All items of a load; those that land at once, as most small ones do, are never made."""
-
-    def __init__(self, job: Job) -> None:
-        self.specs = {spec.item: spec for spec in job.specs}
-        self._destinations = job.destinations
-        self._ordered = job.ordered
-        self._known: dict[int, Item] = {}
-        self._done: set[int] = set()
-
-    def __getitem__(self, number: int) -> Item:
-        """The item, which is made when it is first asked for."""
-        item = self._known.get(number)
-        if item is None:
-            spec = self.specs[number]
-            item = self._known[number] = Item(
-                spec=spec,
-                ordered=number in self._ordered,
-                destination=self._destinations.get(number),
-                planned_bytes=self.planned_bytes(spec),
-            )
-        return item
-
-    def planned_bytes(self, spec: RecordSpec) -> int:
-        """What the item is expected to bring; for progress."""
-        target = self._destinations.get(spec.item)
-        return target.needed_bytes if target is not None else max(spec.length, 0)
-
-    def are_done(self, numbers: Iterable[int]) -> None:
-        """These have been committed."""
-        self._done.update(numbers)
-
-    def left(self) -> Iterator[RecordSpec]:
-        """Those that have not been."""
-        return (spec for number, spec in self.specs.items() if number not in self._done)
 
 
 def _direct_targets(job: Job) -> dict[int, TargetMemory]:

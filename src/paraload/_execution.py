@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -39,12 +40,14 @@ class Execution:
         executor: who runs the tasks.
         staging_bytes: budget for bytes that wait for torch.
         split_bytes: bytes that one task reads of a located record.
+        task_limit_bytes: bytes that one task may deliver: what a slot of shared memory takes.
         downgrade: why this is not the executor that was asked for; "" if it is.
     """
 
     executor: ReadExecutor
     staging_bytes: int
     split_bytes: int
+    task_limit_bytes: int
     downgrade: str = ""
 
 
@@ -83,6 +86,7 @@ def choose_execution(
         executor=make_executor(name, workers=workers, slot_bytes=slot_bytes),
         staging_bytes=budget_bytes - slot_bytes * SLOTS_PER_WORKER * workers,
         split_bytes=split_bytes_for(total_bytes, workers, limit_bytes),
+        task_limit_bytes=slot_bytes or sys.maxsize,
         downgrade=downgrade,
     )
 

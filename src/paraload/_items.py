@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from paraload._assembly import Assembly
     from paraload._destination import Destination
     from paraload._task import RecordSpec
 
-__all__ = ["CompletedItem", "Item"]
+__all__ = ["CompletedItem", "Item", "Items"]
 
 
 class CompletedItem(NamedTuple):
@@ -56,3 +56,45 @@ class Item:
     assembly: Assembly | None = None
     commit: Callable[[], None] | None = None
     is_failed: bool = False
+
+
+class Items:
+    """All items of a load; those that land at once, as most small ones do, are never made."""
+
+    def __init__(
+        self,
+        specs: Sequence[RecordSpec],
+        destinations: Mapping[int, Destination],
+        ordered: Collection[int],
+    ) -> None:
+        self.specs = {spec.item: spec for spec in specs}
+        self._destinations = destinations
+        self._ordered = ordered
+        self._known: dict[int, Item] = {}
+        self._done: set[int] = set()
+
+    def __getitem__(self, number: int) -> Item:
+        """The item, which is made when it is first asked for."""
+        item = self._known.get(number)
+        if item is None:
+            spec = self.specs[number]
+            item = self._known[number] = Item(
+                spec=spec,
+                ordered=number in self._ordered,
+                destination=self._destinations.get(number),
+                planned_bytes=self.planned_bytes(spec),
+            )
+        return item
+
+    def planned_bytes(self, spec: RecordSpec) -> int:
+        """What the item is expected to bring; for progress."""
+        target = self._destinations.get(spec.item)
+        return target.needed_bytes if target is not None else max(spec.length, 0)
+
+    def are_done(self, numbers: Iterable[int]) -> None:
+        """These have been committed."""
+        self._done.update(numbers)
+
+    def left(self) -> Iterator[RecordSpec]:
+        """Those that have not been."""
+        return (spec for number, spec in self.specs.items() if number not in self._done)

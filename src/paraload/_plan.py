@@ -19,14 +19,15 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from paraload import _geometry as geometry
-from paraload._task import LocateTask, ReadTask, RecordSpec, RecordsTask, RunsTask
+from paraload._strided import is_gathered
+from paraload._task import LocateTask, ReadTask, RecordSpec, RecordsTask, RunsTask, SharedTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from paraload.formats._base import TensorRecord
 
-__all__ = ["PlanKnobs", "first_tasks", "runs_tasks", "split_bytes_for"]
+__all__ = ["PlanKnobs", "first_tasks", "runs_tasks", "share_reads", "split_bytes_for"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,3 +230,52 @@ def runs_tasks(
             )
         )
     return tasks
+
+
+def share_reads(tasks: Sequence[RunsTask], *, limit_bytes: int) -> list[ReadTask]:
+    """Join the tasks that read through the same rows of a record for different items.
+
+    Args:
+        tasks: in any order.
+        limit_bytes: payload bytes that one task may deliver.
+    """
+    groups: defaultdict[object, list[RunsTask]] = defaultdict(list)
+    for task in tasks:
+        groups[_rows_of(task)].append(task)
+    shared: list[ReadTask] = []
+    for group in groups.values():
+        # In the order of columns: each joins the one before, unless it is in another row already.
+        parts: list[RunsTask] = []
+        nbytes = 0
+        for task in sorted(group, key=attrgetter("start")):
+            run = task.runs[0]
+            if parts and not (
+                run.src + run.nbytes <= parts[0].runs[0].src + run.src_step
+                and nbytes + task.needed_bytes <= limit_bytes
+            ):
+                shared.append(_joined(parts))
+                parts, nbytes = [], 0
+            parts.append(task)
+            nbytes += task.needed_bytes
+        shared.append(_joined(parts))
+    return shared
+
+
+def _rows_of(task: RunsTask) -> object:
+    """Equal for tasks that may read through the same rows."""
+    run = task.runs[0]
+    if len(task.runs) > 1 or task.checksum or not is_gathered(run, task.max_gap_bytes):
+        return id(task)
+    return task.path, task.base, run.count, run.src_step
+
+
+def _joined(parts: list[RunsTask]) -> ReadTask:
+    if len(parts) == 1:
+        return parts[0]
+    return SharedTask(
+        path=parts[0].path,
+        start=min(part.start for part in parts),
+        end=max(part.end for part in parts),
+        items=tuple(part.items[0] for part in parts),
+        parts=tuple(parts),
+    )

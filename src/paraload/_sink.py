@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from paraload import _geometry as geometry
 from paraload._alike import Ways
 from paraload._strided import copy_runs
-from paraload._task import Cut, Landed, Outcome, Raw, RecordSpec, RunsTask, Span, Staged, TaskResult
+from paraload._task import (
+    Cut,
+    Landed,
+    Outcome,
+    Raw,
+    RecordSpec,
+    RunsTask,
+    SharedTask,
+    Span,
+    Staged,
+    TaskResult,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -215,18 +226,26 @@ class SlotSink:
         if self._end + nbytes > len(self._slot):
             raise SlotOverflowError
         span = Span(self._end, nbytes)
-        self._end += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        self._end += _aligned(nbytes)
         return span
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def deliver(
     result: TaskResult, slot: memoryview, targets: Mapping[int, TargetMemory]
 ) -> TaskResult:
     """In the caller's process: move what a worker left in ``slot`` to where it belongs."""
-    if isinstance(result.task, RunsTask):
-        if isinstance(result.outcomes[0], Landed):
-            runs = geometry.unpacked(result.task.runs)
-            copy_runs(runs, slot, targets[result.task.target].memory)
+    if isinstance(result.task, RunsTask | SharedTask):
+        at = 0
+        parts = result.task.parts if isinstance(result.task, SharedTask) else (result.task,)
+        for part, outcome in zip(parts, result.outcomes, strict=True):
+            if isinstance(outcome, Landed):
+                runs = geometry.unpacked(part.runs)
+                copy_runs(runs, slot[at:], targets[part.target].memory)
+            at += _aligned(part.needed_bytes)
         return result
     return replace(result, outcomes=tuple(_from_slot(o, slot) for o in result.outcomes))
 

@@ -11,6 +11,7 @@ process that reads whole tensors need not pay for it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -49,39 +50,34 @@ def is_gathered(run: Run, max_gap_bytes: int) -> bool:
 
 
 def gather(
-    run: Run,
-    memory: memoryview,
+    wanted: Sequence[tuple[Run, memoryview]],
     read_into: Callable[[int, Sequence[memoryview]], None],
     base: int,
     seen: Callable[[memoryview], None] | None = None,
 ) -> None:
-    """Read through ``run``, gaps too, and put its rows where they belong.
+    """Read through rows, gaps too, and put what is wanted of them where it belongs.
 
     Args:
-        run: with rows that are not further apart than they are worth reading.
-        memory: of the target.
+        wanted: runs and the memory that each goes to; they agree in ``count`` and ``src_step``, and
+            begin in the same row.
         read_into: fills buffers with the bytes from a position of the file on.
         base: where in the file the payload begins.
         seen: is shown all bytes that were read, in order.
     """
-    per_block = max(1, _SCRATCH_BYTES // run.src_step)
-    rows_left, src, dst = run.count, run.src, run.dst
-    scratch = memoryview(bytearray((min(per_block, rows_left) - 1) * run.src_step + run.nbytes))
-    while rows_left:
-        count = min(per_block, rows_left)
-        block = scratch[: (count - 1) * run.src_step + run.nbytes]
-        read_into(base + src, (block,))
+    n_rows, step = wanted[0][0].count, wanted[0][0].src_step
+    first = min(run.src for run, _ in wanted)
+    width = max(run.src + run.nbytes for run, _ in wanted) - first
+    per_block = min(n_rows, max(1, _SCRATCH_BYTES // step))
+    scratch = memoryview(bytearray((per_block - 1) * step + width))
+    for row in range(0, n_rows, per_block):
+        count = min(per_block, n_rows - row)
+        block = scratch[: (count - 1) * step + width]
+        read_into(base + first + row * step, (block,))
         if seen is not None:
             seen(block)
-        part = _part(run, dst, count)
-        _copy_rows(part, block, 0, memory)
-        rows_left -= count
-        src += count * run.src_step
-        dst += count * run.dst_step
-
-
-def _part(run: Run, dst: int, count: int) -> Run:
-    return type(run)(0, dst, run.nbytes, count, run.src_step, run.dst_step)
+        for run, memory in wanted:
+            part = replace(run, dst=run.dst + row * run.dst_step, count=count)
+            _copy_rows(part, block, run.src - first, memory)
 
 
 def _copy_rows(run: Run, data: memoryview, src: int, memory: memoryview) -> None:

@@ -4,6 +4,7 @@ ReadTask      what a worker shall do: one file, a half-open range, item numbers,
   LocateTask    read the headers of big records and say where their payloads lie
   RecordsTask   read whole small (or transformed) records into memory and cut items out of them
   RunsTask      read byte runs of one located record straight into the memory of its item
+  SharedTask    the same for several items that want columns of one record
 TaskResult    what the worker answers: one outcome for each item, and its counts
   Located, Landed, Staged, Raw, Failed
 """
@@ -152,6 +153,16 @@ class RunsTask(ReadTask):
     def needed_bytes(self) -> int:
         """Payload bytes that the task delivers."""
         return sum(run.total_bytes for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedTask(ReadTask):
+    """Read through the rows of one located record once, for several items that want parts of them.
+
+    Each of ``parts`` is one series of rows: as many as the others, and as far apart.
+    """
+
+    parts: tuple[RunsTask, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

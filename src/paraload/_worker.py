@@ -11,6 +11,7 @@ this module as exceptions.
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from itertools import groupby
@@ -28,6 +29,7 @@ from paraload._task import (
     LocateTask,
     RecordsTask,
     RunsTask,
+    SharedTask,
     TaskResult,
 )
 from paraload._work import Meter, guarded, item_error
@@ -59,13 +61,16 @@ def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
     outcomes: list[Outcome | LandedItems]
     match task:
         case LocateTask():
-            outcomes = [guarded(spec, _locate, meter, spec) for spec in task.specs]
+            known: dict[tuple[int, int], TensorRecord] = {}
+            outcomes = [guarded(spec, _locate, meter, spec, known) for spec in task.specs]
         case RecordsTask(as_stream=True):
             outcomes = read_streams(task, meter, sink)
         case RecordsTask():
             outcomes = read_records(task, meter, sink)
         case RunsTask():
             outcomes = [_read_runs(task, meter, sink)]
+        case SharedTask():
+            outcomes = _read_shared(task, meter, sink)
         case _:
             raise TypeError(f"no such task: {type(task).__name__}")
     return TaskResult(
@@ -79,7 +84,11 @@ def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
     )
 
 
-def _locate(meter: Meter, spec: RecordSpec) -> Outcome:
+def _locate(meter: Meter, spec: RecordSpec, known: dict[tuple[int, int], TensorRecord]) -> Outcome:
+    """Find the payload of ``spec``; ``known`` are those of the same task that were found before."""
+    if (found := known.get((spec.start, spec.end))) is not None:
+        check_slice(spec, found.shape)
+        return Located(item=spec.item, record=found)
     check_range(spec, meter.work.source.size(spec.path))
     if spec.kind == "bytes":
         return Located(item=spec.item, record=None)
@@ -87,11 +96,11 @@ def _locate(meter: Meter, spec: RecordSpec) -> Outcome:
     while True:
         head = bytearray(want)
         meter.read_into(spec.start, [memoryview(head)])
-        found = meter.work.format.locate(bytes(head), spec.length)
-        match found:
+        match meter.work.format.locate(bytes(head), spec.length):
             case NeedBytes(nbytes=nbytes):
                 want = nbytes
-            case TensorRecord():
+            case TensorRecord() as found:
+                known[spec.start, spec.end] = found
                 check_slice(spec, found.shape)
                 return Located(item=spec.item, record=found)
             case Unsupported(reason=reason):
@@ -123,6 +132,23 @@ def _read_runs(task: RunsTask, meter: Meter, sink: Sink) -> Outcome:
     )
 
 
+def _read_shared(task: SharedTask, meter: Meter, sink: Sink) -> list[Outcome | LandedItems]:
+    try:
+        wanted = []
+        for part in task.parts:
+            memory, (run,) = sink.memory(part)
+            wanted.append((run, memory))
+        gather(wanted, meter.read_into, task.parts[0].base)
+    except Exception as error:  # noqa: BLE001 - becomes the failure of each item
+        failure = item_error(error)
+        failure.locate(path=task.path, start=task.start, end=task.end)
+        return [Failed(item=item, error=copy.copy(failure)) for item in task.items]
+    return [
+        Landed(item=part.items[0], nbytes=part.needed_bytes, src=part.runs[0].src)
+        for part in task.parts
+    ]
+
+
 def _read_into(
     task: RunsTask, runs: tuple[geometry.Run, ...], memory: memoryview, meter: Meter
 ) -> int:
@@ -140,7 +166,7 @@ def _read_into(
     for gathered, group in groupby(runs, key=lambda run: is_gathered(run, task.max_gap_bytes)):
         if gathered:
             for run in group:
-                gather(run, memory, meter.read_into, task.base, seen)
+                gather([(run, memory)], meter.read_into, task.base, seen)
         else:
             _scatter(task, tuple(group), memory, meter, step, seen)
     return crc

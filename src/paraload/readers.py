@@ -285,6 +285,7 @@ def plan_job(
         ordered=ordered,
         work=traits.work(specs),
         split_bytes=execution.split_bytes,
+        task_limit_bytes=execution.task_limit_bytes,
         hand_over_landed=not is_plain or _has_own(reader, "_process_results"),
         slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],
         started_s=started_s,

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraload._geometry import Run
-from paraload._plan import PlanKnobs, first_tasks, runs_tasks, split_bytes_for
-from paraload._task import LocateTask, RecordSpec, RecordsTask, Wanted
+from paraload._plan import PlanKnobs, first_tasks, runs_tasks, share_reads, split_bytes_for
+from paraload._task import LocateTask, RecordSpec, RecordsTask, RunsTask, Wanted
 from paraload.formats._base import TensorRecord
 
 KNOBS = PlanKnobs(locate_from_bytes=1000, locate_batch=2, block_bytes=600, max_gap_bytes=50)
@@ -112,3 +112,43 @@ def test_a_record_is_split_and_its_last_part_reads_the_trailer():
 )
 def test_parts_suit_the_number_of_workers(total, workers, expected):
     assert split_bytes_for(total, workers, 16 << 20) == expected
+
+
+def column(item, first, width, *, rows=100, step=1000, base=5000, path="a", checksum=False):
+    """Columns ``[first, first + width)`` of a matrix with ``rows`` rows of ``step`` bytes."""
+    return RunsTask(
+        path=path,
+        start=base + first,
+        end=base + first + (rows - 1) * step + width,
+        items=(item,),
+        base=base,
+        target=item,
+        runs=(Run(first, 0, width, rows, step, width),),
+        max_gap_bytes=1000,
+        checksum=checksum,
+    )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ([column(0, 0, 100), column(1, 300, 200)], [(0, 1)]),
+        ([column(1, 300, 200), column(0, 0, 100)], [(0, 1)]),
+        ([column(0, 0, 400), column(1, 200, 200), column(2, 900, 100)], [(0, 1, 2)]),
+        ([column(0, 0, 100), column(1, 950, 100)], [(0,), (1,)]),  # goes on in the next row
+        ([column(0, 0, 100), column(1, 1000, 100)], [(0,), (1,)]),  # is in the next row
+        ([column(0, 0, 100), column(1, 300, 200, rows=99)], [(0,), (1,)]),
+        ([column(0, 0, 100), column(1, 300, 200, step=999)], [(0,), (1,)]),
+        ([column(0, 0, 100), column(1, 300, 200, base=6000)], [(0,), (1,)]),
+        ([column(0, 0, 100), column(1, 300, 200, path="b")], [(0,), (1,)]),
+        ([column(0, 0, 100), column(1, 300, 200, checksum=True)], [(0,), (1,)]),
+        ([column(0, 0, 300), column(1, 300, 300), column(2, 600, 300)], [(0, 1), (2,)]),  # limit
+    ],
+)
+def test_columns_of_the_same_rows_share_a_read(tasks, expected):
+    shared = share_reads(tasks, limit_bytes=70_000)
+    assert [task.items for task in shared] == expected
+    for task in shared:
+        if len(task.items) > 1:
+            assert task.start == min(part.start for part in task.parts)
+            assert task.end == max(part.end for part in task.parts)

@@ -53,7 +53,7 @@ def test_gathered_rows_are_too_and_every_byte_is_read_once(run, scratch, base):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strided, "_SCRATCH_BYTES", scratch)
-        strided.gather(run, memoryview(target), read_into, base, seen.extend)
+        strided.gather([(run, memoryview(target))], read_into, base, seen.extend)
     assert target == one_by_one((run,), 40_000)
     end = run.src + (run.count - 1) * run.src_step + run.nbytes
     assert (reads[0][0], reads[-1][1]) == (run.src, end)

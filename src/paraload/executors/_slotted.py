@@ -27,7 +27,7 @@ from paraload._shared import (
 )
 from paraload._sink import TargetSink
 from paraload._spawn import worker_context
-from paraload._task import LocateTask, RunsTask
+from paraload._task import LocateTask, RunsTask, SharedTask
 from paraload._worker import run_task
 from paraload.errors import HookNotPicklableError, WorkerDiedError
 from paraload.executors._base import drive
@@ -126,7 +126,7 @@ class _Run:
 
     def help_out(self, task: ReadTask) -> tuple[None, TaskResult] | None:
         """Do ``task`` here while the workers start or are busy: plain reads only, never hooks."""
-        if not isinstance(task, LocateTask | RunsTask) or not self._done.empty():
+        if not isinstance(task, LocateTask | RunsTask | SharedTask) or not self._done.empty():
             return None
         return None, run_task(task, self._work, self._sink)
 
