@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from benchmarks import big, memory, planning, slices, small, startup
+from benchmarks import big, memory, planning, slices, small, startup, zstd
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.table import bars_table, print_table
 
@@ -31,6 +31,7 @@ _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     "big": big.measure,
     "slices": slices.measure,
     "small": small.measure,
+    "zstd": zstd.measure,
     "planning": planning.measure,
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _VOCABULARY: Final = 32_000
 _SMALL_TENSORS: Final = 20_000
 SLICED_SHAPE: Final = (4096, 5632)
 _SLICED_TENSORS: Final = 12
+_COMPRESSED_TENSORS: Final = 64
 
 #: No value of a fresh tensor, and no value that a checkpoint here is full of.
 _POISON: Final = 0xA5
@@ -51,16 +53,26 @@ class Checkpoints:
         """12 whole matrices in 8 files, of which one of eight ranks wants a slice."""
         return _written(self.folder / "sliced", "sliced", 8)
 
+    def compressed(self) -> Path:
+        """256 MiB of weights as torch's ZStandard extension writes them, in 8 files."""
+        return _written(self.folder / "compressed", "weights", 8, zstd=True)
+
     def tiny(self) -> Path:
         """16 MiB in 8 files: nothing to read, so that only the start-up counts."""
         return _written(self.folder / "tiny", "tiny", 8)
 
 
 @cache
-def _written(folder: Path, kind: str, files: int) -> Path:
-    state = {name: _random(shape) for name, shape in _SHAPES[kind]().items()}
+def _written(folder: Path, kind: str, files: int, *, zstd: bool = False) -> Path:
+    make = _weights if zstd else _random  # random bits would not get shorter
+    state = {name: make(shape) for name, shape in _SHAPES[kind]().items()}
     # One file for each thread of the writer: torch fills that many buckets, the emptiest first.
-    writer = FileSystemWriter(folder, single_file_per_rank=True, thread_count=files)
+    writer = FileSystemWriter(
+        folder,
+        single_file_per_rank=True,
+        thread_count=files,
+        _extensions=[ZStandard()] if zstd else None,
+    )
     dcp.save(state, storage_writer=writer, no_dist=True)
     del state
     # What is still to be written back would be written during the first rounds.
@@ -88,6 +100,7 @@ _SHAPES: Final[dict[str, Callable[[], dict[str, tuple[int, ...]]]]] = {
     "llama": _llama,
     "small": lambda: {f"small.{n:05}": (2048,) for n in range(_SMALL_TENSORS)},
     "sliced": lambda: {f"matrix.{n:02}": SLICED_SHAPE for n in range(_SLICED_TENSORS)},
+    "weights": lambda: {f"weights.{n:02}": (2048, 1024) for n in range(_COMPRESSED_TENSORS)},
     "tiny": lambda: {f"tiny.{n}": (1024, 1024) for n in range(8)},
 }
 
@@ -95,6 +108,10 @@ _SHAPES: Final[dict[str, Callable[[], dict[str, tuple[int, ...]]]]] = {
 def _random(shape: tuple[int, ...]) -> torch.Tensor:
     # Random bits, not random numbers: a wrong byte anywhere then shows.
     return torch.empty(shape, dtype=torch.int16).random_().view(torch.bfloat16)
+
+
+def _weights(shape: tuple[int, ...]) -> torch.Tensor:
+    return (torch.randn(shape) * 0.02).to(torch.bfloat16)
 
 
 def _warm(files: Iterable[Path]) -> None:
