@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import statistics
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.checkpoints import poison, raw_bytes
+from paraload.cli._rounds import Timing, interleaved, timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,27 +17,6 @@ if TYPE_CHECKING:
     from benchmarks.cases import Case
 
 __all__ = ["Measured", "Timing", "measure_arms", "time_rounds"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """What one arm took, in seconds, round by round."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median_s(self) -> float:
-        """The middle one."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> str:
-        """From the shortest to the longest."""
-        return f"{min(self.seconds):.3f}..{max(self.seconds):.3f}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return {"median_s": self.median_s, "seconds": list(self.seconds)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +58,7 @@ def _check_arms(arms: Sequence[Arm], case: Case) -> tuple[dict[str, Any], dict[s
     for arm in arms:
         prepared = arm.prepare(case)
         poison(case.targets)
-        timings[arm.name] = Timing(seconds=(_timed(prepared.run),))
+        timings[arm.name] = Timing(seconds=(timed(prepared.run),))
         if not expected:
             expected = {name: tensor.clone() for name, tensor in case.targets.items()}
         _require_equal(arm.name, expected, case.targets)
@@ -107,17 +84,7 @@ def time_rounds(
         preparations: by name; what they do themselves is not timed.
         rounds: how often each of them runs.
     """
-    names = list(preparations)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        shift = number % len(names)
-        for name in (*names[shift:], *names[:shift]):
-            seconds[name].append(_timed(preparations[name]()))
+    seconds: dict[str, list[float]] = {name: [] for name in preparations}
+    for _, name in interleaved(list(preparations), rounds=rounds):
+        seconds[name].append(timed(preparations[name]()))
     return {name: Timing(seconds=tuple(values)) for name, values in seconds.items()}
-
-
-def _timed(run: Callable[[], object]) -> float:
-    gc.collect()  # what an earlier run left behind is not this one's to clean up
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from paraload._timeline import Timeline
 from paraload.progress import ReadProgress
 from paraload.report import FileTiming, ReadReport
 
@@ -32,6 +33,7 @@ class Ledger:
         self._bytes_read = 0
         self._bytes_verified = 0
         self._reads = 0
+        self._timeline = Timeline(started_s=started_s)
         self._items_total = items_by_file.total()
         self._items_done = 0
         self._items_left = items_by_file
@@ -43,6 +45,7 @@ class Ledger:
 
     def count(self, result: TaskResult) -> None:
         """Note what a task has read, and when."""
+        self._timeline.add(result)
         self._reads += result.reads
         self._bytes_read += result.bytes_read
         started = result.started_s - self._started_s
@@ -112,4 +115,6 @@ class Ledger:
             unverified=dict(self._unverified),
             peak_in_flight_bytes=peak_bytes,
             file_timings=self._files,
+            tasks=self._timeline.tasks,
+            timeline=self._timeline.entries(),
         )

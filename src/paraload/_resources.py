@@ -8,7 +8,13 @@ from typing import Final
 
 import psutil
 
-__all__ = ["available_memory_bytes", "choose_workers", "default_budget_bytes", "usable_cores"]
+__all__ = [
+    "available_memory_bytes",
+    "choose_workers",
+    "default_budget_bytes",
+    "file_system_of",
+    "usable_cores",
+]
 
 #: Reads in flight where each of them waits for a server rather than for a processor.
 _NETWORK_WORKERS: Final = 16
@@ -82,13 +88,19 @@ def choose_workers(path: str, *, in_processes: bool) -> int:
 
 def is_network_path(path: str) -> bool:
     """Whether ``path`` lies on a file system that waits for a network."""
+    kind = file_system_of(path)
+    return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
+
+
+def file_system_of(path: str) -> str:
+    """The kind of file system that ``path`` lies on, as psutil names it; "" if it is not known."""
     real = os.path.realpath(path)
     best, kind = "", ""
     for mount in psutil.disk_partitions(all=True):
         inside = real == mount.mountpoint or real.startswith(mount.mountpoint.rstrip("/") + "/")
         if inside and len(mount.mountpoint) >= len(best):
             best, kind = mount.mountpoint, mount.fstype
-    return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
+    return kind
 
 
 def _read_words(path: Path) -> list[str]:

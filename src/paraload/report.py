@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paraload._trace import trace_of
+
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
 
-__all__ = ["FileTiming", "ReadReport", "format_bytes"]
+__all__ = ["FileTiming", "ReadReport", "TaskTiming", "format_bytes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +24,32 @@ class FileTiming:
     started_s: float
     ended_s: float
     bytes_read: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskTiming:
+    """One task of a worker: what it read, and when, in seconds since the load began.
+
+    Attributes:
+        worker: name of the thread or process; the caller's own thread may read too.
+        path: of the file, relative to the checkpoint.
+        start: first byte of the range that the task worked on.
+        end: one past its last byte.
+        bytes_read: of that range: headers alone, where payloads were looked for; and of the
+            checksum behind it, where a record ends.
+        started_s: when it began.
+        ended_s: when it was done.
+        tasks: more than one in very long loads, where neighbours are joined.
+    """
+
+    worker: str
+    path: str
+    start: int
+    end: int
+    bytes_read: int
+    started_s: float
+    ended_s: float
+    tasks: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +71,9 @@ class ReadReport:
         unverified: reason -> items whose bytes could not be checked.
         peak_in_flight_bytes: most staging memory that was reserved at once.
         file_timings: by path.
+        tasks: pieces of work that readers were given.
+        timeline: those tasks by their beginnings. Ten thousand entries at most: of a load with more
+            tasks, neighbours are joined.
     """
 
     bytes_needed: int
@@ -56,6 +90,8 @@ class ReadReport:
     unverified: Mapping[str, int] = field(default_factory=dict)
     peak_in_flight_bytes: int = 0
     file_timings: Mapping[str, FileTiming] = field(default_factory=dict)
+    tasks: int = 0
+    timeline: tuple[TaskTiming, ...] = field(default=(), repr=False)
 
     @property
     def bytes_per_second(self) -> float:
@@ -63,8 +99,23 @@ class ReadReport:
         return self.bytes_needed / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain types for JSON."""
-        return dataclasses.asdict(self)
+        """Everything but the time line, as plain types for JSON."""
+        values = dataclasses.asdict(dataclasses.replace(self, timeline=()))
+        del values["timeline"]
+        return values
+
+    def write_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write the time line as a trace that https://ui.perfetto.dev and chrome://tracing open.
+
+        One track for each worker, one slice for each task, and the throughput of all.
+
+        Args:
+            path: of the JSON file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        Path(path).write_text(json.dumps(trace_of(self)), encoding="utf-8")
 
     def __str__(self) -> str:
         """A few lines for a person."""

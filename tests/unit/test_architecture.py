@@ -20,7 +20,13 @@ LAYERS: list[set[str]] = [
     {"paraload._load"},
     {"paraload.readers"},
     {"paraload._adapter", "paraload._engine", "paraload._execution", "paraload._intake"},
-    {"paraload._assembly", "paraload._feed", "paraload._items", "paraload._ledger"},
+    {
+        "paraload._assembly",
+        "paraload._feed",
+        "paraload._items",
+        "paraload._ledger",
+        "paraload._timeline",
+    },
     {"paraload.executors*", "paraload._shared", "paraload._spawn", "paraload._resources"},
     {"paraload._worker", "paraload._destination", "paraload._budget", "paraload._plan"},
     {"paraload._overlap"},
@@ -35,6 +41,7 @@ LAYERS: list[set[str]] = [
     {"paraload._strided"},
     {"paraload._task", "paraload._geometry", "paraload._checksum"},
     {"paraload.options", "paraload.errors", "paraload.progress", "paraload.report", "paraload._gc"},
+    {"paraload._trace"},
     {"paraload._interrupts"},
     {"paraload"},
 ]
@@ -63,10 +70,13 @@ TORCH_FREE = [
 
 #: The core that plans and parses: no reading, no clock.
 PURE = [
-    "paraload._plan",
-    "paraload._overlap",
-    "paraload._geometry",
     "paraload._checks",
+    "paraload._geometry",
+    "paraload._overlap",
+    "paraload._plan",
+    "paraload._timeline",
+    "paraload._trace",
+    "paraload.cli._bench_advice",
     "paraload.formats._torch_zip",
 ]
 IMPURE_IMPORTS = {"os", "time", "threading", "socket", "subprocess", "pathlib", "shutil"}
@@ -152,9 +162,13 @@ def test_only_the_destination_and_adapter_side_know_torch():
         "paraload._destination",
         "paraload._intake",
         "paraload._load",
-        "paraload.cli.load",
-        "paraload.cli.inspect",
+        "paraload.cli._bench_arms",
+        "paraload.cli._bench_case",
+        "paraload.cli._bench_run",
         "paraload.cli._checkpoint",
+        "paraload.cli._planner",
+        "paraload.cli.inspect",
+        "paraload.cli.load",
         "paraload.formats._torch_load",
         "paraload.readers",
         "paraload.testing",

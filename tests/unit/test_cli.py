@@ -139,6 +139,15 @@ def test_load_reads_everything_and_reports(capsys, whole, options, executor):
     assert executor is None or answer["report"]["executor"] == executor
 
 
+def test_load_writes_a_trace(capsys, whole, tmp_path):
+    target = tmp_path / "trace.json"
+    status, out, _ = call(capsys, "load", whole, "--trace", target)
+    assert status == 0
+    assert out.startswith("loaded 5 items")
+    slices = [e for e in json.loads(target.read_text())["traceEvents"] if e["ph"] == "X"]
+    assert {event["name"] for event in slices} == {"__0_0.distcp", "__0_1.distcp"}
+
+
 def test_load_does_not_unpickle_objects(capsys, tmp_path):
     target = tmp_path / "ran"
     dcp.save({"w": torch.zeros(2), "bad": Runs(str(target))}, checkpoint_id=tmp_path, no_dist=True)
@@ -264,6 +273,9 @@ def test_argparse_answers_a_wrong_call_with_2(capsys, whole, argv, says):
         (("load", "{whole}", "--memory-budget", "1"), "memory_budget_bytes"),
         (("load", "{whole}", "--json", "{whole}/not-there/report.json"), "does not exist"),
         (("inspect", "{whole}", "--json", "{whole}"), "is a folder"),
+        (("load", "{whole}", "--trace", "{whole}"), "--trace"),
+        (("load", "{whole}", "--trace", "{whole}/not-there/out.json"), "does not exist"),
+        (("load", "{whole}", "--trace", "-"), "name a file"),
     ],
 )
 def test_a_wrong_call_ends_with_2_and_says_why(capsys, whole, argv, says):
@@ -274,7 +286,7 @@ def test_a_wrong_call_ends_with_2_and_says_why(capsys, whole, argv, says):
 
 
 def test_a_checkpoint_that_does_not_fit_is_not_begun(capsys, whole, monkeypatch):
-    monkeypatch.setattr("paraload._resources.available_memory_bytes", lambda: 1 << 10)
+    monkeypatch.setattr("paraload.cli._memory.available_memory_bytes", lambda: 1 << 10)
     status, _, err = call(capsys, "load", whole)
     assert status == 2
     assert "takes 16.04 KiB of memory, and 1.00 KiB are free" in err
@@ -310,6 +322,14 @@ def test_tables_are_drawn_on_a_terminal_and_plain_elsewhere(capsys, monkeypatch)
     drawn = capsys.readouterr().out
     assert "model.layers[0].w" in drawn
     assert "─" in drawn
+    monkeypatch.setenv("COLUMNS", "28")  # narrower than drawn, and as wide as plain
+    table.show()
+    assert capsys.readouterr().out == f"{table.plain()}\n"
+    monkeypatch.setenv("COLUMNS", "20")
+    table.show()
+    drawn = capsys.readouterr().out  # folded, not cut
+    assert "─" in drawn
+    assert "model.layers[0].w" in "".join(line.strip().split(" ")[0] for line in drawn.splitlines())
     monkeypatch.setitem(sys.modules, "rich", None)  # the cli extra is not there
     table.show()
     assert capsys.readouterr().out.startswith("things:\n  name")

@@ -14,10 +14,25 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-__all__ = ["STANDARD_OUTPUT", "Table", "add_json_option", "check_json_target", "write_json"]
+    from rich.table import Table as RichTable
+
+    from paraload.report import ReadReport
+
+__all__ = [
+    "STANDARD_OUTPUT",
+    "Table",
+    "add_json_option",
+    "add_trace_option",
+    "check_file_target",
+    "check_json_target",
+    "show_tables",
+    "write_json",
+    "write_trace",
+]
 
 STANDARD_OUTPUT = "-"
 _GAP = "  "
+_VERY_WIDE = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +53,15 @@ class Table:
 
     def show(self) -> None:
         """Print it, with rich where rich is installed and somebody looks."""
-        if not (sys.stdout.isatty() and self._show_rich()):
-            print(self.plain())
+        show_tables([self])
 
     def plain(self) -> str:
         """Aligned text; columns are at least two blanks apart."""
+        return "\n".join([f"{self.title}:", *self._plain_lines()])
+
+    def _plain_lines(self) -> list[str]:
         widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
-        lines = [self._line(row, widths) for row in (self.head, *self.rows)]
-        return "\n".join([f"{self.title}:", *lines])
+        return [self._line(row, widths) for row in (self.head, *self.rows)]
 
     def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
         cells = (
@@ -54,27 +70,54 @@ class Table:
         )
         return (_GAP + _GAP.join(cells)).rstrip()
 
-    def _show_rich(self) -> bool:
-        try:
-            from rich import box, console, table  # noqa: PLC0415 - the cli extra
-        except ImportError:
-            return False
-        drawn = table.Table(
-            title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    @property
+    def plain_width(self) -> int:
+        """Of the longest line below the title."""
+        return max(map(len, self._plain_lines()))
+
+
+def show_tables(tables: Sequence[Table]) -> None:
+    """Print tables that belong together, all of them in one way."""
+    if not (sys.stdout.isatty() and _draw(tables)):
+        print("\n\n".join(table.plain() for table in tables))
+
+
+def _draw(tables: Sequence[Table]) -> bool:
+    """Draw with rich; ``False`` if it is not there, or would fold what fits when it is plain."""
+    try:
+        from rich import console  # noqa: PLC0415 - the cli extra
+    except ImportError:
+        return False
+    # Names such as "a[b]" are no markup.
+    printer = console.Console(markup=False, highlight=False, emoji=False)
+    options = printer.options.update(max_width=_VERY_WIDE)
+    drawn = [_drawn(table) for table in tables]
+    drawn_width = max(printer.measure(one, options=options).maximum for one in drawn)
+    plain_width = max(table.plain_width for table in tables)
+    if plain_width <= printer.width < drawn_width:
+        return False
+    printer.print(*drawn, sep="\n")
+    return True
+
+
+def _drawn(table: Table) -> RichTable:
+    from rich import box  # noqa: PLC0415 - the cli extra
+    from rich.table import Table as RichTable  # noqa: PLC0415 - likewise
+
+    drawn = RichTable(
+        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
+    for number, name in enumerate(table.head):
+        is_number = number in table.numeric
+        drawn.add_column(
+            name,
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
+            overflow="fold",  # names are for copying: never cut them
         )
-        for number, name in enumerate(self.head):
-            is_number = number in self.numeric
-            drawn.add_column(
-                name,
-                justify="right" if is_number else "left",
-                no_wrap=is_number,
-                overflow="fold",  # names are for copying: never cut them
-            )
-        for row in self.rows:
-            drawn.add_row(*row)
-        # Names such as "a[b]" are no markup.
-        console.Console(markup=False, highlight=False, emoji=False).print(drawn)
-        return True
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
@@ -84,19 +127,36 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trace_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--trace``, for commands that read."""
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help=f"write {what} as a trace that https://ui.perfetto.dev opens",
+    )
+
+
 def check_json_target(target: str | None) -> None:
+    """As :func:`check_file_target`; standard output is fine too."""
+    if target != STANDARD_OUTPUT:
+        check_file_target("--json", target)
+
+
+def check_file_target(option: str, target: str | None) -> None:
     """Refuse a file that cannot be written before the work, not after it.
 
     Raises:
         UsageError: its folder does not exist, or it is one itself.
     """
-    if target is None or target == STANDARD_OUTPUT:
+    if target is None:
         return
+    if target == STANDARD_OUTPUT:
+        raise UsageError(f"{option} {target}: name a file; only JSON goes to standard output")
     path = Path(target)
     if path.is_dir():
-        raise UsageError(f"--json {target}: is a folder")
+        raise UsageError(f"{option} {target}: is a folder")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--json {target}: its folder does not exist")
+        raise UsageError(f"{option} {target}: its folder does not exist")
 
 
 def write_json(value: dict[str, Any], target: str | None) -> None:
@@ -115,3 +175,17 @@ def write_json(value: dict[str, Any], target: str | None) -> None:
         Path(target).write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--json {target}: {error.strerror}") from error
+
+
+def write_trace(report: ReadReport, target: str | None) -> None:
+    """Write the time line where ``--trace`` says, if it says so.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if target is None:
+        return
+    try:
+        report.write_trace(target)
+    except OSError as error:
+        raise UsageError(f"--trace {target}: {error.strerror}") from error

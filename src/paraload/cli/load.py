@@ -6,19 +6,24 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from paraload.cli import _checkpoint as checkpoint
-from paraload.cli._errors import UsageError
-from paraload.cli._output import STANDARD_OUTPUT, add_json_option, check_json_target, write_json
+from paraload.cli._memory import require_memory
+from paraload.cli._output import (
+    STANDARD_OUTPUT,
+    add_json_option,
+    add_trace_option,
+    check_file_target,
+    check_json_target,
+    write_json,
+    write_trace,
+)
 from paraload.errors import CheckpointReadError, InvalidOptionError
 from paraload.options import EXECUTORS, ReadOptions, parse_bytes
-from paraload.report import format_bytes
 
 if TYPE_CHECKING:
     import argparse
-    import io
     from pathlib import Path
 
-    from torch.distributed.checkpoint import DefaultLoadPlanner, Metadata
-    from torch.distributed.checkpoint.planner import ReadItem
+    from torch.distributed.checkpoint import Metadata
 
     from paraload.errors import ItemReadError
     from paraload.report import ReadReport
@@ -42,12 +47,14 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--no-verify", action="store_true", help="do not check CRC-32s")
     add_json_option(parser)
+    add_trace_option(parser, "what each worker read when")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Load, print the report."""
     check_json_target(arguments.json)
+    check_file_target("--trace", arguments.trace)
     options = _options(arguments)
     path = checkpoint.existing_folder(arguments.path)
     try:
@@ -62,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_json({"ok": True, "path": str(path), "report": report.to_dict()}, arguments.json)
     if arguments.json != STANDARD_OUTPUT:
         print(report)
+    write_trace(report, arguments.trace)
     return 0
 
 
@@ -81,23 +89,12 @@ def _options(arguments: argparse.Namespace) -> ReadOptions:
 
 def _load(path: Path, metadata: Metadata, options: ReadOptions) -> ReadReport:
     import paraload  # noqa: PLC0415 - imports torch
+    from paraload.cli._planner import BytesPlanner  # noqa: PLC0415 - likewise
 
-    _require_memory(checkpoint.contents(metadata, path).tensor_bytes)
+    require_memory(checkpoint.contents(metadata, path).tensor_bytes, "the checkpoint")
     return paraload.load(
-        _empty_state(metadata), path, planner=_planner(), no_dist=True, options=options
+        _empty_state(metadata), path, planner=BytesPlanner(), no_dist=True, options=options
     )
-
-
-def _require_memory(needed_bytes: int) -> None:
-    """Say so now, rather than be killed by the system half way."""
-    from paraload._resources import available_memory_bytes  # noqa: PLC0415 - only here
-
-    free_bytes = available_memory_bytes()
-    if needed_bytes > free_bytes:
-        raise UsageError(
-            f"the checkpoint takes {format_bytes(needed_bytes)} of memory, and"
-            f" {format_bytes(free_bytes)} are free here"
-        )
 
 
 def _empty_state(metadata: Metadata) -> dict[str, Any]:
@@ -111,21 +108,6 @@ def _empty_state(metadata: Metadata) -> dict[str, Any]:
         else None
         for name, item in metadata.state_dict_metadata.items()
     }
-
-
-def _planner() -> DefaultLoadPlanner:
-    """A planner that leaves objects as bytes.
-
-    Unpickling them would need the classes of the job that saved them, and run whatever code a
-    stranger's checkpoint holds.
-    """
-    from torch.distributed.checkpoint import DefaultLoadPlanner  # noqa: PLC0415 - takes seconds
-
-    class BytesPlanner(DefaultLoadPlanner):
-        def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-            pass
-
-    return BytesPlanner()
 
 
 def _failure(failure: ItemReadError) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""Memory: whether there is enough for a command, and how much some work has taken."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+import time
+from pathlib import Path
+from typing import Final, Self
+
+import psutil
+
+from paraload._resources import available_memory_bytes
+from paraload.cli._errors import UsageError
+from paraload.report import format_bytes
+
+__all__ = ["PeakMemory", "require_memory"]
+
+_SAMPLE_S: Final = 0.002
+#: Looking for children costs more than a sample, and they do not come and go.
+_SAMPLES_BETWEEN_CENSUSES: Final = 10
+#: Forked children keep our command line, too, and are counted later.
+_YOUNG_S: Final = 0.2
+
+
+def require_memory(needed_bytes: int, what: str) -> None:
+    """Say so now, rather than be killed by the system half way.
+
+    Raises:
+        UsageError: ``what`` needs more than there is.
+    """
+    free_bytes = available_memory_bytes()
+    if needed_bytes > free_bytes:
+        raise UsageError(
+            f"{what} takes {format_bytes(needed_bytes)} of memory, and"
+            f" {format_bytes(free_bytes)} are free here"
+        )
+
+
+class PeakMemory:
+    """The most that was resident above the baseline while the block ran.
+
+    Counted are the resident pages of this process, where a shared page counts in full, and what
+    each of its children has for itself alone: a page that both map is counted once. Pages of the
+    file cache that are copied out by ``preadv`` belong to no process.
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._has_mark = False
+        self._baseline_bytes = 0
+        self._highest_bytes = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Above the baseline."""
+        return self._highest_bytes - self._baseline_bytes
+
+    def __enter__(self) -> Self:
+        """Take the baseline and watch from now on."""
+        _return_free_memory()
+        self._thread.start()
+        time.sleep(10 * _SAMPLE_S)  # the watcher's own memory belongs to the baseline
+        self._has_mark = _reset_high_water()
+        self._baseline_bytes = self._highest_bytes = self._process.memory_info().rss
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop watching."""
+        self._done.set()
+        self._thread.join()
+        if self._has_mark:  # it knows what was between two samples
+            self._highest_bytes = max(self._highest_bytes, _high_water_bytes())
+
+    def _watch(self) -> None:
+        children: list[psutil.Process] = []
+        first_seen_s: dict[int, float] = {}
+        samples = 0
+        while not self._done.wait(_SAMPLE_S):
+            if samples % _SAMPLES_BETWEEN_CENSUSES == 0:
+                children = self._census(first_seen_s)
+            samples += 1
+            now_bytes = self._process.memory_info().rss + sum(map(_own_bytes, children))
+            self._highest_bytes = max(self._highest_bytes, now_bytes)
+
+    def _census(self, first_seen_s: dict[int, float]) -> list[psutil.Process]:
+        """The children that have memory of their own."""
+        now_s = time.monotonic()
+        found = self._process.children(recursive=True)
+        return [
+            child
+            for child in found
+            if not _may_be_us(
+                child, self._process, now_s - first_seen_s.setdefault(child.pid, now_s)
+            )
+        ]
+
+
+def _return_free_memory() -> None:
+    """What earlier work has freed and the allocator has kept would be used again unseen."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    if trim is not None:
+        trim(0)
+
+
+def _may_be_us(child: psutil.Process, process: psutil.Process, known_s: float) -> bool:
+    """Whether ``child``, known for so long, may be between ``vfork`` and ``exec``.
+
+    Until it runs its own program it shares the memory of its parent, and all of that would count.
+    """
+    try:
+        return known_s < _YOUNG_S and child.cmdline() in ([], process.cmdline())
+    except psutil.Error:
+        return True  # it has just ended
+
+
+def _own_bytes(child: psutil.Process) -> int:
+    try:
+        own: int = child.memory_full_info().uss
+    except psutil.Error:
+        return 0  # it has just ended
+    return own
+
+
+def _reset_high_water() -> bool:
+    """Let the kernel's high-water mark of resident memory begin anew; ``False`` if it will not."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _high_water_bytes() -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return 0

@@ -1,0 +1,160 @@
+"""``paraload bench PATH``: torch's reader and paraload's settings on the user's own checkpoint.
+
+    arguments --> _bench_case (what is read) --> _bench_arms (who reads) --> _bench_contest (rounds)
+                                                                                 |
+        tables, JSON, plot, trace <-- _bench_show, _bench_plot <-- _bench_advice <-- _bench_result
+
+Nothing is ever written to the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from paraload.cli import _checkpoint as checkpoint
+from paraload.cli._errors import UsageError
+from paraload.cli._output import (
+    STANDARD_OUTPUT,
+    add_json_option,
+    add_trace_option,
+    check_file_target,
+    check_json_target,
+    write_json,
+    write_trace,
+)
+from paraload.options import EXECUTORS, parse_bytes
+
+if TYPE_CHECKING:
+    from paraload.cli._bench_result import Result
+
+__all__ = ["add_parser", "run"]
+
+_EXECUTORS: Final = tuple(name for name in EXECUTORS if name != "auto")
+_DEFAULT_EXECUTORS: Final = "threads,processes"
+_DEFAULT_WORKERS: Final = "1,2,4,8,16"
+_DEFAULT_ROUNDS: Final = 5
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser of all."""
+    parser = commands.add_parser(
+        "bench",
+        help="measure torch's reader and paraload here, and recommend a setting",
+        description="Measure how fast torch's FileSystemReader and paraload read this checkpoint"
+        " here, the raw limit beside them, with the page cache warm and cold. Recommends a setting."
+        " Only reads: the checkpoint is never written to.",
+        epilog="Cold means that the files are not in this machine's page cache; what the storage"
+        " itself caches, no program can drop. Exit status: 1 also if an arm failed.",
+    )
+    parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
+    parser.add_argument(
+        "--workers",
+        type=_counts,
+        default=_DEFAULT_WORKERS,
+        metavar="N,...",
+        help=f"readers at once (default: {_DEFAULT_WORKERS})",
+    )
+    parser.add_argument(
+        "--executors",
+        type=_executors,
+        default=_DEFAULT_EXECUTORS,
+        metavar="NAME,...",
+        help=f"of {', '.join(_EXECUTORS)} (default: {_DEFAULT_EXECUTORS})",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_count,
+        default=_DEFAULT_ROUNDS,
+        metavar="N",
+        help=f"runs of every arm (default: {_DEFAULT_ROUNDS})",
+    )
+    parser.add_argument(
+        "--limit-bytes",
+        metavar="SIZE",
+        help="read about so much of the checkpoint, such as 8GiB (default: 2 GiB, or a quarter of"
+        " the free memory if that is less)",
+    )
+    parser.add_argument("--no-cold", action="store_true", help="measure with a warm cache only")
+    parser.add_argument("--plot", metavar="FILE", help="draw the result, such as out.png")
+    add_json_option(parser)
+    add_trace_option(parser, "what each worker of the recommended setting read when")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, recommend; 1 if an arm failed."""
+    path = checkpoint.existing_folder(arguments.path)
+    _check_targets(arguments, path)
+    limit_bytes = None if arguments.limit_bytes is None else parse_bytes(arguments.limit_bytes)
+    metadata = checkpoint.read_metadata(path)
+
+    from paraload.cli import _bench_run as bench  # noqa: PLC0415 - imports torch
+    from paraload.cli._bench_show import show_plan, show_result  # noqa: PLC0415 - likewise
+
+    is_shown = arguments.json != STANDARD_OUTPUT
+    prepared = bench.prepare(
+        path,
+        metadata,
+        executors=arguments.executors,
+        workers=arguments.workers,
+        rounds=arguments.rounds,
+        limit_bytes=limit_bytes,
+    )
+    if is_shown:
+        show_plan(prepared.plan)
+    result = bench.measure(prepared, with_cold=not arguments.no_cold)
+    if is_shown:
+        show_result(result)
+    _write_files(arguments, result)
+    return 1 if result.failed else 0
+
+
+def _check_targets(arguments: argparse.Namespace, path: Path) -> None:
+    """Refuse what cannot be written before the work, not after it."""
+    check_json_target(arguments.json)
+    check_file_target("--trace", arguments.trace)
+    check_file_target("--plot", arguments.plot)
+    for option in ("json", "trace", "plot"):
+        target = getattr(arguments, option)
+        if target is not None and Path(target).resolve().is_relative_to(path.resolve()):
+            raise UsageError(f"--{option} {target}: is in the checkpoint, which is only read")
+    if arguments.plot is not None:
+        try:
+            from paraload.cli import _bench_plot as plot  # noqa: PLC0415 - not always there
+        except ImportError as error:
+            raise UsageError(
+                f"--plot needs matplotlib ({error}): pip install paraload[bench]"
+            ) from error
+        plot.check_format(arguments.plot)
+
+
+def _write_files(arguments: argparse.Namespace, result: Result) -> None:
+    write_json(result.to_dict(), arguments.json)
+    if arguments.plot is not None:
+        from paraload.cli import _bench_plot as plot  # noqa: PLC0415 - not always there
+
+        plot.write_plot(result, arguments.plot)
+    if arguments.trace is not None:
+        if result.shown is None:
+            raise UsageError(f"--trace {arguments.trace}: no setting of paraload could be measured")
+        _, report = result.shown
+        write_trace(report, arguments.trace)
+
+
+def _counts(text: str) -> list[int]:
+    return sorted({_count(word) for word in text.split(",")})
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def _executors(text: str) -> list[str]:
+    names = [word.strip() for word in text.split(",")]
+    if unknown := [name for name in names if name not in _EXECUTORS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(_EXECUTORS)}")
+    return list(dict.fromkeys(names))

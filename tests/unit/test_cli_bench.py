@@ -1,0 +1,663 @@
+"""``paraload bench``: what it measures, prints, writes and recommends, and every exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from matplotlib.figure import Figure
+from PIL import Image
+
+import paraload
+from paraload import ReadOptions
+from paraload.cli import _memory, main
+from paraload.cli import _page_cache as page_cache
+from paraload.cli._bench_advice import Setting, advise
+from paraload.cli._bench_arms import RAW, TORCH, make_arms
+from paraload.cli._bench_case import Case, Record, chosen, records_of
+from paraload.cli._checkpoint import read_metadata
+from paraload.cli._memory import PeakMemory
+from paraload.cli._raw import RawReader, pieces_of
+from paraload.cli._rounds import Timing, interleaved
+from paraload.cli._status import StatusLine
+from paraload.testing import make_checkpoint
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """2 MiB of tensors in 2 files, so that workers have something to share, and an object."""
+    folder = tmp_path_factory.mktemp("whole") / "checkpoint"
+    generator = torch.Generator().manual_seed(0)
+    state = {f"layers.{n}": torch.randn(256, 512, generator=generator) for n in range(4)}
+    state |= {"scale": torch.tensor(0.5), "empty": torch.zeros(0), "note": "hello"}
+    make_checkpoint(folder, state, files=2)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fonts():
+    """What matplotlib opens once and keeps is not a leak of the test that meets it first."""
+    figure = Figure()
+    figure.text(0, 0, "$10^0$")
+    figure.savefig(io.BytesIO())
+
+
+@pytest.fixture(autouse=True)
+def the_machines_cache_is_left_alone(monkeypatch, tmp_path):
+    """Others use it, too: here only the advice for single files is ever taken."""
+    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "not-there" / "drop_caches")
+
+
+def call(capsys, *argv):
+    status = main(["bench", *(str(word) for word in argv)])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return status, out, err
+
+
+#: Three arms, run as seldom as can be.
+QUICK = ("--rounds", "1", "--workers", "2", "--executors", "threads", "--no-cold")
+
+
+# ------------------------------------------------------------------------------ all is well: 0
+
+
+def test_it_prints_tables_and_a_setting_to_paste(capsys, whole):
+    options = ("--rounds", "2", "--workers", "1,2", "--executors", "threads", "--no-cold")
+    status, out, err = call(capsys, whole, *options)
+    assert (status, err) == (0, "")
+    assert "2.00 MiB, all of it: 6 tensors and 1 object in 2 files" in out
+    assert "arms     5, in turn, 2 rounds" in out
+    rows = [line.split("  ") for line in out.splitlines()]
+    readers = [row[1] for row in rows if len(row) > 2 and row[0] == ""]
+    expected = [TORCH, "paraload sequential", "paraload threads", RAW, RAW]
+    assert [name for name in readers if name in expected] == expected * 2  # times, then memory
+    assert "not measured cold: --no-cold" in out
+    assert "recommended: " in out
+    assert "2.00 MiB are little" in out
+
+
+def test_what_it_recommends_can_be_pasted(capsys, whole, monkeypatch):
+    monkeypatch.setattr(
+        "paraload.cli._bench_run.advise", lambda *_: advice({("threads", 2): 1.0}, stock=2.0)
+    )
+    _, out, _ = call(capsys, whole, *QUICK)
+    lines = out[out.index("recommended:") :].splitlines()
+    assert lines[0].startswith("recommended: 2 threads, the fastest")
+    assert "2.00 times the speed of torch's reader warm" in lines[1]
+    (python,) = (line.strip() for line in lines if "storage_reader=" in line)
+    (shell,) = (line for line in lines if "export" in line)
+    state_dict = {"scale": torch.tensor(0.0)}
+    readers = []
+    names = {
+        "dcp": dcp,
+        "state_dict": state_dict,
+        "ParallelFileSystemReader": lambda *args, **keywords: (
+            readers.append(paraload.ParallelFileSystemReader(*args, **keywords)) or readers[0]
+        ),
+    }
+    eval(python, names)
+    assert state_dict["scale"] == 0.5
+    _, *assignments = shlex.split(shell)
+    environment = ReadOptions.resolve(environ=dict(word.split("=") for word in assignments))
+    assert readers[0].options == environment == ReadOptions(executor="threads", max_workers=2)
+
+
+def test_json_has_every_figure(capsys, whole, tmp_path):
+    target = tmp_path / "bench.json"
+    options = ("--rounds", "3", "--workers", "1,2", "--executors", "threads,processes", "--no-cold")
+    status, out, _ = call(capsys, whole, *options, "--json", target)
+    found = json.loads(target.read_text())
+    assert status == 0
+    assert "recommended:" in out  # a file leaves the text to people
+    assert found["ok"] is True
+    assert found["machine"]["torch"] == torch.__version__
+    assert found["machine"]["cores"] >= 1
+    assert found["part"] | {"limit_bytes": 0} == {
+        "nbytes": found["part"]["nbytes"],
+        "tensors": 6,
+        "objects": 1,
+        "files": 2,
+        "whole_bytes": found["part"]["nbytes"],
+        "limit_bytes": 0,
+    }
+    assert (found["rounds"], list(found["states"])) == (3, ["warm"])
+    arms = {(arm["reader"], arm["workers"]): arm for arm in found["arms"]}
+    assert list(arms) == [
+        (TORCH, 1),
+        ("paraload sequential", 1),
+        ("paraload threads", 2),
+        ("paraload processes", 2),
+        (RAW, 1),
+        (RAW, 2),
+    ]
+    needed_bytes = found["part"]["nbytes"]
+    assert 2 * MIB < needed_bytes < 2 * MIB + 2000
+    for arm in arms.values():
+        assert arm["error"] is None
+        warm = arm["timings"]["warm"]
+        assert len(warm["seconds"]) == 3
+        assert warm["median_s"] == sorted(warm["seconds"])[1] > 0
+        assert warm["bytes_per_second"] == pytest.approx(needed_bytes / warm["median_s"])
+        assert needed_bytes <= arm["bytes_read"] < 1.1 * needed_bytes
+        assert arm["peak_bytes"] >= 0
+    recommended = found["recommended"]
+    assert (recommended["executor"], recommended["max_workers"]) in {
+        (arm["executor"], arm["workers"]) for arm in arms.values()
+    }
+
+
+def test_json_on_standard_output_is_alone_there(capsys, whole):
+    status, out, err = call(capsys, whole, *QUICK, "--json", "-")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["ok"] is True
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_plot_is_a_picture(capsys, whole, tmp_path, suffix):
+    target = tmp_path / f"bench.{suffix}"
+    status, _, _ = call(capsys, whole, *QUICK, "--plot", target)
+    assert status == 0
+    if suffix == "png":
+        with Image.open(target) as picture:
+            picture.verify()
+            assert picture.format == "PNG"
+            assert min(picture.size) > 800
+    else:
+        assert "who reads when" in target.read_text()
+
+
+def test_the_trace_is_that_of_the_recommended_setting(capsys, whole, tmp_path):
+    target = tmp_path / "trace.json"
+    _, out, _ = call(capsys, whole, *QUICK, "--json", "-", "--trace", target)
+    recommended = json.loads(out)["recommended"]
+    events = json.loads(target.read_text())["traceEvents"]
+    assert f"({recommended['executor']}, " in events[0]["args"]["name"]
+    assert {event["name"] for event in events if event["ph"] == "X"} == {
+        "__0_0.distcp",
+        "__0_1.distcp",
+    }
+
+
+def test_the_checkpoint_is_only_read(capsys, whole):
+    def state():
+        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in whole.iterdir()}
+
+    before = state()
+    call(capsys, whole, "--rounds", "1", "--workers", "2")
+    assert state() == before
+
+
+def test_the_environment_does_not_choose_for_the_arms(capsys, whole, monkeypatch):
+    monkeypatch.setenv("PARALOAD_EXECUTOR", "pool")
+    monkeypatch.setenv("PARALOAD_MAX_WORKERS", "7")
+    monkeypatch.setenv("PARALOAD_PROGRESS", "1")
+    _, out, err = call(capsys, whole, *QUICK)
+    assert err == ""
+    assert "ran as" not in out
+
+
+def test_what_ran_otherwise_than_asked_is_said(capsys, tmp_path):
+    make_checkpoint(tmp_path / "small", {"w": torch.zeros(100)})  # too little to share
+    _, out, _ = call(capsys, tmp_path / "small", *QUICK)
+    assert "paraload threads, 2 workers: ran as sequential with 1" in out
+
+
+# ------------------------------------------------------------------------------- which bytes
+
+
+def record(path, start, nbytes):
+    shape = (nbytes,)
+    return Record(
+        index=None, path=path, start=start, end=start + nbytes, shape=shape, dtype=torch.uint8
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "expected"),
+    [
+        (1000, ["b0", "a0", "a1", "a2", "b1", "c0"]),
+        (65, ["b0", "a0", "a1", "b1", "c0"]),
+        (60, ["b0", "a0", "a1", "c0"]),  # b1 does not fit, a1 does
+        (30, ["b0", "a0", "c0"]),
+        (25, ["b0", "a0"]),
+        (1, ["a0"]),  # at least one
+    ],
+)
+def test_a_part_is_taken_from_all_files_in_turn(limit_bytes, expected):
+    records = {
+        "b0": record("b", 0, 10),
+        "a0": record("a", 0, 10),
+        "a1": record("a", 10, 15),
+        "a2": record("a", 25, 100),
+        "b1": record("b", 10, 20),
+        "c0": record("c", 0, 10),
+    }
+    names = {id(one): name for name, one in records.items()}
+    taken = [names[id(one)] for one in chosen(list(records.values()), limit_bytes)]
+    assert taken == expected
+
+
+def test_limit_bytes_reads_a_part_and_says_so(capsys, whole):
+    status, out, _ = call(capsys, whole, *QUICK, "--limit-bytes", "1MiB")
+    assert status == 0
+    assert "of 2.00 MiB" in out
+    assert "--limit-bytes is 1.00 MiB" in out
+    _, out, _ = call(capsys, whole, *QUICK, "--limit-bytes", "1MiB", "--json", "-")
+    part = json.loads(out)["part"]
+    assert part["limit_bytes"] == MIB
+    assert 0.5 * MIB <= part["nbytes"] <= MIB
+    assert part["files"] == 2
+
+
+@pytest.mark.parametrize(("free_bytes", "limit_bytes"), [(4 * MIB, MIB), (1 << 40, 2 << 30)])
+def test_the_limit_comes_from_the_free_memory(capsys, whole, monkeypatch, free_bytes, limit_bytes):
+    monkeypatch.setattr("paraload.cli._bench_run.available_memory_bytes", lambda: free_bytes)
+    _, out, _ = call(capsys, whole, *QUICK, "--json", "-")
+    assert json.loads(out)["part"]["limit_bytes"] == limit_bytes
+
+
+def test_the_raw_limit_reads_the_very_bytes(whole):
+    metadata = read_metadata(whole)
+    case = Case.of(whole, metadata, records_of(metadata))
+    arms = make_arms(case, executors=["threads"], workers=[2])
+    checksums = {}
+    for arm in (arms[0], arms[-1]):
+        run = arm.prepare()
+        case.poison()
+        run()
+        checksums[arm.reader] = case.checksums()
+    assert checksums[RAW] == checksums[TORCH]
+
+
+def test_the_raw_limit_says_that_a_file_is_cut(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(100))
+    pieces = list(pieces_of(str(tmp_path / "file"), 50, 100, None))
+    with pytest.raises(OSError, match="ends too early"):
+        RawReader(pieces, workers=2).run()
+
+
+def test_every_arm_runs_once_in_a_round_and_each_round_begins_with_another():
+    assert list(interleaved(["a", "b", "c"], rounds=2)) == [
+        (0, "a"),
+        (0, "b"),
+        (0, "c"),
+        (1, "b"),
+        (1, "c"),
+        (1, "a"),
+    ]
+
+
+# --------------------------------------------------------------------------------------- cold
+
+
+def test_cold_runs_begin_with_the_files_out_of_the_cache(capsys, whole, monkeypatch):
+    left = []
+    measure = page_cache._advise
+
+    def advise_and_look(ranges):
+        measure(ranges)
+        left.append(page_cache.resident_fraction(ranges))
+
+    monkeypatch.setattr(page_cache, "_advise", advise_and_look)
+    status, out, _ = call(capsys, whole, "--rounds", "2", "--workers", "2", "--json", "-")
+    found = json.loads(out)
+    assert status == 0
+    assert found["not_cold"] == ""
+    assert "posix_fadvise(DONTNEED)" in found["states"]["cold"]
+    assert left == [0.0] * (1 + 2 * len(found["arms"]))  # once to try it
+    assert all(len(arm["timings"]["cold"]["seconds"]) == 2 for arm in found["arms"])
+
+
+def test_cold_is_refused_with_the_reason(capsys, whole, monkeypatch):
+    monkeypatch.setattr(page_cache, "_advise", lambda ranges: None)  # a hint that nobody takes
+    status, out, _ = call(capsys, whole, "--rounds", "1", "--workers", "2")
+    assert status == 0
+    assert (
+        "not measured cold: posix_fadvise(DONTNEED): 100% of the bytes stayed in the page cache;"
+        in out
+    )
+    assert "drop_caches: No such file or directory" in out
+    assert "page cache cold" not in out
+
+
+def test_the_machines_cache_is_dropped_where_advice_does_not_help(whole, monkeypatch, tmp_path):
+    ranges = [page_cache.FileRange(whole / "__0_0.distcp", 0, 4096)]
+    real = page_cache._advise
+    monkeypatch.setattr(page_cache, "_advise", lambda ranges: None)
+    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "drop_caches")
+    written = []
+
+    def drop_all():
+        written.append(1)
+        real(ranges)
+
+    (whole / "__0_0.distcp").read_bytes()
+    monkeypatch.setattr(page_cache, "_drop_all", drop_all)
+    way = page_cache.cold_cache(ranges)
+    assert (way.method, written) == (str(tmp_path / "drop_caches"), [1])
+
+
+def test_a_hint_that_nobody_can_check_is_called_one(whole, monkeypatch):
+    ranges = [page_cache.FileRange(whole / "__0_0.distcp", 0, 4096)]
+    monkeypatch.setattr(page_cache, "_may_see", lambda path: False)  # a file of somebody else
+    assert page_cache.resident_fraction(ranges) is None
+    assert page_cache.cold_cache(ranges).note.startswith("only a hint")
+
+
+def test_what_is_in_the_cache_is_seen(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(16 * 4096))
+    ranges = [page_cache.FileRange(path, 4096 + 5, 16 * 4096)]
+    page_cache._flush(ranges)
+    assert page_cache.resident_fraction(ranges) == 1.0
+    page_cache._advise(ranges)
+    assert page_cache.resident_fraction(ranges) == 0.0
+
+
+# ------------------------------------------------------------------------------------- memory
+
+
+def test_peak_memory_is_what_was_held_at_once():
+    with PeakMemory() as memory:
+        for _ in range(3):
+            bytearray(32 * MIB).rfind(b"x")  # its pages are touched, and given back
+    assert 32 * MIB <= memory.peak_bytes < 48 * MIB
+
+
+@dataclass
+class Process:
+    words: list[str]
+
+    def cmdline(self):
+        return self.words
+
+
+@pytest.mark.parametrize(
+    ("words", "known_s", "may_be_us"),
+    [
+        (["python", "train.py"], 0.0, True),  # between vfork and exec
+        ([], 0.0, True),  # in exec
+        (["python", "-c", "spawn_main()"], 0.0, False),
+        (["python", "train.py"], 5.0, False),  # forked
+    ],
+)
+def test_a_child_that_still_shares_our_memory_is_not_counted(words, known_s, may_be_us):
+    us = Process(["python", "train.py"])
+    assert _memory._may_be_us(Process(words), us, known_s) == may_be_us
+
+
+# ----------------------------------------------------------------------------- recommendation
+
+
+def times(*seconds):
+    return Timing(seconds=seconds)
+
+
+def advice(settings, stock=None):
+    """From ``{(executor, workers): warm seconds or {state: seconds}}``."""
+
+    def timings(value):
+        states = value if isinstance(value, dict) else {"warm": value}
+        return {state: times(s, s, s) for state, s in states.items()}
+
+    measured = {Setting(*name): timings(value) for name, value in settings.items()}
+    return advise(measured, {} if stock is None else timings(stock))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        pytest.param({("threads", 2): 1.0, ("threads", 4): 0.5}, ("threads", 4), id="the fastest"),
+        pytest.param(
+            {("threads", 2): 1.04, ("threads", 4): 1.0, ("threads", 8): 1.02},
+            ("threads", 2),
+            id="fewest workers within 5 %",
+        ),
+        pytest.param({("threads", 2): 1.2, ("threads", 4): 1.0}, ("threads", 4), id="no noise"),
+        pytest.param(
+            {("processes", 2): 1.0, ("threads", 2): 1.03}, ("threads", 2), id="threads, if as fast"
+        ),
+        pytest.param(
+            {("pool", 2): 1.0, ("processes", 2): 1.0}, ("processes", 2), id="not the pool"
+        ),
+        pytest.param(
+            {("threads", 2): 1.03, ("sequential", 1): 1.0}, ("sequential", 1), id="one is enough"
+        ),
+        pytest.param(
+            {
+                ("threads", 2): {"warm": 1.0, "cold": 9.0},
+                ("threads", 8): {"warm": 1.2, "cold": 3.0},
+            },
+            ("threads", 8),
+            id="good in both states rather than best in one",
+        ),
+        pytest.param(
+            {("threads", 2): {"warm": 1.0}, ("threads", 8): {"warm": 2.0, "cold": 3.0}},
+            ("threads", 8),
+            id="measured in every state",
+        ),
+    ],
+)
+def test_the_simplest_of_the_fastest_is_recommended(settings, expected):
+    assert advice(settings).setting == expected
+
+
+def test_noisy_runs_make_a_greater_difference_count_as_noise():
+    quiet = {Setting("threads", 2): {"cold": times(1.09, 1.09)}}
+    noisy = {Setting("threads", 8): {"cold": times(0.9, 1.0, 1.0, 1.1, 1.1)}}
+    steady = {Setting("threads", 8): {"cold": times(1.0, 1.0, 1.0)}}
+    assert advise(quiet | noisy, {}).setting.workers == 2
+    assert advise(quiet | steady, {}).setting.workers == 8
+
+
+@pytest.mark.parametrize(
+    ("stock", "speedups", "is_faster"),
+    [
+        (2.0, {"warm": 2.0}, False),
+        (1.0, {"warm": 1.0}, False),
+        (0.96, {"warm": 0.96}, False),
+        (0.5, {"warm": 0.5}, True),
+        (None, {}, False),
+    ],
+)
+def test_torch_is_named_where_it_is_faster(stock, speedups, is_faster):
+    found = advice({("threads", 2): 1.0}, stock=stock)
+    assert (found.speedups, found.torch_is_faster) == (speedups, is_faster)
+
+
+def test_nothing_measured_is_no_advice():
+    assert advice({}) is None
+    assert advice({}, stock=1.0) is None
+    assert advice({("threads", 2): {}}, stock=1.0) is None
+
+
+def test_where_torch_is_faster_that_is_what_is_printed(capsys, whole, monkeypatch):
+    monkeypatch.setattr(
+        "paraload.cli._bench_run.advise", lambda *_: advice({("threads", 2): 1.0}, stock=0.5)
+    )
+    status, out, _ = call(capsys, whole, *QUICK)
+    assert status == 0
+    assert "recommended: torch's own reader, which is faster here" in out
+    assert "2 threads came closest (0.50 times the speed of torch's reader warm)" in out
+    assert "storage_reader=FileSystemReader(" in out
+    assert "export" not in out
+
+
+# ------------------------------------------------------------------------- arms that fail: 1
+
+
+def test_an_arm_that_fails_is_shown_and_the_others_go_on(capsys, whole, monkeypatch):
+    def refuse(self, *args):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr("paraload.executors._processes.ProcessExecutor.run", refuse)
+    options = ("--rounds", "1", "--workers", "2", "--no-cold")
+    status, out, _ = call(capsys, whole, *options)
+    assert status == 1
+    assert "paraload processes, 2 workers: OSError: no more processes" in out
+    assert "paraload processes        2  failed" in out
+    assert "2 threads" in out[out.index("recommended: ") :]
+    status, out, _ = call(capsys, whole, *options, "--json", "-")
+    found = json.loads(out)
+    errors = {arm["reader"]: arm["error"] for arm in found["arms"] if arm["error"]}
+    assert errors == {"paraload processes": "OSError: no more processes"}
+    assert found["ok"] is False
+
+
+def test_an_arm_that_loads_other_bytes_is_out(capsys, whole, monkeypatch):
+    real = dcp.DefaultLoadPlanner.commit_tensor
+
+    def spoil(self, read_item, tensor):
+        real(self, read_item, tensor)
+        if read_item.storage_index.fqn == "layers.2" and spoil.calls >= 6:
+            tensor[3, 5] = 1.0
+        spoil.calls += 1
+
+    spoil.calls = 0
+    monkeypatch.setattr("paraload.cli._planner.BytesPlanner.commit_tensor", spoil)
+    status, out, _ = call(capsys, whole, *QUICK, "--json", "-")
+    assert status == 1
+    errors = [arm["error"] for arm in json.loads(out)["arms"]]
+    assert errors[0] is None
+    assert errors[1] == f"ValueError: 'layers.2' has other bytes than {TORCH}, 1 worker loaded"
+
+
+def test_a_damaged_checkpoint_ends_with_1_and_no_recommendation(capsys, tmp_path):
+    make_checkpoint(tmp_path / "cut", {"w": torch.zeros(500_000)}, files=1)
+    os.truncate(tmp_path / "cut" / "__0_0.distcp", MIB)
+    status, out, _ = call(capsys, tmp_path / "cut", *QUICK, "--plot", tmp_path / "out.png")
+    assert status == 1
+    assert "no recommendation: no setting of paraload could be measured" in out
+    assert "'w'" in out
+    assert (tmp_path / "out.png").exists()
+
+
+def test_no_metadata_is_a_bad_checkpoint(capsys, tmp_path):
+    status, out, err = call(capsys, tmp_path)
+    assert (status, out) == (1, "")
+    assert "no .metadata" in err
+
+
+# ----------------------------------------------------------------------------- the call is: 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ((), "PATH"),
+        (("{whole}", "--workers", "two"), "two"),
+        (("{whole}", "--workers", "0"), "1 or more"),
+        (("{whole}", "--workers", "1,,2"), "whole number"),
+        (("{whole}", "--rounds", "0"), "--rounds"),
+        (("{whole}", "--executors", "magic"), "magic"),
+        (("{whole}", "--executors", "auto"), "auto"),
+    ],
+)
+def test_argparse_answers_a_wrong_call_with_2(capsys, whole, argv, says):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *(word.format(whole=whole) for word in argv)])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("{whole}/not-there",), "no such folder"),
+        (("s3://bucket/checkpoint",), "URL"),
+        (("{whole}", "--limit-bytes", "some"), "some"),
+        (("{whole}", "--json", "{whole}/not-there/out.json"), "does not exist"),
+        (("{whole}", "--json", "{whole}/out.json"), "only read"),
+        (("{whole}", "--trace", "{whole}/out.json"), "only read"),
+        (("{whole}", "--plot", "{whole}/../checkpoint/out.png"), "only read"),
+        (("{whole}", "--plot", "-"), "name a file"),
+        (("{whole}", "--plot", "{whole}/../out.movie"), ".png"),
+    ],
+)
+def test_a_wrong_call_ends_with_2_and_says_why(capsys, whole, argv, says):
+    status, out, err = call(capsys, *(word.format(whole=whole) for word in argv))
+    assert (status, out) == (2, "")
+    assert says in err
+
+
+def test_an_empty_checkpoint_is_a_wrong_call(capsys, tmp_path):
+    make_checkpoint(tmp_path, {})
+    status, _, err = call(capsys, tmp_path)
+    assert status == 2
+    assert "is empty" in err
+
+
+def test_a_plot_without_matplotlib_is_refused_before_any_work(capsys, whole, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "paraload.cli._bench_plot", raising=False)
+    monkeypatch.delattr("paraload.cli._bench_plot", raising=False)
+    monkeypatch.setattr("paraload.cli._checkpoint.read_metadata", lambda path: pytest.fail("work"))
+    status, out, err = call(capsys, whole, "--plot", tmp_path / "out.png")
+    assert (status, out) == (2, "")
+    assert "pip install paraload[bench]" in err
+
+
+def test_what_does_not_fit_into_memory_is_not_begun(capsys, whole, monkeypatch):
+    monkeypatch.setattr("paraload.cli._memory.available_memory_bytes", lambda: 1 << 10)
+    status, out, err = call(capsys, whole, *QUICK)
+    assert (status, out) == (2, "")
+    assert "takes 2.00 MiB of memory, and 1.00 KiB are free" in err
+
+
+# ------------------------------------------------------------------------------- and the rest
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_and_gone_at_the_end(whole, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main(["bench", str(whole), *QUICK, "--rounds", "2"]) == 0
+    shown = terminal.getvalue().split("\r\x1b[K")
+    assert f"check 1 of 3: {TORCH}, 1 worker" in shown
+    assert f"warm, round 1 of 2: {TORCH}, 1 worker" in shown
+    (last,) = (text for text in shown if text.startswith("warm, round 2 of 2: torch"))
+    assert "s left)" in last
+    assert shown[-1] == ""
+
+
+def test_a_status_line_does_not_go_over_the_edge(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal = Terminal()
+    with StatusLine(terminal) as line:
+        line.show("x" * 100)
+    assert terminal.getvalue() == "\r\x1b[K" + "x" * 19 + "\r\x1b[K"
+
+
+def test_ctrl_c_ends_with_130(capsys, whole, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paraload.cli._bench_contest.interleaved", interrupt)
+    monkeypatch.setattr("paraload.cli._bench_contest.Contest.measure", interrupt)
+    status, out, err = call(capsys, whole, *QUICK)
+    assert (status, err) == (130, "paraload: interrupted\n")
+    assert "recommended" not in out
+
+
+def test_the_command_runs_from_the_shell(whole, tmp_path):
+    command = [sys.executable, "-m", "paraload", "bench", str(whole), *QUICK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "recommended: " in done.stdout
+    assert list(Path(tmp_path).iterdir()) == []
