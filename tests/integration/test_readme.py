@@ -1,8 +1,11 @@
-"""Every Python block of the README and the guide runs as it is written."""
+"""Every Python and shell block of the README and the guide runs as it is written."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +15,28 @@ from tests.integration import support
 
 ROOT = Path(__file__).parents[2]
 
+#: What stands before every shell block. The targets of the Makefile are run by people and by CI;
+#: here it is enough that make knows them and what they would do.
+PRELUDE = f"""
+set -euo pipefail
+export PATH={Path(sys.executable).parent}:$PATH
+make() {{ command make --dry-run --directory {ROOT} "$@"; }}
+"""
 
-def blocks(name):
-    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+def blocks(name, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize(("name", "count"), [("README.md", 3), ("PARALLEL_READ_DATA_GUIDE.md", 9)])
-def test_the_blocks_of_a_text_run_one_after_the_other(name, count, tmp_path, monkeypatch):
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    saved = support.save("ckpt/step-1000", {"w": torch.randn(300, 700), "small": torch.ones(3)})
-    found = blocks(name)
+    return support.save("ckpt/step-1000", {"w": torch.randn(300, 700), "small": torch.ones(3)})
+
+
+@pytest.mark.parametrize(("name", "count"), [("README.md", 3), ("PARALLEL_READ_DATA_GUIDE.md", 11)])
+def test_the_blocks_of_a_text_run_one_after_the_other(name, count, saved):
+    found = blocks(name, "python")
     assert len(found) == count
     names = {"state_dict": {}}
     for block in found:
@@ -29,3 +44,25 @@ def test_the_blocks_of_a_text_run_one_after_the_other(name, count, tmp_path, mon
         exec(compile(block, name, "exec"), names)
         if "state_dict" in block:
             support.assert_same(names["state_dict"], saved)
+
+
+@pytest.mark.parametrize(("name", "count"), [("README.md", 2), ("PARALLEL_READ_DATA_GUIDE.md", 3)])
+def test_the_shell_blocks_of_a_text_run(name, count, saved):
+    found = blocks(name, "sh")
+    assert len(found) == count
+    for block in found:
+        environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+        ran = subprocess.run(
+            ["bash", "-c", PRELUDE + block],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert ran.returncode == 0, f"{block}\n{ran.stdout}\n{ran.stderr}"
+
+
+def test_no_block_is_of_a_kind_that_nobody_runs():
+    for name in ("README.md", "PARALLEL_READ_DATA_GUIDE.md"):
+        languages = set(re.findall(r"^```(\w*)$", (ROOT / name).read_text(), re.MULTILINE)) - {""}
+        assert languages <= {"python", "sh"}
