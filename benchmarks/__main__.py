@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from benchmarks import big, memory, planning, slices, small, startup, zstd
+from benchmarks import big, memory, planning, rated_table, slices, small, startup, zstd
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.table import bars_table, print_table
 
@@ -33,6 +33,7 @@ _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     "small": small.measure,
     "zstd": zstd.measure,
     "planning": planning.measure,
+    "rated": rated_table.measure,
 }
 
 

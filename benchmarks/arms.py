@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
     from benchmarks.cases import Case
 
-__all__ = ["WORKERS", "Arm", "Prepared", "literal", "parallel", "raw", "raw_checksum", "stock"]
+__all__ = [
+    "WORKERS",
+    "Arm",
+    "Prepared",
+    "literal",
+    "parallel",
+    "raw",
+    "raw_checksum",
+    "reading",
+    "stock",
+]
 
 WORKERS: Final = 2
 
@@ -51,7 +61,9 @@ class Arm:
     is_slow: bool = False
 
 
-def _reading(name: str, make: Callable[[Path], Any], *, is_slow: bool = False) -> Arm:
+def reading(name: str, make: Callable[[Path], Any], *, is_slow: bool = False) -> Arm:
+    """``read_data`` of the reader that ``make`` makes for a folder."""
+
     def prepare(case: Case) -> Prepared:
         reader = make(case.folder)
         plan, planner = case.plan(reader)
@@ -70,7 +82,7 @@ def _raw(name: str, *, checksum: bool) -> Arm:
 
 def stock(*, is_slow: bool = False) -> Arm:
     """Torch's own reader."""
-    return _reading("torch FileSystemReader", FileSystemReader, is_slow=is_slow)
+    return reading("torch FileSystemReader", FileSystemReader, is_slow=is_slow)
 
 
 def raw() -> Arm:
@@ -88,12 +100,12 @@ def parallel(executor: str, *, verify: bool = True, **options: Any) -> Arm:
     name = f"paraload {executor}" + ("" if verify else ", verify=False")
     common = ReadOptions(executor=executor, verify=verify, max_workers=WORKERS)
     chosen = ReadOptions.resolve(common, options)
-    return _reading(name, lambda folder: ParallelFileSystemReader(folder, options=chosen))
+    return reading(name, lambda folder: ParallelFileSystemReader(folder, options=chosen))
 
 
 def literal() -> Arm:
     """What the request sketches."""
-    return _reading(
+    return reading(
         "the request's literal design",
         lambda folder: LiteralReader(folder, max_workers=WORKERS),
         is_slow=True,

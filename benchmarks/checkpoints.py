@@ -49,6 +49,10 @@ class Checkpoints:
         """20,000 tensors of 4 KiB in 8 files."""
         return _written(self.folder / "small", "small", 8)
 
+    def table(self, *, files: int) -> Path:
+        """114 MiB of tensors from 2 KiB to 16 MiB in ``files`` files."""
+        return _written(self.folder / f"table-{files}", "table", files)
+
     def sliced(self) -> Path:
         """12 whole matrices in 8 files, of which one of eight ranks wants a slice."""
         return _written(self.folder / "sliced", "sliced", 8)
@@ -84,20 +88,21 @@ def _written(folder: Path, kind: str, files: int, *, zstd: bool = False) -> Path
     return folder
 
 
-def _llama() -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (_VOCABULARY, _WIDTH)}
-    for layer in range(_LAYERS):
+def _llama(layers: int, width: int, hidden: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (vocabulary, width)}
+    for layer in range(layers):
         for part in ("q", "k", "v", "o"):
-            shapes[f"layers.{layer}.attention.{part}.weight"] = (_WIDTH, _WIDTH)
+            shapes[f"layers.{layer}.attention.{part}.weight"] = (width, width)
         for part in ("gate", "up", "down"):
-            shapes[f"layers.{layer}.mlp.{part}.weight"] = (_HIDDEN, _WIDTH)
+            shapes[f"layers.{layer}.mlp.{part}.weight"] = (hidden, width)
         for part in ("attention_norm", "mlp_norm"):
-            shapes[f"layers.{layer}.{part}.weight"] = (_WIDTH,)
-    return shapes | {"norm.weight": (_WIDTH,)}
+            shapes[f"layers.{layer}.{part}.weight"] = (width,)
+    return shapes | {"norm.weight": (width,)}
 
 
 _SHAPES: Final[dict[str, Callable[[], dict[str, tuple[int, ...]]]]] = {
-    "llama": _llama,
+    "llama": lambda: _llama(_LAYERS, _WIDTH, _HIDDEN, _VOCABULARY),
+    "table": lambda: _llama(4, 1024, 2816, 8192),
     "small": lambda: {f"small.{n:05}": (2048,) for n in range(_SMALL_TENSORS)},
     "sliced": lambda: {f"matrix.{n:02}": SLICED_SHAPE for n in range(_SLICED_TENSORS)},
     "weights": lambda: {f"weights.{n:02}": (2048, 1024) for n in range(_COMPRESSED_TENSORS)},

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from paraload.sources._base import ByteSource
     from paraload.transforms import Decoder
 
-__all__ = ["ReaderTraits", "options_of", "path_text"]
+__all__ = ["ReaderTraits", "default_source", "options_of", "path_text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +55,20 @@ class ReaderTraits:
     @classmethod
     def of(cls, reader: Any, options: ReadOptions) -> ReaderTraits:
         """Look at ``reader``, which may be any object with ``path`` and ``storage_data``."""
-        fs = getattr(reader, "fs", None)
-        is_local = fs is None or type(fs) is FileSystem
+        source = _source_of(reader)
         own_slice = getattr(type(reader), "_slice_file", None)
         is_stock_slice = own_slice is None or own_slice is FileSystemReader._slice_file  # noqa: SLF001
         slice_here = None if is_stock_slice else _SliceHere(reader)
         transforms = getattr(reader, "transforms", None)
+        fs_name = type(getattr(reader, "fs", None)).__name__
         reasons = {
-            f"fs is a {type(fs).__name__}": not is_local,
+            f"fs is a {fs_name}": isinstance(source, StreamSource),
             "_slice_file is overridden": slice_here is not None,
             "transforms are the reader's own": _is_foreign(transforms),
         }
         return cls(
             options=options,
-            source=LocalSource(reader.path) if is_local else StreamSource(fs, reader.path),
+            source=source,
             slice_file=options.slice_file or slice_here,
             stays_here=next((reason for reason, holds in reasons.items() if holds), ""),
             transforms=transforms,
@@ -114,6 +114,7 @@ class ReaderTraits:
             as_stream=self.needs_stream,
             in_sequence=isinstance(self.source, StreamSource),
             in_plan_order=in_plan_order,
+            straight_through=self.options.is_sequential,
         )
 
     def work(self, specs: Iterable[RecordSpec]) -> Work:
@@ -131,6 +132,20 @@ class ReaderTraits:
             narrow_tensor=self.options.narrow_tensor,
             transform=transform,
         )
+
+
+def default_source(reader: Any) -> ByteSource:
+    """What reads below ``reader.path``: the file system, or the streams of another ``fs``."""
+    fs = getattr(reader, "fs", None)
+    is_local = fs is None or type(fs) is FileSystem
+    return LocalSource(reader.path) if is_local else StreamSource(fs, reader.path)
+
+
+def _source_of(reader: Any) -> ByteSource:
+    """The source of a reader that makes its own, or else the default."""
+    make = getattr(reader, "_make_source", None)
+    source: ByteSource = make() if make is not None else default_source(reader)
+    return source
 
 
 class _SliceHere:

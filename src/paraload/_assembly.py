@@ -22,12 +22,12 @@ from paraload._sink import TargetMemory
 from paraload.formats._archive import check_archive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from paraload._destination import Staging
     from paraload._feed import Feed
     from paraload._items import Item
-    from paraload._task import Landed, Located, RunsTask
+    from paraload._task import Landed, Located, RecordSpec, RunsTask
     from paraload.formats._base import TensorRecord
 
 __all__ = ["Assembly", "Workshop"]
@@ -42,7 +42,7 @@ class Workshop:
         names: fresh numbers for units.
         feed: takes tasks, and gives memory.
         verify: check records that are read whole.
-        split_bytes: bytes that one task reads.
+        split_bytes: asked with a record, says how many bytes of it a task reads.
         located: tasks that need no memory, for the engine to give to the feed.
     """
 
@@ -50,7 +50,7 @@ class Workshop:
     names: Iterator[int]
     feed: Feed
     verify: bool
-    split_bytes: int
+    split_bytes: Callable[[RecordSpec], int]
     located: list[RunsTask] = field(default_factory=list)
 
 
@@ -73,6 +73,7 @@ class Assembly:
         item: whose record it is.
         record: where the payload lies; ``None`` reads the whole record, for torch or load_bytes.
         reason: why torch is needed.
+        split_bytes: bytes that one task reads.
         tasks_left: tasks that have not come back, those that wait for memory counted as one.
     """
 
@@ -80,6 +81,7 @@ class Assembly:
     record: TensorRecord | None
     reason: str
     shop: Workshop
+    split_bytes: int
     tasks_left: int = 0
     _is_whole: bool = False
     _parts: list[tuple[int, int, int]] = field(default_factory=list)
@@ -90,7 +92,8 @@ class Assembly:
     @classmethod
     def of(cls, item: Item, located: Located, shop: Workshop) -> Assembly:
         """Begin to read the record of ``item``."""
-        assembly = cls(item, located.record, located.reason, shop)
+        split_bytes = shop.split_bytes(item.spec)
+        assembly = cls(item, located.record, located.reason, shop, split_bytes)
         if located.record is None:
             assembly._await_record()
         else:
@@ -138,7 +141,7 @@ class Assembly:
         region = _region(record, wanted.offsets, wanted.lengths)
         widening = max(1, region.nbytes(record.itemsize) // self.needed_bytes)
         order = geometry.source_order(record.shape, record.strides)
-        limit = max(1, self.shop.split_bytes // widening)
+        limit = max(1, self.split_bytes // widening)
         return list(
             geometry.split_block(wanted.lengths, order, itemsize=record.itemsize, max_bytes=limit)
         )
@@ -189,7 +192,7 @@ class Assembly:
             target=target,
             checksum=checksum,
             with_trailer=with_trailer and checksum,
-            split_bytes=self.shop.split_bytes,
+            split_bytes=self.split_bytes,
         )
 
     # ------------------------------------------------------------------ collecting

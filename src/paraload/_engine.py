@@ -63,7 +63,7 @@ class Job:
         destinations: by item, for those that were resolved ahead.
         ordered: the items that are committed in the order of torch's reader.
         work: what workers need.
-        split_bytes: bytes that one task reads of a located record.
+        split_bytes: asked with a located record, says how many bytes of it a task reads.
         task_limit_bytes: bytes that one task may deliver.
         hand_over_landed: somebody wants to know of items that are in their targets already.
         slow_reasons: why nothing of it can go the fast way.
@@ -76,7 +76,7 @@ class Job:
     destinations: Mapping[int, Destination]
     ordered: Collection[int]
     work: Work
-    split_bytes: int
+    split_bytes: Callable[[RecordSpec], int]
     task_limit_bytes: int
     hand_over_landed: bool
     slow_reasons: Sequence[str]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from paraload._plan import DEFAULT_KNOBS, split_bytes_for
-from paraload._resources import choose_workers, default_budget_bytes
+from paraload._resources import choose_processes, choose_ramp, default_budget_bytes
 from paraload._shared import SLOTS_PER_WORKER
 from paraload.executors import make_executor
 from paraload.options import DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES
@@ -17,11 +17,13 @@ from paraload.progress import ProgressBar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from paraload._task import RecordSpec
     from paraload.executors._base import ReadExecutor
+    from paraload.executors._ramp import RampLimits
     from paraload.options import ReadOptions
     from paraload.progress import ProgressHook, ReadProgress
 
-__all__ = ["Execution", "choose_execution", "progress_hook"]
+__all__ = ["Execution", "TaskSizes", "choose_execution", "progress_hook"]
 
 #: Less than this has been read before a second worker has started.
 _SHARE_FROM_BYTES: Final = 1 << 20
@@ -39,16 +41,48 @@ class Execution:
     Attributes:
         executor: who runs the tasks.
         staging_bytes: budget for bytes that wait for torch.
-        split_bytes: bytes that one task reads of a located record.
+        sizes: of the tasks that read located records.
         task_limit_bytes: bytes that one task may deliver: what a slot of shared memory takes.
         downgrade: why this is not the executor that was asked for; "" if it is.
     """
 
     executor: ReadExecutor
     staging_bytes: int
-    split_bytes: int
+    sizes: TaskSizes
     task_limit_bytes: int
     downgrade: str = ""
+
+
+class TaskSizes:
+    """Sizes of tasks: big while much is left to read, small towards the end.
+
+    Big tasks cost least; small ones at the end let all readers end at about the same time.
+
+    Args:
+        total_bytes: of all records.
+        limit_bytes: of a task.
+        workers: readers at once, now.
+    """
+
+    def __init__(self, total_bytes: int, limit_bytes: int, workers: Callable[[], int]) -> None:
+        self._left_bytes = total_bytes
+        self._limit_bytes = limit_bytes
+        self._workers = workers
+        self._record: tuple[str, int] | None = None
+        self._split_bytes = 0
+
+    def next_split_bytes(self, spec: RecordSpec) -> int:
+        """Bytes that one task reads of the next record.
+
+        Items of one record are cut alike, so that they can share its reads.
+        """
+        record = spec.path, spec.start
+        if record != self._record:
+            self._record = record
+            workers = self._workers()
+            self._split_bytes = split_bytes_for(self._left_bytes, workers, self._limit_bytes)
+            self._left_bytes -= spec.length
+        return self._split_bytes
 
 
 def choose_execution(
@@ -71,9 +105,9 @@ def choose_execution(
         downgrade = f"threads instead of {name}: {stays_here}"
         name = "threads"
     in_processes = name in _IN_PROCESSES
-    workers = 1
-    if options.enable_parallel and name != "sequential" and total_bytes >= _SHARE_FROM_BYTES:
-        workers = options.max_workers or choose_workers(path, in_processes=in_processes)
+    workers, ramp = 1, None
+    if not options.is_sequential and total_bytes >= _SHARE_FROM_BYTES:
+        workers, ramp = _choose_workers(options, path, in_processes=in_processes)
     slot_bytes = 0
     if in_processes:
         # Half of the budget is for slots, so that staging behind them has the other.
@@ -81,14 +115,27 @@ def choose_execution(
         slot_bytes = min(_MAX_SLOT_BYTES, budget_bytes // 2 // (SLOTS_PER_WORKER * workers))
     if workers == 1:
         name, slot_bytes = "sequential", 0
+    executor = make_executor(name, workers=workers, slot_bytes=slot_bytes, ramp=ramp)
     limit_bytes = slot_bytes or DEFAULT_KNOBS.split_bytes
     return Execution(
-        executor=make_executor(name, workers=workers, slot_bytes=slot_bytes),
+        executor=executor,
         staging_bytes=budget_bytes - slot_bytes * SLOTS_PER_WORKER * workers,
-        split_bytes=split_bytes_for(total_bytes, workers, limit_bytes),
+        sizes=TaskSizes(total_bytes, limit_bytes, lambda: executor.workers),
         task_limit_bytes=slot_bytes or sys.maxsize,
         downgrade=downgrade,
     )
+
+
+def _choose_workers(
+    options: ReadOptions, path: str, *, in_processes: bool
+) -> tuple[int, RampLimits | None]:
+    """The number that was asked for, exactly; or the one to begin with, and where it may lead."""
+    if options.max_workers is not None:
+        return options.max_workers, None
+    if in_processes:
+        return choose_processes(), None
+    ramp = choose_ramp(path)
+    return ramp.start, ramp
 
 
 @contextmanager

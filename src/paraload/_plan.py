@@ -53,9 +53,9 @@ class PlanKnobs:
 DEFAULT_KNOBS: Final = PlanKnobs()
 
 
-def split_bytes_for(total_bytes: int, workers: int, limit: int) -> int:
-    """Parts small enough that all workers end at about the same time, and not smaller."""
-    return max(1 << 20, min(limit, total_bytes // (8 * workers)))
+def split_bytes_for(left_bytes: int, workers: int, limit: int) -> int:
+    """Parts of what is left small enough that all workers end at about the same time."""
+    return min(limit, max(1 << 20, left_bytes // (4 * workers)))
 
 
 def first_tasks(
@@ -65,6 +65,7 @@ def first_tasks(
     as_stream: bool = False,
     in_sequence: bool = False,
     in_plan_order: bool = False,
+    straight_through: bool = False,
     knobs: PlanKnobs = DEFAULT_KNOBS,
 ) -> list[ReadTask]:
     """The tasks that begin a load.
@@ -75,6 +76,8 @@ def first_tasks(
         as_stream: and it needs a stream.
         in_sequence: streams of this storage only go forward, so each file has one reader.
         in_plan_order: keep the order of items in a file, rather than the order of bytes.
+        straight_through: read no header before the data in front of it, so that one reader never
+            goes back in a file; a spinning disk pays for each way back.
         knobs: sizes.
     """
     by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
@@ -87,26 +90,37 @@ def first_tasks(
         if as_stream:
             tasks += _stream_tasks(records, knobs, in_sequence=in_sequence)
         else:
-            tasks += _file_tasks(records, whole=whole, knobs=knobs)
+            batch = 1 if straight_through else knobs.locate_batch
+            tasks += _file_tasks(records, batch, whole=whole, knobs=knobs)
     return tasks
 
 
-def _file_tasks(records: list[RecordSpec], *, whole: bool, knobs: PlanKnobs) -> Iterable[ReadTask]:
+def _file_tasks(
+    records: list[RecordSpec], locate_batch: int, *, whole: bool, knobs: PlanKnobs
+) -> Iterable[ReadTask]:
     def is_located(spec: RecordSpec) -> bool:
         is_big = spec.end - spec.start >= knobs.locate_from_bytes
         return is_big and not whole and not spec.wanted.descriptors
 
     for located, group in groupby(records, key=is_located):
         if located:
-            yield from _locate_tasks(list(group), knobs.locate_batch)
+            yield from _locate_tasks(list(group), locate_batch)
         else:
             yield from _block_tasks(group, knobs)
 
 
 def _locate_tasks(records: list[RecordSpec], batch: int) -> Iterable[LocateTask]:
-    for at in range(0, len(records), batch):
-        specs = tuple(records[at : at + batch])
-        yield LocateTask(**_span(specs), specs=specs)
+    """So many headers for each task; items of one record stay together, so that they can share."""
+    group: list[RecordSpec] = []
+    headers = 0
+    for spec in records:
+        is_new = not group or (spec.start, spec.end) != (group[-1].start, group[-1].end)
+        if is_new and headers == batch:
+            yield LocateTask(**_span(group), specs=tuple(group))
+            group, headers = [], 0
+        headers += is_new
+        group.append(spec)
+    yield LocateTask(**_span(group), specs=tuple(group))
 
 
 def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterable[RecordsTask]:

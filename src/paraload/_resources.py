@@ -8,18 +8,25 @@ from typing import Final
 
 import psutil
 
+from paraload.executors._ramp import RampLimits
+
 __all__ = [
     "available_memory_bytes",
-    "choose_workers",
+    "choose_processes",
+    "choose_ramp",
     "default_budget_bytes",
     "file_system_of",
     "usable_cores",
 ]
 
-#: Reads in flight where each of them waits for a server rather than for a processor.
-_NETWORK_WORKERS: Final = 16
-#: More readers than this have not been faster on any local disk or page cache.
-_MAX_LOCAL_WORKERS: Final = 16
+#: Readers that a network file system begins with, where each waits for a server.
+_NETWORK_START: Final = 16
+#: Readers that any other storage begins with, at most: no page cache has been faster with more.
+_MAX_START: Final = 16
+#: Readers at most: one stream of a shared file system gave 2.0 GiB/s, 32 gave 8.5; servers that are
+#: far away need more.
+_LIMIT: Final = 32
+_NETWORK_LIMIT: Final = 64
 #: File systems whose reads wait for a network (as psutil names them).
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "ceph", "beegfs", "glusterfs", "9p"}
@@ -70,20 +77,28 @@ def default_budget_bytes(ceiling: int, floor: int) -> int:
     return max(floor, min(ceiling, available_memory_bytes() // local_ranks() // 8))
 
 
-def choose_workers(path: str, *, in_processes: bool) -> int:
-    """Readers at once: by storage and cores, never more than the memory allows.
+def choose_ramp(path: str) -> RampLimits:
+    """How many threads to begin with, and how many at most: waiting needs no core, memory it does.
 
     The request's rule was ``min(cores, 0.8 * free memory / file size)``. A worker here does not
     hold a file but a block, so what a worker costs is a constant.
     """
-    ranks = local_ranks()
-    cores = max(1, usable_cores() // ranks)
-    wanted = cores if in_processes else min(_MAX_LOCAL_WORKERS, max(2, cores))
-    if not in_processes and is_network_path(path):
-        wanted = max(wanted, _NETWORK_WORKERS)
-    cost = PROCESS_BYTES if in_processes else THREAD_BYTES
-    affordable = int(available_memory_bytes() * _USABLE_PART) // ranks // cost
-    return max(1, min(wanted, affordable))
+    cores = max(1, usable_cores() // local_ranks())
+    start, limit = min(_MAX_START, max(2, cores)), _LIMIT
+    if is_network_path(path):
+        start, limit = max(start, _NETWORK_START), _NETWORK_LIMIT
+    affordable = _affordable(THREAD_BYTES)
+    return RampLimits(start=min(start, affordable), limit=min(limit, affordable), cores=cores)
+
+
+def choose_processes() -> int:
+    """Worker processes: as many as cores, never more than the memory allows."""
+    return min(max(1, usable_cores() // local_ranks()), _affordable(PROCESS_BYTES))
+
+
+def _affordable(cost_bytes: int) -> int:
+    """Workers that fit into this rank's share of the free memory; at least one."""
+    return max(1, int(available_memory_bytes() * _USABLE_PART) // local_ranks() // cost_bytes)
 
 
 def is_network_path(path: str) -> bool:

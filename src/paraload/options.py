@@ -96,6 +96,11 @@ class ReadOptions:
             if getattr(self, name) is not None:
                 _require_callable(name, getattr(self, name))
 
+    @property
+    def is_sequential(self) -> bool:
+        """Whether one reader was asked for."""
+        return not self.enable_parallel or self.executor == "sequential" or self.max_workers == 1
+
     @classmethod
     def resolve(
         cls,

@@ -2,10 +2,10 @@
 
     plan --_create_read_tasks--> tasks --engine--> results --_process_results--> planner
 
-The four steps that the mixin adds to a class are used by the engine, so overriding one of them has
-an effect: ``_serialize_read_item``, ``_serialize_storage_metadata``, ``_create_read_tasks`` and
-``_process_results``. A class need not inherit anything: it may take these methods, and has to set
-``path`` and ``storage_data`` only.
+The steps that the mixin adds to a class are used by the engine, so overriding one of them has an
+effect: ``_make_source``, ``_serialize_read_item``, ``_serialize_storage_metadata``,
+``_create_read_tasks`` and ``_process_results``. A class need not inherit anything: it may take
+these methods, and has to set ``path`` and ``storage_data`` only.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from paraload._execution import Execution
     from paraload._items import CompletedItem
     from paraload.report import ReadReport
+    from paraload.sources._base import ByteSource
 
 __all__ = [
     "ParallelFileReader",
@@ -153,6 +154,13 @@ class ParallelFileReader:
         else:
             specs = intake.lean_specs(plan, storage_data)
         return traits.first_tasks(specs)
+
+    def _make_source(self) -> ByteSource:
+        """Where the bytes come from. A reader for another storage returns its own ``ByteSource``.
+
+        Called several times for a load: a source opens nothing before it is read from.
+        """
+        return adapter.default_source(self)
 
     def _process_results(
         self, results: Sequence[CompletedItem], plan: LoadPlan, planner: LoadPlanner
@@ -284,7 +292,7 @@ def plan_job(
         destinations=destinations,
         ordered=ordered,
         work=traits.work(specs),
-        split_bytes=execution.split_bytes,
+        split_bytes=execution.sizes.next_split_bytes,
         task_limit_bytes=execution.task_limit_bytes,
         hand_over_landed=not is_plain or _has_own(reader, "_process_results"),
         slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paraload.executors import make_executor
+from paraload.executors._ramp import RampLimits
 from paraload.sources._local import LocalSource
 from paraload.testing import ExecutorContract
 from tests.contract.test_sources import written
@@ -28,6 +29,13 @@ class TestThreads(_Contract):
     @pytest.fixture(params=[1, 2, 7])
     def executor(self, request):
         return make_executor("threads", workers=request.param, slot_bytes=0)
+
+
+class TestThreadsThatFindOutHowMany(_Contract):
+    @pytest.fixture
+    def executor(self):
+        ramp = RampLimits(start=2, limit=7, cores=2)
+        return make_executor("threads", workers=ramp.start, slot_bytes=0, ramp=ramp)
 
 
 class TestProcesses(_Contract):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from torch.distributed.checkpoint.filesystem import FileSystem
 
+from benchmarks.rated import RatedSource
 from paraload.errors import FormatError
+from paraload.executors._gauge import GaugedSource
 from paraload.sources import _local
 from paraload.sources._local import LocalSource
 from paraload.sources._streams import StreamSource
@@ -87,6 +91,64 @@ class TestStreamSource(SourceContract):
         with pytest.raises(ZeroDivisionError), source.open_stream("small") as first:
             raise ZeroDivisionError
         assert first.closed
+
+
+class TestGaugedSource(SourceContract):
+    """What threads read through while they find out how many they should be."""
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        # It lives as long as its threads, and is sent to no process: what it wraps is.
+        source = GaugedSource(LocalSource(written(tmp_path)), lambda _: None)
+        yield source
+        source.close()
+
+    test_pickling = None
+
+
+class TestRatedSource(SourceContract):
+    """However slow, it is the source that it wraps."""
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        inner = LocalSource(written(tmp_path))
+        source = RatedSource(
+            inner, bytes_per_second_per_stream=1e9, latency_s=1e-5, bytes_per_second=1e9
+        )
+        yield source
+        source.close()
+
+    def test_limits_are_pickled(self, source):
+        assert vars(pickle.loads(pickle.dumps(source))).items() >= {
+            ("bytes_per_second_per_stream", 1e9),
+            ("latency_s", 1e-5),
+            ("bytes_per_second", 1e9),
+        }
+
+    @pytest.mark.parametrize(
+        ("limits", "readers", "at_least_s"),
+        [
+            ({"bytes_per_second_per_stream": 1e6}, 1, 0.1),
+            ({"bytes_per_second_per_stream": 1e6}, 8, 0.1),
+            ({"bytes_per_second_per_stream": 1e9, "latency_s": 0.05}, 1, 0.05),
+            ({"bytes_per_second_per_stream": 1e9, "bytes_per_second": 2e6}, 1, 0.05),
+            ({"bytes_per_second_per_stream": 1e9, "bytes_per_second": 2e6}, 8, 0.4),
+        ],
+    )
+    def test_each_stream_has_its_rate_and_all_have_theirs(
+        self, tmp_path, limits, readers, at_least_s
+    ):
+        source = RatedSource(LocalSource(written(tmp_path)), **limits)
+        began_s = time.monotonic()
+        with ThreadPoolExecutor(readers) as pool:
+            for _ in pool.map(
+                lambda _: source.read_into("sub/large", 0, [memoryview(bytearray(100_000))]),
+                range(readers),
+            ):
+                pass
+        took_s = time.monotonic() - began_s
+        source.close()
+        assert at_least_s <= took_s < at_least_s + 0.5
 
 
 class TestFaultySource(SourceContract):

@@ -328,8 +328,8 @@ INTERRUPTED = """
     interrupted = 0
     for delay in (0.001, 0.004, 0.01, 0.03, 0.1, 0.2, 0.3):
         timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         try:
+            timer.start()  # on a busy machine the signal is there before this returns
             while True:
                 reader.read_data(plan, planner)
         except KeyboardInterrupt:

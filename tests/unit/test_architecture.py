@@ -77,6 +77,7 @@ PURE = [
     "paraload._timeline",
     "paraload._trace",
     "paraload.cli._bench_advice",
+    "paraload.executors._ramp",
     "paraload.formats._torch_zip",
 ]
 IMPURE_IMPORTS = {"os", "time", "threading", "socket", "subprocess", "pathlib", "shutil"}

@@ -11,6 +11,7 @@ from paraload._plan import PlanKnobs, first_tasks, runs_tasks, share_reads, spli
 from paraload._task import LocateTask, RecordSpec, RecordsTask, RunsTask, Wanted
 from paraload.formats._base import TensorRecord
 
+MIB = 1 << 20
 KNOBS = PlanKnobs(locate_from_bytes=1000, locate_batch=2, block_bytes=600, max_gap_bytes=50)
 
 
@@ -107,11 +108,17 @@ def test_a_record_is_split_and_its_last_part_reads_the_trailer():
 
 
 @pytest.mark.parametrize(
-    ("total", "workers", "expected"),
-    [(0, 2, 1 << 20), (1 << 30, 2, 16 << 20), (256 << 20, 4, 8 << 20)],
+    ("left", "workers", "limit", "expected"),
+    [
+        (0, 2, 16 * MIB, MIB),
+        (1024 * MIB, 2, 16 * MIB, 16 * MIB),
+        (256 * MIB, 8, 16 * MIB, 8 * MIB),
+        (64 * MIB, 8, 16 * MIB, 2 * MIB),
+        (1024 * MIB, 2, MIB // 4, MIB // 4),
+    ],
 )
-def test_parts_suit_the_number_of_workers(total, workers, expected):
-    assert split_bytes_for(total, workers, 16 << 20) == expected
+def test_tasks_suit_what_is_left_and_the_number_of_workers(left, workers, limit, expected):
+    assert split_bytes_for(left, workers, limit) == expected
 
 
 def column(item, first, width, *, rows=100, step=1000, base=5000, path="a", checksum=False):
@@ -152,3 +159,11 @@ def test_columns_of_the_same_rows_share_a_read(tasks, expected):
         if len(task.items) > 1:
             assert task.start == min(part.start for part in task.parts)
             assert task.end == max(part.end for part in task.parts)
+
+
+@pytest.mark.parametrize(("straight_through", "expected"), [(False, [5, 1]), (True, [3, 1, 1, 1])])
+def test_items_of_one_record_are_located_together(straight_through, expected):
+    specs = [spec(n, start, 4000) for n, start in enumerate((0, 0, 0, 5000, 10_000, 15_000))]
+    knobs = PlanKnobs(locate_from_bytes=1000, locate_batch=3)
+    tasks = first_tasks(specs, straight_through=straight_through, knobs=knobs)
+    assert [len(task.items) for task in tasks] == expected

@@ -25,31 +25,43 @@ def machine(monkeypatch, tmp_path):
     return SimpleNamespace(v2=tmp_path / "v2", v1=tmp_path / "v1", memory=free, env=monkeypatch)
 
 
-def test_threads_on_a_local_disk_follow_the_cores_up_to_a_limit(machine):
-    assert resources.choose_workers("/ckpt", in_processes=False) == 16
+def test_threads_begin_with_the_cores_and_may_become_more(machine):
+    ramp = resources.choose_ramp("/ckpt")
+    assert (ramp.start, ramp.limit, ramp.cores) == (16, 32, 64)
 
 
 def test_processes_follow_the_cores(machine):
-    assert resources.choose_workers("/ckpt", in_processes=True) == 64
+    assert resources.choose_processes() == 64
 
 
 def test_local_ranks_share_the_cores(machine):
     machine.env.setenv("LOCAL_WORLD_SIZE", "8")
-    assert resources.choose_workers("/ckpt", in_processes=True) == 8
+    assert resources.choose_processes() == 8
+    ramp = resources.choose_ramp("/ckpt")
+    assert (ramp.start, ramp.limit, ramp.cores) == (8, 32, 8)
 
 
-def test_network_storage_gets_more_threads_than_cores(machine):
+def test_the_limit_of_threads_has_nothing_to_do_with_cores(machine):
     (machine.v2 / "cpu.max").write_text("200000 100000\n")
     assert resources.usable_cores() == 2
-    assert resources.choose_workers("/ckpt", in_processes=False) == 2
-    assert resources.choose_workers("/nfs", in_processes=False) == 16
+    ramp = resources.choose_ramp("/ckpt")
+    assert (ramp.start, ramp.limit, ramp.cores) == (2, 32, 2)
+
+
+def test_network_storage_begins_with_more_threads(machine):
+    (machine.v2 / "cpu.max").write_text("200000 100000\n")
+    ramp = resources.choose_ramp("/nfs")
+    assert (ramp.start, ramp.limit, ramp.cores) == (16, 64, 2)
 
 
 def test_never_more_workers_than_memory_allows(machine):
     machine.memory.available = 100 << 20
-    assert resources.choose_workers("/ckpt", in_processes=True) == 2
+    assert resources.choose_processes() == 2
+    assert resources.choose_ramp("/ckpt").limit == 10
     machine.memory.available = 1 << 20
-    assert resources.choose_workers("/ckpt", in_processes=True) == 1
+    assert resources.choose_processes() == 1
+    assert resources.choose_ramp("/ckpt").start == 1
+    assert resources.choose_ramp("/ckpt").limit == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from paraload._resources import choose_workers
+from paraload._resources import choose_ramp
 from paraload.cli._bench_advice import Setting
 from paraload.cli._output import Table, show_tables
 from paraload.report import format_bytes
@@ -160,8 +160,8 @@ def _speedups(advice: Advice) -> str:
 
 
 def _by_itself(path: str, advice: Advice) -> str:
-    default = Setting("threads", choose_workers(path, in_processes=False))
-    return "; paraload takes it by itself here" if advice.setting == default else ""
+    default = Setting("threads", choose_ramp(path).start)
+    return "; paraload begins with it by itself here" if advice.setting == default else ""
 
 
 def _count(number: int, what: str) -> str:

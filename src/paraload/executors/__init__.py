@@ -8,12 +8,22 @@ from paraload.errors import InvalidOptionError
 
 if TYPE_CHECKING:
     from paraload.executors._base import ReadExecutor
+    from paraload.executors._ramp import RampLimits
 
 __all__ = ["make_executor"]
 
 
-def make_executor(name: str, *, workers: int, slot_bytes: int) -> ReadExecutor:
-    """The executor called ``name``. The process ones are imported when they are wanted."""
+def make_executor(
+    name: str, *, workers: int, slot_bytes: int, ramp: RampLimits | None = None
+) -> ReadExecutor:
+    """The executor called ``name``. The process ones are imported when they are wanted.
+
+    Args:
+        name: as the option has it.
+        workers: how many.
+        slot_bytes: of shared memory, for those that need it.
+        ramp: threads find out how many of them there should be.
+    """
     match name:
         case "sequential":
             from paraload.executors._sequential import SequentialExecutor  # noqa: PLC0415
@@ -22,7 +32,7 @@ def make_executor(name: str, *, workers: int, slot_bytes: int) -> ReadExecutor:
         case "threads":
             from paraload.executors._threads import ThreadExecutor  # noqa: PLC0415
 
-            return ThreadExecutor(workers)
+            return ThreadExecutor(workers, ramp)
         case "processes":
             from paraload.executors._processes import ProcessExecutor  # noqa: PLC0415
 

@@ -33,6 +33,7 @@ class ReadExecutor(Protocol):
     """
 
     name: str
+    #: Readers at once; of an executor that finds out how many, the most that there have been.
     workers: int
 
     def run(
@@ -55,16 +56,16 @@ class ReadExecutor(Protocol):
 
 def drive(
     feed: Callable[[], ReadTask | None],
-    capacity: int,
+    capacity: Callable[[], int],
     submit: Callable[[ReadTask], None],
     wait: Callable[[], Result],
     help_out: Callable[[ReadTask], Result | None] | None = None,
 ) -> Generator[Result, None, None]:
-    """Keep up to ``capacity`` tasks in flight; the loop that every executor shares.
+    """Keep up to ``capacity()`` tasks in flight; the loop that every executor shares.
 
     Args:
         feed: the next task, or ``None``.
-        capacity: tasks in flight at most.
+        capacity: tasks in flight at most; may change.
         submit: give a task to a worker.
         wait: the next result of a worker.
         help_out: called when all workers are busy: the result of a task, done on this thread; or
@@ -73,7 +74,7 @@ def drive(
     in_flight = 0
     held: ReadTask | None = None
     while True:
-        while in_flight < capacity and (task := held or feed()) is not None:
+        while in_flight < capacity() and (task := held or feed()) is not None:
             held = None
             submit(task)
             in_flight += 1

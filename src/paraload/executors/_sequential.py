@@ -34,4 +34,6 @@ class SequentialExecutor:
         """Run each task when its result is asked for."""
         sink = TargetSink(targets)
         pending: deque[ReadTask] = deque()
-        yield from drive(feed, 1, pending.append, lambda: run_task(pending.popleft(), work, sink))
+        yield from drive(
+            feed, lambda: 1, pending.append, lambda: run_task(pending.popleft(), work, sink)
+        )

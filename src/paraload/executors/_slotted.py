@@ -86,7 +86,7 @@ def run_in_slots(
                 pool = start_pool(mp_context, workers, (work, ring.name, slot_bytes))
                 made.callback(lambda: pool.close(orderly=orderly))
             run = _Run(pool, ring, mp_context, work, TargetSink(targets))
-            for slot, result in drive(feed, slots, run.submit, run.wait, run.help_out):
+            for slot, result in drive(feed, lambda: slots, run.submit, run.wait, run.help_out):
                 if slot is None:
                     yield result
                     continue

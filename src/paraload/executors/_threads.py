@@ -1,23 +1,33 @@
 """Threads that share the caller's memory: the default, since reads and checksums drop the GIL.
 
     caller ---tasks (SimpleQueue)---> N threads ---results (SimpleQueue)---> caller
+                                         |                                     ^
+                                       samples --> Ramp --None: another N------+
 
-A ``None`` ends a thread. Cancellation is an event that every read looks at first, so that a thread
-ends after the read it is in, not after its task.
+A ``None`` among the tasks ends a thread. Cancellation is an event that every read looks at first,
+so that a thread ends after the read it is in, not after its task.
+
+A number of threads that is not given is found out: the threads sample their reads (``_gauge``) and
+conclude how many there should be (``_ramp``), and a ``None`` among the results wakes the caller,
+who alone starts and ends threads.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from paraload._interrupts import interrupts_deferred
 from paraload._sink import TargetSink
+from paraload._task import LocateTask, RecordsTask
 from paraload._work import Cancelled
 from paraload._worker import run_task
 from paraload.executors._base import drive
+from paraload.executors._gauge import GaugedSource
+from paraload.executors._ramp import Ramp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -25,17 +35,25 @@ if TYPE_CHECKING:
     from paraload._sink import TargetMemory
     from paraload._task import ReadTask, TaskResult
     from paraload._work import Work
+    from paraload.executors._ramp import RampLimits, Sample
 
 __all__ = ["ThreadExecutor"]
 
 
 class ThreadExecutor:
-    """:class:`~paraload.executors._base.ReadExecutor` on ``workers`` threads."""
+    """:class:`~paraload.executors._base.ReadExecutor` on threads.
+
+    Args:
+        workers: how many.
+        ramp: find out how many instead, from ``ramp.start`` on; ``workers`` becomes the most that
+            there were at once.
+    """
 
     name = "threads"
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, ramp: RampLimits | None = None) -> None:
         self.workers = workers
+        self._ramp = ramp
 
     def run(
         self,
@@ -44,49 +62,121 @@ class ThreadExecutor:
         targets: Mapping[int, TargetMemory],
     ) -> Generator[TaskResult, None, None]:
         """Run tasks on the threads; bytes land straight in ``targets``."""
-        crew = _Crew(work, TargetSink(targets))
-        threads = [
-            threading.Thread(target=crew.work_on, name=f"paraload-{n}", daemon=True)
-            for n in range(self.workers)
-        ]
+        sink = TargetSink(targets)
+        crew = _Crew(work, sink) if self._ramp is None else _RampingCrew(work, sink, self._ramp)
         try:
-            for thread in threads:
-                thread.start()
+            crew.resize(self.workers if self._ramp is None else self._ramp.start)
             # Twice the workers: a thread finds its next task before the caller has seen its last.
-            yield from drive(feed, 2 * self.workers, crew.tasks.put, crew.wait)
+            for result in drive(feed, lambda: 2 * crew.size, crew.tasks.put, crew.wait):
+                self.workers = max(self.workers, crew.size)
+                yield result
         finally:
             with interrupts_deferred():
-                crew.cancelled.set()
-                for _ in threads:
-                    crew.tasks.put(None)
-                for thread in threads:
-                    if thread.ident is not None:
-                        thread.join()
+                crew.dismiss()
 
 
 class _Crew:
-    """What the threads of a run share: two queues, and the event that ends them."""
+    """Threads, the two queues that they share with the caller, and the event that ends them.
+
+    Attributes:
+        size: threads that go on.
+    """
 
     def __init__(self, work: Work, sink: TargetSink) -> None:
-        self.cancelled = threading.Event()
+        self.size = 0
         self.tasks: SimpleQueue[ReadTask | None] = SimpleQueue()
-        self._results: SimpleQueue[TaskResult | BaseException] = SimpleQueue()
-        self._work = replace(work, is_cancelled=self.cancelled.is_set)
+        self._results: SimpleQueue[TaskResult | BaseException | None] = SimpleQueue()
+        self._cancelled = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._work = replace(work, is_cancelled=self._cancelled.is_set)
         self._sink = sink
 
-    def work_on(self) -> None:
+    # ------------------------------------------------------------------ on the caller's thread
+
+    def wait(self) -> TaskResult:
+        """The next result."""
+        while (result := self._results.get()) is None:
+            self._woken()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def resize(self, size: int) -> None:
+        """Start threads, or end some as soon as they are free."""
+        with interrupts_deferred():  # a thread that is in no list is never waited for
+            for n in range(self.size, size):
+                thread = threading.Thread(target=self._live, name=f"paraload-{n}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        for _ in range(size, self.size):
+            self.tasks.put(None)
+        self.size = size
+
+    def dismiss(self) -> None:
+        """End all threads, each after the read that it is in."""
+        self._cancelled.set()
+        for _ in self._threads:
+            self.tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _woken(self) -> None:
+        """A thread has put a ``None`` among the results."""
+
+    # ------------------------------------------------------------------ on the threads
+
+    def _live(self) -> None:
         """Do tasks until there are no more: the life of one thread."""
-        while (task := self.tasks.get()) is not None and not self.cancelled.is_set():
+        while (task := self.tasks.get()) is not None and not self._cancelled.is_set():
             try:
-                self._results.put(run_task(task, self._work, self._sink))
+                self._results.put(self._run(task))
             except Cancelled:
                 return
             except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
                 self._results.put(error)
 
-    def wait(self) -> TaskResult:
-        """The next result, on the caller's thread."""
-        result = self._results.get()
-        if isinstance(result, BaseException):
-            raise result
+    def _run(self, task: ReadTask) -> TaskResult:
+        return run_task(task, self._work, self._sink)
+
+
+class _RampingCrew(_Crew):
+    """A crew that is as large as the storage wants it to be."""
+
+    def __init__(self, work: Work, sink: TargetSink, limits: RampLimits) -> None:
+        super().__init__(work, sink)
+        self._ramp = Ramp(limits)
+        self._wanted = limits.start
+        self._noting = threading.Lock()
+        self._gauge = GaugedSource(work.source, self._note)
+        self._gauged_work = replace(self._work, source=self._gauge)
+
+    def resize(self, size: int) -> None:
+        """Start or end threads; what was sampled among fewer or more of them counts no more."""
+        super().resize(size)
+        with self._noting:
+            self._ramp.changed(time.monotonic())
+
+    def _woken(self) -> None:
+        self.resize(self._wanted)
+
+    def _live(self) -> None:
+        self._gauge.begin()
+        super()._live()
+
+    def _run(self, task: ReadTask) -> TaskResult:
+        if isinstance(task, LocateTask):
+            # Headers are all latency: among samples of data they would look like a slow storage.
+            result = super()._run(task)
+            self._gauge.begin()
+            return result
+        result = run_task(task, self._gauged_work, self._sink)
+        if isinstance(task, RecordsTask) and task.as_stream:
+            self._gauge.count(result.bytes_read)
         return result
+
+    def _note(self, sample: Sample) -> None:
+        with self._noting:
+            before, self._wanted = self._wanted, self._ramp.note(sample)
+            is_new = self._wanted != before
+        if is_new:
+            self._results.put(None)

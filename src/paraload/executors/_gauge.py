@@ -1,0 +1,96 @@
+"""Samples of what each reading thread gets from a source, for ``_ramp``.
+
+    thread --> GaugedSource.read_into --> source
+                    |
+                    +-- every 5 ms and more: Sample(bytes, from, to, time on a core) --> note
+
+A sample is everything between two ends of reads: reading, checking, decoding, and waiting for a
+task. What more readers bring is then measured as the load feels it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import IO, TYPE_CHECKING, Final
+
+from paraload.executors._ramp import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from paraload.sources._base import ByteSource
+
+__all__ = ["GaugedSource"]
+
+#: Shorter samples would cost more than they tell: from the page cache this is a dozen reads.
+_MIN_SAMPLE_S: Final = 0.005
+
+
+class _Stretch(threading.local):
+    """Since when the thread that asks has been reading, and what it has got."""
+
+    nbytes: int
+    started_s: float
+    _worked_s: float
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was."""
+        self.nbytes = 0
+        self.started_s = time.monotonic()
+        self._worked_s = time.thread_time()
+
+    def end(self, now_s: float) -> Sample:
+        """What it was, and begin the next."""
+        worked_s = time.thread_time()
+        sample = Sample(
+            nbytes=self.nbytes,
+            started_s=self.started_s,
+            ended_s=now_s,
+            working_s=worked_s - self._worked_s,
+        )
+        self.nbytes, self.started_s, self._worked_s = 0, now_s, worked_s
+        return sample
+
+
+class GaugedSource:
+    """:class:`~paraload.sources._base.ByteSource` that is ``inner``, and tells ``note`` of it."""
+
+    def __init__(self, inner: ByteSource, note: Callable[[Sample], object]) -> None:
+        self._inner = inner
+        self._note = note
+        self._stretch = _Stretch()
+
+    def begin(self) -> None:
+        """The time of this thread counts from now on, and nothing that it has read so far."""
+        self._stretch.begin()
+
+    def count(self, nbytes: int) -> None:
+        """This thread has got ``nbytes``."""
+        stretch = self._stretch
+        stretch.nbytes += nbytes
+        now_s = time.monotonic()
+        if now_s - stretch.started_s >= _MIN_SAMPLE_S:
+            self._note(stretch.end(now_s))
+
+    def size(self, path: str) -> int:
+        """As it is."""
+        return self._inner.size(path)
+
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+        """As it is, and counted."""
+        requests = self._inner.read_into(path, start, buffers)
+        self.count(sum(map(len, buffers)))
+        return requests
+
+    def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
+        """As it is; who reads from it calls :meth:`count`."""
+        return self._inner.open_stream(path)
+
+    def close(self) -> None:
+        """As it is."""
+        self._inner.close()

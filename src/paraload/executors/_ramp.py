@@ -1,0 +1,111 @@
+"""How many readers a storage wants, found out while it is read. Pure: no clock, no threads.
+
+    Sample (bytes, seconds of one reader) ---> Ramp.note ---> number of readers
+
+    readers wait, not work ---> twice as many ---> more bytes a second?  yes: keep them, try again
+                                                                         no: back, try again later
+
+The rate of n readers is n times what one of them gets, bytes over seconds, from samples that began
+after there were n: so it takes no longer to find out than the reads of half of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Ramp", "RampLimits", "Sample"]
+
+#: Twice the readers for less than this is not worth their memory.
+_GROWTH: Final = 1.1
+#: Readers that work more than this part of their time do not wait for the storage.
+_WORKING_PART: Final = 0.5
+#: After readers that brought nothing: so many looks until the next attempt, then twice as many.
+_FIRST_HOLD: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RampLimits:
+    """From ``start`` readers to ``limit``; ``cores`` can work at once."""
+
+    start: int
+    limit: int
+    cores: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What one reader got in a stretch of its time, of which it was ``working_s`` on a core."""
+
+    nbytes: int
+    started_s: float
+    ended_s: float
+    working_s: float
+
+
+class Ramp:
+    """Says how many readers there should be.
+
+    Attributes:
+        workers: now.
+    """
+
+    def __init__(self, limits: RampLimits) -> None:
+        self.workers = limits.start
+        self._limits = limits
+        self._since_s = float("-inf")
+        self._fewer: tuple[int, float] | None = None
+        self._hold = 0
+        self._next_hold = _FIRST_HOLD
+        self._begin_look()
+
+    def note(self, sample: Sample) -> int:
+        """Take ``sample`` into account.
+
+        Returns:
+            The number of readers that there should be.
+        """
+        if sample.started_s < self._since_s:
+            return self.workers
+        self._samples += 1
+        self._nbytes += sample.nbytes
+        self._seconds += sample.ended_s - sample.started_s
+        self._working_s += sample.working_s
+        if self._samples >= max(2, self.workers // 2) and self._seconds > 0:
+            self._decide()
+            self._begin_look()
+        return self.workers
+
+    def changed(self, now_s: float) -> None:
+        """There are now as many readers as there should be: samples count from here on."""
+        self._since_s = now_s
+
+    def _begin_look(self) -> None:
+        self._samples = 0
+        self._nbytes = 0
+        self._seconds = 0.0
+        self._working_s = 0.0
+
+    def _decide(self) -> None:
+        rate = self.workers * self._nbytes / self._seconds
+        if self._fewer is not None:
+            workers, rate_of_fewer = self._fewer
+            self._fewer = None
+            if rate < _GROWTH * rate_of_fewer:
+                self._hold, self._next_hold = self._next_hold, 2 * self._next_hold
+                self._change(workers)
+                return
+        if self._hold:
+            self._hold -= 1
+        elif self.workers < self._limits.limit and not self._is_working():
+            self._fewer = (self.workers, rate)
+            self._change(min(2 * self.workers, self._limits.limit))
+
+    def _is_working(self) -> bool:
+        """Whether the cores are the limit: no more readers than cores can work at once."""
+        readers_for_each_core = max(1.0, self.workers / self._limits.cores)
+        return self._working_s * readers_for_each_core > _WORKING_PART * self._seconds
+
+    def _change(self, workers: int) -> None:
+        self.workers = workers
+        self._since_s = float("inf")

@@ -1,0 +1,91 @@
+"""What the options ask for, and what comes of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from paraload import _execution as execution
+from paraload._execution import TaskSizes, choose_execution
+from paraload._task import RecordSpec
+from paraload.executors._ramp import RampLimits
+from paraload.options import ReadOptions
+
+MIB = 1 << 20
+RAMP = RampLimits(start=2, limit=32, cores=2)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """Two cores."""
+    monkeypatch.setattr(execution, "choose_ramp", lambda _: RAMP)
+    monkeypatch.setattr(execution, "choose_processes", lambda: 2)
+
+
+def record(number, nbytes):
+    return RecordSpec(number, "a", number << 30, (number << 30) + nbytes, "w", None)
+
+
+def chosen(total_bytes=1024 * MIB, stays_here="", **options):
+    return choose_execution(
+        ReadOptions(**options), path="/ckpt", total_bytes=total_bytes, stays_here=stays_here
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "workers", "ramp"),
+    [
+        ({}, "threads", 2, RAMP),
+        ({"executor": "threads"}, "threads", 2, RAMP),
+        ({"max_workers": 5}, "threads", 5, None),
+        ({"max_workers": 100}, "threads", 100, None),
+        ({"max_workers": 1}, "sequential", 1, None),
+        ({"enable_parallel": False}, "sequential", 1, None),
+        ({"executor": "sequential"}, "sequential", 1, None),
+        ({"executor": "sequential", "max_workers": 4}, "sequential", 1, None),
+        ({"executor": "processes"}, "processes", 2, None),
+        ({"executor": "pool", "max_workers": 3}, "pool", 3, None),
+        ({"executor": "processes", "max_workers": 1}, "sequential", 1, None),
+    ],
+)
+def test_executor_and_workers(options, name, workers, ramp):
+    executor = chosen(**options).executor
+    assert (executor.name, executor.workers) == (name, workers)
+    assert getattr(executor, "_ramp", None) == ramp
+
+
+def test_little_is_read_by_one():
+    assert chosen(total_bytes=MIB - 1).executor.name == "sequential"
+
+
+def test_where_memory_allows_one_reader_there_is_no_ramp(monkeypatch):
+    one = RampLimits(start=1, limit=1, cores=2)
+    monkeypatch.setattr(execution, "choose_ramp", lambda _: one)
+    assert chosen().executor.name == "sequential"
+
+
+def test_tasks_become_smaller_towards_the_end():
+    sizes = TaskSizes(1024 * MIB, 16 * MIB, lambda: 8)
+    split = [sizes.next_split_bytes(record(n, 64 * MIB)) for n in range(16)]
+    assert split == sorted(split, reverse=True)
+    assert (split[0], split[8], split[-1]) == (16 * MIB, 16 * MIB, 2 * MIB)
+    assert sizes.next_split_bytes(record(16, MIB)) == MIB, "a record that nobody has counted"
+
+
+def test_tasks_suit_the_readers_that_there_are_now():
+    workers = [2]
+    sizes = TaskSizes(256 * MIB, 16 * MIB, lambda: workers[0])
+    assert sizes.next_split_bytes(record(0, 0)) == 16 * MIB
+    workers[0] = 16
+    assert sizes.next_split_bytes(record(1, 0)) == 4 * MIB
+
+
+def test_items_of_one_record_are_cut_alike_and_it_is_counted_once():
+    sizes = TaskSizes(128 * MIB, 16 * MIB, lambda: 4)
+    split = [sizes.next_split_bytes(record(0, 64 * MIB)) for _ in range(5)]
+    assert split == [8 * MIB] * 5
+    assert sizes.next_split_bytes(record(1, 64 * MIB)) == 4 * MIB
+
+
+def test_no_task_is_larger_than_a_slot():
+    plan = chosen(executor="processes", max_workers=2, memory_budget_bytes=4 * MIB)
+    assert plan.executor.slot_bytes == plan.sizes.next_split_bytes(record(0, MIB)) == MIB // 2

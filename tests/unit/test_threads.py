@@ -1,0 +1,142 @@
+"""Threads: how many there are, as long as a run lasts."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from itertools import pairwise
+
+import pytest
+
+from benchmarks.rated import RatedSource
+from paraload._geometry import Run
+from paraload._sink import TargetMemory, TargetSink
+from paraload._task import RunsTask
+from paraload._work import Work
+from paraload.executors._gauge import GaugedSource
+from paraload.executors._ramp import RampLimits
+from paraload.executors._threads import ThreadExecutor, _Crew
+from paraload.sources._local import LocalSource
+
+TASK_BYTES = 10_000
+TASKS = 300
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "data").write_bytes(bytes(TASK_BYTES))
+    source = LocalSource(tmp_path)
+    yield source
+    source.close()
+
+
+def task(number):
+    return RunsTask(
+        path="data",
+        start=0,
+        end=TASK_BYTES,
+        items=(number,),
+        base=0,
+        target=number,
+        runs=(Run(0, 0, TASK_BYTES),),
+        max_gap_bytes=0,
+        checksum=False,
+    )
+
+
+def targets(tasks):
+    return {t.target: TargetMemory(memoryview(bytearray(TASK_BYTES))) for t in tasks}
+
+
+def run(executor, source):
+    """The most threads that there were at once, as an onlooker sees it."""
+    tasks = [task(n) for n in range(TASKS)]
+    others = threading.active_count()
+    queue = tasks[::-1]
+    results = executor.run(
+        Work(source=source, verify=False), lambda: queue.pop() if queue else None, targets(tasks)
+    )
+    seen = [threading.active_count() - others for _ in results]
+    assert len(seen) == TASKS
+    return max(seen)
+
+
+def test_storage_that_gives_each_stream_its_rate_gets_more_threads(source):
+    executor = ThreadExecutor(2, RampLimits(start=2, limit=8, cores=2))
+    rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.01)
+    assert run(executor, rated) == 8
+    assert executor.workers == 8, "what the report says"
+
+
+def test_a_number_that_is_given_is_kept(source):
+    executor = ThreadExecutor(3)
+    rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.002)
+    assert run(executor, rated) == executor.workers == 3
+
+
+def test_each_run_begins_anew(source):
+    executor = ThreadExecutor(2, RampLimits(start=2, limit=4, cores=2))
+    rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.01)
+    assert run(executor, rated) == 4
+    tasks = [task(n) for n in range(4)]
+    queue = tasks[:1]
+    others = threading.active_count()
+    results = executor.run(
+        Work(source=source, verify=False), lambda: queue.pop() if queue else None, targets(tasks)
+    )
+    next(results)
+    assert threading.active_count() - others == 2
+    results.close()
+
+
+def test_a_crew_that_has_become_smaller_has_fewer_threads(source):
+    tasks = [task(n) for n in range(40)]
+    crew = _Crew(Work(source=source, verify=False), TargetSink(targets(tasks)))
+    others = threading.active_count()
+    try:
+        crew.resize(4)
+        assert threading.active_count() - others == 4
+        crew.resize(1)
+        for one in tasks:
+            crew.tasks.put(one)  # behind what ends three of the threads
+        assert len({crew.wait().worker for _ in tasks}) == 1
+        crew.resize(3)
+        assert crew.size == 3
+    finally:
+        crew.dismiss()
+    assert threading.active_count() == others
+
+
+def test_samples_are_stretches_of_a_thread_and_lose_nothing(source):
+    samples = []
+    rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.002)
+    gauged = GaugedSource(rated, samples.append)
+    gauged.begin()
+    buffer = memoryview(bytearray(TASK_BYTES))
+    for _ in range(12):
+        gauged.read_into("data", 0, [buffer[:4000], buffer[4000:]])
+    gauged.count(5)
+    assert sum(sample.nbytes for sample in samples) <= 12 * TASK_BYTES + 5
+    assert sum(sample.nbytes for sample in samples) >= 9 * TASK_BYTES
+    for before, after in pairwise(samples):
+        assert before.ended_s == after.started_s
+    for sample in samples:
+        assert sample.ended_s - sample.started_s >= 0.005
+        assert 0 <= sample.working_s <= sample.ended_s - sample.started_s + 0.001
+
+
+def test_threads_are_sampled_apart(source):
+    samples = []
+    gauged = GaugedSource(source, samples.append)
+    gauged.begin()
+    gauged._stretch.started_s -= 1.0  # this thread has been at it for a second
+    thread = threading.Thread(target=partial(_read_once, gauged))
+    thread.start()
+    thread.join()
+    assert samples == []
+    _read_once(gauged)
+    assert [sample.nbytes for sample in samples] == [TASK_BYTES]
+
+
+def _read_once(source):
+    source.read_into("data", 0, [memoryview(bytearray(TASK_BYTES))])
