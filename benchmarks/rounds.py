@@ -1,4 +1,4 @@
-"""Interleaved rounds: every arm runs once in each of them, and each round begins with another."""
+"""Interleaved rounds: every arm runs once in each of them, in an order that each round shuffles."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Measured:
 
 
 def measure_arms(arms: Sequence[Arm], case: Case, *, rounds: int) -> Measured:
-    """Check every arm, then time ``read_data`` of each, round-robin.
+    """Check every arm, then time ``read_data`` of each in interleaved rounds.
 
     Plans and readers are made anew for each run and outside of the time.
     """
@@ -78,7 +78,11 @@ def _require_equal(
 def time_rounds(
     preparations: Mapping[str, Callable[[], Callable[[], object]]], *, rounds: int
 ) -> dict[str, Timing]:
-    """Time what each preparation returns, round-robin.
+    """Time what each preparation returns, once in each round.
+
+    The order is another one in each round, but the same in every run: an arm that always came
+    behind the same one would always inherit its heap and what a rate-limited disk saved up
+    meanwhile.
 
     Args:
         preparations: by name; what they do themselves is not timed.
