@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
 from benchmarks import big, memory, planning, rated_table, slices, small, startup, zstd
 from benchmarks.checkpoints import Checkpoints
+from benchmarks.command import count, machine, machine_text, quiet_torch, write_json
 from benchmarks.table import bars_table, print_table
 
 if TYPE_CHECKING:
@@ -46,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Tables make room on standard output for JSON.
     out = sys.stderr if options.json == "-" else sys.stdout
-    # torch says that there is no process group, which is so on purpose.
-    warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
-    warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
+    quiet_torch()
     sections: dict[str, Section] = {}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="paraload-bench-", dir=options.folder) as folder:
@@ -61,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bars = [bar for section in sections.values() for bar in section.bars]
     if bars:
         print_table(bars_table(bars), out)
-    print(f"{_machine_text()}; {time.perf_counter() - started:.0f} s in all", file=out)
+    print(f"{machine_text()}; {time.perf_counter() - started:.0f} s in all", file=out)
     if options.json:
-        _write_json(options.json, sections)
+        write_json(options.json, _figures(sections))
     return int(options.check and not all(bar.passed for bar in bars))
 
 
@@ -76,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help=f"measure only these: {', '.join(_SECTIONS)}",
     )
-    parser.add_argument("--rounds", type=_count, help="rounds of every arm instead of the default")
+    parser.add_argument("--rounds", type=count, help="rounds of every arm instead of the default")
     parser.add_argument("--folder", help="where checkpoints are written, and removed again")
     parser.add_argument("--json", metavar="FILE", help="write every figure; - is standard output")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")
@@ -90,35 +83,12 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds")
-    return int(text)
-
-
-def _machine() -> dict[str, Any]:
+def _figures(sections: Mapping[str, Section]) -> dict[str, Any]:
     return {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _machine_text() -> str:
-    return ", ".join(f"{name}: {value}" for name, value in _machine().items())
-
-
-def _write_json(target: str, sections: Mapping[str, Section]) -> None:
-    content = {
-        "machine": _machine(),
+        "machine": machine(),
         "figures": {name: section.figures for name, section in sections.items()},
         "bars": [bar.to_dict() for section in sections.values() for bar in section.bars],
     }
-    text = json.dumps(content, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-    else:
-        Path(target).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

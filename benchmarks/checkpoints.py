@@ -13,8 +13,10 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from benchmarks.page_cache import warm
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 __all__ = ["SLICED_SHAPE", "Checkpoints", "poison", "raw_bytes", "targets_of"]
@@ -32,7 +34,6 @@ _COMPRESSED_TENSORS: Final = 64
 
 #: No value of a fresh tensor, and no value that a checkpoint here is full of.
 _POISON: Final = 0xA5
-_WARM_READ_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ def _written(folder: Path, kind: str, files: int, *, zstd: bool = False) -> Path
     data = sorted(folder.glob("*.distcp"))
     if len(data) != files:
         raise RuntimeError(f"torch wrote {len(data)} files instead of {files}")
-    _warm(data)
+    warm(data)
     return folder
 
 
@@ -117,14 +118,6 @@ def _random(shape: tuple[int, ...]) -> torch.Tensor:
 
 def _weights(shape: tuple[int, ...]) -> torch.Tensor:
     return (torch.randn(shape) * 0.02).to(torch.bfloat16)
-
-
-def _warm(files: Iterable[Path]) -> None:
-    buffer = bytearray(_WARM_READ_BYTES)
-    for file in files:
-        with file.open("rb", buffering=0) as stream:
-            while stream.readinto(buffer):
-                pass
 
 
 def targets_of(folder: Path) -> dict[str, torch.Tensor]:

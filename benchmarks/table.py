@@ -26,8 +26,9 @@ def print_table(table: Table, file: TextIO) -> None:
         drawn.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*row)
-    # A width of its own: a pipe would have 80 columns and cut the rows.
-    console = Console(file=file, width=140, highlight=False)
+    # A width of its own: a pipe would have 80 columns and cut the rows, of which the longest has an
+    # error in it.
+    console = Console(file=file, width=400, highlight=False)
     console.print(table.title, style="bold", markup=False)
     console.print(drawn)
 
