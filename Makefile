@@ -4,12 +4,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.made-from-pyproject-and-constraints
+# Rivals are no dependencies of the project, and some of them contradict its pins.
+RIVALS       := .venv-rivals
+RIVALS_STAMP := $(RIVALS)/.made-from-requirements
+RIVALS_PINS  := benchmarks/rivals/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench format clean
+.PHONY: help venv demo test check bench bench-rivals format clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 venv: $(STAMP) ## make .venv with pinned dependencies (the other targets do it by themselves)
 
@@ -40,6 +44,22 @@ format: $(STAMP) ## let ruff rewrite what it can
 bench: $(STAMP) ## measure against torch's reader and the raw limit
 	$(BIN)/python -m benchmarks
 
+bench-rivals: $(RIVALS_STAMP) ## measure against every other reader; rewrites table and plot of benchmarks/
+	$(RIVALS)/bin/python -m benchmarks.rivals \
+	  --plot benchmarks/rivals.png --readme benchmarks/README.md
+
+# One package that is not to be had must not keep the others from running: then each is tried alone,
+# and the table tells what is missing.
+$(RIVALS_STAMP): pyproject.toml constraints.txt $(RIVALS_PINS)
+	test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[bench]'
+	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --requirement $(RIVALS_PINS) \
+	  || grep -E '^[^#]' $(RIVALS_PINS) | xargs -n 1 $(RIVALS)/bin/python -m pip install --quiet \
+	       --disable-pip-version-check --no-deps || true
+	@touch $@
+
 clean: ## remove everything that was made here
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(RIVALS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

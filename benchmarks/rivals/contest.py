@@ -1,0 +1,110 @@
+"""Rounds of every contestant that can run, from files that are in the page cache or are not.
+
+probe     one run of each, 16 MiB: who fails is not measured, and its error is kept
+measure   check bit by bit, then interleaved rounds (benchmarks.rounds), in one state of the
+          page cache, which is made and looked at before every single run
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.arms import Arm
+from benchmarks.page_cache import ensure_cold, ensure_warm, files_below
+from benchmarks.rivals.formats import in_format
+from benchmarks.rounds import measure_arms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from benchmarks.arms import Prepared
+    from benchmarks.cases import Case
+    from benchmarks.rivals.contestants import Contestant
+    from benchmarks.rounds import Timing
+
+__all__ = ["Cache", "Result", "measure", "probe"]
+
+
+class Cache(StrEnum):
+    """Where the files are before a run."""
+
+    WARM = "warm"
+    COLD = "cold"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """All contestants on one checkpoint.
+
+    Attributes:
+        files: how many the checkpoint has.
+        cache: where they were before each run.
+        payload_bytes: what was loaded.
+        timings: by name of the contestant.
+    """
+
+    files: int
+    cache: Cache
+    payload_bytes: int
+    timings: Mapping[str, Timing]
+
+    @property
+    def title(self) -> str:
+        """For tables and pictures."""
+        files = f"{self.files} file{'s' * (self.files > 1)}"
+        gib = self.payload_bytes / (1 << 30)
+        return f"{gib:.2f} GiB of bf16 in {files}, page cache {self.cache}"
+
+    def gib_per_s(self, name: str) -> float:
+        """The median of one contestant."""
+        return self.payload_bytes / (1 << 30) / self.timings[name].median_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        return {
+            "files": self.files,
+            "page cache": str(self.cache),
+            "bytes": self.payload_bytes,
+            "timings": {name: timing.to_dict() for name, timing in self.timings.items()},
+        }
+
+
+def probe(contestants: Sequence[Contestant], case: Case) -> dict[str, str]:
+    """Let each run once.
+
+    Returns:
+        the error of each that could not, by name.
+    """
+    failures = {}
+    for contestant in contestants:
+        try:
+            _prepare(contestant, case).run()
+        except Exception as error:  # noqa: BLE001 - whatever a foreign library raises is its row
+            failures[contestant.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return failures
+
+
+def measure(
+    contestants: Sequence[Contestant], case: Case, *, files: int, cache: Cache, rounds: int
+) -> Result:
+    """Check all of them against the first, then time them."""
+    timings = measure_arms([_from(cache, c) for c in contestants], case, rounds=rounds).timings
+    return Result(files=files, cache=cache, payload_bytes=case.payload_bytes, timings=timings)
+
+
+def _prepare(contestant: Contestant, case: Case) -> Prepared:
+    return contestant.arm.prepare(in_format(case, contestant.file_format))
+
+
+def _from(cache: Cache, contestant: Contestant) -> Arm:
+    """The contestant's arm, whose files are in that state whenever it begins."""
+    bring = {Cache.WARM: ensure_warm, Cache.COLD: ensure_cold}[cache]
+
+    def prepare(case: Case) -> Prepared:
+        prepared = _prepare(contestant, case)
+        bring(files_below(in_format(case, contestant.file_format).folder))
+        return prepared
+
+    return Arm(name=contestant.name, prepare=prepare, is_slow=contestant.arm.is_slow)

@@ -1,0 +1,356 @@
+"""The comparison with other readers, as far as it can be seen without any of them installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from PIL import Image
+from torch.distributed.checkpoint import FileSystemWriter
+
+from benchmarks import page_cache
+from benchmarks.arms import Arm
+from benchmarks.cases import whole_case
+from benchmarks.checkpoints import Checkpoints
+from benchmarks.rivals import __main__ as command
+from benchmarks.rivals.chart import draw
+from benchmarks.rivals.contest import Cache, Result, measure, probe
+from benchmarks.rivals.contestants import ALWAYS, CONTESTANTS, RAW, Contestant, Side
+from benchmarks.rivals.formats import DCP, FLASHPACK, TORCH_SAVE, in_format
+from benchmarks.rivals.loaders import copying, torch_load
+from benchmarks.rivals.page import BEGIN, END, require_place, rewrite, section, seen_from
+from benchmarks.rivals.report import fastest_first, rivals_table
+from benchmarks.rounds import Timing
+
+REPOSITORY = Path(__file__).parents[2]
+RIVAL_MODULES = {
+    "fastsafetensors",
+    "flashpack",
+    "multistorageclient",
+    "olmo_core",
+    "runai_model_streamer",
+    "safetensors",
+    "torch_checkpointing",
+}
+STOCK, RAW_LIMIT, OURS = (
+    next(c for c in CONTESTANTS if c.name == name)
+    for name in ("torch FileSystemReader", RAW, "paraload threads")
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fonts(tmp_path_factory):
+    """The font files that matplotlib opens once and keeps are not a leak of the test that draws."""
+    result = result_of(paraload_threads=(1.0,), raw_limit=(1.0,))
+    draw(tmp_path_factory.mktemp("fonts") / "any.png", [result], CONTESTANTS)
+
+
+@pytest.fixture
+def case(tmp_path):
+    """Four tensors in two files."""
+    state = {f"w{n}": torch.arange(1000 + n, dtype=torch.bfloat16) for n in range(4)}
+    folder = tmp_path / "checkpoint"
+    writer = FileSystemWriter(folder, single_file_per_rank=True, thread_count=2)
+    dcp.save(state, storage_writer=writer, no_dist=True)
+    return whole_case(folder)
+
+
+def contestant(name, load, **fields):
+    return Contestant(arm=copying(name, load), group="test", **fields)
+
+
+def importing(_folder):
+    """What the loader of a missing library does."""
+    __import__("a_library_that_nobody_has")
+    yield from ()
+
+
+MISSING = contestant("missing", importing, package="a-library-that-nobody-has")
+
+
+def result_of(**seconds):
+    timings = {name.replace("_", " "): Timing(seconds=values) for name, values in seconds.items()}
+    return Result(files=8, cache=Cache.WARM, payload_bytes=3 << 30, timings=timings)
+
+
+# --------------------------------------------------------------------------- who takes part
+
+
+def test_nothing_of_a_rival_is_imported_before_it_runs():
+    code = "import sys, benchmarks.rivals.__main__; print(*{m.split('.')[0] for m in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert not RIVAL_MODULES & set(done.stdout.split())
+
+
+def test_names_are_keys_and_the_reference_comes_first():
+    assert len({c.name for c in CONTESTANTS}) == len(CONTESTANTS)
+    assert CONTESTANTS[0].name == "torch FileSystemReader"
+    assert set(ALWAYS) <= {c.group for c in CONTESTANTS}
+    assert {c.side for c in CONTESTANTS if c.group == "paraload"} == {Side.OURS}
+
+
+def test_every_package_is_pinned():
+    lines = (REPOSITORY / "benchmarks/rivals/requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._]+", pin) for pin in pins)
+    pinned = {pin.partition("==")[0] for pin in pins}
+    assert {c.package for c in CONTESTANTS} - {None, "torch", "paraload"} <= pinned
+    assert "torch" not in pinned  # constraints.txt has it
+
+
+def test_a_version_is_told_or_that_there_is_none():
+    assert STOCK.version == torch.__version__
+    assert RAW_LIMIT.version == "-"
+    assert MISSING.version == "not installed"
+
+
+# --------------------------------------------------------------------------- formats and loaders
+
+
+def test_another_format_has_the_same_tensors_in_the_same_files(case):
+    assert in_format(case, DCP) is case
+    written = in_format(case, TORCH_SAVE)
+    assert in_format(case, TORCH_SAVE) is written  # once
+    assert written.targets is case.targets
+    parts = [torch.load(path) for path in page_cache.files_below(written.folder)]
+    assert len(parts) == 2
+    assert sorted(name for part in parts for name in part) == ["w0", "w1", "w2", "w3"]
+    assert all(
+        torch.equal(tensor, torch.arange(1000 + int(name[1:]), dtype=torch.bfloat16))
+        for part in parts
+        for name, tensor in part.items()
+    )
+
+
+def test_a_loader_is_charged_with_the_copy(case):
+    prepared = copying("torch.load", torch_load).prepare(in_format(case, TORCH_SAVE))
+    case.targets["w3"].zero_()
+    prepared.run()
+    assert torch.equal(case.targets["w3"], torch.arange(1003, dtype=torch.bfloat16))
+
+
+def test_settings_end_with_the_run(case, monkeypatch):
+    monkeypatch.setenv("RIVAL_A", "before")
+    seen = []
+
+    def load(_folder):
+        seen.append((os.environ["RIVAL_A"], os.environ["RIVAL_B"]))
+        raise OSError("broken")
+        yield
+
+    arm = copying("rival", load, {"RIVAL_A": "1", "RIVAL_B": "2"})
+    with pytest.raises(OSError, match="broken"):
+        arm.prepare(case).run()
+    assert seen == [("1", "2")]
+    assert os.environ["RIVAL_A"] == "before"
+    assert "RIVAL_B" not in os.environ
+
+
+# --------------------------------------------------------------------------- the contest
+
+
+def test_all_who_want_a_format_that_cannot_be_written_fail_alike(case):
+    rivals = [contestant(name, torch_load, file_format=FLASHPACK) for name in ("a", "b")]
+    reason = "ModuleNotFoundError: No module named 'flashpack'"
+    assert probe(rivals, case) == {"a": reason, "b": reason}
+
+
+def test_who_cannot_run_says_why(case):
+    def load(_folder):
+        raise RuntimeError("no GPU\n  was found")
+        yield
+
+    contestants = [STOCK, MISSING, contestant("needs a GPU", load), OURS]
+    assert probe(contestants, case) == {
+        "missing": "ModuleNotFoundError: No module named 'a_library_that_nobody_has'",
+        "needs a GPU": "RuntimeError: no GPU was found",
+    }
+
+
+@pytest.mark.parametrize(("cache", "resident"), [(Cache.WARM, 1.0), (Cache.COLD, 0.0)])
+def test_every_run_begins_with_the_cache_as_it_is_called(case, cache, resident):
+    seen = []
+
+    def load(folder):
+        seen.append(page_cache.resident_fraction(page_cache.files_below(folder)))
+        yield from torch_load(folder)
+
+    rival = contestant("rival", load, file_format=TORCH_SAVE)
+    result = measure([STOCK, OURS, rival], case, files=2, cache=cache, rounds=2)
+    assert seen == [resident] * 3
+    assert {name: len(timing.seconds) for name, timing in result.timings.items()} == {
+        STOCK.name: 2,
+        OURS.name: 2,
+        "rival": 2,
+    }
+    assert result.payload_bytes == case.payload_bytes
+
+
+def test_a_contestant_that_loads_other_bytes_ends_the_run(case):
+    def load(folder):
+        for name, tensor in torch_load(folder):
+            yield name, tensor + 1
+
+    wrong = contestant("wrong", load, file_format=TORCH_SAVE)
+    with pytest.raises(RuntimeError, match="'wrong' loaded other bytes into 'w0'"):
+        measure([STOCK, wrong], case, files=2, cache=Cache.WARM, rounds=1)
+
+
+def test_the_page_cache_is_emptied_and_filled(tmp_path):
+    file, empty = tmp_path / "file", tmp_path / "empty"
+    empty.touch()
+    with file.open("wb") as stream:
+        stream.write(os.urandom(1 << 20))
+        os.fsync(stream.fileno())
+    page_cache.ensure_cold([file, empty])
+    assert page_cache.resident_fraction([file]) == 0
+    with file.open("rb", buffering=0) as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no more than was asked for
+        stream.read(64 << 10)
+    assert page_cache.resident_fraction([file, empty]) == 1 / 16
+    page_cache.ensure_warm([file, empty])
+    assert page_cache.resident_fraction([file]) == 1
+    assert page_cache.resident_fraction([empty]) == 1
+
+
+def test_a_cache_that_does_not_obey_is_told(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    monkeypatch.setattr(page_cache, "_DROP_ALL", tmp_path / "drop_caches")
+    monkeypatch.setattr(page_cache, "resident_fraction", lambda _: 0.5)
+    with pytest.raises(RuntimeError, match=r"only 50% of .* stays in the page cache"):
+        page_cache.ensure_warm([file])
+    with pytest.raises(RuntimeError, match=r"50% of .* stays in the page cache"):
+        page_cache.ensure_cold([file])
+    assert (tmp_path / "drop_caches").read_text() == "1\n"
+
+
+# --------------------------------------------------------------------------- tables, picture, page
+
+
+def test_the_table_has_the_fastest_first_and_the_absent_last():
+    contestants = [STOCK, MISSING, RAW_LIMIT, OURS]
+    result = result_of(
+        torch_FileSystemReader=(6.0,), raw_limit=(0.9, 1.0, 1.2), paraload_threads=(1.5, 2.0, 1.6)
+    )
+    assert [c.name for c in fastest_first(result, contestants)] == [RAW, OURS.name, STOCK.name]
+    table = rivals_table(result, contestants, {"missing": "ImportError: gone"})
+    assert table.title == "3.00 GiB of bf16 in 8 files, page cache warm"
+    assert table.rows == (
+        ("raw limit", "-", "DCP", "1.000", "3.00", "1.00", "0.900..1.200"),
+        ("paraload threads", OURS.version, "DCP", "1.600", "1.88", "0.62", "1.500..2.000"),
+        ("torch FileSystemReader", torch.__version__, "DCP", "6.000", "0.50", "0.17", "one run"),
+        ("missing", "not installed", "DCP", "not run", "-", "-", "ImportError: gone"),
+    )
+
+
+def test_the_picture_shows_ours_in_colour_and_is_small(tmp_path):
+    seconds = {c.name: Timing(seconds=(0.1 + n,)) for n, c in enumerate(CONTESTANTS)}
+    warm = Result(files=8, cache=Cache.WARM, payload_bytes=1 << 30, timings=seconds)
+    target = tmp_path / "rivals.png"
+    draw(target, [warm, replace(warm, cache=Cache.COLD)], CONTESTANTS)
+    assert target.stat().st_size < 100 << 10
+    with Image.open(target) as image:
+        assert image.format == "PNG"
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 16)}
+    assert {(228, 87, 46), (180, 185, 193), (255, 255, 255)} <= colours
+
+
+def test_the_section_of_the_page_is_the_tables_as_printed(tmp_path):
+    result = result_of(torch_FileSystemReader=(6.0,), raw_limit=(1.0,))
+    table = rivals_table(result, [STOCK, RAW_LIMIT, MISSING], {"missing": "E" * 200})
+    content = section([table], "cores: 2", "rivals.png")
+    assert content.startswith("Printed by `make bench-rivals`; cores: 2.\n\n![")
+    assert (
+        "](rivals.png)\n\n### 3.00 GiB of bf16 in 8 files, page cache warm\n\n| reader" in content
+    )
+    assert "E" * 200 in content  # an error is never cut
+    assert "![" not in section([table], "cores: 2", None)
+    page = tmp_path / "docs" / "page.md"
+    assert seen_from(page, tmp_path / "docs" / "rivals.png") == "rivals.png"
+    assert seen_from(page, tmp_path / "rivals.png") == "../rivals.png"
+
+
+def test_only_what_is_between_the_comments_is_rewritten(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):
+        rewrite(page, "new")
+        assert page.read_text() == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_a_page_without_one_place_is_left_alone(tmp_path, text):
+    page = tmp_path / "README.md"
+    page.write_text(text)
+    with pytest.raises(ValueError, match="has no place between"):
+        rewrite(page, "new")
+    assert page.read_text() == text
+
+
+def test_the_readme_has_the_place():
+    assert "rivals.png" in require_place(REPOSITORY / "benchmarks/README.md")
+
+
+# --------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "'0' is no number of rounds"),
+        (["--only", "flashpack,nobody"], "'nobody' is none of torch, raw, paraload, hf"),
+        (["--only", "hf", "--readme", "benchmarks/README.md"], "leave --only out"),
+        (["--readme", "LICENSE"], "LICENSE has no place between"),
+        (["--readme", "no-such-page.md"], "No such file"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_anything_is_measured(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert message in " ".join(printed.err.split())
+    assert printed.out == ""
+
+
+def test_one_command_makes_tables_picture_json_and_page(case, tmp_path, monkeypatch, capsys):
+    once = Arm(name="once", prepare=STOCK.arm.prepare, is_slow=True)
+    contestants = (STOCK, RAW_LIMIT, OURS, Contestant(arm=once, group="literal"), MISSING)
+    monkeypatch.setattr(command, "CONTESTANTS", contestants)
+    monkeypatch.setattr(command, "_GROUPS", ("torch", "raw", "paraload", "literal", "test"))
+    monkeypatch.setattr(Checkpoints, "llama", lambda _, files: case.folder)
+    monkeypatch.setattr(Checkpoints, "tiny", lambda _: case.folder)
+    page, plot, figures = (tmp_path / name for name in ("page.md", "plot.png", "figures.json"))
+    page.write_text(f"{BEGIN}\n{END}\n")
+    files = ["--plot", str(plot), "--readme", str(page), "--json", str(figures)]
+    assert command.main(["--rounds", "2", "--folder", str(tmp_path), *files]) == 0
+    out = capsys.readouterr().out
+    titles = [line for line in out.splitlines() if "page cache" in line]
+    assert titles == [
+        "0.00 GiB of bf16 in 8 files, page cache warm",
+        "0.00 GiB of bf16 in 8 files, page cache cold",
+        "0.00 GiB of bf16 in 1 file, page cache warm",
+    ]
+    assert out.count("No module named 'a_library_that_nobody_has'") == 3
+    assert page.read_text().count("### 0.00 GiB") == 3
+    assert "](plot.png)" in page.read_text()
+    content = json.loads(figures.read_text())
+    assert content["readers"]["paraload threads"]["version"] == OURS.version
+    assert list(content["not run"]) == ["missing"]
+    warm, cold, _ = content["results"]
+    assert (warm["page cache"], cold["page cache"]) == ("warm", "cold")
+    assert len(warm["timings"]["once"]["seconds"]) == 1
+    assert "once" not in cold["timings"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"checkpoint", "page.md", "plot.png", "figures.json"}
