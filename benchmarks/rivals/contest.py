@@ -7,9 +7,12 @@ measure   check bit by bit, then interleaved rounds (benchmarks.rounds), in one 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from benchmarks.arms import Arm
 from benchmarks.page_cache import ensure_cold, ensure_warm, files_below
@@ -43,12 +46,14 @@ class Result:
         cache: where they were before each run.
         payload_bytes: what was loaded.
         timings: by name of the contestant.
+        others_cores: cores that the rest of the machine kept busy meanwhile.
     """
 
     files: int
     cache: Cache
     payload_bytes: int
     timings: Mapping[str, Timing]
+    others_cores: float
 
     @property
     def title(self) -> str:
@@ -67,6 +72,7 @@ class Result:
             "files": self.files,
             "page cache": str(self.cache),
             "bytes": self.payload_bytes,
+            "cores kept busy by others": self.others_cores,
             "timings": {name: timing.to_dict() for name, timing in self.timings.items()},
         }
 
@@ -90,8 +96,33 @@ def measure(
     contestants: Sequence[Contestant], case: Case, *, files: int, cache: Cache, rounds: int
 ) -> Result:
     """Check all of them against the first, then time them."""
+    others = _Others()
     timings = measure_arms([_from(cache, c) for c in contestants], case, rounds=rounds).timings
-    return Result(files=files, cache=cache, payload_bytes=case.payload_bytes, timings=timings)
+    return Result(
+        files=files,
+        cache=cache,
+        payload_bytes=case.payload_bytes,
+        timings=timings,
+        others_cores=others.cores(),
+    )
+
+
+class _Others:
+    """What others take of the processors: threads that wait for each other suffer most from it."""
+
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    def cores(self) -> float:
+        """Cores that others kept busy since the beginning, on average."""
+        (began_s, began_busy_s), (now_s, busy_s) = self._began, self._now()
+        return max(0.0, (busy_s - began_busy_s) / (now_s - began_s))
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        machine, own = psutil.cpu_times(), os.times()
+        busy_s = sum(machine) - machine.idle - machine.iowait - machine.guest - machine.guest_nice
+        return own.elapsed, busy_s - sum(own[:4])
 
 
 def _prepare(contestant: Contestant, case: Case) -> Prepared:

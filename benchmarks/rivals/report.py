@@ -38,7 +38,11 @@ def rivals_table(
         for contestant in contestants
         if contestant.name in failures
     ]
-    return Table(title=result.title, columns=_COLUMNS, rows=tuple(rows))
+    return Table(
+        title=f"{result.title} (others kept {result.others_cores:.1f} cores busy)",
+        columns=_COLUMNS,
+        rows=tuple(rows),
+    )
 
 
 def fastest_first(result: Result, contestants: Sequence[Contestant]) -> list[Contestant]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from benchmarks.arms import Arm
 from benchmarks.cases import whole_case
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.rivals import __main__ as command
+from benchmarks.rivals import contest
 from benchmarks.rivals.chart import draw
 from benchmarks.rivals.contest import Cache, Result, measure, probe
 from benchmarks.rivals.contestants import ALWAYS, CONTESTANTS, RAW, Contestant, Side
@@ -67,6 +69,17 @@ def contestant(name, load, **fields):
     return Contestant(arm=copying(name, load), group="test", **fields)
 
 
+class Processors(NamedTuple):
+    """Like psutil's ``cpu_times()``: seconds since the machine was started."""
+
+    user: float
+    system: float
+    idle: float
+    iowait: float
+    guest: float
+    guest_nice: float
+
+
 def importing(_folder):
     """What the loader of a missing library does."""
     __import__("a_library_that_nobody_has")
@@ -78,7 +91,9 @@ MISSING = contestant("missing", importing, package="a-library-that-nobody-has")
 
 def result_of(**seconds):
     timings = {name.replace("_", " "): Timing(seconds=values) for name, values in seconds.items()}
-    return Result(files=8, cache=Cache.WARM, payload_bytes=3 << 30, timings=timings)
+    return Result(
+        files=8, cache=Cache.WARM, payload_bytes=3 << 30, timings=timings, others_cores=0.04
+    )
 
 
 # --------------------------------------------------------------------------- who takes part
@@ -206,6 +221,15 @@ def test_a_contestant_that_loads_other_bytes_ends_the_run(case):
         measure([STOCK, wrong], case, files=2, cache=Cache.WARM, rounds=1)
 
 
+def test_what_neighbours_took_is_told(monkeypatch):
+    clock = iter([os.times_result((1, 1, 0, 0, 100)), os.times_result((6, 2, 1, 1, 110))])
+    total = iter([Processors(50, 20, 5, 5, 4, 1), Processors(65, 22, 6, 7, 6, 1)])
+    monkeypatch.setattr(contest.os, "times", lambda: next(clock))
+    monkeypatch.setattr(contest.psutil, "cpu_times", lambda: next(total))
+    # In ten seconds the machine was busy for 17 and this process, with its children, for 8.
+    assert contest._Others().cores() == pytest.approx(0.9)
+
+
 def test_the_page_cache_is_emptied_and_filled(tmp_path):
     file, empty = tmp_path / "file", tmp_path / "empty"
     empty.touch()
@@ -245,7 +269,8 @@ def test_the_table_has_the_fastest_first_and_the_absent_last():
     )
     assert [c.name for c in fastest_first(result, contestants)] == [RAW, OURS.name, STOCK.name]
     table = rivals_table(result, contestants, {"missing": "ImportError: gone"})
-    assert table.title == "3.00 GiB of bf16 in 8 files, page cache warm"
+    shape = "3.00 GiB of bf16 in 8 files, page cache warm"
+    assert table.title == f"{shape} (others kept 0.0 cores busy)"
     assert table.rows == (
         ("raw limit", "-", "DCP", "1.000", "3.00", "1.00", "0.900..1.200"),
         ("paraload threads", OURS.version, "DCP", "1.600", "1.88", "0.62", "1.500..2.000"),
@@ -256,7 +281,7 @@ def test_the_table_has_the_fastest_first_and_the_absent_last():
 
 def test_the_picture_shows_ours_in_colour_and_is_small(tmp_path):
     seconds = {c.name: Timing(seconds=(0.1 + n,)) for n, c in enumerate(CONTESTANTS)}
-    warm = Result(files=8, cache=Cache.WARM, payload_bytes=1 << 30, timings=seconds)
+    warm = Result(files=8, cache=Cache.WARM, payload_bytes=1 << 30, timings=seconds, others_cores=0)
     target = tmp_path / "rivals.png"
     draw(target, [warm, replace(warm, cache=Cache.COLD)], CONTESTANTS)
     assert target.stat().st_size < 100 << 10
@@ -271,9 +296,7 @@ def test_the_section_of_the_page_is_the_tables_as_printed(tmp_path):
     table = rivals_table(result, [STOCK, RAW_LIMIT, MISSING], {"missing": "E" * 200})
     content = section([table], "cores: 2", "rivals.png")
     assert content.startswith("Printed by `make bench-rivals`; cores: 2.\n\n![")
-    assert (
-        "](rivals.png)\n\n### 3.00 GiB of bf16 in 8 files, page cache warm\n\n| reader" in content
-    )
+    assert f"](rivals.png)\n\n### {table.title}\n\n| reader" in content
     assert "E" * 200 in content  # an error is never cut
     assert "![" not in section([table], "cores: 2", None)
     page = tmp_path / "docs" / "page.md"
@@ -336,7 +359,7 @@ def test_one_command_makes_tables_picture_json_and_page(case, tmp_path, monkeypa
     files = ["--plot", str(plot), "--readme", str(page), "--json", str(figures)]
     assert command.main(["--rounds", "2", "--folder", str(tmp_path), *files]) == 0
     out = capsys.readouterr().out
-    titles = [line for line in out.splitlines() if "page cache" in line]
+    titles = [line.partition(" (others")[0] for line in out.splitlines() if "page cache" in line]
     assert titles == [
         "0.00 GiB of bf16 in 8 files, page cache warm",
         "0.00 GiB of bf16 in 8 files, page cache cold",
