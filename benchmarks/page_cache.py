@@ -6,18 +6,15 @@ fill and empty the cache as well.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
+from paraload.cli._page_cache import DROP_CACHES, FileRange
+from paraload.cli._page_cache import resident_fraction as fraction_of_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    import numpy.typing as npt
+    from pathlib import Path
 
 __all__ = ["ensure_cold", "ensure_warm", "files_below", "resident_fraction", "warm"]
 
@@ -26,7 +23,6 @@ _READ_BYTES: Final = 16 << 20
 _TOLERANCE: Final = 0.01
 #: Others may drop what was just read.
 _TRIES: Final = 5
-_DROP_ALL: Final = Path("/proc/sys/vm/drop_caches")
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -68,34 +64,17 @@ def ensure_cold(files: Sequence[Path]) -> None:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if resident_fraction(files) > _TOLERANCE:
         os.sync()  # pages that are still to be written cannot be dropped
-        _DROP_ALL.write_text("1\n", encoding="ascii")
+        DROP_CACHES.write_text("1\n", encoding="ascii")
         if (left := resident_fraction(files)) > _TOLERANCE:
             raise RuntimeError(f"{left:.0%} of {files[0].parent} stays in the page cache")
 
 
 def resident_fraction(files: Iterable[Path]) -> float:
     """The part of the files' pages that is in the page cache; 1 if they have none."""
-    pages = resident = 0
-    for file in files:
-        if file.stat().st_size:
-            flags = _residency(file)
-            pages += len(flags)
-            resident += int(np.count_nonzero(flags))
-    return resident / pages if pages else 1.0
-
-
-def _residency(file: Path) -> npt.NDArray[np.uint8]:
-    """A byte for each page of a file, as ``mincore`` tells it: bit 0 is set if it is resident."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as mapping:
-        mapped = np.frombuffer(mapping, dtype=np.uint8)
-        flags = np.zeros(-(-len(mapping) // mmap.PAGESIZE), dtype=np.uint8)
-        failed = libc.mincore(
-            ctypes.c_void_p(mapped.ctypes.data),
-            ctypes.c_size_t(len(mapping)),
-            ctypes.c_void_p(flags.ctypes.data),
-        )
-        del mapped  # a mapping that is looked at cannot be closed
-    if failed:
-        raise OSError(ctypes.get_errno(), f"mincore failed for {file}")
-    return flags & np.uint8(1)
+    ranges = [FileRange(file, 0, size) for file in files if (size := file.stat().st_size)]
+    if not ranges:
+        return 1.0
+    found = fraction_of_ranges(ranges)
+    if found is None:
+        raise RuntimeError(f"{ranges[0].path}: whether it is cached cannot be seen")
+    return found

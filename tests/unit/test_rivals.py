@@ -250,7 +250,7 @@ def test_the_page_cache_is_emptied_and_filled(tmp_path):
 def test_a_cache_that_does_not_obey_is_told(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_bytes(b"x")
-    monkeypatch.setattr(page_cache, "_DROP_ALL", tmp_path / "drop_caches")
+    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "drop_caches")
     monkeypatch.setattr(page_cache, "resident_fraction", lambda _: 0.5)
     with pytest.raises(RuntimeError, match=r"only 50% of .* stays in the page cache"):
         page_cache.ensure_warm([file])
