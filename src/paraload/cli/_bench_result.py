@@ -121,9 +121,9 @@ class Result:
                 if ran_as != (entry.arm.executor, entry.arm.workers):
                     found[f"{entry.arm.name}: ran as {ran_as[0]} with {ran_as[1]}"] = None
                 for reason, count in report.fallbacks.items():
-                    found[f"slow path for {count} items: {reason}"] = None
+                    found[f"slow path: {reason} ({count})"] = None
                 for reason, count in report.unverified.items():
-                    found[f"CRC-32 not checked for {count} items: {reason}"] = None
+                    found[f"CRC-32 not checked: {reason} ({count})"] = None
         return list(found)
 
     def entry_of(self, reader: str) -> Entry:
