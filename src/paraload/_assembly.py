@@ -18,6 +18,7 @@ from paraload import _geometry as geometry
 from paraload._checks import checksum_mismatch
 from paraload._checksum import combined
 from paraload._plan import runs_tasks
+from paraload._region import staging_region
 from paraload._sink import TargetMemory
 from paraload.formats._archive import check_archive
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from paraload._destination import Staging
     from paraload._feed import Feed
     from paraload._items import Item
+    from paraload._region import Region
     from paraload._task import Landed, Located, RecordSpec, RunsTask
     from paraload.formats._base import TensorRecord
 
@@ -61,7 +63,7 @@ class _Unit:
     staging: Staging
     at: geometry.Shape
     lengths: geometry.Shape
-    region: geometry.Region | None
+    region: Region | None
     tasks_left: int
 
 
@@ -158,7 +160,7 @@ class Assembly:
         *,
         at: geometry.Shape = (),
         lengths: geometry.Shape = (),
-        region: geometry.Region | None = None,
+        region: Region | None = None,
         with_trailer: bool = False,
     ) -> None:
         """Read ``runs`` into a unit as soon as there is memory for it."""
@@ -304,7 +306,5 @@ class Assembly:
             self._drop(name)
 
 
-def _region(
-    record: TensorRecord, offsets: geometry.Shape, lengths: geometry.Shape
-) -> geometry.Region:
-    return geometry.staging_region(record.shape, record.strides, offsets, lengths, record.itemsize)
+def _region(record: TensorRecord, offsets: geometry.Shape, lengths: geometry.Shape) -> Region:
+    return staging_region(record.shape, record.strides, offsets, lengths, record.itemsize)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from paraload import _geometry as geometry
 from paraload._alike import Ways
+from paraload._region import is_fragmented, staging_region
 from paraload._strided import copy_runs
 from paraload._task import (
     Cut,
@@ -29,6 +30,7 @@ from paraload._task import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from paraload._region import Region
     from paraload._task import LandedItems
     from paraload._work import NarrowedTensor
     from paraload.formats._base import TensorRecord
@@ -85,13 +87,13 @@ def _direct_runs(
         src=src,
         dst=0,
     )
-    return None if geometry.is_fragmented(runs) else runs
+    return None if is_fragmented(runs) else runs
 
 
 def _packed_slice(
     spec: RecordSpec, record: TensorRecord
-) -> tuple[geometry.Region, tuple[geometry.Run, ...]]:
-    region = geometry.staging_region(
+) -> tuple[Region, tuple[geometry.Run, ...]]:
+    region = staging_region(
         record.shape,
         record.strides,
         spec.wanted.offsets,
@@ -101,7 +103,7 @@ def _packed_slice(
     return region, region.runs(record.strides, record.itemsize, record.first_byte(region.offsets))
 
 
-def _cut_inside(spec: RecordSpec, region: geometry.Region) -> Cut | None:
+def _cut_inside(spec: RecordSpec, region: Region) -> Cut | None:
     """The needed slice in ``region``; ``None`` if it is the region."""
     if region.lengths == spec.wanted.lengths:
         return None

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from paraload import ParallelFileSystemReader, _execution, _geometry, _plan, _strided, _worker
+from paraload import ParallelFileSystemReader, _execution, _plan, _region, _strided, _worker
 from paraload._task import LocateTask, RecordsTask, RunsTask
 from paraload.executors import _threads
 
@@ -70,8 +70,8 @@ def small_knobs(monkeypatch):
     monkeypatch.setattr(_execution, "_SHARE_FROM_BYTES", 0)
     monkeypatch.setattr(_strided, "_MIN_ROWS", 2)
     monkeypatch.setattr(_strided, "_SCRATCH_BYTES", 200)
-    monkeypatch.setattr(_geometry, "_MANY_SERIES", 4)
-    monkeypatch.setattr(_geometry, "_SMALL_SERIES_BYTES", 64)
+    monkeypatch.setattr(_region, "_MANY_SERIES", 4)
+    monkeypatch.setattr(_region, "_SMALL_SERIES_BYTES", 64)
     # Defaults of parameters are bound when a function is made: other names do not reach them.
     for function, small in (
         (_plan.first_tasks, {"knobs": knobs}),

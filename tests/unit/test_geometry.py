@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from paraload import _geometry as geometry
 from paraload._geometry import Run
+from paraload._region import staging_region
 
 
 @st.composite
@@ -128,7 +129,7 @@ def test_split_block_covers_each_element_once(block, max_bytes):
 def test_a_staging_region_contains_the_slice(block):
     shape, order, offsets, lengths = block
     strides = geometry.packed_strides(shape, order)
-    region = geometry.staging_region(shape, strides, offsets, lengths, 4)
+    region = staging_region(shape, strides, offsets, lengths, 4)
     for o, n, ro, rn, size in zip(
         offsets, lengths, region.offsets, region.lengths, shape, strict=True
     ):
@@ -137,15 +138,13 @@ def test_a_staging_region_contains_the_slice(block):
 
 
 def test_a_column_is_one_series_of_rows():
-    region = geometry.staging_region((1000, 256), (256, 1), (0, 3), (1000, 1), 4)
+    region = staging_region((1000, 256), (256, 1), (0, 3), (1000, 1), 4)
     assert region.lengths == (1000, 1)
     assert len(region.runs((256, 1), 4, 12)) == 1
 
 
 def test_windows_of_many_filters_are_staged_with_whole_filters():
-    region = geometry.staging_region(
-        (1000, 8, 3, 3), (72, 9, 3, 1), (0, 2, 1, 1), (1000, 4, 2, 2), 4
-    )
+    region = staging_region((1000, 8, 3, 3), (72, 9, 3, 1), (0, 2, 1, 1), (1000, 4, 2, 2), 4)
     assert (region.offsets, region.lengths) == ((0, 0, 0, 0), (1000, 8, 3, 3))
 
 
