@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter, deque
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paraload import _destination as destination
@@ -38,49 +37,16 @@ from paraload._work import item_error
 from paraload.errors import CheckpointReadError, ItemReadError, summarize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable
 
     from paraload._budget import MemoryBudget
-    from paraload._destination import Destination
-    from paraload._sink import TargetMemory
-    from paraload._task import Outcome, ReadTask, RecordSpec, TaskResult
-    from paraload._work import Work
+    from paraload._job import Job
+    from paraload._task import Outcome, TaskResult
     from paraload.executors._base import ReadExecutor
     from paraload.progress import ReadProgress
     from paraload.report import ReadReport
 
-__all__ = ["Job", "Load"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What shall be loaded.
-
-    Attributes:
-        path: of the checkpoint, for texts.
-        specs: every item, in the order of the plan.
-        first: the tasks that begin the load.
-        destinations: by item, for those that were resolved ahead.
-        ordered: the items that are committed in the order of torch's reader.
-        work: what workers need.
-        split_bytes: asked with a located record, says how many bytes of it a task reads.
-        task_limit_bytes: bytes that one task may deliver.
-        hand_over_landed: somebody wants to know of items that are in their targets already.
-        slow_reasons: why nothing of it can go the fast way.
-        started_s: when it was asked for, as ``time.monotonic`` tells it.
-    """
-
-    path: str
-    specs: Sequence[RecordSpec]
-    first: Sequence[ReadTask]
-    destinations: Mapping[int, Destination]
-    ordered: Collection[int]
-    work: Work
-    split_bytes: Callable[[RecordSpec], int]
-    task_limit_bytes: int
-    hand_over_landed: bool
-    slow_reasons: Sequence[str]
-    started_s: float
+__all__ = ["Load"]
 
 
 class Load:
@@ -115,7 +81,7 @@ class Load:
         self._feed = Feed(budget, rank=rank if self._turns else None)
         self._feed.start(job.first)
         self._shop = Workshop(
-            targets=_direct_targets(job),
+            targets=job.direct_targets(),
             names=itertools.count(max(self._items.specs, default=-1) + 1),
             feed=self._feed,
             verify=job.work.verify,
@@ -333,15 +299,6 @@ class Load:
     def _leave(self, item: Item) -> None:
         self._ledger.left(item.spec.path, 1)
         self._feed.item_left(item.spec.item)
-
-
-def _direct_targets(job: Job) -> dict[int, TargetMemory]:
-    """The memory that workers may write to at any time."""
-    return {
-        number: target.memory
-        for number, target in job.destinations.items()
-        if target.memory is not None and number not in job.ordered
-    }
 
 
 def _assembly_of(item: Item) -> Assembly:

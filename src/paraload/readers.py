@@ -24,9 +24,10 @@ from paraload import _adapter as adapter
 from paraload import _destination as destination
 from paraload import _intake as intake
 from paraload._budget import MemoryBudget
-from paraload._engine import Job, Load
+from paraload._engine import Load
 from paraload._execution import choose_execution, progress_hook
 from paraload._gc import collector_paused, objects_frozen
+from paraload._job import Job
 from paraload._overlap import overlapping_items
 from paraload._task import ReadItemInfo, ReadTask, StorageItem
 from paraload.options import ReadOptions

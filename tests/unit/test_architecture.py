@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
         "paraload._assembly",
         "paraload._feed",
         "paraload._items",
+        "paraload._job",
         "paraload._ledger",
         "paraload._timeline",
     },

@@ -1,0 +1,55 @@
+"""What shall be loaded: all that is known before the first byte is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from paraload._destination import Destination
+    from paraload._sink import TargetMemory
+    from paraload._task import ReadTask, RecordSpec
+    from paraload._work import Work
+
+__all__ = ["Job"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What shall be loaded.
+
+    Attributes:
+        path: of the checkpoint, for texts.
+        specs: every item, in the order of the plan.
+        first: the tasks that begin the load.
+        destinations: by item, for those that were resolved ahead.
+        ordered: the items that are committed in the order of torch's reader.
+        work: what workers need.
+        split_bytes: asked with a located record, says how many bytes of it a task reads.
+        task_limit_bytes: bytes that one task may deliver.
+        hand_over_landed: somebody wants to know of items that are in their targets already.
+        slow_reasons: why nothing of it can go the fast way.
+        started_s: when it was asked for, as ``time.monotonic`` tells it.
+    """
+
+    path: str
+    specs: Sequence[RecordSpec]
+    first: Sequence[ReadTask]
+    destinations: Mapping[int, Destination]
+    ordered: Collection[int]
+    work: Work
+    split_bytes: Callable[[RecordSpec], int]
+    task_limit_bytes: int
+    hand_over_landed: bool
+    slow_reasons: Sequence[str]
+    started_s: float
+
+    def direct_targets(self) -> dict[int, TargetMemory]:
+        """The memory that workers may write to at any time."""
+        return {
+            number: target.memory
+            for number, target in self.destinations.items()
+            if target.memory is not None and number not in self.ordered
+        }
