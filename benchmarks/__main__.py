@@ -9,7 +9,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import big, memory, planning, rated_table, slices, small, startup, zstd
+from benchmarks import (
+    big,
+    cold,
+    memory,
+    planning,
+    rated_table,
+    slices,
+    small,
+    startup,
+    zstd,
+)
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.command import count, machine, machine_text, quiet_torch, write_json
 from benchmarks.table import bars_table, print_table
@@ -24,6 +34,7 @@ _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     "memory": memory.measure,
     "startup": startup.measure,
     "big": big.measure,
+    "cold": cold.measure,
     "slices": slices.measure,
     "small": small.measure,
     "zstd": zstd.measure,

@@ -72,10 +72,10 @@ def reading(name: str, make: Callable[[Path], Any], *, is_slow: bool = False) ->
     return Arm(name=name, prepare=prepare, is_slow=is_slow)
 
 
-def _raw(name: str, *, checksum: bool) -> Arm:
+def _raw(name: str, *, workers: int, checksum: bool) -> Arm:
     @cache  # its positions are found by reading everything: once for each case is enough
     def limit(case: Case) -> RawLimit:
-        return RawLimit(case, workers=WORKERS, checksum=checksum)
+        return RawLimit(case, workers=workers, checksum=checksum)
 
     return Arm(name=name, prepare=lambda case: Prepared(run=limit(case).run))
 
@@ -85,14 +85,15 @@ def stock(*, is_slow: bool = False) -> Arm:
     return reading("torch FileSystemReader", FileSystemReader, is_slow=is_slow)
 
 
-def raw() -> Arm:
+def raw(*, workers: int | None = None) -> Arm:
     """The least that reading can cost."""
-    return _raw("raw limit", checksum=False)
+    name = "raw limit" if workers is None else f"raw preadv, {workers} threads"
+    return _raw(name, workers=workers or WORKERS, checksum=False)
 
 
 def raw_checksum() -> Arm:
     """And with every byte summed."""
-    return _raw("raw limit + CRC-32", checksum=True)
+    return _raw("raw limit + CRC-32", workers=WORKERS, checksum=True)
 
 
 def parallel(executor: str, *, verify: bool = True, **options: Any) -> Arm:

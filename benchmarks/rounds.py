@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.arms import Arm
     from benchmarks.cases import Case
 
-__all__ = ["Measured", "Timing", "measure_arms", "time_rounds"]
+__all__ = ["Measured", "Timing", "check_arms", "measure_arms", "time_rounds"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ def measure_arms(arms: Sequence[Arm], case: Case, *, rounds: int) -> Measured:
 
     Plans and readers are made anew for each run and outside of the time.
     """
-    readers, once = _check_arms(arms, case)
+    readers, once = check_arms(arms, case)
 
     def preparation(arm: Arm) -> Callable[[], Callable[[], object]]:
         return lambda: arm.prepare(case).run
@@ -47,7 +47,7 @@ def measure_arms(arms: Sequence[Arm], case: Case, *, rounds: int) -> Measured:
     return Measured(timings=timings, readers=readers)
 
 
-def _check_arms(arms: Sequence[Arm], case: Case) -> tuple[dict[str, Any], dict[str, Timing]]:
+def check_arms(arms: Sequence[Arm], case: Case) -> tuple[dict[str, Any], dict[str, Timing]]:
     """Run every arm once and compare each bit with what the first of them, torch's reader, loaded.
 
     Raises:
