@@ -55,18 +55,27 @@ def _panel(axes: Axes, result: Result, contestants: Sequence[Contestant]) -> Non
     room = max(*rates, limit) * 1.12
     axes.barh(range(len(shown)), rates, height=0.72, color=[_COLOURS[c.side] for c in shown])
     for row, (contestant, rate) in enumerate(zip(shown, rates, strict=True)):
-        weight = "bold" if contestant.side is Side.OURS else "normal"
-        label = f"{rate:.1f}" if rate >= 1 else f"{rate:.2f}"
-        left = rate + room * 0.01
-        text = axes.text(left, row, label, va="center", color=_TEXT, fontsize=9, fontweight=weight)
-        text.set_bbox(
-            {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        )  # over the limit's line
+        _label(axes, row, rate, room, contestant.side)
     axes.axvline(limit, color=_COLOURS[Side.LIMIT], linewidth=1.2, linestyle=(0, (4, 3)), zorder=0)
-    line = f"raw limit {limit:.1f}"
+    line = f"raw limit, 2 threads: {limit:.1f}"
     axes.text(limit, -0.75, line, ha="center", color=_COLOURS[Side.LIMIT], fontsize=9)
     _dress(axes, shown, room)
     axes.set_title(result.title, loc="left", fontsize=11, color=_TEXT, pad=16)
+
+
+def _label(axes: Axes, row: int, rate: float, room: float, side: Side) -> None:
+    """The figure, inside of the bar if it is long enough."""
+    is_inside = rate > room / 8
+    axes.text(
+        rate + room * (-0.01 if is_inside else 0.01),
+        row,
+        f"{rate:.1f}" if rate >= 1 else f"{rate:.2f}",
+        horizontalalignment="right" if is_inside else "left",
+        verticalalignment="center",
+        color=_TEXT if side is Side.RIVAL or not is_inside else "white",
+        fontsize=9,
+        fontweight="normal" if side is Side.RIVAL else "bold",
+    )
 
 
 def _dress(axes: Axes, shown: Sequence[Contestant], room: float) -> None:
