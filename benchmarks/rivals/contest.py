@@ -106,7 +106,9 @@ def measure(
     others = _Others()
     arms = [_from(cache, contestant) for contestant in contestants]
     timings = dict(measure_arms(arms, case, rounds=rounds).timings)
-    brief = {arm.name: arm for arm in arms if timings[arm.name].median_s < _BRIEF_S}
+    brief = {
+        arm.name: arm for arm in arms if not arm.is_slow and timings[arm.name].median_s < _BRIEF_S
+    }
     more = time_rounds(
         {name: partial(_ready, arm, case) for name, arm in brief.items()},
         rounds=rounds * _MORE_ROUNDS,
