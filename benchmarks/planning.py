@@ -28,7 +28,8 @@ from paraload._adapter import ReaderTraits
 from paraload._budget import MemoryBudget
 from paraload._engine import Load
 from paraload._gc import collector_paused
-from paraload.readers import plan_job
+from paraload._reading import ReaderSteps, plan_job
+from paraload.readers import ParallelFileReader
 
 if TYPE_CHECKING:
     from benchmarks.checkpoints import Checkpoints
@@ -112,7 +113,10 @@ class _InMemory:
         with collector_paused():
             reader = self._reader
             traits = ReaderTraits.of(reader, reader.options)
-            job, execution = plan_job(reader, traits, self._plan, self._planner, time.monotonic())
+            steps = ReaderSteps(reader, ParallelFileReader)
+            job, execution = plan_job(
+                reader, steps, traits, self._plan, self._planner, time.monotonic()
+            )
             budget = MemoryBudget(execution.staging_bytes)
             return Load(job, budget=budget, process=lambda _: None, on_progress=None)
 

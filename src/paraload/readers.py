@@ -11,24 +11,15 @@ these methods, and has to set ``path`` and ``storage_data`` only.
 from __future__ import annotations
 
 import io
-import time
-from contextlib import ExitStack, closing
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.planner import LoadItemType
-from torch.futures import Future
 
 from paraload import _adapter as adapter
 from paraload import _destination as destination
 from paraload import _intake as intake
-from paraload._budget import MemoryBudget
-from paraload._engine import Load
-from paraload._execution import choose_execution, progress_hook
-from paraload._gc import collector_paused, objects_frozen
-from paraload._job import Job
-from paraload._overlap import overlapping_items
+from paraload import _reading as reading
 from paraload._task import ReadItemInfo, ReadTask, StorageItem
 from paraload.options import ReadOptions
 
@@ -37,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+    from torch.futures import Future
 
-    from paraload._execution import Execution
     from paraload._items import CompletedItem
     from paraload.report import ReadReport
     from paraload.sources._base import ByteSource
@@ -107,7 +98,7 @@ class ParallelFileReader:
             CheckpointReadError: items could not be read; each of them is named, all others have
                 been committed.
         """
-        return read_with(self, plan, planner)
+        return reading.read_with(self, plan, planner, defaults=ParallelFileReader)
 
     def read_data_with_progress(
         self,
@@ -119,7 +110,9 @@ class ParallelFileReader:
 
         The callback runs on this thread. One that raises ends the load with its error.
         """
-        return read_with(self, plan, planner, file_callback=progress_callback)
+        return reading.read_with(
+            self, plan, planner, defaults=ParallelFileReader, file_callback=progress_callback
+        )
 
     def _serialize_read_item(self, read_item: ReadItem) -> ReadItemInfo:
         """What hooks and workers are told of a read item: plain, picklable, without torch."""
@@ -146,11 +139,10 @@ class ParallelFileReader:
     def _create_read_tasks(self, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:
         """The tasks that begin the load of ``plan``: grouped by file, ordered by offset."""
         traits = adapter.ReaderTraits.of(self, adapter.options_of(self))
-        if traits.tells_hooks or _has_own(
-            self, "_serialize_read_item", "_serialize_storage_metadata"
-        ):
-            tell_item = _step(self, "_serialize_read_item")
-            tell_storage = _step(self, "_serialize_storage_metadata")
+        steps = reading.ReaderSteps(self, ParallelFileReader)
+        names = ("_serialize_read_item", "_serialize_storage_metadata")
+        if traits.tells_hooks or steps.are_own(*names):
+            tell_item, tell_storage = (steps[name] for name in names)
             specs = intake.told_specs(plan, storage_data, tell_item, tell_storage)
         else:
             specs = intake.lean_specs(plan, storage_data)
@@ -212,111 +204,6 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         FileSystemReader.__init__(self, path, _extension_registry)
 
 
-# ------------------------------------------------------------------------------- one load
-
-
-def read_with(
-    reader: Any,
-    plan: LoadPlan,
-    planner: LoadPlanner,
-    *,
-    executor: str | None = None,
-    max_workers: int | None = None,
-    file_callback: Callable[[int, int], object] | None = None,
-) -> Future[None]:
-    """Read ``plan`` for any object that has ``path`` and ``storage_data``.
-
-    Args:
-        reader: an instance of the mixin, any ``FileSystemReader``, or of a class that took the
-            mixin's methods.
-        plan: what to read.
-        planner: where to.
-        executor: instead of the reader's.
-        max_workers: instead of the reader's.
-        file_callback: told ``(files done, files)``.
-    """
-    started_s = time.monotonic()
-    options = adapter.options_of(reader, executor=executor, max_workers=max_workers)
-    traits = adapter.ReaderTraits.of(reader, options)
-    process = _step(reader, "_process_results")
-    with ExitStack() as stack:
-        hook = stack.enter_context(progress_hook(options, file_callback))
-        stack.enter_context(closing(traits.source))
-        with collector_paused():
-            job, execution = plan_job(reader, traits, plan, planner, started_s)
-            load = Load(
-                job,
-                budget=MemoryBudget(execution.staging_bytes),
-                process=lambda results: process(results, plan, planner),
-                on_progress=hook,
-            )
-            stack.enter_context(objects_frozen())
-        reader.last_report = load.run(execution.executor)
-    done: Future[None] = Future()
-    done.set_result(None)
-    return done
-
-
-def plan_job(
-    reader: Any,
-    traits: adapter.ReaderTraits,
-    plan: LoadPlan,
-    planner: LoadPlanner,
-    started_s: float,
-) -> tuple[Job, Execution]:
-    """Everything that can be said before the first byte is read."""
-    first = _step(reader, "_create_read_tasks")(plan, reader.storage_data)
-    specs = intake.specs_of(first)
-    traits.remember(specs, plan, reader.storage_data)
-    # The commit of a planner that may be resolved ahead is torch's, which does nothing.
-    is_plain = intake.may_resolve_ahead(planner)
-    if is_plain:
-        destinations = intake.resolve_all(plan, planner)
-        ordered = overlapping_items(
-            intake.spans_of(destinations), partial(intake.block_in_target, plan)
-        )
-    else:
-        destinations, ordered = {}, {spec.item for spec in specs}
-    if ordered:
-        first = traits.first_tasks(specs, in_plan_order=True)
-    path = adapter.path_text(reader.path)
-    execution = choose_execution(
-        traits.options,
-        path=path,
-        total_bytes=sum(max(spec.length, 0) for spec in specs),
-        stays_here=traits.stays_here,
-    )
-    job = Job(
-        path=path,
-        specs=specs,
-        first=first,
-        destinations=destinations,
-        ordered=ordered,
-        work=traits.work(specs),
-        split_bytes=execution.sizes.next_split_bytes,
-        task_limit_bytes=execution.task_limit_bytes,
-        hand_over_landed=not is_plain or _has_own(reader, "_process_results"),
-        slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],
-        started_s=started_s,
-    )
-    return job, execution
-
-
-def _has_own(reader: Any, *steps: str) -> bool:
-    """Whether the reader has one of these steps of its own, rather than the mixin's or none."""
-    owns = {name: getattr(reader, name, None) for name in steps}
-    return any(
-        own is not None and getattr(own, "__func__", own) is not getattr(ParallelFileReader, name)
-        for name, own in owns.items()
-    )
-
-
-def _step(reader: Any, name: str) -> Any:
-    """The reader's own method, or the mixin's for a reader that has none."""
-    own = getattr(reader, name, None)
-    return own if own is not None else getattr(ParallelFileReader, name).__get__(reader)
-
-
 def read_data_parallel(
     self: Any, plan: LoadPlan, planner: LoadPlanner, num_workers: int | None = None
 ) -> Future[None]:
@@ -331,11 +218,20 @@ def read_data_parallel(
         planner: where to.
         num_workers: worker processes; ``None`` chooses.
     """
-    return read_with(self, plan, planner, executor="pool", max_workers=num_workers)
+    return reading.read_with(
+        self, plan, planner, defaults=ParallelFileReader, executor="pool", max_workers=num_workers
+    )
 
 
 def read_data_parallel_v2(
     self: Any, plan: LoadPlan, planner: LoadPlanner, num_workers: int | None = None
 ) -> Future[None]:
     """The same with ``concurrent.futures.ProcessPoolExecutor``."""
-    return read_with(self, plan, planner, executor="processes", max_workers=num_workers)
+    return reading.read_with(
+        self,
+        plan,
+        planner,
+        defaults=ParallelFileReader,
+        executor="processes",
+        max_workers=num_workers,
+    )

@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
     {"paraload.cli*", "paraload.testing"},
     {"paraload._load"},
     {"paraload.readers"},
+    {"paraload._reading"},
     {"paraload._adapter", "paraload._engine", "paraload._execution", "paraload._intake"},
     {
         "paraload._assembly",
@@ -173,6 +174,7 @@ def test_only_the_destination_and_adapter_side_know_torch():
         "paraload.cli.inspect",
         "paraload.cli.load",
         "paraload.formats._torch_load",
+        "paraload._reading",
         "paraload.readers",
         "paraload.testing",
     }

@@ -1,0 +1,148 @@
+"""One load of a reader: look at it, plan, read, report.
+
+reader, plan, planner --> ReaderTraits, Job, Execution --> Load.run --> reader.last_report
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch.futures import Future
+
+from paraload import _adapter as adapter
+from paraload import _intake as intake
+from paraload._budget import MemoryBudget
+from paraload._engine import Load
+from paraload._execution import choose_execution, progress_hook
+from paraload._gc import collector_paused, objects_frozen
+from paraload._job import Job
+from paraload._overlap import overlapping_items
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+
+    from paraload._execution import Execution
+
+__all__ = ["ReaderSteps", "plan_job", "read_with"]
+
+
+class ReaderSteps:
+    """The overridable steps of a load: a reader's own, or those of a class for one without.
+
+    Args:
+        reader: any object.
+        defaults: the class.
+    """
+
+    def __init__(self, reader: Any, defaults: type) -> None:
+        self._reader = reader
+        self._defaults = defaults
+
+    def __getitem__(self, name: str) -> Any:
+        """The step, bound to the reader."""
+        own = getattr(self._reader, name, None)
+        return own if own is not None else getattr(self._defaults, name).__get__(self._reader)
+
+    def are_own(self, *names: str) -> bool:
+        """Whether the reader has one of these of its own, rather than the class's or none."""
+        owns = {name: getattr(self._reader, name, None) for name in names}
+        return any(
+            own is not None and getattr(own, "__func__", own) is not getattr(self._defaults, name)
+            for name, own in owns.items()
+        )
+
+
+def read_with(
+    reader: Any,
+    plan: LoadPlan,
+    planner: LoadPlanner,
+    *,
+    defaults: type,
+    executor: str | None = None,
+    max_workers: int | None = None,
+    file_callback: Callable[[int, int], object] | None = None,
+) -> Future[None]:
+    """Read ``plan`` for any object that has ``path`` and ``storage_data``.
+
+    Args:
+        reader: an instance of the mixin, any ``FileSystemReader``, or of a class that took the
+            mixin's methods.
+        plan: what to read.
+        planner: where to.
+        defaults: the class whose steps are taken where the reader has none of its own.
+        executor: instead of the reader's.
+        max_workers: instead of the reader's.
+        file_callback: told ``(files done, files)``.
+    """
+    started_s = time.monotonic()
+    options = adapter.options_of(reader, executor=executor, max_workers=max_workers)
+    traits = adapter.ReaderTraits.of(reader, options)
+    steps = ReaderSteps(reader, defaults)
+    process = steps["_process_results"]
+    with ExitStack() as stack:
+        hook = stack.enter_context(progress_hook(options, file_callback))
+        stack.enter_context(closing(traits.source))
+        with collector_paused():
+            job, execution = plan_job(reader, steps, traits, plan, planner, started_s)
+            load = Load(
+                job,
+                budget=MemoryBudget(execution.staging_bytes),
+                process=lambda results: process(results, plan, planner),
+                on_progress=hook,
+            )
+            stack.enter_context(objects_frozen())
+        reader.last_report = load.run(execution.executor)
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
+
+
+def plan_job(
+    reader: Any,
+    steps: ReaderSteps,
+    traits: adapter.ReaderTraits,
+    plan: LoadPlan,
+    planner: LoadPlanner,
+    started_s: float,
+) -> tuple[Job, Execution]:
+    """Everything that can be said before the first byte is read."""
+    first = steps["_create_read_tasks"](plan, reader.storage_data)
+    specs = intake.specs_of(first)
+    traits.remember(specs, plan, reader.storage_data)
+    # The commit of a planner that may be resolved ahead is torch's, which does nothing.
+    is_plain = intake.may_resolve_ahead(planner)
+    if is_plain:
+        destinations = intake.resolve_all(plan, planner)
+        ordered = overlapping_items(
+            intake.spans_of(destinations), partial(intake.block_in_target, plan)
+        )
+    else:
+        destinations, ordered = {}, {spec.item for spec in specs}
+    if ordered:
+        first = traits.first_tasks(specs, in_plan_order=True)
+    path = adapter.path_text(reader.path)
+    execution = choose_execution(
+        traits.options,
+        path=path,
+        total_bytes=sum(max(spec.length, 0) for spec in specs),
+        stays_here=traits.stays_here,
+    )
+    job = Job(
+        path=path,
+        specs=specs,
+        first=first,
+        destinations=destinations,
+        ordered=ordered,
+        work=traits.work(specs),
+        split_bytes=execution.sizes.next_split_bytes,
+        task_limit_bytes=execution.task_limit_bytes,
+        hand_over_landed=not is_plain or steps.are_own("_process_results"),
+        slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],
+        started_s=started_s,
+    )
+    return job, execution
