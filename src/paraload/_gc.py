@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["collector_paused", "objects_frozen"]
+__all__ = ["collector_paused", "collector_resumed", "objects_frozen"]
 
 
 @contextmanager
@@ -27,6 +27,18 @@ def collector_paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+@contextmanager
+def collector_resumed() -> Iterator[None]:
+    """Inside of a pause: collect as usual, for code whose garbage nobody can foresee."""
+    was_on = gc.isenabled()
+    gc.enable()
+    try:
+        yield
+    finally:
+        if not was_on:
+            gc.disable()
 
 
 @contextmanager

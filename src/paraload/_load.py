@@ -1,23 +1,36 @@
-"""``paraload.load``: a whole ``dcp.load`` with a parallel reader, in one call."""
+"""``paraload.load``: a whole ``dcp.load`` with a parallel reader, in one call.
+
+Besides choosing the reader it leaves out what ``dcp.load`` spends around it. Loading 50,000 small
+tensors with this reader took 3.5 s, of which reading was 0.5. The rest was the garbage collector
+walking the new metadata and plan (paused here, but not while user code or the reader runs), asking
+each tensor by ``isinstance(..., Stateful)`` what one look at its attributes tells (0.6 s), and
+planning (``_quick_planner``).
+"""
 
 from __future__ import annotations
 
-import warnings
+import gc
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed.checkpoint as dcp
+from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.distributed.checkpoint.stateful import Stateful
 
-from paraload.errors import InvalidOptionError
+from paraload._gc import collector_paused, collector_resumed
+from paraload._quick_planner import QuickLoadPlanner
+from paraload.errors import InvalidOptionError, MetadataError
 from paraload.readers import ParallelFileSystemReader
 
 if TYPE_CHECKING:
     import os
 
     from torch.distributed import ProcessGroup
-    from torch.distributed.checkpoint.planner import LoadPlanner
+    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+    from torch.futures import Future
 
     from paraload.options import ReadOptions
     from paraload.report import ReadReport
@@ -66,23 +79,73 @@ def load(
         raise InvalidOptionError(
             f"{str(path)!r} is a URL; this version reads folders of a mounted file system"
         )
-    reader = ParallelFileSystemReader(Path(path), options=options, **keywords)
-    with warnings.catch_warnings():
-        # Who calls this without a process group knows that there is none.
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        try:
-            dcp.load(
-                state_dict,
-                storage_reader=reader,
-                planner=planner,
+    is_alone = no_dist or not (distributed.is_available() and distributed.is_initialized())
+    rank = 0 if is_alone else distributed.get_rank(process_group)
+    reader = _LoadReader(Path(path), rank, options=options, **keywords)
+    # As in dcp.load: every rank in the same order.
+    names = sorted(state_dict)
+    stateful = {name: state_dict[name] for name in names if _is_stateful(state_dict[name])}
+    values = {
+        name: stateful[name].state_dict() if name in stateful else state_dict[name]
+        for name in names
+    }
+    try:
+        with collector_paused():
+            _load_state_dict(
+                values,
+                reader,
                 process_group=process_group,
-                no_dist=no_dist,
+                no_dist=is_alone,
+                planner=QuickLoadPlanner() if planner is None else planner,
             )
-        except CheckpointException as error:
-            if no_dist or not torch.distributed.is_initialized():
-                # torch wraps every error, Ctrl-C too, for ranks that are not there.
-                raise error.failures[0][0] from None
-            raise
+    except CheckpointException as error:
+        raise _told(error, is_alone=is_alone) from None
+    for name in names:
+        if name in stateful:
+            stateful[name].load_state_dict(values[name])
+        else:
+            state_dict[name] = values[name]
     if reader.last_report is None:
         raise RuntimeError("dcp.load returned without reading")  # a planner that reads nothing
     return reader.last_report
+
+
+def _is_stateful(value: Any) -> bool:
+    return hasattr(value, "state_dict") and isinstance(value, Stateful)
+
+
+class _LoadReader(ParallelFileSystemReader):
+    """The reader of one load, and what torch's loading code shall not do to it."""
+
+    def __init__(self, path: Path, rank: int, **keywords: Any) -> None:
+        super().__init__(path, **keywords)
+        self._own_rank = rank
+        self._resumed = collector_resumed if gc.isenabled() else nullcontext
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """As the reader does, but with an error that arrives."""
+        try:
+            return super().read_metadata(*args, **kwargs)
+        except MetadataError as error:
+            own = self._get_metadata_path(self._own_rank)
+            if "rank" in kwargs or not self.fs.exists(own):
+                raise _UnreadableError(error) from None
+            raise  # torch tries that one next
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """As the reader does, which pauses the collector where that pays."""
+        with self._resumed():
+            return super().read_data(plan, planner)
+
+
+class _UnreadableError(BaseException):
+    """Takes a metadata error past torch, which makes an AssertionError of every ``Exception``."""
+
+
+def _told(error: CheckpointException, *, is_alone: bool) -> BaseException:
+    """The error, with what was really raised."""
+    for rank, (raised, trace) in error.failures.items():
+        if isinstance(raised, _UnreadableError):
+            error.failures[rank] = raised.args[0], trace
+    # torch wraps every error, Ctrl-C too, for ranks that are not there.
+    return error.failures[0][0] if is_alone else error

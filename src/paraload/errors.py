@@ -17,10 +17,13 @@ __all__ = [
     "HookNotPicklableError",
     "InvalidOptionError",
     "ItemReadError",
+    "MetadataError",
     "MissingFileError",
+    "MissingMetadataError",
     "ShapeMismatchError",
     "ShortFileError",
     "TransformError",
+    "UnsafeMetadataError",
     "WorkerDiedError",
 ]
 
@@ -141,6 +144,37 @@ class ShapeMismatchError(ItemReadError, ValueError):
 
 class TransformError(ItemReadError):
     """A stream transform (compression, encryption, a hook) is unknown or failed."""
+
+
+class MetadataError(CheckpointReadError):
+    """The ``.metadata`` of a checkpoint cannot be read, or is none.
+
+    Args:
+        problem: what is wrong with it, and what to do.
+        path: the file.
+    """
+
+    def __init__(self, problem: str, path: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+class MissingMetadataError(MetadataError, FileNotFoundError):
+    """There is no ``.metadata``."""
+
+
+class UnsafeMetadataError(MetadataError):
+    """The ``.metadata`` asks for code that metadata has no need of; none of it was run.
+
+    Args:
+        problem: what it asks for, and how to allow it.
+        path: the file.
+        global_name: the class or function that it names, with its module.
+    """
+
+    def __init__(self, problem: str, path: str, global_name: str) -> None:
+        super().__init__(problem, path)
+        self.global_name = global_name
 
 
 class WorkerDiedError(CheckpointReadError):

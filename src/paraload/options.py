@@ -32,6 +32,7 @@ MIN_MEMORY_BUDGET_BYTES: Final = 1 << 20
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"\s*(\d+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
+_GLOBAL: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 
@@ -60,6 +61,9 @@ class ReadOptions:
         slice_file: ``(stream, item_metadata) -> stream``, finds an item's bytes in its file.
         narrow_tensor: ``(tensor, storage_offsets, lengths) -> tensor``, cuts the needed slice.
         transform: ``(read_item, transform_descriptors, stream) -> stream``, decodes an item.
+        allow_globals: what ``.metadata`` may name besides the classes of torch's own writers:
+            names such as ``"mypackage.writer.Info"``, or the classes and functions themselves. To
+            unpickle them runs their code.
 
     Raises:
         InvalidOptionError: a value is impossible; the text names field, value and choices.
@@ -77,6 +81,7 @@ class ReadOptions:
     slice_file: Callable[[IO[bytes], _StorageItem], IO[bytes]] | None = None
     narrow_tensor: Callable[[Any, tuple[int, ...], tuple[int, ...]], Any] | None = None
     transform: Callable[[ReadItemInfo, tuple[str, ...], IO[bytes]], IO[bytes]] | None = None
+    allow_globals: tuple[str | Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse impossible values here, so that nothing behind has to."""
@@ -95,6 +100,8 @@ class ReadOptions:
         for name in ("slice_file", "narrow_tensor", "transform"):
             if getattr(self, name) is not None:
                 _require_callable(name, getattr(self, name))
+        # Whatever was given lists them; frozen, so that they stay as they were checked.
+        object.__setattr__(self, "allow_globals", _checked_globals(self.allow_globals))
 
     @property
     def is_sequential(self) -> bool:
@@ -146,6 +153,10 @@ def _parse_flag(text: str) -> bool:
     raise InvalidOptionError(f"{text!r} is neither true nor false; write 1 or 0")
 
 
+def _parse_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _parse_count(text: str) -> int:
     try:
         return int(text)
@@ -159,6 +170,7 @@ _ENVIRONMENT: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "PARALOAD_EXECUTOR": ("executor", str),
     "PARALOAD_MEMORY_BUDGET": ("memory_budget_bytes", parse_bytes),
     "PARALOAD_PROGRESS": ("progress", _parse_flag),
+    "PARALOAD_ALLOW_GLOBALS": ("allow_globals", _parse_names),
 }
 
 
@@ -182,6 +194,21 @@ def _require(name: str, value: object, kind: type, *, minimum: int | None = None
         raise InvalidOptionError(f"{name}={value!r} is no {kind.__name__}")
     if minimum is not None and isinstance(value, int) and value < minimum:
         raise InvalidOptionError(f"{name}={value} is less than {minimum}")
+
+
+def _checked_globals(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise InvalidOptionError(
+            f"allow_globals={value!r} is no tuple; write allow_globals=('module.name',)"
+        )
+    for allowed in value:
+        is_named = hasattr(allowed, "__module__") and hasattr(allowed, "__qualname__")
+        if not (_GLOBAL.fullmatch(allowed) if isinstance(allowed, str) else is_named):
+            raise InvalidOptionError(
+                f"allow_globals: {allowed!r} is neither a name such as 'module.name' nor a class"
+                " or function"
+            )
+    return tuple(value)
 
 
 def _require_callable(name: str, value: object) -> None:

@@ -14,6 +14,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from paraload import _adapter as adapter
@@ -21,12 +22,14 @@ from paraload import _destination as destination
 from paraload import _intake as intake
 from paraload import _reading as reading
 from paraload._task import ReadItemInfo, ReadTask, StorageItem
+from paraload.metadata import read_metadata
 from paraload.options import ReadOptions
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
     from torch.futures import Future
 
@@ -202,6 +205,26 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
     ) -> None:
         ParallelFileReader.__init__(self, options=options, **keywords)
         FileSystemReader.__init__(self, path, _extension_registry)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's
+        """The checkpoint's metadata, without running what is in the file.
+
+        Args:
+            args: not used, as in torch's reader.
+            kwargs: ``rank`` asks for the metadata of that rank alone.
+
+        Returns:
+            An object of the caller's own; an unchanged file is not read again for it.
+
+        Raises:
+            MetadataError: the file is missing, damaged, or names what it has no need of.
+        """
+        return read_metadata(
+            self._get_metadata_path(kwargs.get("rank")),
+            fs=None if type(self.fs) is FileSystem else self.fs,
+            allow_globals=adapter.options_of(self).allow_globals,
+            load_id=self.load_id,
+        )
 
 
 def read_data_parallel(

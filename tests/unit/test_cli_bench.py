@@ -555,7 +555,7 @@ def test_a_damaged_checkpoint_ends_with_1_and_no_recommendation(capsys, tmp_path
 def test_no_metadata_is_a_bad_checkpoint(capsys, tmp_path):
     status, out, err = call(capsys, tmp_path)
     assert (status, out) == (1, "")
-    assert "no .metadata" in err
+    assert "incomplete checkpoint?" in err
 
 
 # ----------------------------------------------------------------------------- the call is: 2

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraload.cli._errors import UsageError
-from paraload.errors import CheckpointReadError
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint import Metadata
@@ -137,24 +136,14 @@ def read_metadata(path: Path) -> Metadata:
     """The metadata of the checkpoint in this folder.
 
     Raises:
-        CheckpointReadError: there is none, or it cannot be read.
+        MetadataError: there is none, or it cannot be read.
     """
-    from paraload.readers import ParallelFileSystemReader  # noqa: PLC0415 - imports torch
+    from paraload import metadata  # noqa: PLC0415 - imports torch
+    from paraload.options import ReadOptions  # noqa: PLC0415 - likewise
 
-    if not (path / _METADATA).is_file():
-        raise CheckpointReadError(
-            f"{path}: no checkpoint, or one whose save did not end: it has no {_METADATA}"
-        )
-    try:
-        metadata = ParallelFileSystemReader(path).read_metadata()
-        # A pickle can be whole and hold something else.
-        _ = metadata.state_dict_metadata.items(), metadata.storage_data.items()
-    except Exception as error:  # unpickling damaged bytes can raise anything
-        raise CheckpointReadError(
-            f"{path / _METADATA}: cannot be read ({type(error).__name__}: {error})."
-            " The file is damaged, or a newer torch wrote it"
-        ) from error
-    return metadata
+    return metadata.read_metadata(
+        path / _METADATA, allow_globals=ReadOptions.resolve().allow_globals
+    )
 
 
 def contents(metadata: Metadata, path: Path) -> Contents:

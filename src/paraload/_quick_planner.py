@@ -1,0 +1,83 @@
+"""torch's default planner, quicker where there is nothing to plan.
+
+Most entries of most checkpoints are plain tensors that were saved whole and are wanted whole. torch
+plans each of them as it plans resharding: chunks of both sides, sorted, intersected. That took 7 us
+an entry, a fifth of a load of small tensors; what comes out of it can be written down in 2.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
+
+__all__ = ["QuickLoadPlanner"]
+
+
+class QuickLoadPlanner(DefaultLoadPlanner):
+    """Makes the plan that ``DefaultLoadPlanner`` makes, item by item."""
+
+    def create_local_plan(self) -> LoadPlan:
+        """The plan of this rank."""
+        if self.metadata is None or self._could_be_old():
+            return super().create_local_plan()
+        entries = self.metadata.state_dict_metadata
+        items: list[ReadItem] = []
+        for fqn, target in self.state_dict.items():
+            whole = _whole_item(fqn, entries.get(fqn), target)
+            if whole is not None:
+                items.append(whole)
+            else:
+                items += create_default_local_load_plan(
+                    {fqn: target}, self.metadata, not self.allow_partial_load
+                ).items
+        return LoadPlan(items)
+
+    def _could_be_old(self) -> bool:
+        """Whether torch would try the names that torch 2.3 gave, and they could be others.
+
+        It does where the checkpoint has names that nobody asks for. They are the same where nothing
+        is nested.
+        """
+        if not self.flatten_state_dict or self.metadata is None:
+            return False
+        if self.metadata.state_dict_metadata.keys() <= self.state_dict.keys():
+            return False
+        is_flat = all(len(path) == 1 for path in self.mappings.values())
+        return not is_flat or len(self.state_dict) != len(self.original_state_dict)
+
+
+def _whole_item(fqn: str, entry: Any, target: Any) -> ReadItem | None:
+    """The one item of a tensor that was saved whole and is wanted whole."""
+    if type(target) not in _TENSORS or type(entry) is not TensorStorageMetadata:
+        return None
+    if len(entry.chunks) != 1 or hasattr(target, "__create_chunk_list__"):
+        return None
+    [chunk] = entry.chunks
+    size = target.size()
+    start = _origin(len(size))
+    # torch plans nothing for a tensor without elements.
+    if chunk.sizes != size or entry.size != size or chunk.offsets != start or 0 in size:
+        return None
+    index = MetadataIndex(fqn, start, 0)
+    return ReadItem(
+        type=LoadItemType.TENSOR,
+        dest_index=index,
+        dest_offsets=start,
+        storage_index=index,
+        storage_offsets=start,
+        lengths=size,
+    )
+
+
+_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+@cache
+def _origin(dimensions: int) -> torch.Size:
+    return torch.Size([0] * dimensions)

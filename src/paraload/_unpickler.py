@@ -1,0 +1,280 @@
+"""The restricted unpickler: what is in a ``.metadata`` file, without running what is in it.
+
+A pickle is a program. It names anything that can be imported and has it called, or changed:
+
+    file --find_class--> (module, name) --table--> a stand-in --opcodes--> plain data
+                              |
+                              `-- not in the table: refused, nothing imported, nothing called
+
+**Threat model.** The attacker wrote the file; he wants something imported, called, or changed.
+
+- A name is looked up in a table and nowhere else. A path of attributes ("Metadata.__init__.
+  __globals__") is one name that is not there, and nothing is imported to find that out.
+- The stack of the unpickler never holds a class, a function or an enum member of torch's: the
+  opcodes BUILD, APPEND and REDUCE would set attributes of it, for the whole process. It holds
+  stand-ins: classes that nobody can change and that make one empty instance, or the look-up of a
+  dict. What they make is fresh, or cannot be changed.
+- The code that does run is ``TensorProperties.__setstate__``, which assigns attributes.
+
+Not in it: time and memory (a small file can ask for much of both), and what the values mean: ranges
+and paths are checked by who uses them. Names in ``allow_globals`` are given as they are, so whoever
+allows one vouches for it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections import OrderedDict
+from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.distributed._shard.sharded_tensor import metadata as old_properties
+from torch.distributed.checkpoint import filesystem, metadata, planner
+from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from enum import Enum
+
+__all__ = [
+    "CONSTANTS",
+    "GlobalRefusedError",
+    "Inert",
+    "Sizes",
+    "full_name",
+    "unpickle",
+    "with_old_homes",
+]
+
+
+class GlobalRefusedError(pickle.UnpicklingError):
+    """The pickle names something that is not allowed.
+
+    Args:
+        name: of it, with its module.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def unpickle(data: bytes, allow_globals: Iterable[Any] = ()) -> Any:
+    """The object in ``data``.
+
+    Args:
+        data: the pickle.
+        allow_globals: names ("module.name") or the objects themselves that it may use besides.
+
+    Raises:
+        GlobalRefusedError: it names something else; nothing was imported or called.
+        Exception: whatever damaged bytes make of it.
+    """
+    return _Unpickler(io.BytesIO(data), allow_globals).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, allow_globals: Iterable[Any]) -> None:
+        super().__init__(stream)
+        allowed = list(allow_globals)
+        self._names = {name for name in allowed if isinstance(name, str)}
+        self._objects = {full_name(it): it for it in allowed if not isinstance(it, str)}
+        self._size = Sizes().__getitem__
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """What the pickle gets for a name."""
+        full = f"{module_name}.{global_name}"
+        if full in self._objects:
+            return self._objects[full]
+        if full in self._names:
+            return super().find_class(module_name, global_name)
+        if full == "torch.Size":
+            return self._size
+        for place in (full, f"*.{global_name}"):
+            if place in _STAND_INS:
+                return _STAND_INS[place]
+        if (stand_in := _of_loaded(full)) is None:
+            raise GlobalRefusedError(full)
+        return stand_in
+
+
+def full_name(thing: Any) -> str:
+    """How a pickle names a class or a function."""
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+# ----------------------------------------------------------------------------------- stand-ins
+
+
+class Sizes(dict[tuple[int, ...], torch.Size]):
+    """Sizes by their numbers: a checkpoint has few, and names them again and again."""
+
+    def __missing__(self, numbers: tuple[int, ...]) -> torch.Size:
+        size = self[numbers] = torch.Size(numbers)
+        return size
+
+
+class Inert(type):
+    """The type of classes that a pickle may call, and can do nothing else with."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise pickle.UnpicklingError(f"sets {name!r} of {cls.__name__}")
+
+    def __delattr__(cls, name: str) -> None:
+        raise pickle.UnpicklingError(f"deletes {name!r} of {cls.__name__}")
+
+
+def _stand_in(name: str, make: Callable[..., Any]) -> Inert:
+    return Inert(name, (), {"__slots__": (), "__new__": make})
+
+
+def _empty(kind: type) -> Inert:
+    """Makes an instance without anything in it; its attributes follow with the opcode BUILD."""
+    new = object.__new__
+    return _stand_in(kind.__name__, lambda _: new(kind))
+
+
+def _called(make: Callable[..., Any], *kinds: type) -> Inert:
+    """Calls ``make`` with arguments of these kinds, and with nothing that could act otherwise."""
+
+    def call(_: type, *arguments: Any) -> Any:
+        if not all(type(argument) in kinds for argument in arguments):
+            raise pickle.UnpicklingError(f"passes an odd argument to {make}")
+        return make(*arguments)
+
+    return _stand_in(make.__name__, call)
+
+
+class _Member(tuple[Any]):
+    """An enum member behind glass: the member's own attributes could be written over."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self[0] is other  # which is all that TensorProperties.__setstate__ asks
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _members(kind: type[Enum]) -> Callable[[Any], _Member]:
+    """The look-up of a member by its value, as enums are pickled."""
+    return {member.value: _Member((member,)) for member in kind}.__getitem__
+
+
+class _LateWriteItem(planner.WriteItem):
+    """A write item until its attributes arrive: then members leave the glass, and it is torch's."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "__class__", planner.WriteItem)
+        for name, value in state.items():
+            vars(self)[name] = value[0] if type(value) is _Member else value
+
+
+#: Writers outside of torch that need nothing but a class for attributes. Only where the program
+#: has imported the module already: nothing is imported for a file's sake.
+_OF_OTHERS: Final = {
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata",
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlan",
+}
+
+
+def _of_loaded(full: str) -> Inert | None:
+    if full not in _OF_OTHERS:
+        return None
+    module_name, _, name = full.rpartition(".")
+    kind: Any = vars(sys.modules.get(module_name, object)).get(name)
+    # Nothing of its own may run: neither when it is made nor when it is filled.
+    if not isinstance(kind, type) or hasattr(kind, "__setstate__"):
+        return None
+    return _empty(kind)
+
+
+# ------------------------------------------------------------------------------------ the table
+
+
+def _native(path: type[PurePath], pure: type[PurePath]) -> type[PurePath]:
+    """The flavour of this system as it is, the other one without access to files."""
+    return path if issubclass(path, type(PurePath())) else pure
+
+
+def with_old_homes(table: dict[str, Any]) -> dict[str, Any]:
+    """``table``, and the same under the names that the package first had.
+
+    torch keeps these as an alias that makes a second set of classes, which nothing is an instance
+    of; the file means the first.
+    """
+    return table | {
+        name.replace(".checkpoint.", "._shard.checkpoint.", 1): stand_in
+        for name, stand_in in table.items()
+        if name.startswith("torch.distributed.checkpoint.")
+    }
+
+
+def _data_classes() -> dict[str, Any]:
+    kinds: tuple[type, ...] = (
+        metadata.Metadata,
+        metadata.MetadataIndex,
+        metadata.StorageMeta,
+        metadata.TensorStorageMetadata,
+        metadata.BytesStorageMetadata,
+        metadata.ChunkStorageMetadata,
+        metadata.TensorProperties,
+        old_properties.TensorProperties,  # before torch 2.3
+        filesystem._StorageInfo,  # noqa: SLF001 - the name that is in every file
+        _HFStorageInfo,
+        # Megatron keeps its save plans in the metadata.
+        filesystem._StoragePrefix,  # noqa: SLF001
+        planner.SavePlan,
+        planner.TensorWriteData,
+        planner.BytesIOWriteData,
+    )
+    table = {full_name(kind): _empty(kind) for kind in kinds}
+    return table | {full_name(planner.WriteItem): _empty(_LateWriteItem)}
+
+
+def _enums() -> dict[str, Any]:
+    kinds: tuple[type[Enum], ...] = (
+        metadata._MEM_FORMAT_ENCODING,  # noqa: SLF001 - likewise
+        old_properties.MEM_FORMAT_ENCODING,
+        planner.WriteItemType,
+    )
+    return {full_name(kind): _members(kind) for kind in kinds}
+
+
+def _torch_constants() -> dict[str, Any]:
+    """Types, layouts and memory formats: nothing about them can be changed."""
+    table: dict[str, Any] = {}
+    layouts: dict[str, torch.layout] = {}
+    for name, value in vars(torch).items():
+        if isinstance(value, torch.dtype | torch.layout):
+            table[f"torch.{name}"] = value
+        if isinstance(value, torch.layout):
+            layouts[str(value)] = value
+        if isinstance(value, torch.memory_format):
+            # These have no module, so pickle names the first one that knows torch.
+            table[f"torch.{name}"] = table[f"*.torch.{name}"] = value
+    return table | {"torch.serialization._get_layout": layouts.__getitem__}
+
+
+def _others() -> dict[str, Any]:
+    """What else is in a file: paths, devices, ordered dicts."""
+    paths = {
+        "PosixPath": _called(_native(PosixPath, PurePosixPath), str),
+        "WindowsPath": _called(_native(WindowsPath, PureWindowsPath), str),
+        "PurePosixPath": _called(PurePosixPath, str),
+        "PureWindowsPath": _called(PureWindowsPath, str),
+    }
+    homes = ("pathlib", "pathlib._local")  # the latter is Python 3.13's
+    return {f"{home}.{name}": made for home in homes for name, made in paths.items()} | {
+        "collections.OrderedDict": _called(OrderedDict),
+        "torch.device": _called(torch.device, str, int),
+    }
+
+
+#: What never changes, and what is made of plain values.
+CONSTANTS: Final = _torch_constants() | _others()
+#: Full name -> stand-in; "*" for whatever module.
+_STAND_INS: Final = CONSTANTS | with_old_homes(_data_classes() | _enums())

@@ -1,0 +1,238 @@
+"""Reading ``.metadata``: fast, without running what is in it, and once as long as it is the same.
+
+    path --stat--> kept? -----------------------------------.
+      | no                                                  v
+      |--> bytes --_plain_metadata--> Columns, kept --> LateMetadata --> Metadata
+              |                                   made now, or when somebody looks if it was kept
+              `--not plain--> restricted unpickler ------------------> Metadata
+
+What makes torch's own reader slow here is the garbage collector, which walks the new objects again
+and again; it is paused.
+
+A file is the same while device, inode, size, mtime and ctime are. One that changed less than two
+seconds before it was read is not kept: it could change again within a tick of the file system's
+clock.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from paraload._gc import collector_paused
+from paraload._late_metadata import LateMetadata, made, stamp
+from paraload._plain_metadata import NotPlainError, columns_in
+from paraload._soundness import fault_of
+from paraload._unpickler import GlobalRefusedError, unpickle
+from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    from paraload._columns import Columns
+
+__all__ = ["forget", "read_metadata"]
+
+_MOST_FILES: Final = 4
+#: Of the files; what is kept of them takes a third.
+_MOST_BYTES: Final = 64 << 20
+_SETTLED_AFTER_NS: Final = 2_000_000_000
+
+_INCOMPLETE: Final = "an incomplete checkpoint? This file is written when all else is there"
+_DAMAGED: Final = "The file is damaged, or a newer torch wrote it"
+_SHOWN_OF_NAME: Final = 200
+
+
+def read_metadata(
+    path: str | os.PathLike[str],
+    *,
+    fs: Any = None,
+    allow_globals: Iterable[Any] = (),
+    load_id: str | None = None,
+) -> Metadata:
+    """The metadata of a checkpoint.
+
+    Args:
+        path: of the ``.metadata`` file.
+        fs: torch's ``FileSystemBase`` that has it; a mounted file system when not given.
+        allow_globals: what it may name besides the classes of torch's own writers: names
+            ("module.name"), or the classes and functions themselves.
+        load_id: to be written into its ``storage_meta``.
+
+    Returns:
+        An object of the caller's own: whatever he does to it, the next call does not see it.
+
+    Raises:
+        MissingMetadataError: there is no such file.
+        UnsafeMetadataError: it names something that is not allowed; nothing was run.
+        MetadataError: it is empty, cut, damaged, or no metadata.
+    """
+    if fs is None:
+        name = str(Path(path).absolute())
+        if (columns := _cache.get(name)) is not None:
+            return LateMetadata(columns, load_id)
+        data, identity = _read_file(name)
+    else:
+        name, data, identity = str(path), _read_stream(fs, path), None
+    if not data:
+        raise MetadataError(f"is empty; {_INCOMPLETE}", name)
+    try:
+        with collector_paused():
+            columns = columns_in(data)
+    except NotPlainError:
+        return _unpickled(data, name, tuple(allow_globals), load_id)
+    if identity is not None:
+        _cache.put(name, identity, columns)
+    return made(LateMetadata(columns, load_id))
+
+
+def forget() -> None:
+    """Drop what is kept of files, and its memory."""
+    _cache.clear()
+
+
+# ------------------------------------------------------------------------------------ not plain
+
+
+def _unpickled(
+    data: bytes, name: str, allow_globals: tuple[Any, ...], load_id: str | None
+) -> Metadata:
+    with collector_paused():
+        try:
+            metadata: Metadata = unpickle(data, allow_globals)
+        except GlobalRefusedError as error:
+            raise _unsafe(error.name, name) from None
+        except Exception as error:  # unpickling damaged bytes can raise anything
+            what = f"{type(error).__name__}: {error}"
+            raise MetadataError(f"cannot be unpickled ({what}). {_DAMAGED}", name) from error
+        fault = fault_of(metadata, is_torchs=not allow_globals)
+    if fault is not None:
+        raise MetadataError(f"{fault}. {_DAMAGED}", name)
+    stamp(metadata, load_id)
+    return metadata
+
+
+def _unsafe(global_name: str, name: str) -> UnsafeMetadataError:
+    shown = global_name[:_SHOWN_OF_NAME]
+    return UnsafeMetadataError(
+        f"names {shown!r}, which the metadata of torch's writers does not; nothing was executed."
+        " The file is damaged, or somebody wants to run code here. If your own writer puts this"
+        f" into it, allow it: allow_globals=({shown!r},) or PARALOAD_ALLOW_GLOBALS={shown}",
+        name,
+        shown,
+    )
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+class _Identity(NamedTuple):
+    """What a file has as long as it is the same."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> _Identity:
+        return cls(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )
+
+    def is_settled(self, now_ns: int) -> bool:
+        return now_ns - max(self.mtime_ns, self.ctime_ns) > _SETTLED_AFTER_NS
+
+
+def _read_file(name: str) -> tuple[bytes, _Identity | None]:
+    """The bytes, and what to know the file by; ``None`` if it may be changing just now."""
+    now_ns = time.time_ns()
+    try:
+        # A FIFO would wait for a writer.
+        with open(name, "rb", buffering=0, opener=_open_at_once) as file:
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise MetadataError("is no regular file", name)
+            data = file.read()
+            after = os.fstat(file.fileno())
+    except FileNotFoundError:
+        raise _missing(name, is_folder_there=Path(name).parent.is_dir()) from None
+    except (OSError, MemoryError) as error:
+        raise MetadataError(f"cannot be read ({type(error).__name__}: {error})", name) from error
+    identity = _Identity.of(before)
+    is_same = identity == _Identity.of(after) and len(data) == identity.size_bytes
+    return data, identity if is_same and identity.is_settled(now_ns) else None
+
+
+def _open_at_once(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _read_stream(fs: Any, path: Any) -> bytes:
+    try:
+        with fs.create_stream(path, "rb") as stream:
+            data: bytes = stream.read()
+    except FileNotFoundError:
+        raise _missing(str(path), is_folder_there=True) from None
+    except OSError as error:
+        what = f"{type(error).__name__}: {error}"
+        raise MetadataError(f"cannot be read ({what})", str(path)) from error
+    return data
+
+
+def _missing(name: str, *, is_folder_there: bool) -> MissingMetadataError:
+    what = _INCOMPLETE if is_folder_there else "nor is there its folder"
+    return MissingMetadataError(f"no such file; {what}", name)
+
+
+# --------------------------------------------------------------------------------------- keeping
+
+
+class _Cache:
+    """Columns of the files that were read last, as long as the files are the same."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: OrderedDict[str, tuple[_Identity, Columns]] = OrderedDict()
+
+    def get(self, name: str) -> Columns | None:
+        with self._lock:
+            identity, columns = self._files.get(name, (None, None))
+        if identity is None:
+            return None
+        try:
+            is_same = _Identity.of(Path(name).stat()) == identity
+        except OSError:
+            is_same = False
+        with self._lock:
+            if not is_same:
+                self._files.pop(name, None)
+                return None
+            if name in self._files:
+                self._files.move_to_end(name)
+        return columns
+
+    def put(self, name: str, identity: _Identity, columns: Columns) -> None:
+        with self._lock:
+            self._files[name] = identity, columns
+            self._files.move_to_end(name)
+            while len(self._files) > _MOST_FILES or self._size_bytes() > _MOST_BYTES:
+                self._files.popitem(last=False)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._files.clear()
+
+    def _size_bytes(self) -> int:
+        return sum(identity.size_bytes for identity, _ in self._files.values())
+
+
+_cache: Final = _Cache()

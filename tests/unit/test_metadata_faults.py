@@ -1,0 +1,134 @@
+"""What is no ``.metadata`` is a typed error that says what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+
+import pytest
+import torch
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    MetadataIndex,
+)
+
+from paraload import CheckpointReadError, ParallelFileSystemReader, metadata
+from paraload.errors import MetadataError, MissingMetadataError
+from tests.unit.metadata_cases import example, write
+
+pytestmark = pytest.mark.usefixtures("nothing_kept")
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "words"),
+    [
+        (lambda _: None, MissingMetadataError, ["no such file", "incomplete checkpoint?"]),
+        (lambda _: b"", MetadataError, ["empty", "incomplete checkpoint?"]),
+        (cut, MetadataError, ["cannot be unpickled", "truncated", "damaged"]),
+        (lambda data: data[:-1], MetadataError, ["cannot be unpickled", "damaged"]),
+        (lambda _: b"PK\x03\x04zip", MetadataError, ["cannot be unpickled", "damaged"]),
+        (lambda _: pickle.dumps({"a": 1}), MetadataError, ["type dict", "not the metadata"]),
+        (lambda _: pickle.dumps([1]), MetadataError, ["type list", "not the metadata"]),
+        (lambda _: pickle.dumps(torch.Size([1])), MetadataError, ["type Size"]),
+    ],
+)
+def test_what_is_no_metadata_is_a_typed_error_that_says_so(tmp_path, damage, kind, words):
+    path = write(tmp_path, example())
+    data = damage(path.read_bytes())
+    path.unlink() if data is None else path.write_bytes(data)
+    for read in (
+        lambda: metadata.read_metadata(path),
+        ParallelFileSystemReader(tmp_path).read_metadata,
+    ):
+        with pytest.raises(kind) as caught:
+            read()
+        assert [word for word in (str(path), *words) if word not in str(caught.value)] == []
+        assert isinstance(caught.value, CheckpointReadError)
+        back = pickle.loads(pickle.dumps(caught.value))
+        assert type(back) is type(caught.value)
+        assert (str(back), back.path) == (str(caught.value), str(path))
+
+
+def test_a_missing_file_is_a_file_not_found_error_too(tmp_path):
+    with pytest.raises(FileNotFoundError, match="incomplete checkpoint"):
+        ParallelFileSystemReader(tmp_path).read_metadata()
+    with pytest.raises(FileNotFoundError, match="nor is there its folder"):
+        ParallelFileSystemReader(tmp_path / "nowhere").read_metadata()
+
+
+def test_it_is_cut_anywhere(tmp_path):
+    data = pickle.dumps(example())
+    path = tmp_path / ".metadata"
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(MetadataError):
+            metadata.read_metadata(path)
+
+
+def broken(**changes):
+    def change(made):
+        for name, value in changes.items():
+            target = made.state_dict_metadata["whole"]
+            if name in {"offsets", "sizes"}:
+                target = target.chunks[0]
+            if name in {"relative_path", "offset", "length"}:
+                target = next(iter(made.storage_data.values()))
+            if value is None:
+                delattr(target, name)
+            else:
+                setattr(target, name, value)
+        return made
+
+    return change
+
+
+def replaced(**changes):
+    return lambda made: dataclasses.replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (broken(size=None), "size"),
+        (broken(size="x"), "type str in size"),
+        (broken(chunks=None), "chunks"),
+        (broken(chunks=3), "broken"),
+        (broken(properties=7), "dtype"),
+        (broken(offsets=None), "offsets"),
+        (broken(sizes=1), "type int in sizes"),
+        (broken(relative_path=None), "relative_path"),
+        (broken(relative_path=b"x"), "type bytes in relative_path"),
+        (broken(offset=1.5), "type float in offset"),
+        (broken(length="9"), "type str in length"),
+        (replaced(state_dict_metadata=3), "not the metadata"),
+        (replaced(storage_data="x"), "not the metadata"),
+        (replaced(state_dict_metadata={"a": 3}), "type int in state_dict_metadata"),
+        (replaced(state_dict_metadata={3: BytesStorageMetadata()}), "type int in state_dict"),
+        (replaced(storage_data={"a": 3}), "type str in storage_data"),
+        (replaced(storage_data={MetadataIndex("whole"): 3}), "type int in storage_data"),
+    ],
+)
+def test_entries_without_what_a_load_needs_are_refused(tmp_path, change, says):
+    path = write(tmp_path, change(example()))
+    with pytest.raises(MetadataError) as caught:
+        metadata.read_metadata(path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "unreadable"])
+def test_what_is_no_file_neither_hangs_nor_passes(tmp_path, kind):
+    path = tmp_path / ".metadata"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path)
+    with pytest.raises(MetadataError, match=r"no regular file|cannot be read"):
+        metadata.read_metadata(path)

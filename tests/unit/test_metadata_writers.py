@@ -1,0 +1,177 @@
+"""``.metadata`` of other writers: of older torch, other systems, other programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections import OrderedDict
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import pytest
+import torch
+from torch.distributed._shard.sharded_tensor.metadata import TensorProperties as OldProperties
+from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
+from torch.distributed.checkpoint.filesystem import _StoragePrefix
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    BytesIOWriteData,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+
+from paraload import ParallelFileSystemReader, metadata
+from paraload._unpickler import unpickle
+from paraload.errors import UnsafeMetadataError
+from tests.unit.metadata_cases import example, same, tensor, write
+
+pytestmark = pytest.mark.usefixtures("nothing_kept")
+
+
+def renamed(made, *pairs, protocol=2):
+    """``made`` under names of other versions; protocol 2 has names as lines."""
+    data = pickle.dumps(made, protocol)
+    for old, new in pairs:
+        assert old.encode() in data
+        data = data.replace(f"c{old}\n".encode(), f"c{new}\n".encode())
+    return data
+
+
+def test_the_package_s_first_home(tmp_path):
+    old = "torch.distributed.checkpoint"
+    new = "torch.distributed._shard.checkpoint"
+    data = renamed(
+        example(),
+        (f"{old}.metadata", f"{new}.metadata"),
+        (f"{old}.filesystem", f"{new}.filesystem"),
+    )
+    assert b"_shard" in data
+    same(metadata.read_metadata(write(tmp_path, data)), example())
+    same(unpickle(data), example())
+
+
+def test_properties_from_before_torch_2_3(tmp_path):
+    made = example()
+    for entry in made.state_dict_metadata.values():
+        if isinstance(entry, TensorStorageMetadata):
+            entry.properties = OldProperties(memory_format=torch.channels_last)
+    same(metadata.read_metadata(write(tmp_path, made)), made)
+
+
+def test_attributes_that_older_torch_did_not_write(tmp_path):
+    made = example()
+    del made.version, made.storage_meta
+    index = next(iter(made.storage_data))
+    object.__delattr__(index, "index")
+    path = write(tmp_path, made)
+    got = metadata.read_metadata(path)
+    assert got == pickle.loads(path.read_bytes())
+    assert (got.version, got.storage_meta) == (None, None)
+
+
+def test_paths_of_every_system_and_python(tmp_path):
+    here = type(Path())
+    for module in ("pathlib", "pathlib._local"):
+        for name, kind in (
+            ("PosixPath", here),
+            ("WindowsPath", PureWindowsPath),
+            ("PurePosixPath", PurePosixPath),
+        ):
+            data = renamed(
+                Metadata({}, None, {}, StorageMeta(PurePosixPath("a/b"))),
+                ("pathlib\nPurePosixPath", f"{module}\n{name}"),
+            )
+            got = metadata.read_metadata(write(tmp_path, data)).storage_meta.checkpoint_id
+            assert type(got) is kind
+            assert got == kind("a", "b")
+
+
+def test_values_beside_torch_s_own(tmp_path):
+    odd = {
+        "ordered": OrderedDict(a=1),
+        "device": torch.device("cuda", 1),
+        "cpu": torch.device("cpu"),
+        "format": torch.channels_last,
+        "layout": torch.sparse_csr,
+        "dtype": torch.float16,
+        "size": torch.Size([1, 2]),
+        "set": {1, 2},
+        "bytes": b"x",
+        "nested": [{"a": (1, [2.5])}],
+    }
+    made = example()
+    made.planner_data = odd
+    got = metadata.read_metadata(write(tmp_path, made))
+    same(got, made)
+    assert type(got.planner_data["ordered"]) is OrderedDict
+
+
+def test_storage_infos_of_hugging_face(tmp_path):
+    info = _HFStorageInfo("x.safetensors", torch.Size([3]), torch.float32)
+    made = Metadata({"w": tensor((3,), ())}, None, {MetadataIndex("w", (0,)): info})
+    same(metadata.read_metadata(write(tmp_path, made)), made)
+
+
+def test_the_save_plans_that_megatron_keeps(tmp_path):
+    made = example()
+    chunk = ChunkStorageMetadata(torch.Size([0]), torch.Size([3]))
+    data = TensorWriteData(chunk, TensorProperties(), torch.Size([3]))
+    made.all_local_plans = [
+        SavePlan(
+            [
+                WriteItem(MetadataIndex("a", (0,), 0), WriteItemType.SHARD, tensor_data=data),
+                WriteItem(
+                    MetadataIndex("b"), WriteItemType.BYTE_IO, bytes_io_data=BytesIOWriteData(3)
+                ),
+            ],
+            storage_data=_StoragePrefix("__0_"),
+        )
+    ]
+    made.mcore_data = {"a": {"nd_reformulated_orig_global_shape": (1, 2)}}
+    path = write(tmp_path, made)
+    for _ in range(2):
+        got = metadata.read_metadata(path)
+        same(got, made)
+        same(got.all_local_plans, made.all_local_plans)
+        assert got.mcore_data == made.mcore_data
+        assert got.all_local_plans[0].items[0].type is WriteItemType.SHARD
+
+
+@dataclasses.dataclass
+class CustomInfo:
+    """What a writer of somebody's own could keep."""
+
+    bucket: str
+
+
+def custom(tmp_path):
+    index = MetadataIndex("a")
+    made = Metadata({"a": BytesStorageMetadata()}, None, {index: CustomInfo("b")})
+    return write(tmp_path, made), made
+
+
+@pytest.mark.parametrize("allowed", [CustomInfo, f"{__name__}.CustomInfo"])
+def test_globals_can_be_allowed(tmp_path, allowed):
+    path, made = custom(tmp_path)
+    same(metadata.read_metadata(path, allow_globals=[allowed]), made)
+    reader = ParallelFileSystemReader(tmp_path, allow_globals=(allowed,))
+    assert reader.read_metadata().storage_data == made.storage_data
+
+
+def test_globals_are_allowed_by_the_environment_too(tmp_path, monkeypatch):
+    path, made = custom(tmp_path)
+    monkeypatch.setenv("PARALOAD_ALLOW_GLOBALS", f"a.b, {__name__}.CustomInfo")
+    assert ParallelFileSystemReader(tmp_path).read_metadata().storage_data == made.storage_data
+    monkeypatch.setenv("PARALOAD_ALLOW_GLOBALS", "a.b")
+    with pytest.raises(UnsafeMetadataError):
+        ParallelFileSystemReader(tmp_path).read_metadata()
+    assert path.exists()

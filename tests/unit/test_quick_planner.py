@@ -1,0 +1,157 @@
+"""The quick planner makes the plan that torch's own makes, or raises what it raises."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadItemType
+
+from paraload import _quick_planner
+from paraload._quick_planner import QuickLoadPlanner
+
+
+def plan_of(kind, state, metadata, **flags):
+    planner = kind(**flags)
+    planner.set_up_planner(state, metadata, True)
+    try:
+        plan = planner.create_local_plan()
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        return type(error), str(error)
+    for item in plan.items:  # equality leaves the hints out
+        assert item.dest_index.index is None or isinstance(item.dest_index.index, int)
+    return [(item, item.dest_index.index, item.storage_index.index) for item in plan.items]
+
+
+def assert_same_plan(state, metadata, **flags):
+    expected = plan_of(DefaultLoadPlanner, copy.copy(state), metadata, **flags)
+    assert plan_of(QuickLoadPlanner, copy.copy(state), metadata, **flags) == expected
+    return expected
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+class Chunked(torch.Tensor):
+    """Says itself what it is a part of, as Megatron's tensors do."""
+
+    def __create_chunk_list__(self):
+        return [ChunkStorageMetadata(torch.Size([1]), torch.Size([2]))]
+
+
+STATES = {
+    "flat": lambda: {"a": torch.zeros(3, 4), "b": torch.zeros(2)},
+    "parameter": lambda: {"a": torch.nn.Parameter(torch.zeros(3))},
+    "subclass": lambda: {"a": torch.zeros(3).as_subclass(Subclass)},
+    "strided": lambda: {"a": torch.zeros(6)[::2], "b": torch.zeros(3, 4).t()},
+    "scalar": lambda: {"a": torch.tensor(3.0), "b": torch.tensor(1)},
+    "no elements": lambda: {"a": torch.zeros(0), "b": torch.zeros(3, 0)},
+    "objects": lambda: {"a": 1, "b": "x", "c": None, "d": [1, {"e": 2}]},
+    "nested": lambda: {"m": {"w": torch.zeros(3), "l": [torch.zeros(1), {"x": 1}]}, "e": {}},
+    "empty": dict,
+    "optimizer": lambda: {"o": {"state": {0: {"step": torch.tensor(1.0), "m": torch.zeros(3)}},
+                                "param_groups": [{"lr": 0.1, "params": [0]}]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [{}, {"flatten_state_dict": False}, {"allow_partial_load": True},
+                                   {"flatten_sharded_tensors": False}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", STATES)
+def test_state_dicts_of_many_kinds(tmp_path, name, flags):
+    state = STATES[name]()
+    dcp.save(state, storage_writer=FileSystemWriter(tmp_path, overwrite=True), no_dist=True)
+    metadata = FileSystemReader(tmp_path).read_metadata()
+    assert_same_plan(state, metadata, **flags)
+    for gone in state:  # less than what was saved, which makes torch try older names
+        assert_same_plan({key: state[key] for key in state if key != gone}, metadata, **flags)
+    assert_same_plan({**state, "unknown": torch.zeros(3)}, metadata, **flags)
+    assert_same_plan({**state, "unknown": 3}, metadata, **flags)
+
+
+def test_plain_tensors_are_planned_without_torch_s_planner(tmp_path, monkeypatch):
+    state = STATES["flat"]() | STATES["scalar"]()
+    dcp.save(state, storage_writer=FileSystemWriter(tmp_path), no_dist=True)
+    metadata = FileSystemReader(tmp_path).read_metadata()
+    monkeypatch.setattr(_quick_planner, "create_default_local_load_plan", None)
+    assert len(plan_of(QuickLoadPlanner, state, metadata)) == len(state)
+    part = {"a": state["a"]}
+    assert len(plan_of(QuickLoadPlanner, part, metadata)) == 1
+
+
+def entry(size, *chunks):
+    chunks = [ChunkStorageMetadata(torch.Size(o), torch.Size(s)) for o, s in chunks]
+    return TensorStorageMetadata(TensorProperties(torch.float32), torch.Size(size), chunks)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        entry((4, 2), ((0, 0), (4, 2))),
+        entry((4, 2), ((0, 0), (2, 2)), ((2, 0), (2, 2))),
+        entry((4, 2), ((2, 0), (2, 2)), ((0, 0), (2, 2))),
+        entry((4, 2), ((1, 0), (3, 2))),
+        entry((4, 2), ((0, 0), (3, 2))),
+        entry((4, 2)),
+        entry((2, 4), ((0, 0), (2, 4))),
+        entry((4, 2), ((0,), (8,))),
+        entry((4, 2), ((0, 0), (5, 2))),
+        BytesStorageMetadata(),
+    ],
+)
+@pytest.mark.parametrize(
+    "target", [torch.zeros(4, 2), 3, None, torch.zeros(4, 2).as_subclass(Subclass)]
+)
+def test_what_was_saved_differs_from_what_is_wanted(saved, target):
+    assert_same_plan({"a": target}, Metadata({"a": saved}))
+    assert_same_plan(
+        {"a": target, "b": torch.zeros(3)}, Metadata({"a": saved}), allow_partial_load=True
+    )
+
+
+def test_tensors_that_say_their_chunks_themselves():
+    saved = Metadata({"a": entry((3,), ((0,), (3,)))})
+    target = torch.zeros(3).as_subclass(Chunked)
+    ((item, _, _),) = assert_same_plan({"a": target}, saved)
+    assert item.lengths == torch.Size([2])
+    own = torch.zeros(3)
+    own.__create_chunk_list__ = lambda: [ChunkStorageMetadata(torch.Size([1]), torch.Size([1]))]
+    ((item, _, _),) = assert_same_plan({"a": own}, saved)
+    assert item.lengths == torch.Size([1])
+
+
+shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), shapes), st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_shapes(saved, data):
+    metadata = Metadata(
+        {name: entry(shape, ((0,) * len(shape), shape)) for name, shape in saved.items()}
+    )
+    wanted = data.draw(st.lists(st.sampled_from([*saved, "x"]), unique=True))
+    state = {name: torch.zeros(saved.get(name, (2,))) for name in wanted}
+    for flags in ({}, {"allow_partial_load": True}):
+        assert_same_plan(state, metadata, **flags)
+
+
+def test_objects_are_planned_as_bytes(tmp_path):
+    dcp.save({"a": 3}, checkpoint_id=tmp_path, no_dist=True)
+    ((item, _, _),) = assert_same_plan({"a": 0}, FileSystemReader(tmp_path).read_metadata())
+    assert item.type is LoadItemType.BYTE_IO
+
+
+def test_without_metadata_it_asserts_as_torch_does():
+    assert_same_plan({}, None)
