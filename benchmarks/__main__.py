@@ -13,11 +13,13 @@ from benchmarks import (
     big,
     cold,
     memory,
+    metadata,
     planning,
     rated_table,
     slices,
     small,
     startup,
+    whole,
     zstd,
 )
 from benchmarks.checkpoints import Checkpoints
@@ -37,6 +39,8 @@ _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     "cold": cold.measure,
     "slices": slices.measure,
     "small": small.measure,
+    "metadata": metadata.measure,
+    "whole": whole.measure,
     "zstd": zstd.measure,
     "planning": planning.measure,
     "rated": rated_table.measure,

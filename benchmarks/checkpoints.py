@@ -27,7 +27,7 @@ _WIDTH: Final = 2048
 _HIDDEN: Final = 5632
 _VOCABULARY: Final = 32_000
 
-_SMALL_TENSORS: Final = 20_000
+_SMALL_TENSORS: Final = 50_000
 SLICED_SHAPE: Final = (4096, 5632)
 _SLICED_TENSORS: Final = 12
 _COMPRESSED_TENSORS: Final = 64
@@ -47,7 +47,7 @@ class Checkpoints:
         return _written(self.folder / f"llama-{files}", "llama", files)
 
     def small(self) -> Path:
-        """20,000 tensors of 4 KiB in 8 files."""
+        """50,000 tensors of 4 KiB in 8 files."""
         return _written(self.folder / "small", "small", 8)
 
     def table(self, *, files: int) -> Path:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import arms
 from benchmarks.cases import whole_case
-from benchmarks.results import Section, Table
+from benchmarks.results import Bar, Section, Table
 from benchmarks.rounds import measure_arms
 
 if TYPE_CHECKING:
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["measure"]
 
-_ROUNDS: Final = 2
+_ROUNDS: Final = 3
 
 
 def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
-    """Load 20,000 tensors of 4 KiB."""
+    """Load 50,000 tensors of 4 KiB."""
     case = whole_case(checkpoints.small())
-    stock = arms.stock(is_slow=True)
-    contestants = (stock, arms.parallel("threads"), arms.parallel("processes"))
+    stock, threads = arms.stock(), arms.parallel("threads")
+    contestants = (stock, threads, arms.parallel("sequential"), arms.parallel("processes"))
     timings = measure_arms(contestants, case, rounds=rounds or _ROUNDS).timings
     table = Table(
         title=f"Many small tensors: {len(case.targets):,} of 4 KiB in 8 files",
@@ -37,5 +37,7 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
             for name, timing in timings.items()
         ),
     )
+    ratio = timings[stock.name].median_s / timings[threads.name].median_s
+    bar = Bar(name=f"{threads.name}, small tensors", value=ratio, limit=10.0, unit="x torch")
     figures = {name: timing.to_dict() for name, timing in timings.items()}
-    return Section(tables=(table,), figures=figures)
+    return Section(tables=(table,), bars=(bar,), figures=figures)
