@@ -53,7 +53,9 @@ def load_everything(path: Path, state_dict: dict[str, torch.Tensor]) -> ReadRepo
         raise
     seconds: float = report.seconds
     reasons: dict[str, int] = dict(report.fallbacks)
-    del seconds, reasons
+    workers: set[str] = {timing.worker for timing in report.timeline}
+    report.write_trace(path / "trace.json")
+    del seconds, reasons, workers
     return report
 
 

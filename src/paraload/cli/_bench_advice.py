@@ -2,8 +2,9 @@
 
 A setting's slowness is its median by the best median of the same cache state, multiplied over the
 states. Within the noise of a state it is as fast as the best one there: its slowness is 1. Of all
-settings within 5 % of the least slow one, the simplest is recommended: fewest workers, then threads
-before processes. Where torch's own reader is more than 5 % faster than that, it is said.
+settings within 5 % of the least slow one, the simplest is recommended: fewest workers, then nothing
+set at all, then threads before processes. Where torch's own reader is more than 5 % faster than
+that, it is said.
 """
 
 from __future__ import annotations
@@ -24,17 +25,19 @@ __all__ = ["Advice", "Setting", "advise"]
 _LEAST_NOISE: Final = 0.05
 _MOST_NOISE: Final = 0.15
 #: Simplest first.
-_EXECUTORS: Final = ("sequential", "threads", "processes", "pool")
+_EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
 
 
 class Setting(NamedTuple):
-    """How paraload reads."""
+    """How paraload reads; with ``"auto"`` it has found out the number of workers by itself."""
 
     executor: str
     workers: int
 
     def __str__(self) -> str:
         """For people."""
+        if self.executor == "auto":
+            return f"paraload by itself ({self.workers} worker{'s' * (self.workers != 1)})"
         if self.workers == 1:
             return "1 worker (sequential)"
         return f"{self.workers} {'processes (pool)' if self.executor == 'pool' else self.executor}"

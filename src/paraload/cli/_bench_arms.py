@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from paraload.cli._bench_case import Case, Record
     from paraload.cli._raw import Piece
 
-__all__ = ["RAW", "TORCH", "Arm", "make_arms"]
+__all__ = ["AUTO", "RAW", "TORCH", "Arm", "make_arms"]
 
 TORCH: Final = "torch's reader"
 RAW: Final = "raw limit"
+#: The value of ``executor`` that leaves everything to paraload.
+AUTO: Final = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,24 +37,29 @@ class Arm:
     Attributes:
         reader: who reads, for the tables.
         executor: of paraload; ``None`` for others.
-        workers: readers at once.
+        workers: readers at once; ``None`` if paraload finds out how many.
         prepare: gets ready, untimed, and returns the run, which is timed; that of paraload returns
             its report.
     """
 
     reader: str
     executor: str | None
-    workers: int
+    workers: int | None
     prepare: Callable[[], Callable[[], object]]
 
     @property
     def name(self) -> str:
         """Of the arm alone."""
+        if self.workers is None:
+            return self.reader
         return f"{self.reader}, {self.workers} worker{'s' * (self.workers != 1)}"
 
 
 def make_arms(case: Case, *, executors: Sequence[str], workers: Sequence[int]) -> list[Arm]:
-    """Every executor with every number of workers, torch before them, the raw limit after them."""
+    """The arms, in the order of the tables.
+
+    Torch, paraload with nothing set, every executor with every number of workers, the raw limit.
+    """
     settings: list[tuple[str, int]] = []
     for executor in executors:
         for count in [1] if executor == "sequential" else workers:
@@ -63,7 +70,7 @@ def make_arms(case: Case, *, executors: Sequence[str], workers: Sequence[int]) -
     paraload = [_paraload(case, *setting) for setting in settings]
     pieces = cache(lambda: list(_pieces(case)))
     raw = [_raw(pieces, count) for count in workers]
-    return [_torch(case), *paraload, *raw]
+    return [_torch(case), _paraload(case, AUTO, None), *paraload, *raw]
 
 
 def _torch(case: Case) -> Arm:
@@ -75,7 +82,8 @@ def _torch(case: Case) -> Arm:
     )
 
 
-def _paraload(case: Case, executor: str, workers: int) -> Arm:
+def _paraload(case: Case, executor: str, workers: int | None) -> Arm:
+    label = "by itself" if executor == AUTO else executor
     chosen = {"executor": executor, "max_workers": workers, "progress": False}
 
     def prepare() -> Callable[[], object]:
@@ -89,7 +97,7 @@ def _paraload(case: Case, executor: str, workers: int) -> Arm:
 
         return read
 
-    return Arm(reader=f"paraload {executor}", executor=executor, workers=workers, prepare=prepare)
+    return Arm(reader=f"paraload {label}", executor=executor, workers=workers, prepare=prepare)
 
 
 def _raw(pieces: Callable[[], list[Piece]], workers: int) -> Arm:

@@ -50,6 +50,13 @@ class Entry:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     reports: dict[str, ReadReport] = field(default_factory=dict)
 
+    def workers(self, *states: str) -> int | None:
+        """Readers at once, at most; where paraload found out how many, in these states or any."""
+        if self.arm.workers is not None:
+            return self.arm.workers
+        found = [report for state, report in self.reports.items() if not states or state in states]
+        return max((report.workers for report in found), default=None)
+
     def timings(self) -> dict[str, Timing]:
         """By state; nothing if the arm is out."""
         if self.error is not None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from paraload._trace import workers_of
-from paraload.cli._bench_arms import RAW, TORCH
+from paraload.cli._bench_arms import AUTO, RAW, TORCH
 from paraload.cli._errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _GIB: Final = 1 << 30
 _INK, _FAINT, _GRID = "#24292f", "#6e7781", "#e6e8eb"
 #: Okabe and Ito's colours, which nearly everybody can tell apart.
 _COLOURS: Final = {"threads": "#0072b2", "processes": "#d55e00", "pool": "#009e73"}
+_AUTO_COLOUR: Final = "#e69f00"
 _MARKERS: Final = {"threads": "o", "processes": "s", "pool": "D"}
 #: Of files: soft, and neighbours differ.
 _FILE_COLOURS: Final = "Set2"
@@ -98,9 +99,10 @@ def _draw_throughput(ax: Axes, result: Result, state: str) -> None:
         entries = [entry for entry in result.entries if _is_of(entry, executor, state)]
         if any(entry.arm.executor == executor for entry in entries):
             _draw_line(ax, entries, executor, state, nbytes)
+    _draw_auto(ax, result, state)
     _draw_level(ax, RAW, result.raw_s(state), nbytes, colour=_FAINT, style=":")
     _draw_level(ax, TORCH, result.torch_s(state), nbytes, colour=_INK, style="--")
-    counts = sorted({entry.arm.workers for entry in result.entries})
+    counts = sorted({count for entry in result.entries if (count := entry.workers(state))})
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(counts))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -119,8 +121,8 @@ def _is_of(entry: Entry, executor: str, state: str) -> bool:
 
 
 def _draw_line(ax: Axes, entries: list[Entry], executor: str, state: str, nbytes: int) -> None:
-    entries.sort(key=lambda entry: entry.arm.workers)
-    workers = [entry.arm.workers for entry in entries]
+    entries.sort(key=lambda entry: entry.arm.workers or 0)
+    workers = [entry.arm.workers or 0 for entry in entries]
     seconds = [entry.timings()[state].seconds for entry in entries]
     medians = [nbytes / entry.timings()[state].median_s / _GIB for entry in entries]
     colour = _COLOURS[executor]
@@ -130,6 +132,24 @@ def _draw_line(ax: Axes, entries: list[Entry], executor: str, state: str, nbytes
     marker = _MARKERS[executor]
     label = f"paraload {executor}"
     ax.plot(workers, medians, color=colour, marker=marker, linewidth=2, label=label)
+
+
+def _draw_auto(ax: Axes, result: Result, state: str) -> None:
+    """Paraload by itself: a star at the number of workers that it took."""
+    for entry in result.entries:
+        workers = entry.workers(state)
+        if entry.arm.executor == AUTO and workers is not None and state in entry.timings():
+            rate = result.plan.part.nbytes / entry.timings()[state].median_s / _GIB
+            ax.plot(
+                [workers],
+                [rate],
+                label=entry.arm.reader,
+                linestyle="none",
+                marker="*",
+                markersize=17,
+                color=_AUTO_COLOUR,
+                markeredgecolor="white",
+            )
 
 
 def _draw_level(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paraload import __version__
 from paraload._resources import file_system_of, usable_cores
-from paraload.cli._bench_arms import RAW, TORCH
+from paraload.cli._bench_arms import AUTO, RAW, TORCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,7 +118,7 @@ class Result:
         for entry in self.entries:
             for report in entry.reports.values():
                 ran_as = (report.executor, report.workers)
-                if ran_as != (entry.arm.executor, entry.arm.workers):
+                if entry.arm.workers and ran_as != (entry.arm.executor, entry.arm.workers):
                     found[f"{entry.arm.name}: ran as {ran_as[0]} with {ran_as[1]}"] = None
                 for reason, count in report.fallbacks.items():
                     found[f"slow path: {reason} ({count})"] = None
@@ -145,7 +145,7 @@ class Result:
         """State and report whose time line is shown: the recommended setting, in the colder one."""
         state = list(self.states)[-1]
         for entry in self.entries:
-            setting = (entry.arm.executor, entry.arm.workers)
+            setting = (entry.arm.executor, entry.workers())
             if self.advice is not None and setting == self.advice.setting:
                 return state, entry.reports[state]
         return None
@@ -169,12 +169,15 @@ class Result:
         return {
             "reader": entry.arm.reader,
             "executor": entry.arm.executor,
-            "workers": entry.arm.workers,
+            "workers": entry.workers(),
             "error": entry.error,
             "bytes_needed": self.plan.part.nbytes,
             "bytes_read": entry.bytes_read,
             "peak_bytes": entry.peak_bytes,
-            "timings": {state: self._timing_dict(t) for state, t in entry.timings().items()},
+            "timings": {
+                state: {**self._timing_dict(timing), "workers": entry.workers(state)}
+                for state, timing in entry.timings().items()
+            },
         }
 
     def _timing_dict(self, timing: Timing) -> dict[str, Any]:
@@ -184,7 +187,7 @@ class Result:
     def _advice_dict(self, advice: Advice) -> dict[str, Any]:
         return {
             "executor": advice.setting.executor,
-            "max_workers": advice.setting.workers,
+            "max_workers": None if advice.setting.executor == AUTO else advice.setting.workers,
             "speedup_over_torch": dict(advice.speedups),
             "torch_is_faster": advice.torch_is_faster,
         }

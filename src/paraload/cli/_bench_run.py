@@ -127,9 +127,9 @@ def _cold_cache(case: Case, contest: Contest, *, wanted: bool) -> ColdCache:
 
 def _advice(entries: Sequence[Entry]) -> Advice | None:
     settings = {
-        Setting(entry.arm.executor, entry.arm.workers): entry.timings()
+        Setting(entry.arm.executor, workers): entry.timings()
         for entry in entries
-        if entry.arm.executor is not None
+        if entry.arm.executor is not None and (workers := entry.workers()) is not None
     }
     (torch_entry,) = (entry for entry in entries if entry.arm.reader == TORCH)
     return advise(settings, torch_entry.timings())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from paraload._resources import choose_ramp
-from paraload.cli._bench_advice import Setting
+from paraload.cli._bench_arms import AUTO
 from paraload.cli._output import Table, show_tables
 from paraload.report import format_bytes
 
@@ -75,7 +74,7 @@ def _speed_table(result: Result, state: str) -> Table:
 
 
 def _speed_row(result: Result, entry: Entry, state: str) -> tuple[str, ...]:
-    start = (entry.arm.reader, str(entry.arm.workers))
+    start = (entry.arm.reader, str(entry.workers(state) or _NOTHING))
     timing = entry.timings().get(state)
     if timing is None:
         return (*start, "failed", *[_NOTHING] * 4)
@@ -105,7 +104,7 @@ def _cost_row(entry: Entry, needed_bytes: int) -> tuple[str, ...]:
     is_known = read_bytes is not None and needed_bytes > 0
     return (
         entry.arm.reader,
-        str(entry.arm.workers),
+        str(entry.workers() or _NOTHING),
         _NOTHING if peak_bytes is None else format_bytes(peak_bytes),
         _NOTHING if read_bytes is None else format_bytes(read_bytes),
         f"{(read_bytes or 0) / needed_bytes:.4f}" if is_known else _NOTHING,
@@ -138,12 +137,20 @@ def _advice_lines(result: Result) -> list[str]:
             "",
             f"    dcp.load(state_dict, storage_reader=FileSystemReader({path!r}))",
         ]
-    executor, workers = advice.setting
     reason = "the fastest" if advice.is_fastest else "as fast as any, with the fewest workers"
+    told = [f"  {_speedups(advice)}"] if advice.speedups else []
+    executor, workers = advice.setting
+    if executor == AUTO:
+        return [
+            f"recommended: set nothing; {advice.setting} is {reason}",
+            *told,
+            "",
+            f"    dcp.load(state_dict, storage_reader=ParallelFileSystemReader({path!r}))",
+        ]
     arguments = f"{path!r}, executor={executor!r}, max_workers={workers}"
     return [
-        f"recommended: {advice.setting}, {reason}{_by_itself(path, advice)}",
-        *([f"  {_speedups(advice)}"] if advice.speedups else []),
+        f"recommended: {advice.setting}, {reason}",
+        *told,
         "",
         f"    dcp.load(state_dict, storage_reader=ParallelFileSystemReader({arguments}))",
         "",
@@ -157,11 +164,6 @@ def _speedups(advice: Advice) -> str:
     (first, ratio), *others = advice.speedups.items()
     told = f"{ratio:.2f} times the speed of torch's reader {first}"
     return told + "".join(f", {ratio:.2f} times {state}" for state, ratio in others)
-
-
-def _by_itself(path: str, advice: Advice) -> str:
-    default = Setting("threads", choose_ramp(path).start)
-    return "; paraload begins with it by itself here" if advice.setting == default else ""
 
 
 def _count(number: int, what: str) -> str:
