@@ -61,9 +61,9 @@ def ensure_cold(files: Sequence[Path]) -> None:
     """
     for file in files:
         with file.open("rb", buffering=0) as stream:
+            os.fsync(stream.fileno())  # pages that are still to be written cannot be dropped
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if resident_fraction(files) > _TOLERANCE:
-        os.sync()  # pages that are still to be written cannot be dropped
         DROP_CACHES.write_text("1\n", encoding="ascii")
         if (left := resident_fraction(files)) > _TOLERANCE:
             raise RuntimeError(f"{left:.0%} of {files[0].parent} stays in the page cache")

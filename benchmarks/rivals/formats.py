@@ -52,8 +52,7 @@ def in_format(case: Case, name: str) -> Case:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     for file in files_below(folder):
-        # What is still to be written back would be written during the first rounds, and cannot be
-        # dropped from the page cache.
+        # What is still to be written back would be written during the first rounds.
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
     return dataclasses.replace(case, folder=folder)

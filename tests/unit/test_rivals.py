@@ -55,6 +55,14 @@ def _fonts(tmp_path_factory):
     draw(tmp_path_factory.mktemp("fonts") / "any.png", [result], CONTESTANTS)
 
 
+@pytest.fixture(autouse=True)
+def whole_cache(tmp_path_factory, monkeypatch):
+    """Stands in for the file that empties the page cache of the whole machine."""
+    stand_in = tmp_path_factory.mktemp("proc") / "drop_caches"
+    monkeypatch.setattr(page_cache, "DROP_CACHES", stand_in)
+    return stand_in
+
+
 @pytest.fixture
 def case(tmp_path):
     """Four tensors in two files."""
@@ -192,18 +200,21 @@ def test_who_cannot_run_says_why(case):
     }
 
 
-@pytest.mark.parametrize(("cache", "resident"), [(Cache.WARM, 1.0), (Cache.COLD, 0.0)])
-def test_every_run_begins_with_the_cache_as_it_is_called(case, cache, resident):
+@pytest.mark.parametrize("cache", Cache)
+def test_every_run_begins_with_the_cache_as_it_is_called(case, cache, monkeypatch):
     seen = []
-
-    def load(folder):
-        seen.append(page_cache.resident_fraction(page_cache.files_below(folder)))
-        yield from torch_load(folder)
-
-    rival = contestant("rival", load, file_format=TORCH_SAVE)
+    for state in Cache:
+        bring = getattr(contest, f"ensure_{state}")
+        monkeypatch.setattr(
+            contest, f"ensure_{state}", lambda files, s=state, b=bring: (seen.append(s), b(files))
+        )
+    rival = contestant("rival", lambda f: seen.append(f) or torch_load(f), file_format=TORCH_SAVE)
     result = measure([STOCK, OURS, rival], case, files=2, cache=cache, rounds=2)
+    folder = in_format(case, TORCH_SAVE).folder
+    before = [seen[n - 1] for n, event in enumerate(seen) if event == folder]
     # Once to be checked, twice as asked for, four times more since it takes so little.
-    assert seen == [resident] * 7
+    assert before == [cache] * 7
+    assert set(seen) == {cache, folder}
     rounds = {name: len(timing.seconds) for name, timing in result.timings.items()}
     assert rounds == {STOCK.name: 6, OURS.name: 6, "rival": 6}
     assert result.payload_bytes == case.payload_bytes
@@ -237,7 +248,7 @@ def test_what_neighbours_took_is_told(monkeypatch):
     assert contest._Others().cores() == pytest.approx(0.9)
 
 
-def test_the_page_cache_is_emptied_and_filled(tmp_path):
+def test_the_page_cache_is_emptied_and_filled_for_given_files_only(tmp_path, whole_cache):
     file, empty = tmp_path / "file", tmp_path / "empty"
     empty.touch()
     with file.open("wb") as stream:
@@ -245,6 +256,7 @@ def test_the_page_cache_is_emptied_and_filled(tmp_path):
         os.fsync(stream.fileno())
     page_cache.ensure_cold([file, empty])
     assert page_cache.resident_fraction([file]) == 0
+    assert not whole_cache.exists()
     with file.open("rb", buffering=0) as stream:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no more than was asked for
         stream.read(64 << 10)
@@ -254,16 +266,15 @@ def test_the_page_cache_is_emptied_and_filled(tmp_path):
     assert page_cache.resident_fraction([empty]) == 1
 
 
-def test_a_cache_that_does_not_obey_is_told(tmp_path, monkeypatch):
+def test_a_cache_that_does_not_obey_is_told(tmp_path, whole_cache, monkeypatch):
     file = tmp_path / "file"
     file.write_bytes(b"x")
-    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "drop_caches")
     monkeypatch.setattr(page_cache, "resident_fraction", lambda _: 0.5)
     with pytest.raises(RuntimeError, match=r"only 50% of .* stays in the page cache"):
         page_cache.ensure_warm([file])
     with pytest.raises(RuntimeError, match=r"50% of .* stays in the page cache"):
         page_cache.ensure_cold([file])
-    assert (tmp_path / "drop_caches").read_text() == "1\n"
+    assert whole_cache.read_text() == "1\n"  # the last resort
 
 
 # --------------------------------------------------------------------------- tables, picture, page
@@ -287,15 +298,16 @@ def test_the_table_has_the_fastest_first_and_the_absent_last():
 
 
 def test_the_picture_shows_ours_in_colour_and_is_small(tmp_path):
-    seconds = {c.name: Timing(seconds=(0.1 + n,)) for n, c in enumerate(CONTESTANTS)}
-    warm = Result(files=8, cache=Cache.WARM, payload_bytes=1 << 30, timings=seconds, others_cores=0)
+    timings = {c.name: Timing(seconds=(1.0 + (c.side is Side.RIVAL),)) for c in CONTESTANTS}
+    warm = Result(files=8, cache=Cache.WARM, payload_bytes=1 << 30, timings=timings, others_cores=0)
     target = tmp_path / "rivals.png"
     draw(target, [warm, replace(warm, cache=Cache.COLD)], CONTESTANTS)
     assert target.stat().st_size < 100 << 10
     with Image.open(target) as image:
         assert image.format == "PNG"
-        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 16)}
-    assert {(228, 87, 46), (180, 185, 193), (255, 255, 255)} <= colours
+        pixels = {colour: n for n, colour in image.convert("RGB").getcolors(1 << 16)}
+    ours, rivals = pixels[228, 87, 46], pixels[180, 185, 193]
+    assert 10_000 < ours < rivals  # bars, not only letters
 
 
 def test_the_section_of_the_page_is_the_tables_as_printed(tmp_path):
