@@ -13,7 +13,7 @@ from benchmarks.cases import whole_case
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.command import count, machine, machine_text, quiet_torch, write_json
 from benchmarks.rivals.chart import draw
-from benchmarks.rivals.contest import Cache, measure, probe
+from benchmarks.rivals.contest import Cache, bring, measure, probe
 from benchmarks.rivals.contestants import ALWAYS, CONTESTANTS
 from benchmarks.rivals.page import require_place, rewrite, section, seen_from
 from benchmarks.rivals.report import rivals_table
@@ -44,19 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     chosen = [c for c in CONTESTANTS if c.group in {*options.only, *ALWAYS}]
     failures = _failures(chosen, options.folder)
-    results, tables = [], []
-    for result in _results([c for c in chosen if c.name not in failures], options):
+    results, tables, notes = [], [], [machine_text()]
+    for result in _results([c for c in chosen if c.name not in failures], options, notes):
         results.append(result)
         tables.append(rivals_table(result, chosen, failures))
         print_table(tables[-1], out)
-    print(f"{machine_text()}; {time.perf_counter() - started:.0f} s in all", file=out)
+    print(f"{'; '.join(notes)}; {time.perf_counter() - started:.0f} s in all", file=out)
     if options.json:
-        write_json(options.json, _figures(results, chosen, failures))
+        write_json(options.json, _figures(results, chosen, failures) | {"notes": notes})
     if options.plot:
         draw(options.plot, [result for result in results if result.files > 1], chosen)
     if options.readme:
         picture = seen_from(options.readme, options.plot) if options.plot else None
-        rewrite(options.readme, section(tables, machine_text(), picture))
+        rewrite(options.readme, section(tables, "; ".join(notes), picture))
     return 0
 
 
@@ -65,12 +65,19 @@ def _failures(chosen: Sequence[Contestant], folder: str | None) -> dict[str, str
         return probe(chosen, whole_case(Checkpoints(folder=Path(work)).tiny()))
 
 
-def _results(runnable: Sequence[Contestant], options: argparse.Namespace) -> Iterator[Result]:
+def _results(
+    runnable: Sequence[Contestant], options: argparse.Namespace, notes: list[str]
+) -> Iterator[Result]:
     for files in dict.fromkeys(files for files, _ in _LAYOUTS):
         # Removed before the next: five formats take 7.3 GiB of disk and, worse, of page cache.
         with tempfile.TemporaryDirectory(prefix="paraload-rivals-", dir=options.folder) as work:
             case = whole_case(Checkpoints(folder=Path(work)).llama(files=files))
             for cache in (cache for n, cache in _LAYOUTS if n == files):
+                try:
+                    bring(cache, case)
+                except (OSError, RuntimeError) as error:
+                    notes.append(f"page cache {cache}: not measured, {error}")
+                    continue
                 # What runs once, while it is checked, would have no rounds to be interleaved with.
                 able = [c for c in runnable if cache is Cache.WARM or not c.arm.is_slow]
                 rounds = options.rounds or _ROUNDS[cache]

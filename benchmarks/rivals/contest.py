@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from benchmarks.cases import Case
     from benchmarks.rivals.contestants import Contestant
 
-__all__ = ["Cache", "Result", "measure", "probe"]
+__all__ = ["Cache", "Result", "bring", "measure", "probe"]
 
 _BRIEF_S: Final = 0.25
 _MORE_ROUNDS: Final = 2
@@ -142,6 +142,12 @@ class _Others:
         return own.elapsed, busy_s - sum(own[:4])
 
 
+def bring(cache: Cache, case: Case) -> None:
+    """Bring the files of a checkpoint into that state; raises what ``page_cache`` raises."""
+    ensure = {Cache.WARM: ensure_warm, Cache.COLD: ensure_cold}[cache]
+    ensure(files_below(case.folder))
+
+
 def _ready(arm: Arm, case: Case) -> Callable[[], object]:
     return arm.prepare(case).run
 
@@ -152,11 +158,10 @@ def _prepare(contestant: Contestant, case: Case) -> Prepared:
 
 def _from(cache: Cache, contestant: Contestant) -> Arm:
     """The contestant's arm, whose files are in that state whenever it begins."""
-    bring = {Cache.WARM: ensure_warm, Cache.COLD: ensure_cold}[cache]
 
     def prepare(case: Case) -> Prepared:
         prepared = _prepare(contestant, case)
-        bring(files_below(in_format(case, contestant.file_format).folder))
+        bring(cache, in_format(case, contestant.file_format))
         return prepared
 
     return Arm(name=contestant.name, prepare=prepare, is_slow=contestant.arm.is_slow)

@@ -107,7 +107,7 @@ def _loading(group: str, package: str, file_format: str, *chosen: Arm) -> list[C
 
 
 def _ours(**options: Any) -> Contestant:
-    arm = arms.parallel("threads", **options)
+    arm = arms.parallel("threads", max_workers=None, **options)
     return Contestant(arm=arm, group="paraload", package="paraload", side=Side.OURS)
 
 

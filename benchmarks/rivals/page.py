@@ -20,15 +20,15 @@ BEGIN: Final = "<!-- rivals: begin. `make bench-rivals` writes what is between t
 END: Final = "<!-- rivals: end -->"
 
 
-def section(tables: Sequence[Table], machine: str, picture: str | None) -> str:
+def section(tables: Sequence[Table], notes: str, picture: str | None) -> str:
     """The tables as Markdown, below the picture and a line that says where they are from.
 
     Args:
         tables: as they were printed.
-        machine: what they were measured on.
+        notes: what they were measured on, and what was not.
         picture: where the chart lies, seen from the page; ``None`` without one.
     """
-    parts = [f"Printed by `make bench-rivals`; {machine}."]
+    parts = [f"Printed by `make bench-rivals`; {notes}."]
     if picture is not None:
         parts.append(f"![GiB/s of each reader]({picture})")
     for table in tables:

@@ -396,3 +396,18 @@ def test_one_command_makes_tables_picture_json_and_page(case, tmp_path, monkeypa
     assert "once" not in cold["timings"]
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"checkpoint", "page.md", "plot.png", "figures.json"}
+
+
+def test_a_cache_that_cannot_be_emptied_is_a_note(case, tmp_path, monkeypatch, capsys):
+    def refuse(_files):
+        raise PermissionError(13, "Permission denied", "/proc/sys/vm/drop_caches")
+
+    monkeypatch.setattr(contest, "ensure_cold", refuse)
+    monkeypatch.setattr(command, "CONTESTANTS", (STOCK, RAW_LIMIT))
+    monkeypatch.setattr(Checkpoints, "llama", lambda _, files: case.folder)
+    monkeypatch.setattr(Checkpoints, "tiny", lambda _: case.folder)
+    assert command.main(["--rounds", "1", "--folder", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("page cache warm") == 2
+    reason = "[Errno 13] Permission denied: '/proc/sys/vm/drop_caches'"
+    assert f"; page cache cold: not measured, {reason}; " in out
