@@ -34,7 +34,7 @@ def saved(tmp_path, monkeypatch):
     return support.save("ckpt/step-1000", {"w": torch.randn(300, 700), "small": torch.ones(3)})
 
 
-@pytest.mark.parametrize(("name", "count"), [("README.md", 3), ("PARALLEL_READ_DATA_GUIDE.md", 11)])
+@pytest.mark.parametrize(("name", "count"), [("README.md", 3), ("PARALLEL_READ_DATA_GUIDE.md", 12)])
 def test_the_blocks_of_a_text_run_one_after_the_other(name, count, saved):
     found = blocks(name, "python")
     assert len(found) == count
