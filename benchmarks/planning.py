@@ -51,6 +51,13 @@ _RECORD_BYTES: Final = 1729
 
 def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     """Plan loads of 1,000 to 1,000,000 small tensors."""
+    try:
+        return _measure(checkpoints, rounds)
+    finally:
+        gc.unfreeze()
+
+
+def _measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     jobs = {size: [_InMemory(checkpoints, size) for _ in range(_plans(size))] for size in _SIZES}
     seconds: dict[int, list[float]] = {size: [] for size in _SIZES}
     for _ in range(rounds or _ROUNDS):

@@ -120,8 +120,7 @@ class Columns:
         ):
             offset, hint, path, descriptors = kind
             index = new(MetadataIndex)
-            # Frozen, which the dict of its attributes is not.
-            attributes = index.__dict__
+            attributes = index.__dict__  # the object itself is frozen
             attributes["fqn"] = name
             attributes["index"] = hint
             if offset is not None:

@@ -132,7 +132,7 @@ def _columns_of(found: Any) -> Columns:
     _require(type(entries) is type(storage) is dict and set(map(type, entries)) <= {str})
     names = SEPARATOR.join(entries)
     _require(names.count(SEPARATOR) == max(len(entries) - 1, 0))
-    kinds, kind_of = _numbered(map(_kind, entries.values()))
+    kinds, kind_of = _kinds(entries.values())
     _require(all(kind is None or _is_sound(*kind) for kind in kinds))
     version = state.get("version")
     _require(type(version) in {str, type(None)})
@@ -144,31 +144,34 @@ def _columns_of(found: Any) -> Columns:
         planner_data=marshal.dumps(state.get("planner_data")),
         storage_meta=_storage_meta(state.get("storage_meta")),
         version=version,
-        **_places(storage, {name: number for number, name in enumerate(entries)}),
+        **_places(storage, entries),
     )
 
 
-def _numbered(rows: Iterable[Any]) -> tuple[tuple[Any, ...], array[int]]:
-    """The rows that differ, and for each row which of them it is."""
+def _numbers() -> defaultdict[Any, int]:
+    """Gives every new key the next number."""
     numbers: defaultdict[Any, int] = defaultdict()
     numbers.default_factory = numbers.__len__
-    codes = array("I", map(numbers.__getitem__, rows))
-    return tuple(numbers), codes
+    return numbers
 
 
-def _kind(entry: Any) -> TensorKind | None:
-    if type(entry) is _Object and not entry:  # no attributes
-        return None
-    [state] = entry
-    [properties] = state["properties"]
-    spans = []
-    for [chunk] in state["chunks"]:
-        spans.append((chunk["offsets"], chunk["sizes"]))
-        if len(chunk) != 2:  # noqa: PLR2004 - these two
+def _kinds(entries: Iterable[Any]) -> tuple[tuple[TensorKind | None, ...], array[int]]:
+    numbers, kind_of = _numbers(), array("I")
+    for entry in entries:
+        if type(entry) is _Object and not entry:  # no attributes
+            kind_of.append(numbers[None])
+            continue
+        [state] = entry
+        [properties] = state["properties"]
+        spans = []
+        for [chunk] in state["chunks"]:
+            spans.append((chunk["offsets"], chunk["sizes"]))
+            if len(chunk) != 2:  # noqa: PLR2004 - these two
+                raise NotPlainError
+        kind_of.append(numbers[properties, state["size"], tuple(spans)])
+        if type(entry) is not _Tensor or len(state) != 3:  # noqa: PLR2004 - the three above
             raise NotPlainError
-    if type(entry) is not _Tensor or len(state) != 3:  # noqa: PLR2004 - properties, size, chunks
-        raise NotPlainError
-    return properties, state["size"], tuple(spans)
+    return tuple(numbers), kind_of
 
 
 def _is_sound(properties: tuple[Any, ...], size: Any, spans: tuple[tuple[Any, Any], ...]) -> bool:
@@ -183,31 +186,41 @@ def _is_sound(properties: tuple[Any, ...], size: Any, spans: tuple[tuple[Any, An
     )
 
 
-def _places(storage: dict[Any, Any], numbers: dict[str, int]) -> dict[str, Any]:
+def _places(storage: dict[Any, Any], entries: dict[str, Any]) -> dict[str, Any]:
+    number_of = {name: number for number, name in enumerate(entries)}
     name_of, offsets, lengths = array("I"), array("q"), array("q")
-    rows = []
+    numbers, kind_of = _numbers(), array("I")
     for [index], [info] in storage.items():
-        offset, hint = index.get("offset"), index.get("index")
-        descriptors = info.get("transform_descriptors")
-        # No attributes but these; the last three may be missing.
-        if len(index) != 1 + ("offset" in index) + ("index" in index) or len(info) != 3 + (
-            "transform_descriptors" in info
-        ):
-            raise NotPlainError
-        name_of.append(numbers[index["fqn"]])
+        descriptors = None
+        if len(info) != 3:  # noqa: PLR2004 - path, offset, length
+            descriptors = _descriptors(info)
+        if len(index) == 3:  # noqa: PLR2004 - these
+            offset, hint = index["offset"], index["index"]
+        else:
+            offset, hint = _offset_and_hint(index)
+        name_of.append(number_of[index["fqn"]])
         offsets.append(info["offset"])
         lengths.append(info["length"])
-        descriptors = None if descriptors is None else tuple(descriptors)
-        rows.append((offset, hint, info["relative_path"], descriptors))
-    kinds, kind_of = _numbered(rows)
-    _require(all(_is_sound_place(*kind) for kind in kinds))
+        kind_of.append(numbers[offset, hint, info["relative_path"], descriptors])
+    _require(all(_is_sound_place(*kind) for kind in numbers))
     return {
         "name_of": name_of,
         "offsets": offsets,
         "lengths": lengths,
-        "place_kinds": kinds,
+        "place_kinds": tuple(numbers),
         "place_kind_of": kind_of,
     }
+
+
+def _descriptors(info: dict[str, Any]) -> tuple[str, ...] | None:
+    found = info["transform_descriptors"]
+    _require(len(info) == 4)  # noqa: PLR2004 - and path, offset, length
+    return None if found is None else tuple(found)
+
+
+def _offset_and_hint(index: dict[str, Any]) -> tuple[Any, Any]:
+    _require(len(index) == 1 + ("offset" in index) + ("index" in index))
+    return index.get("offset"), index.get("index")
 
 
 def _is_sound_place(offset: Any, hint: Any, path: Any, descriptors: Any) -> bool:

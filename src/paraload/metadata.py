@@ -43,7 +43,7 @@ __all__ = ["forget", "read_metadata"]
 _MOST_FILES: Final = 4
 #: Of the files; what is kept of them takes a third.
 _MOST_BYTES: Final = 64 << 20
-_SETTLED_AFTER_NS: Final = 2_000_000_000
+SETTLED_AFTER_NS: Final = 2_000_000_000
 
 _INCOMPLETE: Final = "an incomplete checkpoint? This file is written when all else is there"
 _DAMAGED: Final = "The file is damaged, or a newer torch wrote it"
@@ -149,7 +149,7 @@ class _Identity(NamedTuple):
         )
 
     def is_settled(self, now_ns: int) -> bool:
-        return now_ns - max(self.mtime_ns, self.ctime_ns) > _SETTLED_AFTER_NS
+        return now_ns - max(self.mtime_ns, self.ctime_ns) > SETTLED_AFTER_NS
 
 
 def _read_file(name: str) -> tuple[bytes, _Identity | None]:

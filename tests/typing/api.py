@@ -45,7 +45,14 @@ def narrow(
 
 def load_everything(path: Path, state_dict: dict[str, torch.Tensor]) -> ReadReport:
     try:
-        report = paraload.load(state_dict, path, progress=show, max_workers=4, verify=False)
+        report = paraload.load(
+            state_dict,
+            path,
+            progress=show,
+            max_workers=4,
+            verify=False,
+            allow_globals=("a.B", dict),
+        )
     except CheckpointReadError as error:
         for failure in error.failures:
             name: str | None = failure.fqn

@@ -10,7 +10,7 @@ def nothing_kept(monkeypatch):
     """No metadata is kept when the test begins, and every file counts as settled."""
     from paraload import metadata
 
-    monkeypatch.setattr(metadata, "_SETTLED_AFTER_NS", -(10**18))
+    monkeypatch.setattr(metadata, "SETTLED_AFTER_NS", -(10**18))
     metadata.forget()
     yield
     metadata.forget()

@@ -81,6 +81,7 @@ def test_very_many_failures_are_counted_rather_than_printed():
         (errors.FormatError, ValueError),
         (errors.ShapeMismatchError, ValueError),
         (errors.HookNotPicklableError, TypeError),
+        (errors.MissingMetadataError, FileNotFoundError),
     ],
 )
 def test_errors_can_be_caught_by_the_builtin_that_they_are(kind, builtin):

@@ -244,7 +244,7 @@ def test_a_file_that_is_gone_is_missed(tmp_path):
 
 
 def test_a_file_that_changed_just_now_is_not_kept(tmp_path, opened, monkeypatch):
-    monkeypatch.setattr(metadata, "_SETTLED_AFTER_NS", 60 * 10**9)
+    monkeypatch.setattr(metadata, "SETTLED_AFTER_NS", 60 * 10**9)
     path = write(tmp_path, example())
     metadata.read_metadata(path)
     metadata.read_metadata(path)

@@ -23,6 +23,10 @@ from paraload.options import parse_bytes
         ({"slice_file": "x"}, ["slice_file='x'", "callable"]),
         ({"transform": 1}, ["transform=1"]),
         ({"narrow_tensor": 1}, ["narrow_tensor=1"]),
+        ({"allow_globals": "os.system"}, ["allow_globals='os.system'", "no tuple"]),
+        ({"allow_globals": ("system",)}, ["allow_globals", "'system'", "module.name"]),
+        ({"allow_globals": ("os.sys tem",)}, ["'os.sys tem'"]),
+        ({"allow_globals": (3,)}, ["allow_globals: 3 is"]),
     ],
 )
 def test_impossible_values_are_refused_by_name(keywords, words):
@@ -46,18 +50,31 @@ ENVIRONMENT = {
     "PARALOAD_EXECUTOR": "processes",
     "PARALOAD_MEMORY_BUDGET": "64MiB",
     "PARALOAD_PROGRESS": "1",
+    "PARALOAD_ALLOW_GLOBALS": "a.B, c.d.E",
 }
 
 
 def test_the_environment_sets_what_nobody_passed():
     options = ReadOptions.resolve(None, {"max_workers": 5}, ENVIRONMENT)
     assert options == ReadOptions(
-        max_workers=5, executor="processes", memory_budget_bytes=64 << 20, progress=True
+        max_workers=5,
+        executor="processes",
+        memory_budget_bytes=64 << 20,
+        progress=True,
+        allow_globals=("a.B", "c.d.E"),
     )
 
 
 def test_a_whole_set_of_options_leaves_the_environment_no_say():
     assert ReadOptions.resolve(ReadOptions(), {}, ENVIRONMENT) == ReadOptions()
+
+
+def test_globals_may_be_given_as_names_or_as_they_are_and_stay():
+    given = ["os.path.join", dict, print]
+    options = ReadOptions(allow_globals=given)
+    given.append("a.b")
+    assert options.allow_globals == ("os.path.join", dict, print)
+    assert ReadOptions.resolve(options, {"max_workers": 2}).allow_globals == options.allow_globals
 
 
 def test_empty_variables_do_not_count():
@@ -72,6 +89,7 @@ def test_empty_variables_do_not_count():
         ("PARALOAD_EXECUTOR", "gpu"),
         ("PARALOAD_MEMORY_BUDGET", "lots"),
         ("PARALOAD_PROGRESS", "perhaps"),
+        ("PARALOAD_ALLOW_GLOBALS", "system"),
     ],
 )
 def test_a_bad_variable_is_named(variable, text):
