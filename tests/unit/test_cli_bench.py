@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import sys
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,10 @@ from PIL import Image
 
 import paraload
 from paraload import ReadOptions
-from paraload.cli import _memory, main
 from paraload.cli import _page_cache as page_cache
-from paraload.cli._bench_advice import Setting, advise
-from paraload.cli._bench_arms import RAW, TORCH, make_arms
-from paraload.cli._bench_case import Case, Record, chosen, records_of
-from paraload.cli._checkpoint import read_metadata
-from paraload.cli._memory import PeakMemory
-from paraload.cli._raw import RawReader, pieces_of
-from paraload.cli._rounds import Timing, interleaved
+from paraload.cli import main
+from paraload.cli._bench_advice import Advice, Setting
+from paraload.cli._bench_arms import RAW, TORCH
 from paraload.cli._status import StatusLine
 from paraload.testing import make_checkpoint
 
@@ -77,6 +71,16 @@ def call(capsys, *argv):
     return status, out, err
 
 
+def advice(executor, speedup):
+    """To use 2 workers of it, or torch's reader."""
+    return Advice(
+        setting=Setting(executor, 2),
+        is_fastest=True,
+        speedups={"warm": speedup},
+        torch_is_faster=speedup < 1,
+    )
+
+
 #: Four arms, run as seldom as can be.
 QUICK = ("--rounds", "1", "--workers", "2", "--executors", "threads", "--no-cold")
 
@@ -122,9 +126,7 @@ def test_it_prints_what_it_does_tables_and_a_recommendation(ran):
 
 
 def test_set_nothing_is_a_recommendation_too(capsys, whole, monkeypatch):
-    monkeypatch.setattr(
-        "paraload.cli._bench_run.advise", lambda *_: advice({("auto", 2): 1.0}, stock=2.0)
-    )
+    monkeypatch.setattr("paraload.cli._bench_run.advise", lambda *_: advice("auto", 2.0))
     status, out, _ = call(capsys, whole, *QUICK)
     assert status == 0
     assert "recommended: set nothing; paraload by itself (2 workers) is the fastest" in out
@@ -133,9 +135,7 @@ def test_set_nothing_is_a_recommendation_too(capsys, whole, monkeypatch):
 
 
 def test_what_it_recommends_can_be_pasted(capsys, whole, monkeypatch):
-    monkeypatch.setattr(
-        "paraload.cli._bench_run.advise", lambda *_: advice({("threads", 2): 1.0}, stock=2.0)
-    )
+    monkeypatch.setattr("paraload.cli._bench_run.advise", lambda *_: advice("threads", 2.0))
     _, out, _ = call(capsys, whole, *QUICK)
     lines = out[out.index("recommended:") :].splitlines()
     assert lines[0].startswith("recommended: 2 threads, the fastest")
@@ -253,38 +253,6 @@ def test_slow_paths_are_told_once_rather_than_logged_for_every_run(capsys, tmp_p
 # ------------------------------------------------------------------------------- which bytes
 
 
-def record(path, start, nbytes):
-    shape = (nbytes,)
-    return Record(
-        index=None, path=path, start=start, end=start + nbytes, shape=shape, dtype=torch.uint8
-    )
-
-
-@pytest.mark.parametrize(
-    ("limit_bytes", "expected"),
-    [
-        (1000, ["b0", "a0", "a1", "a2", "b1", "c0"]),
-        (65, ["b0", "a0", "a1", "b1", "c0"]),
-        (60, ["b0", "a0", "a1", "c0"]),  # b1 does not fit, a1 does
-        (30, ["b0", "a0", "c0"]),
-        (25, ["b0", "a0"]),
-        (1, ["a0"]),  # at least one
-    ],
-)
-def test_a_part_is_taken_from_all_files_in_turn(limit_bytes, expected):
-    records = {
-        "b0": record("b", 0, 10),
-        "a0": record("a", 0, 10),
-        "a1": record("a", 10, 15),
-        "a2": record("a", 25, 100),
-        "b1": record("b", 10, 20),
-        "c0": record("c", 0, 10),
-    }
-    names = {id(one): name for name, one in records.items()}
-    taken = [names[id(one)] for one in chosen(list(records.values()), limit_bytes)]
-    assert taken == expected
-
-
 def test_limit_bytes_reads_a_part_and_says_so(capsys, whole):
     status, out, _ = call(capsys, whole, *QUICK, "--limit-bytes", "1MiB")
     assert status == 0
@@ -302,36 +270,6 @@ def test_the_limit_comes_from_the_free_memory(capsys, whole, monkeypatch, free_b
     monkeypatch.setattr("paraload.cli._bench_run.available_memory_bytes", lambda: free_bytes)
     _, out, _ = call(capsys, whole, *QUICK, "--json", "-")
     assert json.loads(out)["part"]["limit_bytes"] == limit_bytes
-
-
-def test_the_raw_limit_reads_the_very_bytes(whole):
-    metadata = read_metadata(whole)
-    case = Case.of(whole, metadata, records_of(metadata))
-    arms = make_arms(case, executors=["threads"], workers=[2])
-    checksums = {}
-    for arm in (arms[0], arms[-1]):
-        run = arm.prepare()
-        case.poison()
-        run()
-        checksums[arm.reader] = case.checksums()
-    assert checksums[RAW] == checksums[TORCH]
-
-
-def test_the_raw_limit_says_that_a_file_is_cut(tmp_path):
-    (tmp_path / "file").write_bytes(bytes(100))
-    pieces = list(pieces_of(str(tmp_path / "file"), 50, 100, None))
-    with pytest.raises(OSError, match="ends too early"):
-        RawReader(pieces, workers=2).run()
-
-
-def test_every_arm_runs_once_in_a_round_and_the_order_changes():
-    names = ["a", "b", "c", "d"]
-    turns = list(interleaved(names, rounds=6))
-    orders = [[name for number, name in turns if number == wanted] for wanted in range(6)]
-    assert [number for number, _ in turns] == sorted(number for number, _ in turns)
-    assert all(sorted(order) == names for order in orders)
-    assert len({tuple(order) for order in orders}) > 3
-    assert turns == list(interleaved(names, rounds=6)), "the same command runs in another order"
 
 
 # --------------------------------------------------------------------------------------- cold
@@ -369,167 +307,11 @@ def test_cold_is_refused_with_the_reason(capsys, whole, monkeypatch):
     assert "page cache cold" not in out
 
 
-def test_the_machines_cache_is_dropped_where_advice_does_not_help(whole, monkeypatch, tmp_path):
-    ranges = [page_cache.FileRange(whole / "__0_0.distcp", 0, 4096)]
-    real = page_cache._advise
-    monkeypatch.setattr(page_cache, "_advise", lambda ranges: None)
-    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "drop_caches")
-    written = []
-
-    def drop_all():
-        written.append(1)
-        real(ranges)
-
-    (whole / "__0_0.distcp").read_bytes()
-    monkeypatch.setattr(page_cache, "_drop_all", drop_all)
-    way = page_cache.cold_cache(ranges)
-    assert (way.method, written) == (str(tmp_path / "drop_caches"), [1])
-
-
-def test_a_hint_that_nobody_can_check_is_called_one(whole, monkeypatch):
-    ranges = [page_cache.FileRange(whole / "__0_0.distcp", 0, 4096)]
-    monkeypatch.setattr(page_cache, "_may_see", lambda path: False)  # a file of somebody else
-    assert page_cache.resident_fraction(ranges) is None
-    assert page_cache.cold_cache(ranges).note.startswith("only a hint")
-
-
-def test_what_is_in_the_cache_is_seen(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(bytes(16 * 4096))
-    ranges = [page_cache.FileRange(path, 4096 + 5, 16 * 4096)]
-    page_cache._flush(ranges)
-    assert page_cache.resident_fraction(ranges) == 1.0
-    page_cache._advise(ranges)
-    assert page_cache.resident_fraction(ranges) == 0.0
-
-
-# ------------------------------------------------------------------------------------- memory
-
-
-def test_peak_memory_is_what_was_held_at_once():
-    with PeakMemory() as memory:
-        for _ in range(3):
-            bytearray(32 * MIB).rfind(b"x")  # its pages are touched, and given back
-    assert 32 * MIB <= memory.peak_bytes < 48 * MIB
-
-
-@dataclass
-class Process:
-    words: list[str]
-
-    def cmdline(self):
-        return self.words
-
-
-@pytest.mark.parametrize(
-    ("words", "known_s", "may_be_us"),
-    [
-        (["python", "train.py"], 0.0, True),  # between vfork and exec
-        ([], 0.0, True),  # in exec
-        (["python", "-c", "spawn_main()"], 0.0, False),
-        (["python", "train.py"], 5.0, False),  # forked
-    ],
-)
-def test_a_child_that_still_shares_our_memory_is_not_counted(words, known_s, may_be_us):
-    us = Process(["python", "train.py"])
-    assert _memory._may_be_us(Process(words), us, known_s) == may_be_us
-
-
 # ----------------------------------------------------------------------------- recommendation
 
 
-def times(*seconds):
-    return Timing(seconds=seconds)
-
-
-def advice(settings, stock=None):
-    """From ``{(executor, workers): warm seconds or {state: seconds}}``."""
-
-    def timings(value):
-        states = value if isinstance(value, dict) else {"warm": value}
-        return {state: times(s, s, s) for state, s in states.items()}
-
-    measured = {Setting(*name): timings(value) for name, value in settings.items()}
-    return advise(measured, {} if stock is None else timings(stock))
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        pytest.param({("threads", 2): 1.0, ("threads", 4): 0.5}, ("threads", 4), id="the fastest"),
-        pytest.param(
-            {("threads", 2): 1.04, ("threads", 4): 1.0, ("threads", 8): 1.02},
-            ("threads", 2),
-            id="fewest workers within 5 %",
-        ),
-        pytest.param({("threads", 2): 1.2, ("threads", 4): 1.0}, ("threads", 4), id="no noise"),
-        pytest.param(
-            {("processes", 2): 1.0, ("threads", 2): 1.03}, ("threads", 2), id="threads, if as fast"
-        ),
-        pytest.param(
-            {("pool", 2): 1.0, ("processes", 2): 1.0}, ("processes", 2), id="not the pool"
-        ),
-        pytest.param(
-            {("threads", 2): 1.0, ("auto", 2): 1.04}, ("auto", 2), id="nothing set, if as fast"
-        ),
-        pytest.param(
-            {("auto", 4): 1.0, ("threads", 2): 1.04}, ("threads", 2), id="fewer than by itself"
-        ),
-        pytest.param(
-            {("threads", 2): 1.03, ("sequential", 1): 1.0}, ("sequential", 1), id="one is enough"
-        ),
-        pytest.param(
-            {
-                ("threads", 2): {"warm": 1.0, "cold": 9.0},
-                ("threads", 8): {"warm": 1.2, "cold": 3.0},
-            },
-            ("threads", 8),
-            id="good in both states rather than best in one",
-        ),
-        pytest.param(
-            {("threads", 2): {"warm": 1.0}, ("threads", 8): {"warm": 2.0, "cold": 3.0}},
-            ("threads", 8),
-            id="measured in every state",
-        ),
-    ],
-)
-def test_the_simplest_of_the_fastest_is_recommended(settings, expected):
-    assert advice(settings).setting == expected
-
-
-def test_noisy_runs_make_a_greater_difference_count_as_noise():
-    quiet = {Setting("threads", 2): {"cold": times(1.09, 1.09)}}
-    noisy = {Setting("threads", 8): {"cold": times(0.9, 1.0, 1.0, 1.1, 1.1)}}
-    steady = {Setting("threads", 8): {"cold": times(1.0, 1.0, 1.0)}}
-    assert advise(quiet | noisy, {}).setting.workers == 2
-    assert advise(quiet | steady, {}).setting.workers == 8
-
-
-@pytest.mark.parametrize(
-    ("stock", "speedups", "is_faster"),
-    [
-        (2.0, {"warm": 2.0}, False),
-        (1.0, {"warm": 1.0}, False),
-        (0.96, {"warm": 0.96}, False),
-        (0.5, {"warm": 0.5}, True),
-        (None, {}, False),
-    ],
-)
-def test_torch_is_named_where_it_is_faster(stock, speedups, is_faster):
-    found = advice({("threads", 2): 1.0}, stock=stock)
-    assert (found.speedups, found.torch_is_faster) == (speedups, is_faster)
-
-
-def test_nothing_measured_is_no_advice():
-    assert advice({}) is None
-    assert advice({}, stock=1.0) is None
-    assert advice({("threads", 2): {}}, stock=1.0) is None
-
-
 def test_where_torch_is_faster_that_is_what_is_printed(capsys, whole, monkeypatch):
-    monkeypatch.setattr(
-        "paraload.cli._bench_run.advise", lambda *_: advice({("threads", 2): 1.0}, stock=0.5)
-    )
+    monkeypatch.setattr("paraload.cli._bench_run.advise", lambda *_: advice("threads", 0.5))
     status, out, _ = call(capsys, whole, *QUICK)
     assert status == 0
     assert "recommended: torch's own reader, which is faster here" in out

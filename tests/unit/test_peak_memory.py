@@ -1,0 +1,41 @@
+"""How much memory some work has taken, its child processes counted once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from paraload.cli import _memory
+from paraload.cli._memory import PeakMemory
+
+MIB = 1 << 20
+
+
+def test_peak_memory_is_what_was_held_at_once():
+    with PeakMemory() as memory:
+        for _ in range(3):
+            bytearray(32 * MIB).rfind(b"x")  # its pages are touched, and given back
+    assert 32 * MIB <= memory.peak_bytes < 48 * MIB
+
+
+@dataclass
+class Process:
+    words: list[str]
+
+    def cmdline(self):
+        return self.words
+
+
+@pytest.mark.parametrize(
+    ("words", "known_s", "may_be_us"),
+    [
+        (["python", "train.py"], 0.0, True),  # between vfork and exec
+        ([], 0.0, True),  # in exec
+        (["python", "-c", "spawn_main()"], 0.0, False),
+        (["python", "train.py"], 5.0, False),  # forked
+    ],
+)
+def test_a_child_that_still_shares_our_memory_is_not_counted(words, known_s, may_be_us):
+    us = Process(["python", "train.py"])
+    assert _memory._may_be_us(Process(words), us, known_s) == may_be_us
