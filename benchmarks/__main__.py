@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks import (
     big,
     cold,
+    fresh,
     memory,
     metadata,
     planning,
@@ -37,6 +38,7 @@ _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     "startup": startup.measure,
     "big": big.measure,
     "cold": cold.measure,
+    "fresh": fresh.measure,
     "slices": slices.measure,
     "small": small.measure,
     "metadata": metadata.measure,

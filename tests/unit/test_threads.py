@@ -90,8 +90,9 @@ def test_each_run_begins_anew(source):
 
 
 def test_a_crew_that_has_become_smaller_has_fewer_threads(source):
-    tasks = [task(n) for n in range(40)]
-    crew = _Crew(Work(source=source, verify=False), TargetSink(targets(tasks)))
+    tasks = [task(n) for n in range(20)]
+    rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.01)
+    crew = _Crew(Work(source=rated, verify=False), TargetSink(targets(tasks)))
     others = threading.active_count()
     try:
         crew.resize(4)

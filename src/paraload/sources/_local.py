@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from paraload._interrupts import interrupts_deferred
 from paraload.errors import FormatError, MissingFileError, ShortFileError
+from paraload.sources._pages import populate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +63,8 @@ class LocalSource:
         if start < 0:
             raise FormatError("range begins before the file", path=path, start=start, end=start)
         handle = self._handles.get(path) or self._handle(path)
+        for buffer in buffers:
+            populate(buffer)
         wanted = sum(map(len, buffers))
         requests, got = 1, os.preadv(handle.fd, buffers, start)
         while got < wanted:
