@@ -26,7 +26,19 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         if was_on:
+            _count_as_old()
             gc.enable()
+
+
+def _count_as_old() -> None:
+    """Spare what was made meanwhile the collection of the young, which would walk it at once.
+
+    Thawing puts everything among the old. Walking the metadata of 50,000 entries took 60 ms.
+    """
+    if _frozen_here or gc.get_freeze_count():
+        return
+    gc.freeze()
+    gc.unfreeze()
 
 
 @contextmanager
@@ -48,11 +60,17 @@ def objects_frozen() -> Iterator[None]:
     Freezing moves whole lists of objects, so it takes no time. A program that has frozen objects
     of its own is left alone, since nobody can thaw only his.
     """
-    if gc.get_freeze_count():
+    if _frozen_here or gc.get_freeze_count():
         yield
         return
     gc.freeze()
+    _frozen_here.append(None)
     try:
         yield
     finally:
+        _frozen_here.pop()
         gc.unfreeze()
+
+
+#: As long as this is what has frozen them, nobody need count a million objects to know.
+_frozen_here: list[None] = []

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from paraload import ParallelFileSystemReader, metadata
+from paraload._columns import Columns
 from paraload._late_metadata import LateMetadata
 from paraload.errors import MetadataError, MissingMetadataError
 from tests.unit.metadata_cases import example, same, write
@@ -136,6 +137,22 @@ def test_any_look_makes_it_a_metadata_like_any_other(tmp_path, look):
 )
 def test_copies_are_of_torch_s_class(tmp_path, make):
     same(make(late_one(tmp_path)), example())
+
+
+def test_a_look_waits_for_one_that_has_begun(tmp_path, monkeypatch):
+    late, others, true_attributes = late_one(tmp_path), [], Columns.attributes
+
+    def attributes(columns):
+        if not others:
+            others.append(threading.Thread(target=lambda: late.version))
+            others[0].start()
+            others[0].join(0.2)
+            assert others[0].is_alive()
+        return true_attributes(columns)
+
+    monkeypatch.setattr(Columns, "attributes", attributes)
+    assert late.version == "1.0.0"
+    others[0].join()
 
 
 def test_threads_that_look_at_once_see_one_object(tmp_path):
@@ -263,8 +280,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path, opened, monk
 
     monkeypatch.setattr(metadata.os, "fstat", fstat)
     metadata.read_metadata(path)
-    monkeypatch.undo()
-    assert metadata._cache.get(str(path)) is None
+    assert str(path) not in metadata._cache._files
 
 
 def test_few_files_are_kept_and_the_one_used_last_longest(tmp_path, opened):
@@ -299,6 +315,33 @@ def test_forget_drops_what_is_kept(tmp_path, opened):
 
 
 # ------------------------------------------------------------------------------ the collector
+
+
+@pytest.mark.parametrize("where", ["columns_in", "unpickle"])
+def test_the_collector_rests_while_objects_are_made(tmp_path, monkeypatch, where):
+    seen, true_step = [], getattr(metadata, where)
+
+    def step(*given):
+        seen.append(gc.isenabled())
+        return true_step(*given)
+
+    monkeypatch.setattr(metadata, where, step)
+    made = example()
+    if where == "unpickle":
+        made.more = 1
+    metadata.read_metadata(write(tmp_path, made))
+    assert seen == [False]
+
+
+def test_the_collector_rests_while_a_late_one_is_made(tmp_path, monkeypatch):
+    late, seen, true_attributes = late_one(tmp_path), [], Columns.attributes
+    monkeypatch.setattr(
+        Columns,
+        "attributes",
+        lambda columns: seen.append(gc.isenabled()) or true_attributes(columns),
+    )
+    assert late.version == "1.0.0"
+    assert seen == [False]
 
 
 @pytest.mark.parametrize("is_on", [True, False])

@@ -78,6 +78,38 @@ def test_attributes_that_older_torch_did_not_write(tmp_path):
     assert (got.version, got.storage_meta) == (None, None)
 
 
+@pytest.mark.parametrize(
+    "pick",
+    [
+        lambda made: made,
+        lambda made: made.state_dict_metadata["whole"],
+        lambda made: made.state_dict_metadata["whole"].chunks[0],
+        lambda made: made.state_dict_metadata["object"],
+        lambda made: next(iter(made.storage_data.values())),
+        lambda made: made.storage_data[MetadataIndex("object")],  # has descriptors
+        lambda made: made.storage_meta,
+    ],
+)
+def test_attributes_that_torch_does_not_know_are_kept(tmp_path, pick):
+    made = example()
+    pick(made).more = [1]
+    path = write(tmp_path, made)
+    for _ in range(2):
+        got = metadata.read_metadata(path)
+        same(got, made)
+        assert pick(got).more == [1]
+
+
+def test_so_are_those_of_an_index(tmp_path):
+    for name in ("whole", "object"):
+        made = example()
+        index = next(index for index in made.storage_data if index.fqn == name)
+        vars(index)["more"] = [1]
+        got = metadata.read_metadata(write(tmp_path, made))
+        same(got, made)
+        assert [vars(one)["more"] for one in got.storage_data if one.fqn == name] == [[1]]
+
+
 def test_paths_of_every_system_and_python(tmp_path):
     here = type(Path())
     for module in ("pathlib", "pathlib._local"):

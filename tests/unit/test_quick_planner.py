@@ -9,7 +9,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import (
+    DefaultLoadPlanner,
+    DefaultSavePlanner,
+    FileSystemReader,
+    FileSystemWriter,
+    _version,
+)
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -81,6 +87,27 @@ def test_state_dicts_of_many_kinds(tmp_path, name, flags):
     assert_same_plan({**state, "unknown": 3}, metadata, **flags)
 
 
+OLD = {
+    "dict of objects": {"a": {"lr": 0.1}, "w": torch.zeros(2)},
+    "nested": {"o": {"a": {"lr": 0.1}, "w": torch.zeros(2)}, "w": torch.zeros(2)},
+    "empty dict": {"a": {}, "w": torch.zeros(2)},
+    "tensors": {"a": {"w": torch.zeros(2)}, "w": torch.zeros(2)},
+}
+
+
+@pytest.mark.parametrize("flags", [{}, {"allow_partial_load": True}], ids=str)
+@pytest.mark.parametrize("name", OLD)
+def test_names_as_torch_2_3_gave_them(tmp_path, monkeypatch, name, flags):
+    with monkeypatch.context() as patch:
+        patch.setattr(_version, "_derived_version", "2_3")
+        planner = DefaultSavePlanner(flatten_sharded_tensors=False)  # keeps what is empty
+        dcp.save(OLD[name], checkpoint_id=tmp_path, planner=planner, no_dist=True)
+    metadata = FileSystemReader(tmp_path).read_metadata()
+    plan = assert_same_plan(OLD[name], metadata, **flags)
+    assert len(plan) == len(metadata.state_dict_metadata)
+    assert_same_plan({"w": torch.zeros(2)}, metadata, **flags)
+
+
 def test_plain_tensors_are_planned_without_torch_s_planner(tmp_path, monkeypatch):
     state = STATES["flat"]() | STATES["scalar"]()
     dcp.save(state, storage_writer=FileSystemWriter(tmp_path), no_dist=True)
@@ -103,6 +130,8 @@ def entry(size, *chunks):
         entry((4, 2), ((0, 0), (2, 2)), ((2, 0), (2, 2))),
         entry((4, 2), ((2, 0), (2, 2)), ((0, 0), (2, 2))),
         entry((4, 2), ((1, 0), (3, 2))),
+        entry((4, 2), ((1, 0), (4, 2))),
+        entry((4, 3), ((0, 0), (4, 2))),
         entry((4, 2), ((0, 0), (3, 2))),
         entry((4, 2)),
         entry((2, 4), ((0, 0), (2, 4))),
