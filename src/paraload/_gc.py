@@ -45,6 +45,8 @@ def _count_as_old() -> None:
 def collector_resumed() -> Iterator[None]:
     """Inside of a pause: collect as usual, for code whose garbage nobody can foresee."""
     was_on = gc.isenabled()
+    if not was_on:
+        _count_as_old()
     gc.enable()
     try:
         yield

@@ -2,7 +2,7 @@
 
 What :mod:`paraload.metadata` keeps of a file must be out of reach of its callers: Megatron, for
 one, sets ``size`` of the entries while it plans. So each caller gets objects of his own. They are
-made of the kept columns in a third of the time that unpickling takes, on the first look:
+made of the kept columns in a quarter of the time that unpickling takes, on the first look:
 
     LateMetadata --any attribute, or any other use--> a Metadata: the same object, now of that class
 

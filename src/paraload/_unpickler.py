@@ -14,11 +14,12 @@ A pickle is a program. It names anything that can be imported and has it called,
   opcodes BUILD, APPEND and REDUCE would set attributes of it, for the whole process. It holds
   stand-ins: classes that nobody can change and that make one empty instance, or the look-up of a
   dict. What they make is fresh, or cannot be changed.
-- The code that does run is ``TensorProperties.__setstate__``, which assigns attributes.
+- The code that does run is ``TensorProperties.__setstate__``, which assigns attributes, and what
+  hashes and compares keys.
 
-Not in it: time and memory (a small file can ask for much of both), and what the values mean: ranges
-and paths are checked by who uses them. Names in ``allow_globals`` are given as they are, so whoever
-allows one vouches for it.
+Not in it: whether the program survives (a small file can ask for much time and memory, or nest
+deeper than the stack), and what the values mean: ranges and paths are checked by who uses them.
+Names in ``allow_globals`` are given as they are, so whoever allows one vouches for it.
 """
 
 from __future__ import annotations

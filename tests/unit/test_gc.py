@@ -44,13 +44,18 @@ def test_errors_leave_it_as_it_was(context):
     assert gc.get_freeze_count() == 0
 
 
-def test_what_was_made_meanwhile_is_not_walked_right_afterwards():
+@pytest.mark.parametrize("resume", [True, False])
+def test_what_was_made_meanwhile_is_not_walked_right_afterwards(resume):
     seen = []
     gc.callbacks.append(lambda phase, info: seen.append((phase, info["generation"])))
     try:
         with collector_paused():
             made = [[number] for number in range(50_000)]
-        more = [[] for _ in range(10)]
+            if resume:
+                with collector_resumed():
+                    more = [[] for _ in range(10)]
+        if not resume:
+            more = [[] for _ in range(10)]
     finally:
         gc.callbacks.pop()
     assert len(made) + len(more) == 50_010
