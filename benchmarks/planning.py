@@ -10,7 +10,6 @@ of the smaller sizes, taken in turns: none is in the processor's cache because i
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 import tracemalloc
@@ -51,13 +50,13 @@ _RECORD_BYTES: Final = 1729
 
 def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     """Plan loads of 1,000 to 1,000,000 small tensors."""
-    try:
-        return _measure(checkpoints, rounds)
-    finally:
-        gc.unfreeze()
+    # A load pauses the collector while it plans. It is paused here for the whole of it, or else it
+    # would walk the millions of objects that are planned for now and then.
+    with collector_paused():
+        return _measured(checkpoints, rounds)
 
 
-def _measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
+def _measured(checkpoints: Checkpoints, rounds: int | None) -> Section:
     jobs = {size: [_InMemory(checkpoints, size) for _ in range(_plans(size))] for size in _SIZES}
     seconds: dict[int, list[float]] = {size: [] for size in _SIZES}
     for _ in range(rounds or _ROUNDS):
@@ -102,19 +101,17 @@ class _InMemory:
     """A reader, a plan and a planner for ``size`` tensors that no file holds."""
 
     def __init__(self, checkpoints: Checkpoints, size: int) -> None:
-        with collector_paused():
-            memory = torch.empty(size, *_SHAPE)
-            names = [f"layers.{n:07}.weight" for n in range(size)]
-            indexes = [MetadataIndex(name, _ORIGIN) for name in names]
-            self._planner = DefaultLoadPlanner()
-            self._planner.state_dict = dict(zip(names, memory.unbind(), strict=True))
-            self._reader: Any = ParallelFileSystemReader(checkpoints.folder, executor="threads")
-            self._reader.storage_data = {
-                index: _StorageInfo(f"__0_{n % _FILES}.distcp", n * _RECORD_BYTES, _RECORD_BYTES)
-                for n, index in enumerate(indexes)
-            }
-            self._plan = LoadPlan([_read_item(name) for name in names])
-        gc.freeze()  # what is planned for was there before
+        memory = torch.empty(size, *_SHAPE)
+        names = [f"layers.{n:07}.weight" for n in range(size)]
+        indexes = [MetadataIndex(name, _ORIGIN) for name in names]
+        self._planner = DefaultLoadPlanner()
+        self._planner.state_dict = dict(zip(names, memory.unbind(), strict=True))
+        self._reader: Any = ParallelFileSystemReader(checkpoints.folder, executor="threads")
+        self._reader.storage_data = {
+            index: _StorageInfo(f"__0_{n % _FILES}.distcp", n * _RECORD_BYTES, _RECORD_BYTES)
+            for n, index in enumerate(indexes)
+        }
+        self._plan = LoadPlan([_read_item(name) for name in names])
 
     def _planned(self) -> Load:
         with collector_paused():

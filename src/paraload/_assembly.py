@@ -25,7 +25,7 @@ from paraload.formats._archive import check_archive
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from paraload._destination import Staging
+    from paraload._destination import DirectTargets, Staging
     from paraload._feed import Feed
     from paraload._items import Item
     from paraload._region import Region
@@ -48,7 +48,7 @@ class Workshop:
         located: tasks that need no memory, for the engine to give to the feed.
     """
 
-    targets: dict[int, TargetMemory]
+    targets: DirectTargets
     names: Iterator[int]
     feed: Feed
     verify: bool
@@ -177,7 +177,7 @@ class Assembly:
             self._units[name] = _Unit(
                 staging=staging, at=at, lengths=lengths, region=region, tasks_left=len(tasks)
             )
-            self.shop.targets[name] = TargetMemory(staging.memory)
+            self.shop.targets.add_unit(name, TargetMemory(staging.memory))
             self.tasks_left += len(tasks)
             return tasks
 
@@ -256,7 +256,7 @@ class Assembly:
 
     def _drop(self, name: int) -> None:
         unit = self._units.pop(name)
-        del self.shop.targets[name]
+        self.shop.targets.drop_unit(name)
         self.shop.feed.release(unit.staging.nbytes)
 
     # ------------------------------------------------------------------ complete

@@ -81,7 +81,7 @@ class Load:
         self._feed = Feed(budget, rank=rank if self._turns else None)
         self._feed.start(job.first)
         self._shop = Workshop(
-            targets=job.direct_targets(),
+            targets=destination.DirectTargets(job.destinations, job.ordered),
             names=itertools.count(max(self._items.specs, default=-1) + 1),
             feed=self._feed,
             verify=job.work.verify,

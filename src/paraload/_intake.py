@@ -16,18 +16,16 @@ import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadItemType
 
-from paraload import _destination as destination
 from paraload._overlap import Block
 from paraload._task import ItemIndex, LocateTask, RecordSpec, RecordsTask, Told, Wanted
 from paraload.errors import CheckpointReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch.distributed.checkpoint.metadata import MetadataIndex
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
-    from paraload._destination import Destination
     from paraload._task import ReadItemInfo, ReadTask, StorageItem
 
 __all__ = [
@@ -35,8 +33,7 @@ __all__ = [
     "lean_specs",
     "may_resolve_ahead",
     "plain_index",
-    "resolve_all",
-    "spans_of",
+    "resolved_tensors",
     "specs_of",
     "storage_info",
     "told_specs",
@@ -137,16 +134,16 @@ def may_resolve_ahead(planner: LoadPlanner) -> bool:
     )
 
 
-def resolve_all(plan: LoadPlan, planner: Any) -> dict[int, Destination]:
-    """The destinations of all tensors of the plan, by a planner that :func:`may_resolve_ahead`.
+def resolved_tensors(plan: LoadPlan, planner: Any) -> Iterator[torch.Tensor | None]:
+    """The target of each item, by a planner that :func:`may_resolve_ahead`; ``None`` for bytes.
 
-    A plain tensor that is wanted whole is its own destination: torch's planner would look it up,
-    narrow none of its dimensions, and return it, in three times the time.
+    A plain tensor that is wanted whole is its own target: torch's planner would look it up, narrow
+    none of its dimensions, and return it, in three times the time.
     """
     state_dict = planner.state_dict
-    destinations = {}
-    for number, item in enumerate(plan.items):
+    for item in plan.items:
         if item.type is LoadItemType.BYTE_IO:
+            yield None
             continue
         index = item.dest_index
         tensor = state_dict.get(index.fqn)
@@ -159,17 +156,7 @@ def resolve_all(plan: LoadPlan, planner: Any) -> dict[int, Destination]:
             )
         ):
             tensor = planner.resolve_tensor(item)
-        destinations[number] = destination.resolve(tensor)
-    return destinations
-
-
-def spans_of(destinations: dict[int, Destination]) -> dict[int, tuple[int, int]]:
-    """The addresses of those that have any."""
-    return {
-        number: span
-        for number, target in destinations.items()
-        if (span := target.span()) is not None
-    }
+        yield tensor
 
 
 def block_in_target(plan: LoadPlan, item: int) -> Block:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from paraload._assembly import Assembly
-    from paraload._destination import Destination
+    from paraload._destination import Destination, Destinations
     from paraload._task import RecordSpec
 
 __all__ = ["CompletedItem", "Item", "Items"]
@@ -64,7 +64,7 @@ class Items:
     def __init__(
         self,
         specs: Sequence[RecordSpec],
-        destinations: Mapping[int, Destination],
+        destinations: Destinations,
         ordered: Collection[int],
     ) -> None:
         self.specs = {spec.item: spec for spec in specs}
@@ -88,8 +88,8 @@ class Items:
 
     def planned_bytes(self, spec: RecordSpec) -> int:
         """What the item is expected to bring; for progress."""
-        target = self._destinations.get(spec.item)
-        return target.needed_bytes if target is not None else max(spec.length, 0)
+        nbytes = self._destinations.needed_bytes(spec.item)
+        return max(spec.length, 0) if nbytes is None else nbytes
 
     def are_done(self, numbers: Iterable[int]) -> None:
         """These have been committed."""

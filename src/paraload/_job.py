@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from paraload._destination import Destination
-    from paraload._sink import TargetMemory
+    from paraload._destination import Destinations
     from paraload._task import ReadTask, RecordSpec
     from paraload._work import Work
 
@@ -37,7 +36,7 @@ class Job:
     path: str
     specs: Sequence[RecordSpec]
     first: Sequence[ReadTask]
-    destinations: Mapping[int, Destination]
+    destinations: Destinations
     ordered: Collection[int]
     work: Work
     split_bytes: Callable[[RecordSpec], int]
@@ -45,11 +44,3 @@ class Job:
     hand_over_landed: bool
     slow_reasons: Sequence[str]
     started_s: float
-
-    def direct_targets(self) -> dict[int, TargetMemory]:
-        """The memory that workers may write to at any time."""
-        return {
-            number: target.memory
-            for number, target in self.destinations.items()
-            if target.memory is not None and number not in self.ordered
-        }

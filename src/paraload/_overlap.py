@@ -7,11 +7,14 @@ That is safe: overlapping items are only read in another, slower order.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping
+    from collections.abc import Callable, Hashable
+
+    from numpy.typing import NDArray
 
     from paraload._geometry import Shape
 
@@ -27,16 +30,20 @@ class Block(NamedTuple):
 
 
 def overlapping_items(
-    spans: Mapping[int, tuple[int, int]], block_of: Callable[[int], Block]
+    starts: NDArray[np.int64], ends: NDArray[np.int64], block_of: Callable[[int], Block]
 ) -> set[int]:
     """The items whose targets share memory with another item's.
 
     Args:
-        spans: ``[first, end)`` addresses by item; items without one are left out.
+        starts: first address of each item.
+        ends: one past its last; an item without addresses has the same in both.
         block_of: what an item fills. Asked only where addresses meet, which is rare.
     """
-    if _are_apart(spans.values()):
+    there = np.flatnonzero(ends > starts)
+    if _are_apart(starts[there], ends[there]):
         return set()
+    pairs = zip(starts[there].tolist(), ends[there].tolist(), strict=True)
+    spans: dict[int, tuple[int, int]] = dict(zip(there.tolist(), pairs, strict=True))
     groups: dict[Hashable, list[tuple[int, Block]]] = {}
     for item in spans:
         block = block_of(item)
@@ -58,9 +65,10 @@ def overlapping_items(
     return found
 
 
-def _are_apart(spans: Iterable[tuple[int, int]]) -> bool:
+def _are_apart(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
     """Whether no two spans meet: so it is with nearly every model."""
-    return all(end <= start for (_, end), (start, _) in pairwise(sorted(spans)))
+    order = np.argsort(starts, kind="stable")
+    return bool(np.all(ends[order[:-1]] <= starts[order[1:]]))
 
 
 def _any_meet(blocks: list[Block]) -> bool:

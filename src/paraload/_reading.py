@@ -15,6 +15,7 @@ from torch.futures import Future
 from paraload import _adapter as adapter
 from paraload import _intake as intake
 from paraload._budget import MemoryBudget
+from paraload._destination import Destinations
 from paraload._engine import Load
 from paraload._execution import choose_execution, progress_hook
 from paraload._gc import collector_paused, objects_frozen
@@ -117,19 +118,17 @@ def plan_job(
     # The commit of a planner that may be resolved ahead is torch's, which does nothing.
     is_plain = intake.may_resolve_ahead(planner)
     if is_plain:
-        destinations = intake.resolve_all(plan, planner)
-        ordered = overlapping_items(
-            intake.spans_of(destinations), partial(intake.block_in_target, plan)
-        )
+        destinations = Destinations(intake.resolved_tensors(plan, planner))
+        ordered = overlapping_items(*destinations.spans(), partial(intake.block_in_target, plan))
     else:
-        destinations, ordered = {}, {spec.item for spec in specs}
+        destinations, ordered = Destinations(), {spec.item for spec in specs}
     if ordered:
         first = traits.first_tasks(specs, in_plan_order=True)
     path = adapter.path_text(reader.path)
     execution = choose_execution(
         traits.options,
         path=path,
-        total_bytes=sum(max(spec.length, 0) for spec in specs),
+        total_bytes=sum([spec.end - spec.start for spec in specs]),
         stays_here=traits.stays_here,
     )
     job = Job(

@@ -144,11 +144,9 @@ def test_a_whole_tensor_is_resolved_to_what_the_planner_would(saved):
     from paraload import _intake as intake
 
     plan, planner = support.plan_for(FileSystemReader(folder), support.empty_like(state))
-    found = intake.resolve_all(plan, planner)
-    for number, item in enumerate(plan.items):
-        if number in found:
+    for item, got in zip(plan.items, intake.resolved_tensors(plan, planner), strict=True):
+        if got is not None:
             expected = planner.resolve_tensor(item)
-            got = found[number].tensor
             assert (got.data_ptr(), got.shape) == (expected.data_ptr(), expected.shape)
 
 
@@ -165,7 +163,7 @@ def test_an_offset_that_a_plain_tensor_does_not_have_is_the_planners_to_refuse(s
         index = dataclasses.replace(item.dest_index, offset=torch.Size(offset))
         plan.items[number] = dataclasses.replace(item, dest_index=index)
         with pytest.raises(ValueError, match="is not a ShardedTensor"):
-            intake.resolve_all(plan, planner)
+            list(intake.resolved_tensors(plan, planner))
 
 
 # ----------------------------------------------------------------- the collector

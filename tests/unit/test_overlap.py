@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paraload._overlap import Block, overlapping_items
 
 
+def items_in(spans, block_of):
+    first, end = np.array([spans[n] for n in range(len(spans))], dtype=np.int64).reshape(-1, 2).T
+    return overlapping_items(first, end, block_of)
+
+
 def overlapping(spans, *blocks):
-    return overlapping_items(spans, blocks.__getitem__)
+    return items_in(spans, blocks.__getitem__)
 
 
 def test_items_that_fill_disjoint_blocks_of_one_tensor_do_not_overlap():
@@ -32,8 +38,9 @@ def test_tensors_that_share_addresses_do_and_others_do_not():
 
 
 def test_where_no_addresses_meet_nobody_is_asked_for_blocks():
-    assert overlapping_items({0: (0, 4), 1: (4, 8), 2: (8, 12)}, None) == set()
-    assert overlapping_items({}, None) == set()
+    assert items_in({0: (0, 4), 1: (4, 8), 2: (8, 12)}, None) == set()
+    assert items_in({0: (8, 12), 1: (0, 0), 2: (9, 9), 3: (0, 8)}, None) == set()
+    assert items_in({}, None) == set()
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), max_size=12))
