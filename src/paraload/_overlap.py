@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from paraload._coverage import meeting_pair
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
@@ -53,7 +55,7 @@ def overlapping_items(
     for group in groups.values():
         items = [item for item, _ in group]
         hulls.append((min(spans[i][0] for i in items), max(spans[i][1] for i in items), items))
-        if len(group) > 1 and _any_meet([block for _, block in group]):
+        if len(group) > 1 and meeting_pair([block[1:] for _, block in group]) is not None:
             found.update(items)
     hulls.sort(key=lambda hull: hull[:2])
     reach, reaching = -1, list[int]()
@@ -69,26 +71,3 @@ def _are_apart(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
     """Whether no two spans meet: so it is with nearly every model."""
     order = np.argsort(starts, kind="stable")
     return bool(np.all(ends[order[:-1]] <= starts[order[1:]]))
-
-
-def _any_meet(blocks: list[Block]) -> bool:
-    """Whether two blocks of one tensor meet: a sweep along the widest dimension."""
-    dims = range(len(blocks[0].lengths))
-    if not dims:
-        return True
-    sweep = max(dims, key=lambda dim: len({block.offsets[dim] for block in blocks}))
-    active: list[Block] = []
-    for block in sorted(blocks, key=lambda block: block.offsets[sweep]):
-        start = block.offsets[sweep]
-        active = [other for other in active if other.offsets[sweep] + other.lengths[sweep] > start]
-        if any(_meet(block, other) for other in active):
-            return True
-        active.append(block)
-    return False
-
-
-def _meet(one: Block, other: Block) -> bool:
-    return all(
-        a < b + m and b < a + n
-        for a, n, b, m in zip(one.offsets, one.lengths, other.offsets, other.lengths, strict=True)
-    )

@@ -44,7 +44,7 @@ LAYERS: list[set[str]] = [
         "paraload._alike",
     },
     {"paraload.sources*", "paraload.formats*", "paraload.transforms"},
-    {"paraload._strided", "paraload._region"},
+    {"paraload._strided", "paraload._region", "paraload._coverage"},
     {"paraload._task", "paraload._geometry", "paraload._checksum"},
     {"paraload.options", "paraload.errors", "paraload.progress", "paraload.report", "paraload._gc"},
     {"paraload._trace"},
@@ -77,6 +77,7 @@ TORCH_FREE = [
 #: The core that plans and parses: no reading, no clock.
 PURE = [
     "paraload._checks",
+    "paraload._coverage",
     "paraload._geometry",
     "paraload._overlap",
     "paraload._plan",
