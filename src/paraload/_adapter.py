@@ -14,7 +14,6 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._extension import StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.filesystem import FileSystem, _StorageReaderTransforms
 
-from paraload._intake import storage_info
 from paraload._plan import first_tasks
 from paraload._work import Work
 from paraload.options import ReadOptions
@@ -23,7 +22,7 @@ from paraload.sources._streams import StreamSource
 from paraload.transforms import ExtensionDecoder, ZstdDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch.distributed.checkpoint.planner import LoadPlan
 
@@ -43,6 +42,7 @@ class ReaderTraits:
         slice_file: the hook, or the reader's own ``_slice_file`` if a subclass has replaced it.
         stays_here: why it cannot be taken to worker processes; "" if it can.
         transforms: the reader's pipeline of stream transforms.
+        entries: of the checkpoint's metadata, by name, if the reader was shown it.
     """
 
     options: ReadOptions
@@ -50,6 +50,7 @@ class ReaderTraits:
     slice_file: Callable[..., Any] | None
     stays_here: str
     transforms: Any
+    entries: Mapping[str, Any] | None = None
     slice_here: _SliceHere | None = None
 
     @classmethod
@@ -72,6 +73,7 @@ class ReaderTraits:
             slice_file=options.slice_file or slice_here,
             stays_here=next((reason for reason, holds in reasons.items() if holds), ""),
             transforms=transforms,
+            entries=getattr(reader, "_entries", None),
             slice_here=slice_here,
         )
 
@@ -101,7 +103,7 @@ class ReaderTraits:
         """Keep the storage infos that an overridden ``_slice_file`` will want to see."""
         if self.slice_here is not None:
             for spec in specs:
-                info = storage_info(storage_data, plan.items[spec.item])
+                info = storage_data[plan.items[spec.item].storage_index]
                 self.slice_here.infos[spec.for_hooks.storage] = info
 
     def first_tasks(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from paraload._task import RecordSpec
     from paraload.formats._base import ItemFormat, TensorRecord
 
-__all__ = ["check_payload", "check_range", "check_slice", "checksum_mismatch", "trailer_crc"]
+__all__ = ["check_payload", "check_range", "check_stored", "checksum_mismatch", "trailer_crc"]
 
 
 def check_range(spec: RecordSpec, file_bytes: int) -> None:
@@ -39,8 +39,16 @@ def check_range(spec: RecordSpec, file_bytes: int) -> None:
         )
 
 
-def check_slice(spec: RecordSpec, shape: geometry.Shape) -> None:
-    """The planned slice lies inside the stored tensor."""
+def check_stored(spec: RecordSpec, dtype: str, shape: geometry.Shape) -> None:
+    """The stored tensor is what the metadata says, and the planned slice lies inside of it."""
+    stored = spec.wanted.stored
+    if stored is not None and stored != (dtype, shape):
+        raise ShapeMismatchError(
+            "the stored tensor is not the one that the metadata describes",
+            expected=f"{stored.dtype} of shape {stored.shape}",
+            got=f"{dtype} of shape {shape}",
+            hint="File and metadata do not belong together",
+        )
     offsets, lengths = spec.wanted.offsets, spec.wanted.lengths
     if not _lies_inside(offsets, lengths, shape):
         raise ShapeMismatchError(

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from paraload import _geometry as geometry
+from paraload._checks import check_stored
 from paraload._sink import Layout, TargetMemory
 from paraload.errors import ItemReadError, ShapeMismatchError
 from paraload.formats import _torch_load
@@ -187,8 +188,18 @@ def _layout_of(dtype: torch.dtype, size: torch.Size, strides: tuple[int, ...]) -
     if not _elements_are_apart(shape, strides):
         return None
     nbytes = geometry.extent_bytes(shape, strides, dtype.itemsize)
-    name = str(dtype).removeprefix("torch.")
-    return Layout(name, shape, strides, nbytes, geometry.block_bytes(shape, dtype.itemsize))
+    return Layout(
+        dtype_name(dtype), shape, strides, nbytes, geometry.block_bytes(shape, dtype.itemsize)
+    )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """What the rest of the package calls ``dtype``.
+
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
 
 
 def _elements_are_apart(shape: geometry.Shape, strides: geometry.Shape) -> bool:
@@ -228,8 +239,7 @@ def cut(tensor: torch.Tensor, offsets: geometry.Shape, lengths: geometry.Shape) 
 def load_fallback(data: memoryview, spec: RecordSpec) -> torch.Tensor:
     """The needed slice of a record that only torch can read."""
     tensor = _torch_load.load_tensor(data)
-    if tensor.dim() != len(spec.wanted.lengths):
-        raise _mismatch(tuple(tensor.shape), spec.wanted.lengths, "planned")
+    check_stored(spec, dtype_name(tensor.dtype), tuple(tensor.shape))
     return _torch_load.narrow_tensor(tensor, spec.wanted.offsets, spec.wanted.lengths)
 
 

@@ -16,12 +16,21 @@ import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadItemType
 
+from paraload._destination import dtype_name
 from paraload._overlap import Block
-from paraload._task import ItemIndex, LocateTask, RecordSpec, RecordsTask, Told, Wanted
-from paraload.errors import CheckpointReadError
+from paraload._task import (
+    ItemIndex,
+    LocateTask,
+    RecordSpec,
+    RecordsTask,
+    Stored,
+    Told,
+    Wanted,
+)
+from paraload._wholeness import require_places
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch.distributed.checkpoint.metadata import MetadataIndex
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
@@ -35,16 +44,27 @@ __all__ = [
     "plain_index",
     "resolved_tensors",
     "specs_of",
-    "storage_info",
     "told_specs",
 ]
 
 
-def lean_specs(plan: LoadPlan, storage_data: Any) -> list[RecordSpec]:
-    """The items of ``plan``, for a load in which nobody else is told of them."""
+def lean_specs(
+    plan: LoadPlan, storage_data: Any, entries: Mapping[str, Any] | None = None
+) -> list[RecordSpec]:
+    """The items of ``plan``, for a load in which nobody else is told of them.
+
+    Args:
+        plan: what to read.
+        storage_data: where it is.
+        entries: of the metadata, which say what stored tensors have to be; ``None`` where they are
+            not known.
+
+    Raises:
+        CheckpointReadError: there is no place for some of the items.
+    """
+    facts = _StoredFacts(entries or {})
     known: dict[Any, Wanted] = {}
     specs = []
-    number = -1
     try:
         for number, read_item in enumerate(plan.items):
             index = read_item.storage_index
@@ -53,19 +73,52 @@ def lean_specs(plan: LoadPlan, storage_data: Any) -> list[RecordSpec]:
             is_bytes = read_item.type is LoadItemType.BYTE_IO
             # Older writers did not have descriptors.
             descriptors = tuple(getattr(info, "transform_descriptors", None) or ())
-            key = (is_bytes, offsets, lengths, descriptors)
+            dtype, shape = _UNKNOWN if is_bytes else facts.of(index)
+            key = (is_bytes, offsets, lengths, descriptors, dtype, shape)
             wanted = known.get(key)
             if wanted is None:
-                kind = "bytes" if is_bytes else "tensor"
-                wanted = Wanted(kind, tuple(offsets), tuple(lengths), descriptors)  # type: ignore[arg-type]
-                known[key] = wanted
+                wanted = known[key] = Wanted(
+                    "bytes" if is_bytes else "tensor",
+                    tuple(offsets),
+                    tuple(lengths),
+                    descriptors,
+                    None if dtype is None else Stored(dtype_name(dtype), tuple(shape or ())),
+                )
             start = info.offset
             end = start + info.length
             specs.append(RecordSpec(number, info.relative_path, start, end, index.fqn, wanted))
     except KeyError:
-        storage_info(storage_data, plan.items[number])  # names the item
+        require_places(plan, storage_data)  # names all that have none
         raise
     return specs
+
+
+_UNKNOWN: Final = (None, None)
+
+
+class _StoredFacts:
+    """What the metadata says of stored tensors, one chunk after the other."""
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        self._entries = entries
+        self._by_offset: dict[str, dict[Any, Any]] = {}
+
+    def of(self, index: MetadataIndex) -> tuple[Any, Any]:
+        """The dtype and the shape; both ``None`` where there is no telling."""
+        entry = self._entries.get(index.fqn)
+        chunks = getattr(entry, "chunks", None)
+        if not chunks:
+            return _UNKNOWN
+        hint = index.index
+        chunk = chunks[hint if hint is not None and 0 <= hint < len(chunks) else 0]
+        if chunk.offsets != index.offset and index.offset is not None:
+            by_offset = self._by_offset.get(index.fqn)
+            if by_offset is None:
+                by_offset = self._by_offset[index.fqn] = {c.offsets: c for c in chunks}
+            chunk = by_offset.get(index.offset)
+            if chunk is None:
+                return _UNKNOWN
+        return entry.properties.dtype, chunk.sizes  # type: ignore[union-attr]
 
 
 def told_specs(
@@ -76,8 +129,9 @@ def told_specs(
 ) -> list[RecordSpec]:
     """The same, from what hooks are told: who tells them something else reads something else."""
     specs = []
+    require_places(plan, storage_data)
     for number, read_item in enumerate(plan.items):
-        storage = tell_storage(storage_info(storage_data, read_item))
+        storage = tell_storage(storage_data[read_item.storage_index])
         info = tell_item(read_item)
         kind = "bytes" if info.type == "BYTE_IO" else "tensor"
         wanted = Wanted(kind, info.storage_offsets, info.lengths, storage.transform_descriptors)  # type: ignore[arg-type]
@@ -93,17 +147,6 @@ def told_specs(
             )
         )
     return specs
-
-
-def storage_info(storage_data: Any, read_item: ReadItem) -> Any:
-    """The item's entry, or an error that names it."""
-    try:
-        return storage_data[read_item.storage_index]
-    except KeyError:
-        raise CheckpointReadError(
-            f"the checkpoint has no storage entry for {read_item.storage_index.fqn!r} at offset"
-            f" {read_item.storage_index.offset}; plan and metadata do not belong together"
-        ) from None
 
 
 def plain_index(index: MetadataIndex) -> ItemIndex:

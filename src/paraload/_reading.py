@@ -21,6 +21,7 @@ from paraload._execution import choose_execution, progress_hook
 from paraload._gc import collector_paused, objects_frozen
 from paraload._job import Job
 from paraload._overlap import overlapping_items
+from paraload._wholeness import require_whole_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +119,7 @@ def plan_job(
     # The commit of a planner that may be resolved ahead is torch's, which does nothing.
     is_plain = intake.may_resolve_ahead(planner)
     if is_plain:
+        require_whole_tensors(plan, planner)
         destinations = Destinations(intake.resolved_tensors(plan, planner))
         ordered = overlapping_items(*destinations.spans(), partial(intake.block_in_target, plan))
     else:

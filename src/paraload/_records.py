@@ -13,7 +13,7 @@ import io
 from typing import IO, TYPE_CHECKING, Any
 
 from paraload._alike import Alike, land_alike
-from paraload._checks import check_payload, check_range, check_slice
+from paraload._checks import check_payload, check_range, check_stored
 from paraload._task import Failed, LandedItems
 from paraload._work import NarrowedTensor, item_error
 from paraload.errors import TransformError
@@ -154,7 +154,7 @@ def _take_record(
     found = _locate_in(work.format, data)
     if isinstance(found, Unsupported):
         return _checked_raw(meter, sink, spec, data, found.reason)
-    check_slice(spec, found.shape)
+    check_stored(spec, found.dtype, found.shape)
     verified = check_payload(work.format, found, data) if work.verify else 0
     put = sink.put_tensor(spec, found, data, verified)
     if not isinstance(put, int):

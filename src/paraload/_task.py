@@ -51,16 +51,25 @@ class StorageItem(NamedTuple):
     transform_descriptors: tuple[str, ...] = ()
 
 
+class Stored(NamedTuple):
+    """What the metadata says of a stored tensor."""
+
+    dtype: str
+    shape: Shape
+
+
 class Wanted(NamedTuple):
     """What is wanted of a record. Items that want the same of theirs share one of these.
 
-    ``offsets`` and ``lengths`` are those of the slice inside of the stored tensor.
+    ``offsets`` and ``lengths`` are those of the slice inside of the stored tensor; ``stored`` is
+    what that tensor has to be, where it is known.
     """
 
     kind: ItemKind
     offsets: Shape
     lengths: Shape
     descriptors: tuple[str, ...] = ()
+    stored: Stored | None = None
 
 
 class Told(NamedTuple):

@@ -18,7 +18,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from paraload import _geometry as geometry
-from paraload._checks import check_range, check_slice, trailer_crc
+from paraload._checks import check_range, check_stored, trailer_crc
 from paraload._checksum import crc32
 from paraload._records import read_records, read_streams
 from paraload._strided import gather, is_gathered
@@ -87,7 +87,7 @@ def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
 def _locate(meter: Meter, spec: RecordSpec, known: dict[tuple[int, int], TensorRecord]) -> Outcome:
     """Find the payload of ``spec``; ``known`` are those of the same task that were found before."""
     if (found := known.get((spec.start, spec.end))) is not None:
-        check_slice(spec, found.shape)
+        check_stored(spec, found.dtype, found.shape)
         return Located(item=spec.item, record=found)
     check_range(spec, meter.work.source.size(spec.path))
     if spec.kind == "bytes":
@@ -101,7 +101,7 @@ def _locate(meter: Meter, spec: RecordSpec, known: dict[tuple[int, int], TensorR
                 want = nbytes
             case TensorRecord() as found:
                 known[spec.start, spec.end] = found
-                check_slice(spec, found.shape)
+                check_stored(spec, found.dtype, found.shape)
                 return Located(item=spec.item, record=found)
             case Unsupported(reason=reason):
                 return Located(item=spec.item, record=None, reason=reason)

@@ -8,16 +8,21 @@ traceback of the worker travels as text.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "CheckpointReadError",
     "ChecksumMismatchError",
+    "CoverageError",
     "FormatError",
     "HookNotPicklableError",
     "InvalidOptionError",
     "ItemReadError",
     "MetadataError",
+    "MissingEntryError",
     "MissingFileError",
     "MissingMetadataError",
     "ShapeMismatchError",
@@ -126,6 +131,14 @@ class MissingFileError(ItemReadError, FileNotFoundError):
     """A file that the metadata names is not there."""
 
 
+class MissingEntryError(ItemReadError, KeyError):
+    """The metadata does not say where an item is stored."""
+
+
+class CoverageError(ItemReadError, ValueError):
+    """The chunks of a tensor leave some of its elements out, or have some of them twice."""
+
+
 class ShortFileError(ItemReadError, EOFError):
     """A file ends before the bytes that the metadata promises."""
 
@@ -195,12 +208,24 @@ _LISTED_FAILURES = 50
 
 def summarize(failures: list[ItemReadError], *, items: int, path: str) -> CheckpointReadError:
     """The one error that ends a load: every failed item, and the first worker's traceback."""
-    lines = [
-        (
-            f"{len(failures)} of {items} items of the checkpoint {path!r} could not be read;"
-            " the targets are partly filled and must not be used:"
-        )
-    ]
+    return _error_of(
+        f"{len(failures)} of {items} items of the checkpoint {path!r} could not be read;"
+        " the targets are partly filled and must not be used:",
+        failures,
+    )
+
+
+def refuse_to_begin(failures: Sequence[ItemReadError], *, items: int) -> CheckpointReadError:
+    """The one error of a load in which nothing was read, since it could not have ended well."""
+    return _error_of(
+        f"the checkpoint cannot fill {len(failures)} of {items} items; nothing was read, and the"
+        " targets are as they were:",
+        failures,
+    )
+
+
+def _error_of(head: str, failures: Sequence[ItemReadError]) -> CheckpointReadError:
+    lines = [head]
     lines += [f"  - {type(failure).__name__}: {failure}" for failure in failures[:_LISTED_FAILURES]]
     hidden = len(failures) - _LISTED_FAILURES
     if hidden > 0:

@@ -27,7 +27,7 @@ from paraload.options import ReadOptions
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
@@ -148,7 +148,7 @@ class ParallelFileReader:
             tell_item, tell_storage = (steps[name] for name in names)
             specs = intake.told_specs(plan, storage_data, tell_item, tell_storage)
         else:
-            specs = intake.lean_specs(plan, storage_data)
+            specs = intake.lean_specs(plan, storage_data, traits.entries)
         return traits.first_tasks(specs)
 
     def _make_source(self) -> ByteSource:
@@ -205,6 +205,18 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
     ) -> None:
         ParallelFileReader.__init__(self, options=options, **keywords)
         FileSystemReader.__init__(self, path, _extension_registry)
+        self._entries: Mapping[str, Any] | None = None
+
+    def set_up_storage_reader(
+        self,
+        metadata: Metadata,
+        is_coordinator: bool,  # noqa: FBT001 - torch's
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As torch's reader does; and keep what each stored tensor has to be."""
+        super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
+        self._entries = metadata.state_dict_metadata
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's
         """The checkpoint's metadata, without running what is in the file.

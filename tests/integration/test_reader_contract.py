@@ -213,14 +213,18 @@ def test_read_data_calls_no_collective(folder, saved, monkeypatch):
     reader.read_data(plan, planner)
 
 
-def test_an_item_without_a_storage_entry_is_named(folder, saved):
+def test_items_without_a_storage_entry_are_all_named(folder, saved):
     reader = ParallelFileSystemReader(folder)
     plan, planner = support.plan_for(reader, support.empty_like(saved))
     reader.storage_data = {
-        index: info for index, info in reader.storage_data.items() if index.fqn != "big.2"
+        index: info
+        for index, info in reader.storage_data.items()
+        if index.fqn not in {"big.2", "note"}
     }
-    with pytest.raises(CheckpointReadError, match=r"no storage entry for 'big\.2'"):
+    with pytest.raises(CheckpointReadError, match="nothing was read") as caught:
         reader.read_data(plan, planner)
+    assert sorted(failure.fqn for failure in caught.value.failures) == ["big.2", "note"]
+    assert "does not say where the part at offset (0, 0) is stored" in str(caught.value)
 
 
 def test_a_target_of_another_shape_is_refused_by_name(folder, saved):

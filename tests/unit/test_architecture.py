@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     {"paraload.readers"},
     {"paraload._reading"},
     {"paraload._adapter", "paraload._engine", "paraload._execution", "paraload._intake"},
+    {"paraload._wholeness"},
     {"paraload.metadata"},
     {"paraload._plain_metadata", "paraload._late_metadata", "paraload._soundness"},
     {"paraload._columns", "paraload._unpickler"},
@@ -186,6 +187,7 @@ def test_only_the_destination_and_adapter_side_know_torch():
         "paraload.cli.load",
         "paraload.formats._torch_load",
         "paraload._reading",
+        "paraload._wholeness",
         "paraload.readers",
         "paraload.testing",
     }

@@ -1,0 +1,108 @@
+"""What has to be there before the first byte is read: a place for each item, all of each tensor.
+
+Nothing has been written into a target when one of these errors is raised.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from paraload._coverage import coverage_fault
+from paraload.errors import CoverageError, ItemReadError, MissingEntryError, refuse_to_begin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+    from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+
+    from paraload._coverage import Box
+
+__all__ = ["require_places", "require_whole_tensors"]
+
+
+def require_places(plan: LoadPlan, storage_data: Any) -> None:
+    """Every item has an entry that says where it is stored.
+
+    Raises:
+        CheckpointReadError: with a :class:`MissingEntryError` for each item that has none.
+    """
+    failures = [
+        MissingEntryError(
+            f"the checkpoint does not say where the part at offset {tuple(index.offset or ())} is"
+            " stored",
+            fqn=index.fqn,
+            hint="Its metadata is damaged, or the plan was made for another checkpoint",
+        )
+        for item in plan.items
+        if (index := item.storage_index) not in storage_data
+    ]
+    if failures:
+        raise refuse_to_begin(failures, items=len(plan.items))
+
+
+def require_whole_tensors(plan: LoadPlan, planner: Any) -> None:
+    """The chunks of each tensor that is asked for make it up: without a hole, without an overlap.
+
+    Only a planner whose targets are those of its ``state_dict`` can be asked. A hole that is
+    outside of what this rank wants is none of its business.
+
+    Args:
+        plan: what this rank wants.
+        planner: torch's, or one that resolves as torch's does.
+
+    Raises:
+        CheckpointReadError: with a :class:`CoverageError` for each tensor that is not whole.
+    """
+    if planner.metadata is None:
+        return
+    entries = planner.metadata.state_dict_metadata
+    broken: dict[str, str] = {}
+    for fqn in planner.state_dict:
+        entry = entries.get(fqn)
+        if type(entry) is not TensorStorageMetadata:
+            continue
+        chunks = entry.chunks
+        if len(chunks) == 1 and chunks[0].sizes == entry.size and not any(chunks[0].offsets):
+            continue
+        boxes = tuple([(chunk.offsets, chunk.sizes) for chunk in chunks])
+        if (fault := _fault(entry.size, boxes)) is not None:
+            broken[fqn] = fault
+    failures: list[ItemReadError] = [
+        CoverageError(
+            f"the chunks in the checkpoint do not make up this tensor: {fault}",
+            fqn=fqn,
+            expected=f"all of shape {tuple(entries[fqn].size)} once",
+            got=f"{len(entries[fqn].chunks)} chunks",
+            hint="The checkpoint is incomplete, or its metadata is damaged; load another one",
+        )
+        for fqn, fault in broken.items()
+        if "no chunk" not in fault or not _is_filled(fqn, plan, planner)
+    ]
+    if failures:
+        raise refuse_to_begin(failures, items=len(plan.items))
+
+
+@lru_cache(maxsize=4096)
+def _fault(size: torch.Size, boxes: tuple[Box, ...]) -> str | None:
+    """Cached: a model has many tensors that were cut alike."""
+    return coverage_fault(tuple(size), [(tuple(offsets), tuple(sizes)) for offsets, sizes in boxes])
+
+
+def _is_filled(fqn: str, plan: LoadPlan, planner: Any) -> bool:
+    """Whether the plan fills all that this rank has of the tensor."""
+    by_target: dict[Any, list[ReadItem]] = {}
+    for item in plan.items:
+        if item.dest_index.fqn == fqn:
+            by_target.setdefault(item.dest_index, []).append(item)
+    return bool(by_target) and all(
+        coverage_fault(tuple(planner.lookup_tensor(target).shape), _blocks(items)) is None
+        for target, items in by_target.items()
+    )
+
+
+def _blocks(items: Iterable[ReadItem]) -> list[Box]:
+    return [(tuple(item.dest_offsets), tuple(item.lengths)) for item in items]
