@@ -48,8 +48,8 @@ def require_whole_tensors(plan: LoadPlan, planner: Any) -> None:
     """The chunks of each tensor that is asked for make it up: without a hole, without an overlap.
 
     Only a planner whose targets are those of its ``state_dict`` can be asked. What is wrong outside
-    of what this rank wants is none of its business; and whatever the metadata says of its size (some
-    planners change that), a target that the plan fills is filled.
+    of what this rank wants is none of its business; and whatever size the metadata gives (some
+    planners change it), a target that the plan fills is filled.
 
     Args:
         plan: what this rank wants.
