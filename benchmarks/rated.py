@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from paraload.sources._base import ByteSource
+    from paraload.sources._base import ByteSource, FileIdentity
 
 __all__ = ["RatedReader", "RatedSource"]
 
@@ -59,6 +59,14 @@ class RatedSource:
             bytes_per_second=self.bytes_per_second,
         )
         return again, (self.inner,)
+
+    def identify(self, path: str) -> FileIdentity | None:
+        """As it is."""
+        return self.inner.identify(path)
+
+    def forget(self, path: str) -> None:
+        """As it is."""
+        self.inner.forget(path)
 
     def size(self, path: str) -> int:
         """As it is."""

@@ -133,6 +133,8 @@ class ReaderTraits:
             slice_file=self.slice_file,
             narrow_tensor=self.options.narrow_tensor,
             transform=transform,
+            retries=self.options.retries,
+            stall_timeout_s=self.options.stall_timeout_s,
         )
 
 

@@ -33,6 +33,7 @@ class Ledger:
         self._bytes_read = 0
         self._bytes_verified = 0
         self._reads = 0
+        self._retries = 0
         self._timeline = Timeline(started_s=started_s)
         self._items_total = items_by_file.total()
         self._items_done = 0
@@ -47,6 +48,7 @@ class Ledger:
         """Note what a task has read, and when."""
         self._timeline.add(result)
         self._reads += result.reads
+        self._retries += result.retries
         self._bytes_read += result.bytes_read
         started = result.started_s - self._started_s
         ended = result.ended_s - self._started_s
@@ -111,6 +113,7 @@ class Ledger:
             seconds=time.monotonic() - self._started_s,
             workers=workers,
             executor=executor,
+            retries=self._retries,
             fallbacks=dict(self._fallbacks),
             unverified=dict(self._unverified),
             peak_in_flight_bytes=peak_bytes,

@@ -18,17 +18,21 @@ from paraload._budget import MemoryBudget
 from paraload._destination import Destinations
 from paraload._engine import Load
 from paraload._execution import choose_execution, progress_hook
+from paraload._files import changed_files, require_inside, seen_files
 from paraload._gc import collector_paused, objects_frozen
 from paraload._job import Job
 from paraload._overlap import overlapping_items
 from paraload._wholeness import require_whole_tensors
+from paraload.errors import CheckpointReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
     from paraload._execution import Execution
+    from paraload.report import ReadReport
+    from paraload.sources._base import ByteSource, FileIdentity
 
 __all__ = ["ReaderSteps", "plan_job", "read_with"]
 
@@ -97,11 +101,30 @@ def read_with(
                 process=lambda results: process(results, plan, planner),
                 on_progress=hook,
             )
+            seen = seen_files(traits.source, job.specs, retries=traits.options.retries)
+            if (before := getattr(reader, "_metadata_before", None)) is not None:
+                seen |= before
             stack.enter_context(objects_frozen())
-        reader.last_report = load.run(execution.executor)
+        report = _run(load, execution, traits.source, seen)
+        reader.last_report = report
     done: Future[None] = Future()
     done.set_result(None)
     return done
+
+
+def _run(
+    load: Load, execution: Execution, source: ByteSource, seen: Mapping[str, FileIdentity]
+) -> ReadReport:
+    """Run ``load``, on files that are the same at its end."""
+    try:
+        report = load.run(execution.executor)
+    except CheckpointReadError as error:
+        if (changed := changed_files(source, seen)) is not None:
+            error.add_note(str(changed))  # the reason, more likely than not
+        raise
+    if (changed := changed_files(source, seen)) is not None:
+        raise changed
+    return report
 
 
 def plan_job(
@@ -115,6 +138,8 @@ def plan_job(
     """Everything that can be said before the first byte is read."""
     first = steps["_create_read_tasks"](plan, reader.storage_data)
     specs = intake.specs_of(first)
+    if not traits.options.allow_outside_paths:
+        require_inside(specs)
     traits.remember(specs, plan, reader.storage_data)
     # The commit of a planner that may be resolved ahead is torch's, which does nothing.
     is_plain = intake.may_resolve_ahead(planner)

@@ -100,7 +100,7 @@ def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
 
 
 def _read_block(task: RecordsTask, meter: Meter) -> bytearray:
-    file_bytes = meter.work.source.size(task.path)
+    file_bytes = meter.size()
     if task.start < 0 or task.end > file_bytes:
         for spec in task.specs:
             check_range(spec, file_bytes)
@@ -110,7 +110,7 @@ def _read_block(task: RecordsTask, meter: Meter) -> bytearray:
 
 
 def _read_record(meter: Meter, sink: Sink, taken: _Taken, spec: RecordSpec) -> Outcome | None:
-    check_range(spec, meter.work.source.size(spec.path))
+    check_range(spec, meter.size())
     data = memoryview(bytearray(spec.length))
     meter.read_into(spec.start, [data])
     return _take_record(meter, sink, taken, spec, data)

@@ -302,4 +302,5 @@ class TaskResult:
     started_s: float
     ended_s: float
     worker: str
+    retries: int = 0
     overflowed: bool = False

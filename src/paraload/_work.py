@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from paraload._retry import is_transient, pauses, storage_error
 from paraload._task import Failed
 from paraload.errors import ItemReadError
 from paraload.formats._torch_zip import TorchZipFormat
@@ -38,6 +40,8 @@ class Work:
     transform: Callable[..., Any] | None = None
     format: ItemFormat = field(default_factory=TorchZipFormat)
     is_cancelled: Callable[[], bool] | None = None
+    retries: int = 0
+    stall_timeout_s: float | None = None
 
     @property
     def hooks(self) -> dict[str, Callable[..., Any]]:
@@ -99,19 +103,55 @@ class Cancelled(BaseException):
 
 
 class Meter:
-    """Counts the reads of one task, and lets none begin after the load has ended."""
+    """Counts the reads of one task, tries them again, and lets none begin after the load's end.
+
+    A task that has used up its tries for one read gets no more of them: where a whole file cannot
+    be read, its thousand small records shall not wait for it one by one.
+    """
 
     def __init__(self, work: Work, path: str) -> None:
         self.work = work
         self.path = path
         self.reads = 0
         self.bytes_read = 0
+        self.retries = 0
+        self._retries_left = work.retries
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        try:
+            return self.work.source.size(self.path)
+        except OSError as error:
+            return self._try_again(error, 0, 0, partial(self.work.source.size, self.path))
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fill ``buffers`` from ``start`` on."""
         if self.work.is_cancelled is not None and self.work.is_cancelled():
             raise Cancelled
-        self.reads += self.work.source.read_into(self.path, start, buffers)
-        self.bytes_read += sum(map(len, buffers))
+        source, nbytes = self.work.source, sum(map(len, buffers))
+        try:
+            self.reads += source.read_into(self.path, start, buffers)
+        except OSError as error:
+            read = partial(source.read_into, self.path, start, buffers)
+            self.reads += self._try_again(error, start, start + nbytes, read)
+        self.bytes_read += nbytes
+
+    def _try_again(self, error: OSError, start: int, end: int, read: Callable[[], int]) -> int:
+        tries = 1
+        for _ in pauses(self._retries_left if is_transient(error) else 0, self.work.is_cancelled):
+            self.work.source.forget(self.path)
+            self.retries += 1
+            tries += 1
+            try:
+                return read()
+            except OSError as again:
+                error = again
+                if not is_transient(again):
+                    break
+        if self.work.is_cancelled is not None and self.work.is_cancelled():
+            raise Cancelled
+        self._retries_left = 0
+        raise storage_error(error, start=start, end=end, tries=tries)
 
 
 def item_error(error: Exception) -> ItemReadError:

@@ -78,6 +78,7 @@ def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
         outcomes=tuple(outcomes),
         reads=meter.reads,
         bytes_read=meter.bytes_read,
+        retries=meter.retries,
         started_s=started,
         ended_s=time.monotonic(),
         worker=threading.current_thread().name,
@@ -89,7 +90,7 @@ def _locate(meter: Meter, spec: RecordSpec, known: dict[tuple[int, int], TensorR
     if (found := known.get((spec.start, spec.end))) is not None:
         check_stored(spec, found.dtype, found.shape)
         return Located(item=spec.item, record=found)
-    check_range(spec, meter.work.source.size(spec.path))
+    check_range(spec, meter.size())
     if spec.kind == "bytes":
         return Located(item=spec.item, record=None)
     want = min(FIRST_HEAD_BYTES, spec.length)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "ChangedFileError",
     "CheckpointReadError",
     "ChecksumMismatchError",
     "CoverageError",
@@ -27,8 +28,11 @@ __all__ = [
     "MissingMetadataError",
     "ShapeMismatchError",
     "ShortFileError",
+    "StalledReadError",
+    "StorageReadError",
     "TransformError",
     "UnsafeMetadataError",
+    "UnsafePathError",
     "WorkerDiedError",
 ]
 
@@ -51,7 +55,10 @@ class CheckpointReadError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException would call cls(*args) alone; a frozen rebuild keeps every attribute and the
         # notes without asking subclasses to repeat their constructor's signature here.
-        return _rebuild, (type(self), self.args, self.__dict__.copy())
+        state = self.__dict__.copy()
+        if isinstance(self, OSError):
+            state["errno"] = self.errno  # which is in no __dict__
+        return _rebuild, (type(self), self.args, state)
 
 
 def _rebuild(
@@ -59,7 +66,8 @@ def _rebuild(
 ) -> CheckpointReadError:
     error = cls.__new__(cls, *args)
     error.args = args
-    error.__dict__.update(state)
+    for name, value in state.items():
+        setattr(error, name, value)
     return error
 
 
@@ -143,6 +151,14 @@ class ShortFileError(ItemReadError, EOFError):
     """A file ends before the bytes that the metadata promises."""
 
 
+class StorageReadError(ItemReadError, OSError):
+    """The system could not read a file, however often it was asked; ``errno`` says why."""
+
+
+class UnsafePathError(ItemReadError, ValueError):
+    """The metadata names a file that is not inside of the checkpoint's folder."""
+
+
 class ChecksumMismatchError(ItemReadError):
     """The bytes of a record do not have the CRC-32 that was written with them."""
 
@@ -190,6 +206,23 @@ class UnsafeMetadataError(MetadataError):
         self.global_name = global_name
 
 
+class ChangedFileError(CheckpointReadError):
+    """Files of the checkpoint are not what they were when the load began.
+
+    Args:
+        message: which, and what changed.
+        paths: the files.
+    """
+
+    def __init__(self, message: str, paths: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.paths = paths
+
+
+class StalledReadError(CheckpointReadError, TimeoutError):
+    """A read has not come back for ``stall_timeout_s``."""
+
+
 class WorkerDiedError(CheckpointReadError):
     """A worker process ended without an answer."""
 
@@ -224,9 +257,17 @@ def refuse_to_begin(failures: Sequence[ItemReadError], *, items: int) -> Checkpo
     )
 
 
+def _one_of_each_file_first(failures: Sequence[ItemReadError]) -> list[ItemReadError]:
+    """So that a file with many items hides no other one."""
+    firsts = {failure.path: failure for failure in reversed(failures)}
+    shown = [failure for failure in failures if firsts[failure.path] is failure]
+    return shown + [failure for failure in failures if firsts[failure.path] is not failure]
+
+
 def _error_of(head: str, failures: Sequence[ItemReadError]) -> CheckpointReadError:
     lines = [head]
-    lines += [f"  - {type(failure).__name__}: {failure}" for failure in failures[:_LISTED_FAILURES]]
+    shown = _one_of_each_file_first(failures)
+    lines += [f"  - {type(failure).__name__}: {failure}" for failure in shown[:_LISTED_FAILURES]]
     hidden = len(failures) - _LISTED_FAILURES
     if hidden > 0:
         lines.append(f"  - and {hidden} more, in this error's `failures`")

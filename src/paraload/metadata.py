@@ -22,7 +22,7 @@ import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from paraload._gc import collector_paused
 from paraload._late_metadata import LateMetadata, made, stamp
@@ -30,6 +30,7 @@ from paraload._plain_metadata import NotPlainError, columns_in
 from paraload._soundness import fault_of
 from paraload._unpickler import GlobalRefusedError, unpickle
 from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
+from paraload.sources._base import FileIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from paraload._columns import Columns
 
-__all__ = ["forget", "read_metadata"]
+__all__ = ["forget", "identity_of", "read_metadata"]
 
 _MOST_FILES: Final = 4
 #: Of the files; what is kept of them takes a third.
@@ -133,26 +134,20 @@ def _unsafe(global_name: str, name: str) -> UnsafeMetadataError:
 # --------------------------------------------------------------------------------------- reading
 
 
-class _Identity(NamedTuple):
-    """What a file has as long as it is the same."""
-
-    device: int
-    inode: int
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> _Identity:
-        return cls(
-            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        )
-
-    def is_settled(self, now_ns: int) -> bool:
-        return now_ns - max(self.mtime_ns, self.ctime_ns) > SETTLED_AFTER_NS
+def identity_of(path: str | os.PathLike[str]) -> dict[str, FileIdentity]:
+    """What the file is now, by its whole name; nothing if it cannot be looked at."""
+    name = str(Path(path).absolute())
+    try:
+        return {name: FileIdentity.of(Path(name).stat())}
+    except OSError:
+        return {}  # to read it will tell why
 
 
-def _read_file(name: str) -> tuple[bytes, _Identity | None]:
+def _is_settled(identity: FileIdentity, now_ns: int) -> bool:
+    return now_ns - max(identity.mtime_ns, identity.ctime_ns) > SETTLED_AFTER_NS
+
+
+def _read_file(name: str) -> tuple[bytes, FileIdentity | None]:
     """The bytes, and what to know the file by; ``None`` if it may be changing just now."""
     now_ns = time.time_ns()
     try:
@@ -167,9 +162,9 @@ def _read_file(name: str) -> tuple[bytes, _Identity | None]:
         raise _missing(name, is_folder_there=Path(name).parent.is_dir()) from None
     except (OSError, MemoryError) as error:
         raise MetadataError(f"cannot be read ({type(error).__name__}: {error})", name) from error
-    identity = _Identity.of(before)
-    is_same = identity == _Identity.of(after) and len(data) == identity.size_bytes
-    return data, identity if is_same and identity.is_settled(now_ns) else None
+    identity = FileIdentity.of(before)
+    is_same = identity == FileIdentity.of(after) and len(data) == identity.size_bytes
+    return data, identity if is_same and _is_settled(identity, now_ns) else None
 
 
 def _open_at_once(name: str, flags: int) -> int:
@@ -201,7 +196,7 @@ class _Cache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[str, tuple[_Identity, Columns]] = OrderedDict()
+        self._files: OrderedDict[str, tuple[FileIdentity, Columns]] = OrderedDict()
 
     def get(self, name: str) -> Columns | None:
         with self._lock:
@@ -209,7 +204,7 @@ class _Cache:
         if identity is None:
             return None
         try:
-            is_same = _Identity.of(Path(name).stat()) == identity
+            is_same = FileIdentity.of(Path(name).stat()) == identity
         except OSError:
             is_same = False
         with self._lock:
@@ -220,7 +215,7 @@ class _Cache:
                 self._files.move_to_end(name)
         return columns
 
-    def put(self, name: str, identity: _Identity, columns: Columns) -> None:
+    def put(self, name: str, identity: FileIdentity, columns: Columns) -> None:
         with self._lock:
             self._files[name] = identity, columns
             self._files.move_to_end(name)

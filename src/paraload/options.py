@@ -30,6 +30,10 @@ EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
 DEFAULT_MEMORY_BUDGET_BYTES: Final = 256 << 20
 MIN_MEMORY_BUDGET_BYTES: Final = 1 << 20
 
+#: A worker answers for at most 16 MiB at once, so this is less than 60 KiB a second: nothing comes
+#: any more. NCCL gives up on a rank that does not answer after 600 s; the error should come before.
+DEFAULT_STALL_TIMEOUT_S: Final = 300.0
+
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"\s*(\d+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
 _GLOBAL: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -61,6 +65,13 @@ class ReadOptions:
         slice_file: ``(stream, item_metadata) -> stream``, finds an item's bytes in its file.
         narrow_tensor: ``(tensor, storage_offsets, lengths) -> tensor``, cuts the needed slice.
         transform: ``(read_item, transform_descriptors, stream) -> stream``, decodes an item.
+        retries: how often a read is tried again that the system has refused for what may be a
+            moment (EIO, ESTALE, EAGAIN and the like), after pauses from 50 ms on.
+        stall_timeout_s: seconds without any answer from workers until the load ends with a
+            :class:`~paraload.errors.StalledReadError`; ``None`` waits for ever. Reads on the
+            caller's own thread (``"sequential"``) are not watched: there is nobody to do it.
+        strict: refuse to convert a stored tensor to another dtype, which torch does silently.
+        allow_outside_paths: read files that the metadata names outside of the checkpoint's folder.
         allow_globals: what ``.metadata`` may name besides the classes of torch's own writers:
             names such as ``"mypackage.writer.Info"``, or the classes and functions themselves. To
             unpickle them runs their code.
@@ -81,6 +92,10 @@ class ReadOptions:
     slice_file: Callable[[IO[bytes], _StorageItem], IO[bytes]] | None = None
     narrow_tensor: Callable[[Any, tuple[int, ...], tuple[int, ...]], Any] | None = None
     transform: Callable[[ReadItemInfo, tuple[str, ...], IO[bytes]], IO[bytes]] | None = None
+    retries: int = 3
+    stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S
+    strict: bool = False
+    allow_outside_paths: bool = False
     allow_globals: tuple[str | Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -88,13 +103,16 @@ class ReadOptions:
         if self.executor not in EXECUTORS:
             choices = ", ".join(map(repr, EXECUTORS))
             raise InvalidOptionError(f"executor={self.executor!r} is none of {choices}")
-        for name in ("enable_parallel", "verify"):
+        for name in ("enable_parallel", "verify", "strict", "allow_outside_paths"):
             _require(name, getattr(self, name), bool)
         if self.max_workers is not None:
             _require("max_workers", self.max_workers, int, minimum=1)
         if self.memory_budget_bytes is not None:
             minimum = MIN_MEMORY_BUDGET_BYTES
             _require("memory_budget_bytes", self.memory_budget_bytes, int, minimum=minimum)
+        _require("retries", self.retries, int, minimum=0)
+        if self.stall_timeout_s is not None:
+            _require_seconds("stall_timeout_s", self.stall_timeout_s)
         if not (self.progress is None or isinstance(self.progress, bool)):
             _require_callable("progress", self.progress)
         for name in ("slice_file", "narrow_tensor", "transform"):
@@ -164,11 +182,23 @@ def _parse_count(text: str) -> int:
         raise InvalidOptionError(f"{text!r} is no whole number") from None
 
 
+def _parse_seconds(text: str) -> float | None:
+    """Seconds; "none" for no limit."""
+    if text.lower() == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidOptionError(f"{text!r} is no number of seconds, nor none") from None
+
+
 #: Environment variable -> the option it sets and how its text is read.
 _ENVIRONMENT: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "PARALOAD_MAX_WORKERS": ("max_workers", _parse_count),
     "PARALOAD_EXECUTOR": ("executor", str),
     "PARALOAD_MEMORY_BUDGET": ("memory_budget_bytes", parse_bytes),
+    "PARALOAD_RETRIES": ("retries", _parse_count),
+    "PARALOAD_STALL_TIMEOUT_S": ("stall_timeout_s", _parse_seconds),
     "PARALOAD_PROGRESS": ("progress", _parse_flag),
     "PARALOAD_ALLOW_GLOBALS": ("allow_globals", _parse_names),
 }
@@ -194,6 +224,11 @@ def _require(name: str, value: object, kind: type, *, minimum: int | None = None
         raise InvalidOptionError(f"{name}={value!r} is no {kind.__name__}")
     if minimum is not None and isinstance(value, int) and value < minimum:
         raise InvalidOptionError(f"{name}={value} is less than {minimum}")
+
+
+def _require_seconds(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise InvalidOptionError(f"{name}={value!r} is no number of seconds above 0")
 
 
 def _checked_globals(value: Any) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from paraload import _destination as destination
 from paraload import _intake as intake
 from paraload import _reading as reading
 from paraload._task import ReadItemInfo, ReadTask, StorageItem
-from paraload.metadata import read_metadata
+from paraload.metadata import identity_of, read_metadata
 from paraload.options import ReadOptions
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from paraload._items import CompletedItem
     from paraload.report import ReadReport
-    from paraload.sources._base import ByteSource
+    from paraload.sources._base import ByteSource, FileIdentity
 
 __all__ = [
     "ParallelFileReader",
@@ -206,6 +206,7 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         ParallelFileReader.__init__(self, options=options, **keywords)
         FileSystemReader.__init__(self, path, _extension_registry)
         self._entries: Mapping[str, Any] | None = None
+        self._metadata_before: dict[str, FileIdentity] = {}
 
     def set_up_storage_reader(
         self,
@@ -231,9 +232,12 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         Raises:
             MetadataError: the file is missing, damaged, or names what it has no need of.
         """
+        path = self._get_metadata_path(kwargs.get("rank"))
+        is_local = type(self.fs) is FileSystem
+        self._metadata_before = identity_of(path) if is_local else {}
         return read_metadata(
-            self._get_metadata_path(kwargs.get("rank")),
-            fs=None if type(self.fs) is FileSystem else self.fs,
+            path,
+            fs=None if is_local else self.fs,
             allow_globals=adapter.options_of(self).allow_globals,
             load_id=self.load_id,
         )

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from paraload._task import TaskResult
     from paraload.executors._base import ReadExecutor
     from paraload.formats._base import ItemFormat
-    from paraload.sources._base import ByteSource
+    from paraload.sources._base import ByteSource, FileIdentity
 
 __all__ = [
     "FILES",
@@ -124,6 +124,7 @@ class FaultySource:
     Args:
         inner: reads the bytes.
         fail_at: number of the read that goes wrong, from 1 on; 0 for none.
+        times: how many reads go wrong from there on.
         error: what it raises; ``None`` damages its first buffer instead.
         cut: the damage is a last byte that never arrives, rather than a flipped bit.
         delay_s: how long each read takes longer.
@@ -134,12 +135,14 @@ class FaultySource:
         inner: ByteSource,
         *,
         fail_at: int = 0,
+        times: int = 1,
         error: Exception | None = None,
         cut: bool = False,
         delay_s: float = 0.0,
     ) -> None:
         self.inner = inner
         self.fail_at = fail_at
+        self.times = times
         self.error = error
         self.cut = cut
         self.delay_s = delay_s
@@ -149,11 +152,20 @@ class FaultySource:
         again = partial(
             FaultySource,
             fail_at=self.fail_at,
+            times=self.times,
             error=self.error,
             cut=self.cut,
             delay_s=self.delay_s,
         )
         return again, (self.inner,)
+
+    def identify(self, path: str) -> FileIdentity | None:
+        """As it is."""
+        return self.inner.identify(path)
+
+    def forget(self, path: str) -> None:
+        """As it is."""
+        self.inner.forget(path)
 
     def size(self, path: str) -> int:
         """As it is."""
@@ -162,7 +174,8 @@ class FaultySource:
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
         """Read, unless it is this one's turn to fail."""
         time.sleep(self.delay_s)
-        if next(self._numbers) != self.fail_at:
+        number = next(self._numbers)
+        if not self.fail_at or not 0 <= number - self.fail_at < self.times:
             return self.inner.read_into(path, start, buffers)
         if self.error is not None:
             raise copy.copy(self.error)
@@ -199,6 +212,23 @@ class SourceContract:
     def test_sizes(self, source: ByteSource) -> None:
         """Every file has its size."""
         assert {path: source.size(path) for path in FILES} == {p: len(d) for p, d in FILES.items()}
+
+    def test_identities(self, source: ByteSource) -> None:
+        """A file is known by the same identity each time, with its size; or there is no telling."""
+        for path, data in FILES.items():
+            identity = source.identify(path)
+            if identity is not None:
+                assert identity == source.identify(path)
+                assert identity.size_bytes == len(data)
+                _expect(MissingFileError, source.identify, "not-there")
+
+    def test_a_file_that_was_forgotten_is_opened_again(self, source: ByteSource) -> None:
+        """And may be forgotten twice, or before it was ever read."""
+        source.forget("small")
+        for _ in range(2):
+            assert source.size("small") == len(FILES["small"])
+            source.forget("small")
+            source.forget("small")
 
     def test_ranges(self, source: ByteSource) -> None:
         """Ranges arrive as they are, whole and scattered over buffers of any size."""

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from paraload.errors import StalledReadError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from paraload._sink import TargetMemory
     from paraload._task import ReadTask, TaskResult
     from paraload._work import Work
 
-__all__ = ["ReadExecutor", "drive"]
+__all__ = ["ReadExecutor", "drive", "stalled"]
 
 Result = TypeVar("Result")
 
@@ -52,6 +54,15 @@ class ReadExecutor(Protocol):
         Yields:
             results; their ``data`` is valid until the next one is asked for.
         """
+
+
+def stalled(tasks: Iterable[ReadTask], timeout_s: float, hint: str) -> StalledReadError:
+    """The error for ``tasks`` that were begun and are not heard of any more."""
+    held = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
+    return StalledReadError(
+        f"no answer for {timeout_s:g} s from the storage, while these were being read: {held}."
+        f" {hint}. Is the storage all right? stall_timeout_s= sets how long to wait, None for ever"
+    )
 
 
 def drive(

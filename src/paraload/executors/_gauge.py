@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from paraload.sources._base import ByteSource
+    from paraload.sources._base import ByteSource, FileIdentity
 
 __all__ = ["GaugedSource"]
 
@@ -76,6 +76,14 @@ class GaugedSource:
         now_s = time.monotonic()
         if now_s - stretch.started_s >= _MIN_SAMPLE_S:
             self._note(stretch.end(now_s))
+
+    def identify(self, path: str) -> FileIdentity | None:
+        """As it is."""
+        return self._inner.identify(path)
+
+    def forget(self, path: str) -> None:
+        """As it is."""
+        self._inner.forget(path)
 
     def size(self, path: str) -> int:
         """As it is."""

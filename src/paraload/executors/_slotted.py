@@ -14,6 +14,7 @@ exception; for one that cannot, the caller looks after its workers itself while 
 from __future__ import annotations
 
 import pickle
+import time
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from queue import Empty, SimpleQueue
@@ -30,7 +31,7 @@ from paraload._spawn import worker_context
 from paraload._task import LocateTask, RunsTask, SharedTask
 from paraload._worker import run_task
 from paraload.errors import HookNotPicklableError, WorkerDiedError
-from paraload.executors._base import drive
+from paraload.executors._base import drive, stalled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -132,12 +133,17 @@ class _Run:
 
     def wait(self) -> tuple[int | None, TaskResult]:
         """The next result of a worker."""
+        timeout_s = self._work.stall_timeout_s
+        waiting_since_s = time.monotonic()
         while True:
             try:
                 slot, result = self._done.get(timeout=_LOOK_AFTER_WORKERS_S)
             except Empty:
                 if dead := self._context.dead_workers():
                     raise _workers_died(list(self._in_flight.values()), dead) from None
+                if timeout_s is not None and time.monotonic() - waiting_since_s > timeout_s:
+                    hint = "The worker processes were ended"
+                    raise stalled(self._in_flight.values(), timeout_s, hint) from None
                 continue
             if isinstance(result, BaseException):
                 dead = self._context.dead_workers()

@@ -17,15 +17,15 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final
 
 from paraload._interrupts import interrupts_deferred
 from paraload._sink import TargetSink
 from paraload._task import LocateTask, RecordsTask
 from paraload._work import Cancelled
 from paraload._worker import run_task
-from paraload.executors._base import drive
+from paraload.executors._base import drive, stalled
 from paraload.executors._gauge import GaugedSource
 from paraload.executors._ramp import Ramp
 
@@ -38,6 +38,13 @@ if TYPE_CHECKING:
     from paraload.executors._ramp import RampLimits, Sample
 
 __all__ = ["ThreadExecutor"]
+
+#: A thread that a system call has not let go of cannot be ended; the others end within this.
+_PATIENCE_S: Final = 1.0
+_STUCK: Final = (
+    "A thread that is stuck cannot be ended: it may still write to the tensors that it reads into,"
+    " so do not use them again in this process"
+)
 
 
 class ThreadExecutor:
@@ -88,6 +95,8 @@ class _Crew:
         self._results: SimpleQueue[TaskResult | BaseException | None] = SimpleQueue()
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._reading: dict[str, ReadTask] = {}  # by the thread that does it
+        self._is_stalled = False
         self._work = replace(work, is_cancelled=self._cancelled.is_set)
         self._sink = sink
 
@@ -95,8 +104,13 @@ class _Crew:
 
     def wait(self) -> TaskResult:
         """The next result."""
-        while (result := self._results.get()) is None:
-            self._woken()
+        timeout_s = self._work.stall_timeout_s
+        try:
+            while (result := self._results.get(timeout=timeout_s)) is None:
+                self._woken()
+        except Empty:
+            self._is_stalled = True
+            raise stalled(self._reading.values(), timeout_s or 0.0, _STUCK) from None
         if isinstance(result, BaseException):
             raise result
         return result
@@ -118,7 +132,7 @@ class _Crew:
         for _ in self._threads:
             self.tasks.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(_PATIENCE_S if self._is_stalled else None)
 
     def _woken(self) -> None:
         """A thread has put a ``None`` among the results."""
@@ -128,12 +142,15 @@ class _Crew:
     def _live(self) -> None:
         """Do tasks until there are no more: the life of one thread."""
         while (task := self.tasks.get()) is not None and not self._cancelled.is_set():
+            self._reading[threading.current_thread().name] = task
             try:
-                self._results.put(self._run(task))
+                result: TaskResult | BaseException = self._run(task)
             except Cancelled:
                 return
             except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
-                self._results.put(error)
+                result = error
+            del self._reading[threading.current_thread().name]
+            self._results.put(result)
 
     def _run(self, task: ReadTask) -> TaskResult:
         return run_task(task, self._work, self._sink)

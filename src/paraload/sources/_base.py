@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["ByteSource"]
+__all__ = ["ByteSource", "FileIdentity"]
+
+
+class FileIdentity(NamedTuple):
+    """What a file has as long as it is the same."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        """What the system says of it."""
+        return cls(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )
+
+    def changes_to(self, later: FileIdentity) -> str:
+        """What is different ``later``; "" if the content is the same.
+
+        The time of the last change of attributes is no matter: a new link or owner changes it.
+        """
+        if (self.device, self.inode) != (later.device, later.inode):
+            return "is another file, put in the place of the first"
+        if self.size_bytes != later.size_bytes:
+            return f"had {self.size_bytes} bytes and has {later.size_bytes}"
+        return "" if self.mtime_ns == later.mtime_ns else "was written to"
 
 
 class ByteSource(Protocol):
@@ -20,6 +49,14 @@ class ByteSource(Protocol):
     Errors are :class:`~paraload.errors.ItemReadError` or plain ``OSError``; a read that ends early
     is an error (:class:`~paraload.errors.ShortFileError`), never fewer bytes.
     """
+
+    def identify(self, path: str) -> FileIdentity | None:
+        """What the file is now, without opening it; ``None`` if the storage cannot tell.
+
+        Raises:
+            MissingFileError: it is not there.
+            FormatError: it is no regular file.
+        """
 
     def size(self, path: str) -> int:
         """Bytes of the file."""
@@ -33,6 +70,9 @@ class ByteSource(Protocol):
 
     def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
         """A seekable stream of the whole file, for hooks; leaving the context closes it."""
+
+    def forget(self, path: str) -> None:
+        """Open the file anew when it is next read: what was opened may be stale."""
 
     def close(self) -> None:
         """Close what is open in this process; the source can be used again."""

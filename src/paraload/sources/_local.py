@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from paraload._interrupts import interrupts_deferred
 from paraload.errors import FormatError, MissingFileError, ShortFileError
+from paraload.sources._base import FileIdentity
 from paraload.sources._pages import populate
 
 if TYPE_CHECKING:
@@ -30,8 +33,7 @@ class _Handle:
         # O_NONBLOCK: opening a FIFO that nobody writes to must be an error, not a hang.
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self.fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise FormatError("not a regular file", got=stat.filemode(status.st_mode))
+        _require_regular(status)
         self.size = status.st_size
 
     def close(self) -> None:
@@ -53,6 +55,15 @@ class LocalSource:
 
     def __reduce__(self) -> tuple[type[LocalSource], tuple[str]]:
         return LocalSource, (self.root,)
+
+    def identify(self, path: str) -> FileIdentity:
+        """One look at the file, by its name."""
+        try:
+            status = Path(self.root, path).stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self._missing(path) from error
+        _require_regular(status)
+        return FileIdentity.of(status)
 
     def size(self, path: str) -> int:
         """Bytes of the file."""
@@ -80,6 +91,11 @@ class LocalSource:
         self._handle(path)  # refuses what is no regular file before it is opened again
         return open(os.path.join(self.root, path), "rb")
 
+    def forget(self, path: str) -> None:
+        """Let go of the file; who is reading it may go on."""
+        with self._opening:
+            self._handles.pop(path, None)
+
     def close(self) -> None:
         """Close every file that is open here. No thread may be reading any more."""
         with self._opening:
@@ -97,15 +113,31 @@ class LocalSource:
             return handle
 
     def _open(self, path: str) -> _Handle:
+        name = os.path.join(self.root, path)
         try:
             with interrupts_deferred():  # a descriptor that nobody has yet cannot be closed
-                return _Handle(os.path.join(self.root, path))
+                try:
+                    return _Handle(name)
+                except OSError as error:
+                    if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                        raise
+                    self._handles.clear()  # do with fewer
+                    return _Handle(name)
         except FileNotFoundError as error:
-            raise MissingFileError(
-                "file is missing",
-                path=path,
-                hint=f"Is the checkpoint in {self.root!r} complete?",
-            ) from error
+            raise self._missing(path) from error
+
+    def _missing(self, path: str) -> MissingFileError:
+        hint = f"Is the checkpoint in {self.root!r} complete?"
+        return MissingFileError("file is missing", path=path, hint=hint)
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError(
+            "not a regular file",
+            got=stat.filemode(status.st_mode),
+            hint="Something else has taken the place of a file of the checkpoint",
+        )
 
 
 def _rest(buffers: Sequence[memoryview], skip: int) -> list[memoryview]:

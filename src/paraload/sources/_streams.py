@@ -35,6 +35,9 @@ class StreamSource:
     def __reduce__(self) -> tuple[type[StreamSource], tuple[Any, Any]]:
         return StreamSource, (self._fs, self._root)
 
+    def identify(self, path: str) -> None:
+        """A ``FileSystemBase`` cannot tell."""
+
     def size(self, path: str) -> int:
         """Bytes of the file, found by going to its end."""
         with self._opened(path) as stream:
@@ -65,6 +68,13 @@ class StreamSource:
             manager.__exit__(None, None, None)
             raise
         self._keep(path, manager, stream)
+
+    def forget(self, path: str) -> None:
+        """Drop the stream that was kept."""
+        with self._lock:
+            manager, _ = self._kept.pop(path, (None, None))
+        if manager is not None:
+            manager.__exit__(None, None, None)
 
     def close(self) -> None:
         """Close the streams that were kept."""

@@ -1,0 +1,172 @@
+"""The files of a load: whether all are there before it, and still the same after it.
+
+    specs --> seen_files: one look at each file --> {path: FileIdentity}      before the first byte
+    {path: FileIdentity} --> changed_files: the same look, compared            after the last one
+
+No torch. A storage that cannot tell what a file is (streams) is not asked for more: its reads find
+out one by one.
+"""
+
+from __future__ import annotations
+
+import copy
+import posixpath
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from paraload._checks import check_range
+from paraload._retry import is_transient, pauses, storage_error
+from paraload._work import item_error
+from paraload.errors import (
+    ChangedFileError,
+    ItemReadError,
+    UnsafePathError,
+    refuse_to_begin,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from paraload._task import RecordSpec
+    from paraload.sources._base import ByteSource, FileIdentity
+
+    Looks = dict[str, FileIdentity | Exception | None]
+
+__all__ = ["changed_files", "require_inside", "seen_files"]
+
+#: A look at a file of a network file system takes a millisecond, and there may be thousands.
+_LOOKERS: Final = 8
+_SHARED_FROM_FILES: Final = 16
+
+
+def require_inside(specs: Sequence[RecordSpec]) -> None:
+    """Every path stays inside of the checkpoint's folder, as far as its text tells.
+
+    Raises:
+        CheckpointReadError: with an :class:`UnsafePathError` for each item whose path does not.
+    """
+    reasons = {path: _unsafe(path) for path in {spec.path for spec in specs}}
+    failures = [
+        _of_item(UnsafePathError(f"the path {reason}", hint=_ODD_PATH), spec)
+        for spec in specs
+        if (reason := reasons[spec.path]) is not None
+    ]
+    if failures:
+        raise refuse_to_begin(failures, items=len(specs))
+
+
+_ODD_PATH: Final = (
+    "The metadata is damaged, or somebody wants other files to be read; if the layout is meant to"
+    " be so, pass allow_outside_paths=True"
+)
+
+
+def _unsafe(path: str) -> str | None:
+    if "\0" in path:
+        return "has a NUL in it"
+    if posixpath.isabs(path):
+        return "is absolute"
+    if posixpath.normpath(path).split("/", 1)[0] == "..":
+        return "leaves the folder of the checkpoint"
+    return None
+
+
+def seen_files(
+    source: ByteSource, specs: Sequence[RecordSpec], *, retries: int
+) -> dict[str, FileIdentity]:
+    """What the files are now, of those that the storage can tell it of.
+
+    Args:
+        source: has them.
+        specs: the records in them.
+        retries: how often to look again at files that are not there: just after a write, a network
+            file system may not show them yet.
+
+    Raises:
+        CheckpointReadError: with an error for each item whose file is missing, unreadable, or
+            shorter than its range.
+    """
+    by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
+    for spec in specs:
+        by_file[spec.path].append(spec)
+    looks = _look(source, by_file)
+    for _ in pauses(retries):
+        again = [path for path, look in looks.items() if _is_worth_a_look(look)]
+        if not again:
+            break
+        looks |= _look(source, again)
+    failures: list[ItemReadError] = []
+    seen: dict[str, FileIdentity] = {}
+    for path, look in looks.items():
+        if isinstance(look, Exception):
+            failures += _all_failed(look, by_file[path])
+        elif look is not None:
+            seen[path] = look
+            failures += _outside(by_file[path], look.size_bytes)
+    if failures:
+        raise refuse_to_begin(failures, items=len(specs))
+    return seen
+
+
+def changed_files(source: ByteSource, seen: Mapping[str, FileIdentity]) -> ChangedFileError | None:
+    """The error for files that are not what they were; ``None`` if all are."""
+    changes = {}
+    for path, look in _look(source, seen).items():
+        if isinstance(look, Exception):
+            changes[path] = f"cannot be looked at any more ({look})"
+        elif look is not None and (what := seen[path].changes_to(look)):
+            changes[path] = what
+    if not changes:
+        return None
+    return ChangedFileError(
+        "files of the checkpoint changed while it was read, so the targets may hold a mixture of"
+        " two checkpoints and must not be used: "
+        + "; ".join(f"{path!r} {what}" for path, what in changes.items())
+        + ". Load again when nobody writes to this folder",
+        tuple(changes),
+    )
+
+
+def _look(source: ByteSource, paths: Iterable[str]) -> Looks:
+    def look(path: str) -> FileIdentity | Exception | None:
+        try:
+            return source.identify(path)
+        except Exception as error:  # noqa: BLE001 - told together with those of the other files
+            return item_error(error) if not isinstance(error, OSError) else error
+
+    names = list(paths)
+    if len(names) < _SHARED_FROM_FILES:
+        return dict(zip(names, map(look, names), strict=True))
+    with ThreadPoolExecutor(_LOOKERS, thread_name_prefix="paraload-look") as pool:
+        return dict(zip(names, pool.map(look, names), strict=True))
+
+
+def _is_worth_a_look(look: object) -> bool:
+    return isinstance(look, OSError) and is_transient(look)
+
+
+def _all_failed(error: Exception, specs: Iterable[RecordSpec]) -> list[ItemReadError]:
+    if isinstance(error, OSError):
+        error = storage_error(error, start=0, end=0, tries=1)
+    known = item_error(error)
+    known.traceback_text = ""  # of a look at a file it says nothing more
+    known.start = known.end = None
+    return [_of_item(copy.copy(known), spec) for spec in specs]
+
+
+def _outside(specs: Iterable[RecordSpec], size_bytes: int) -> list[ItemReadError]:
+    failures = []
+    for spec in specs:
+        if 0 <= spec.start <= spec.end <= size_bytes:
+            continue
+        try:
+            check_range(spec, size_bytes)
+        except ItemReadError as error:
+            failures.append(_of_item(error.with_traceback(None), spec))
+    return failures
+
+
+def _of_item(error: ItemReadError, spec: RecordSpec) -> ItemReadError:
+    error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
+    return error
