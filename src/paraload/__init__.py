@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paraload._load import load
+    from paraload._safe_planner import SafeLoadPlanner
     from paraload.errors import CheckpointReadError
     from paraload.options import ReadOptions
     from paraload.progress import ReadProgress
@@ -28,6 +29,7 @@ __all__ = [
     "ReadOptions",
     "ReadProgress",
     "ReadReport",
+    "SafeLoadPlanner",
     "load",
 ]
 
@@ -40,6 +42,7 @@ _HOMES = {
     "ReadOptions": "paraload.options",
     "ReadProgress": "paraload.progress",
     "ReadReport": "paraload.report",
+    "SafeLoadPlanner": "paraload._safe_planner",
     "load": "paraload._load",
 }
 

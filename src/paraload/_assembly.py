@@ -25,6 +25,7 @@ from paraload.formats._archive import check_archive
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from paraload._converter import Converter
     from paraload._destination import DirectTargets, Staging
     from paraload._feed import Feed
     from paraload._items import Item
@@ -43,6 +44,7 @@ class Workshop:
         targets: memory by item or unit; executors see it.
         names: fresh numbers for units.
         feed: takes tasks, and gives memory.
+        converter: copies what was collected into targets.
         verify: check records that are read whole.
         split_bytes: asked with a record, says how many bytes of it a task reads.
         located: tasks that need no memory, for the engine to give to the feed.
@@ -51,6 +53,7 @@ class Workshop:
     targets: DirectTargets
     names: Iterator[int]
     feed: Feed
+    converter: Converter
     verify: bool
     split_bytes: Callable[[RecordSpec], int]
     located: list[RunsTask] = field(default_factory=list)
@@ -239,7 +242,7 @@ class Assembly:
         target = self.item.destination.tensor
         destination.require_shape(target, self.item.spec.wanted.lengths)
         block = destination.cut(target, unit.at, unit.lengths)
-        destination.copy_into(block, self._block(unit, record))
+        self.shop.converter.copy_into(block, self._block(unit, record), item=self.item.spec.item)
 
     def _block(self, unit: _Unit, record: TensorRecord) -> Any:
         """The unit's block of the slice as a tensor over its memory."""

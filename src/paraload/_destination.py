@@ -23,7 +23,7 @@ import torch
 from paraload import _geometry as geometry
 from paraload._checks import check_stored
 from paraload._sink import Layout, TargetMemory
-from paraload.errors import ItemReadError, ShapeMismatchError
+from paraload.errors import ShapeMismatchError
 from paraload.formats import _torch_load
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from paraload._task import RecordSpec
 
-__all__ = ["Destination", "Destinations", "DirectTargets", "Staging", "as_tensor", "copy_into"]
+__all__ = ["Destination", "Destinations", "DirectTargets", "Staging", "as_tensor", "dtype_name"]
 
 _WRITABLE: Final = 0x200  # PyBUF_WRITE
 _memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
@@ -247,23 +247,6 @@ def require_shape(target: torch.Tensor, lengths: geometry.Shape) -> None:
     """Refuse a target that does not have the shape of the planned slice."""
     if tuple(target.shape) != tuple(lengths):
         raise _mismatch(tuple(lengths), tuple(target.shape), "target")
-
-
-def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy with torch, which converts dtype, device and layout.
-
-    Raises:
-        ShapeMismatchError: the shapes differ; ``copy_`` would broadcast some of these silently.
-    """
-    require_shape(target, tuple(source.shape))
-    try:
-        target.copy_(source)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise ItemReadError(
-            "torch cannot copy the stored tensor into its target",
-            expected=f"a target that takes {source.dtype}",
-            got=f"{target.dtype} on {target.device}: {error}",
-        ) from error
 
 
 def _mismatch(stored: geometry.Shape, wanted: geometry.Shape, what: str) -> ShapeMismatchError:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from paraload import _destination as destination
 from paraload._assembly import Assembly, Workshop
+from paraload._converter import Converter
 from paraload._feed import Feed
 from paraload._items import CompletedItem, Item, Items
 from paraload._ledger import Ledger
@@ -80,10 +81,12 @@ class Load:
         self._turns = deque(sorted(job.ordered, key=rank))
         self._feed = Feed(budget, rank=rank if self._turns else None)
         self._feed.start(job.first)
+        self._converter = Converter(strict=job.strict)
         self._shop = Workshop(
             targets=destination.DirectTargets(job.destinations, job.ordered),
             names=itertools.count(max(self._items.specs, default=-1) + 1),
             feed=self._feed,
+            converter=self._converter,
             verify=job.work.verify,
             split_bytes=job.split_bytes,
         )
@@ -113,7 +116,10 @@ class Load:
                     self._on_progress(self._ledger.snapshot())
         self._require_everything()
         return self._ledger.report(
-            workers=executor.workers, executor=executor.name, peak_bytes=self._budget.peak_bytes
+            workers=executor.workers,
+            executor=executor.name,
+            peak_bytes=self._budget.peak_bytes,
+            conversions=self._converter.counts(),
         )
 
     def _require_everything(self) -> None:
@@ -181,7 +187,10 @@ class Load:
         is_next = not item.ordered or self._turns[0] == item.spec.item
         data = content.memory if is_next else memoryview(bytearray(content.memory))
         if isinstance(content, Raw):
-            self._in_turn(item, lambda: self._commit_raw(item, data, content.reason))
+            is_proved = bool(verified_bytes)
+            self._in_turn(
+                item, lambda: self._commit_raw(item, data, content.reason, is_proved=is_proved)
+            )
         else:
             self._in_turn(item, lambda: self._commit_staged(item, data, content))
 
@@ -214,7 +223,8 @@ class Load:
         def commit() -> None:
             try:
                 if assembly.record is None:
-                    self._commit_raw(item, assembly.raw(), assembly.reason)
+                    is_proved = bool(verified_bytes)
+                    self._commit_raw(item, assembly.raw(), assembly.reason, is_proved=is_proved)
                 elif item.ordered:
                     self._commit(item, tensor=assembly.tensor())
                 else:
@@ -254,11 +264,17 @@ class Load:
             tensor = destination.cut(tensor, *staged.cut)
         self._commit(item, tensor=tensor)
 
-    def _commit_raw(self, item: Item, data: memoryview, reason: str) -> None:
+    def _commit_raw(self, item: Item, data: memoryview, reason: str, *, is_proved: bool) -> None:
         if item.spec.kind == "bytes":
             try:
                 self._commit(item, data=data)
-            except Exception as error:  # what load_bytes raises for damaged bytes names no file
+            except ItemReadError:
+                raise
+            except Exception as error:
+                # Of bytes that are right it is the planner's own problem. Of others it may be the
+                # file's, and what load_bytes raises names none.
+                if is_proved:
+                    raise
                 raise item_error(error) from error
             return
         self._ledger.fall_back(reason)
@@ -282,6 +298,7 @@ class Load:
             landed=landed,
             tensor=tensor,
             data=data,
+            converter=self._converter,
         )
         self._process([completed])
         self._items.are_done((item.spec.item,))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from paraload._assembly import Assembly
+    from paraload._converter import Converter
     from paraload._destination import Destination, Destinations
     from paraload._task import RecordSpec
 
@@ -26,6 +27,7 @@ class CompletedItem(NamedTuple):
         landed: the content is in the destination's tensor already.
         tensor: the content, to be copied into the target; valid only now.
         data: the content of a bytes item; valid only now.
+        converter: copies the tensor.
     """
 
     item: int
@@ -33,6 +35,12 @@ class CompletedItem(NamedTuple):
     landed: bool = False
     tensor: Any = None
     data: memoryview | None = None
+    converter: Converter | None = None
+
+    def copy_into(self, target: Any) -> None:
+        """Copy the tensor into ``target``, unless it is there already."""
+        if self.converter is not None and not self.landed:
+            self.converter.copy_into(target, self.tensor, item=self.item)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -30,6 +30,7 @@ class Job:
         task_limit_bytes: bytes that one task may deliver.
         hand_over_landed: somebody wants to know of items that are in their targets already.
         slow_reasons: why nothing of it can go the fast way.
+        strict: convert no dtype.
         started_s: when it was asked for, as ``time.monotonic`` tells it.
     """
 
@@ -43,4 +44,5 @@ class Job:
     task_limit_bytes: int
     hand_over_landed: bool
     slow_reasons: Sequence[str]
+    strict: bool
     started_s: float

@@ -101,7 +101,9 @@ class Ledger:
             seconds=time.monotonic() - self._started_s,
         )
 
-    def report(self, *, workers: int, executor: str, peak_bytes: int) -> ReadReport:
+    def report(
+        self, *, workers: int, executor: str, peak_bytes: int, conversions: dict[str, int]
+    ) -> ReadReport:
         """What it was."""
         return ReadReport(
             bytes_needed=self._bytes_done,
@@ -116,6 +118,7 @@ class Ledger:
             retries=self._retries,
             fallbacks=dict(self._fallbacks),
             unverified=dict(self._unverified),
+            conversions=conversions,
             peak_in_flight_bytes=peak_bytes,
             file_timings=self._files,
             tasks=self._timeline.tasks,

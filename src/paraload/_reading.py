@@ -169,6 +169,7 @@ def plan_job(
         task_limit_bytes=execution.task_limit_bytes,
         hand_over_landed=not is_plain or steps.are_own("_process_results"),
         slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],
+        strict=traits.options.strict,
         started_s=started_s,
     )
     return job, execution

@@ -18,6 +18,7 @@ __all__ = [
     "CheckpointReadError",
     "ChecksumMismatchError",
     "CoverageError",
+    "DtypeMismatchError",
     "FormatError",
     "HookNotPicklableError",
     "InvalidOptionError",
@@ -32,6 +33,7 @@ __all__ = [
     "StorageReadError",
     "TransformError",
     "UnsafeMetadataError",
+    "UnsafeObjectError",
     "UnsafePathError",
     "WorkerDiedError",
 ]
@@ -169,6 +171,14 @@ class FormatError(ItemReadError, ValueError):
 
 class ShapeMismatchError(ItemReadError, ValueError):
     """The stored tensor, the planned slice and the target do not fit each other."""
+
+
+class DtypeMismatchError(ItemReadError, TypeError):
+    """The stored tensor would have to be converted to a dtype that cannot hold it, or must not."""
+
+
+class UnsafeObjectError(ItemReadError):
+    """An object in the checkpoint needs code that is not allowed; none of it was run."""
 
 
 class TransformError(ItemReadError):

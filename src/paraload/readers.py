@@ -18,7 +18,6 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from paraload import _adapter as adapter
-from paraload import _destination as destination
 from paraload import _intake as intake
 from paraload import _reading as reading
 from paraload._task import ReadItemInfo, ReadTask, StorageItem
@@ -162,17 +161,16 @@ class ParallelFileReader:
         self, results: Sequence[CompletedItem], plan: LoadPlan, planner: LoadPlanner
     ) -> None:
         """Hand completed items to the planner, one after the other, on this thread."""
-        for number, resolved, landed, tensor, data in results:
-            read_item = plan.items[number]
+        for result in results:
+            read_item = plan.items[result.item]
             if read_item.type is LoadItemType.BYTE_IO:
-                planner.load_bytes(read_item, io.BytesIO(data or b""))
+                planner.load_bytes(read_item, io.BytesIO(result.data or b""))
                 continue
-            if resolved is not None:
-                target = resolved.tensor
+            if result.destination is not None:
+                target = result.destination.tensor
             else:
                 target = planner.resolve_tensor(read_item).detach()
-            if not landed:
-                destination.copy_into(target, tensor)
+            result.copy_into(target)
             planner.commit_tensor(read_item, target)
 
 

@@ -68,6 +68,7 @@ class ReadReport:
         executor: how they ran.
         retries: requests that were tried again.
         fallbacks: reason -> items that could not go the fast way.
+        conversions: conversion of the dtype -> items.
         unverified: reason -> items whose bytes could not be checked.
         peak_in_flight_bytes: most staging memory that was reserved at once.
         file_timings: by path.
@@ -88,6 +89,7 @@ class ReadReport:
     retries: int = 0
     fallbacks: Mapping[str, int] = field(default_factory=dict)
     unverified: Mapping[str, int] = field(default_factory=dict)
+    conversions: Mapping[str, int] = field(default_factory=dict)
     peak_in_flight_bytes: int = 0
     file_timings: Mapping[str, FileTiming] = field(default_factory=dict)
     tasks: int = 0
@@ -133,6 +135,8 @@ class ReadReport:
         ]
         if self.unverified:
             lines.append(f"not checked: {_counts(self.unverified)}")
+        if self.conversions:
+            lines.append(f"converted: {_counts(self.conversions)}")
         if self.fallbacks:
             lines.append(f"slow paths: {_counts(self.fallbacks)}")
         if self.retries:

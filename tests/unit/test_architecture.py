@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS: list[set[str]] = [
     {"paraload.__main__", "read_data_parallel", "parallel_reader_implementation"},
     {"paraload.cli*", "paraload.testing"},
-    {"paraload._load"},
+    {"paraload._load", "paraload._safe_planner"},
     {"paraload._quick_planner"},
     {"paraload.readers"},
     {"paraload._reading"},
@@ -35,6 +35,7 @@ LAYERS: list[set[str]] = [
         "paraload._timeline",
     },
     {"paraload.executors*", "paraload._shared", "paraload._spawn", "paraload._resources"},
+    {"paraload._converter"},
     {"paraload._worker", "paraload._destination", "paraload._budget", "paraload._plan"},
     {"paraload._overlap"},
     {
@@ -188,6 +189,8 @@ def test_only_the_destination_and_adapter_side_know_torch():
         "paraload.cli.load",
         "paraload.formats._torch_load",
         "paraload._reading",
+        "paraload._converter",
+        "paraload._safe_planner",
         "paraload._wholeness",
         "paraload.readers",
         "paraload.testing",

@@ -1,0 +1,72 @@
+"""Stored tensors into targets that are not just the place for their bytes.
+
+``Tensor.copy_`` converts dtype, device and layout, and says nothing of it. A conversion of the
+dtype is counted here, or refused where the user wants that; one that would drop the imaginary parts
+is always refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from paraload._destination import dtype_name, require_shape
+from paraload.errors import DtypeMismatchError, ItemReadError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Converter"]
+
+
+class Converter:
+    """Copies, and knows what it has converted.
+
+    Args:
+        strict: convert no dtype.
+    """
+
+    def __init__(self, *, strict: bool) -> None:
+        self._strict = strict
+        self._items: defaultdict[str, set[int]] = defaultdict(set)
+
+    def copy_into(self, target: torch.Tensor, source: torch.Tensor, *, item: int) -> None:
+        """Copy with torch.
+
+        Raises:
+            ShapeMismatchError: the shapes differ; ``copy_`` would broadcast some of these silently.
+            DtypeMismatchError: the dtypes differ more than they may.
+        """
+        require_shape(target, tuple(source.shape))
+        if source.dtype != target.dtype:
+            self._convert(source.dtype, target.dtype, item)
+        try:
+            target.copy_(source)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            raise ItemReadError(
+                "torch cannot copy the stored tensor into its target",
+                expected=f"a target that takes {source.dtype}",
+                got=f"{target.dtype} on {target.device}: {error}",
+                hint="Does the target share its own memory, as an expanded tensor does?",
+            ) from error
+
+    def counts(self) -> dict[str, int]:
+        """Conversion -> items."""
+        return {conversion: len(items) for conversion, items in sorted(self._items.items())}
+
+    def _convert(self, stored: torch.dtype, wanted: torch.dtype, item: int) -> None:
+        if stored.is_complex and not wanted.is_complex:
+            raise DtypeMismatchError(
+                "the stored tensor is complex and its target is not",
+                expected=f"a complex target for {dtype_name(stored)}",
+                got=dtype_name(wanted),
+                hint="Load it into a complex tensor, and take what you need of that",
+            )
+        if self._strict:
+            raise DtypeMismatchError(
+                "the target has another dtype than the stored tensor",
+                expected=dtype_name(stored),
+                got=dtype_name(wanted),
+                hint="Make the target of the stored dtype; without strict=True it is converted",
+            )
+        self._items[f"{dtype_name(stored)} to {dtype_name(wanted)}"].add(item)
