@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paraload._load import load
     from paraload._safe_planner import SafeLoadPlanner
+    from paraload._verify import verify
     from paraload.errors import CheckpointReadError
     from paraload.options import ReadOptions
     from paraload.progress import ReadProgress
@@ -31,6 +32,7 @@ __all__ = [
     "ReadReport",
     "SafeLoadPlanner",
     "load",
+    "verify",
 ]
 
 __version__ = "0.1.0"
@@ -44,6 +46,7 @@ _HOMES = {
     "ReadReport": "paraload.report",
     "SafeLoadPlanner": "paraload._safe_planner",
     "load": "paraload._load",
+    "verify": "paraload._verify",
 }
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from paraload.sources._base import ByteSource
     from paraload.transforms import Decoder
 
-__all__ = ["ReaderTraits", "default_source", "options_of", "path_text"]
+__all__ = ["ReaderTraits", "default_source", "options_of", "path_text", "stock_decoders"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +165,13 @@ class _SliceHere:
 
 def _is_foreign(transforms: Any) -> bool:
     return transforms is not None and type(transforms) is not _StorageReaderTransforms
+
+
+def stock_decoders(
+    described: Iterable[tuple[str, ...]],
+) -> dict[tuple[str, ...], tuple[tuple[Decoder, ...], tuple[str, ...]]]:
+    """The decoders that torch's own extensions give for these descriptors."""
+    return {names: _decoders(_registry(None), names) for names in set(described) if names}
 
 
 def _registry(transforms: Any) -> Any:

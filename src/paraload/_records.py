@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from paraload._work import Meter, Sink, Work
     from paraload.formats._base import ItemFormat
 
-__all__ = ["read_records", "read_streams"]
+__all__ = ["decoded", "locate_in", "read_records", "read_streams"]
 
 
 class _Taken:
@@ -145,13 +145,13 @@ def _take_record(
 ) -> Outcome | None:
     work = meter.work
     if work.transform is not None or spec.wanted.descriptors:
-        data = _decoded(work, spec, data)
+        data = decoded(work, spec, data)
     if spec.kind == "bytes":
         return _checked_raw(meter, sink, spec, data, "")
     if (hook := work.narrow_tensor) is not None:
         verified = (check_archive(data) or 0) if work.verify else 0
         return sink.put_narrowed(spec, _narrow(hook, spec, data), verified)
-    found = _locate_in(work.format, data)
+    found = locate_in(work.format, data)
     if isinstance(found, Unsupported):
         return _checked_raw(meter, sink, spec, data, found.reason)
     check_stored(spec, found.dtype, found.shape)
@@ -165,7 +165,8 @@ def _take_record(
     return None
 
 
-def _decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
+def decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
+    """The record without the transforms that its descriptors name."""
     descriptors = spec.wanted.descriptors
     decoders, unknown = work.decoders.get(descriptors, ((), descriptors))
     if unknown and work.transform is None:
@@ -179,7 +180,8 @@ def _decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
     return memoryview(work.transform(spec.for_hooks.read_item, unknown, io.BytesIO(data)).read())
 
 
-def _locate_in(fmt: ItemFormat, data: memoryview) -> TensorRecord | Unsupported:
+def locate_in(fmt: ItemFormat, data: memoryview) -> TensorRecord | Unsupported:
+    """Find the payload of a record that is in memory."""
     want = FIRST_HEAD_BYTES
     while isinstance(found := fmt.locate(bytes(data[:want]), len(data)), NeedBytes):
         want = found.nbytes

@@ -17,7 +17,9 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS: list[set[str]] = [
     {"paraload.__main__", "read_data_parallel", "parallel_reader_implementation"},
     {"paraload.cli*", "paraload.testing"},
-    {"paraload._load", "paraload._safe_planner"},
+    {"paraload._load", "paraload._safe_planner", "paraload._verify"},
+    {"paraload._verify_plan", "paraload._verify_run", "paraload.manifest"},
+    {"paraload._verify_records", "paraload._verify_report"},
     {"paraload._quick_planner"},
     {"paraload.readers"},
     {"paraload._reading"},
@@ -191,6 +193,7 @@ def test_only_the_destination_and_adapter_side_know_torch():
         "paraload._reading",
         "paraload._converter",
         "paraload._safe_planner",
+        "paraload._verify_plan",
         "paraload._wholeness",
         "paraload.readers",
         "paraload.testing",

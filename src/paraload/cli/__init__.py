@@ -1,4 +1,4 @@
-"""The command line: ``paraload inspect PATH``, ``paraload load PATH``, ``paraload bench PATH``.
+"""The command line: ``paraload inspect|verify|load|bench PATH``.
 
 Exit status: 0 all is well; 1 the checkpoint is bad; 2 the call is; 130 stopped with Ctrl-C.
 
@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from paraload import __version__
-from paraload.cli import bench, inspect, load
+from paraload.cli import bench, inspect, load, verify
 from paraload.cli._errors import UsageError
 from paraload.errors import CheckpointReadError, InvalidOptionError
 
@@ -70,6 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"paraload {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (inspect, load, bench):
+    for command in (inspect, verify, load, bench):
         command.add_parser(commands)
     return parser

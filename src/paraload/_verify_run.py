@@ -1,0 +1,186 @@
+"""The records of a checkpoint on their way through the threads that check them.
+
+    records, by file and offset --look--> all right, or a finding
+                                   |
+                                   `--> a big payload --pieces--> sums --compare--> likewise
+
+The caller's thread alone keeps the books. A record's pieces are summed before the next record is
+looked at, so that files are read from front to back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from paraload._verify_records import check_record, new_scratch, sum_piece
+from paraload._verify_report import Finding
+from paraload._work import Meter, item_error
+from paraload.progress import ReadProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+    from paraload._task import RecordSpec
+    from paraload._verify_records import Checked, PayloadCheck
+    from paraload._verify_report import Part
+    from paraload._work import Work
+    from paraload.progress import ProgressHook
+
+__all__ = ["VerifyRun"]
+
+
+@dataclass(slots=True)
+class _Summing:
+    """A record whose payload is being summed."""
+
+    spec: RecordSpec
+    checked: Checked
+    payload: PayloadCheck
+    crcs: dict[int, int] = field(default_factory=dict)
+    left: int = 0
+    is_failed: bool = False
+
+
+class VerifyRun:
+    """Checks records.
+
+    Args:
+        work: where they are, and how to decode them.
+        specs: the records.
+        parts: what each of them is, by its number.
+        workers: threads.
+
+    Attributes:
+        verified_bytes: compared with a CRC-32, and right.
+        unverifiable_bytes: that have none.
+        uncompared: tensors whose dtype and shape could not be compared with the metadata.
+    """
+
+    def __init__(
+        self, work: Work, specs: Sequence[RecordSpec], parts: Sequence[Part], workers: int
+    ) -> None:
+        self.verified_bytes = self.unverifiable_bytes = self.uncompared = 0
+        self._cancelled = threading.Event()
+        self._work = replace(work, is_cancelled=self._cancelled.is_set)
+        self._parts = parts
+        self._workers = workers
+        self._scratch = threading.local()
+        self._records = deque(sorted(specs, key=attrgetter("path", "start")))
+        self._pieces: deque[tuple[_Summing, int]] = deque()
+        self._running: dict[Future[Any], Callable[[Future[Any]], None]] = {}
+        self._findings: list[Finding] = []
+        self._items_left = Counter(spec.path for spec in specs)
+        self._files_total = len(self._items_left)
+        self._items_total, self._items_done = len(specs), 0
+        self._bytes_total, self._bytes_done = sum(spec.length for spec in specs), 0
+        self._started_s = time.monotonic()
+
+    def findings(self, hook: ProgressHook | None) -> list[Finding]:
+        """Check all of them; what is wrong."""
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="paraload-verify") as pool:
+            try:
+                while self._records or self._pieces or self._running:
+                    self._fill(pool)
+                    for future in wait(self._running, return_when=FIRST_COMPLETED).done:
+                        self._running.pop(future)(future)
+                    if hook is not None:
+                        hook(self._snapshot())
+            except BaseException:
+                self._cancelled.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return self._findings
+
+    def _fill(self, pool: ThreadPoolExecutor) -> None:
+        """Twice the threads: each finds its next task before the caller has seen its last."""
+        while (self._records or self._pieces) and len(self._running) < 2 * self._workers:
+            if self._pieces:
+                summing, number = self._pieces.popleft()
+                start, end = summing.payload.pieces()[number]
+                future = pool.submit(self._sum, summing.spec, start, end)
+                self._running[future] = partial(self._summed, summing, number)
+            else:
+                spec = self._records.popleft()
+                self._running[pool.submit(self._look, spec)] = partial(self._looked, spec)
+
+    def _looked(self, spec: RecordSpec, future: Future[Any]) -> None:
+        try:
+            checked: Checked = future.result()
+        except Exception as error:  # noqa: BLE001 - damaged bytes provoke anything
+            self._found(spec, error)
+            self._leave(spec, None)
+            return
+        if checked.payload is None:
+            self._leave(spec, checked)
+            return
+        summing = _Summing(spec, checked, checked.payload)
+        summing.left = len(checked.payload.pieces())
+        self._pieces.extend((summing, number) for number in range(summing.left))
+
+    def _summed(self, summing: _Summing, number: int, future: Future[Any]) -> None:
+        summing.left -= 1
+        try:
+            summing.crcs[number] = future.result()
+            if not summing.left and not summing.is_failed:
+                summing.payload.compare(crc for _, crc in sorted(summing.crcs.items()))
+        except Exception as error:  # noqa: BLE001 - likewise
+            if not summing.is_failed:
+                self._found(summing.spec, error)
+            summing.is_failed = True
+        if not summing.left:
+            self._leave(summing.spec, None if summing.is_failed else summing.checked)
+
+    def _leave(self, spec: RecordSpec, checked: Checked | None) -> None:
+        if checked is not None:
+            self.verified_bytes += checked.verified_bytes
+            self.unverifiable_bytes += checked.unverifiable_bytes
+            self.uncompared += not checked.is_compared
+        self._items_done += 1
+        self._bytes_done += spec.length
+        self._items_left[spec.path] -= 1
+
+    def _found(self, spec: RecordSpec, raised: Exception) -> None:
+        error = item_error(raised)
+        self._findings.append(
+            Finding(
+                kind=type(error).__name__,
+                problem=error.problem,
+                path=spec.path,
+                start=spec.start,
+                end=spec.end,
+                parts=(self._parts[spec.item],),
+                expected=error.expected,
+                got=error.got,
+                hint=error.hint,
+            )
+        )
+
+    def _snapshot(self) -> ReadProgress:
+        return ReadProgress(
+            bytes_done=self._bytes_done,
+            bytes_total=self._bytes_total,
+            items_done=self._items_done,
+            items_total=self._items_total,
+            files_done=sum(not left for left in self._items_left.values()),
+            files_total=self._files_total,
+            seconds=time.monotonic() - self._started_s,
+        )
+
+    # ------------------------------------------------------------------ on the threads
+
+    def _look(self, spec: RecordSpec) -> Checked:
+        return check_record(Meter(self._work, spec.path), spec)
+
+    def _sum(self, spec: RecordSpec, start: int, end: int) -> int:
+        scratch = getattr(self._scratch, "memory", None)
+        if scratch is None:
+            scratch = self._scratch.memory = new_scratch()
+        return sum_piece(Meter(self._work, spec.path), start, end, scratch)

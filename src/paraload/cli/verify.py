@@ -1,0 +1,141 @@
+"""``paraload verify PATH``: whether every byte of a checkpoint is what was written."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from paraload.cli import _checkpoint as checkpoint
+from paraload.cli._errors import UsageError
+from paraload.cli._output import (
+    STANDARD_OUTPUT,
+    Table,
+    add_json_option,
+    check_file_target,
+    check_json_target,
+    write_json,
+)
+from paraload.errors import MetadataError
+from paraload.options import ReadOptions
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from paraload._verify_report import Finding, VerifyReport
+
+__all__ = ["add_parser", "run"]
+
+_DEFAULT_LIMIT = 50
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser of all."""
+    parser = commands.add_parser(
+        "verify",
+        help="check every byte, without a model",
+        description="Check a checkpoint: the CRC-32 of every record, headers against metadata, that"
+        " every tensor is whole, and that all files are there. Nothing is unpickled.",
+    )
+    parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
+    parser.add_argument("--workers", type=int, metavar="N", help="readers at once")
+    parser.add_argument(
+        "--write-manifest",
+        metavar="FILE",
+        help="after a good check, write the digest of every file, to know them by later",
+    )
+    parser.add_argument(
+        "--manifest", metavar="FILE", help="compare every file with this manifest, too"
+    )
+    parser.add_argument(
+        "--key-file",
+        metavar="FILE",
+        help="key of the manifest: nobody without it can make one that fits other files",
+    )
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify, print what was found; 1 if the checkpoint is bad."""
+    check_json_target(arguments.json)
+    check_file_target("--write-manifest", arguments.write_manifest)
+    path = checkpoint.existing_folder(arguments.path)
+    key = _key(arguments.key_file)
+    try:
+        report = _verify(path, arguments, key)
+    except MetadataError as error:
+        write_json({"ok": False, "path": str(path), "error": str(error)}, arguments.json)
+        raise
+    write_json(report.to_dict(), arguments.json)
+    if arguments.json != STANDARD_OUTPUT:
+        _show(report)
+    if report.ok and arguments.write_manifest is not None:
+        _write_manifest(path, arguments.write_manifest, key)
+    return 0 if report.ok else 1
+
+
+def _verify(path: Path, arguments: argparse.Namespace, key: bytes | None) -> VerifyReport:
+    import paraload  # noqa: PLC0415 - imports torch
+
+    given: dict[str, Any] = {"progress": sys.stderr.isatty()}
+    if arguments.workers is not None:
+        given["max_workers"] = arguments.workers
+    options = ReadOptions.resolve(overrides=given)
+    return paraload.verify(path, manifest=arguments.manifest, key=key, options=options)
+
+
+def _write_manifest(path: Path, target: str, key: bytes | None) -> None:
+    from paraload.manifest import write_manifest  # noqa: PLC0415 - only for those who want one
+
+    try:
+        files = write_manifest(path, target, key=key)
+    except OSError as error:
+        raise UsageError(f"--write-manifest {target}: {error}") from error
+    print(f"manifest of {files} files written to {target}", file=sys.stderr)
+
+
+def _key(name: str | None) -> bytes | None:
+    if name is None:
+        return None
+    try:
+        with open(name, "rb") as file:
+            key = file.read()
+    except OSError as error:
+        raise UsageError(f"--key-file {name}: {error.strerror}") from error
+    if not key:
+        raise UsageError(f"--key-file {name}: is empty")
+    return key
+
+
+def _show(report: VerifyReport) -> None:
+    print(report.summary())
+    for title, findings in (("problems", report.problems), ("remarks", report.remarks)):
+        if findings:
+            print()
+            _table(title, findings).show()
+    hints = dict.fromkeys(finding.hint for finding in report.problems if finding.hint)
+    for hint in hints:
+        print(f"\n{hint}.")
+
+
+def _table(title: str, findings: Sequence[Finding]) -> Table:
+    shown = findings[:_DEFAULT_LIMIT]
+    more = "" if len(shown) == len(findings) else f", {len(shown)} of {len(findings)}; JSON has all"
+    return Table(
+        title=f"{title}{more}",
+        head=("what", "file", "bytes", "affects", "expected", "got"),
+        rows=[
+            (
+                finding.problem,
+                finding.path or "",
+                "" if finding.end is None else f"[{finding.start}, {finding.end})",
+                finding.affected(),
+                finding.expected or "",
+                finding.got or "",
+            )
+            for finding in shown
+        ],
+        numeric=frozenset(),
+    )

@@ -1,0 +1,136 @@
+"""Manifests: to know the files of a checkpoint again, when somebody may have replaced them.
+
+A CRC-32 tells damage, not a swap: a shard of another step has checksums that are right. A manifest
+has a digest of each file. Without a key it is SHA-256, and proves something only if it is kept
+where those who can write to the checkpoint cannot. With a key it is BLAKE2b, and may lie beside the
+checkpoint: nobody without the key can make one that fits other files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from paraload._verify_report import Finding
+from paraload.errors import InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["compare_manifest", "write_manifest"]
+
+_VERSION: Final = 1
+_PLAIN, _KEYED = "sha256", "blake2b-keyed"
+_BLAKE2B_KEY_BYTES: Final = 64
+_REPLACED: Final = "Somebody has written to the checkpoint since the manifest was made"
+
+
+def write_manifest(
+    path: str | os.PathLike[str], target: str | os.PathLike[str], *, key: bytes | None = None
+) -> int:
+    """Write the digests of all files in the folder ``path``, its ``.metadata`` among them.
+
+    Args:
+        path: folder of the checkpoint.
+        target: the manifest; a file in the folder does not list itself.
+        key: of the digests; a plain SHA-256 when not given.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        OSError: a file cannot be read, or the manifest not be written.
+
+    >>> import tempfile, pathlib
+    >>> from paraload.manifest import compare_manifest, write_manifest
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pathlib.Path(folder, "__0_0.distcp").write_bytes(b"weights")
+    ...     written = write_manifest(folder, pathlib.Path(folder, "manifest.json"))
+    ...     _ = pathlib.Path(folder, "__0_0.distcp").write_bytes(b"Weights")
+    ...     found = list(compare_manifest(folder, pathlib.Path(folder, "manifest.json")))
+    >>> written, [finding.path for finding in found]
+    (1, ['__0_0.distcp'])
+    """
+    files = _digests(Path(path), Path(target), key)
+    manifest = {"version": _VERSION, "digest": _PLAIN if key is None else _KEYED, "files": files}
+    Path(target).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return len(files)
+
+
+def compare_manifest(
+    path: str | os.PathLike[str], manifest: str | os.PathLike[str], *, key: bytes | None = None
+) -> Iterator[Finding]:
+    """What is different from ``manifest``: files that are replaced, missing, or new.
+
+    Raises:
+        InvalidOptionError: it is no manifest, or one that needs a key, or none.
+        OSError: a file cannot be read.
+    """
+    known = _read(Path(manifest), key)
+    found = _digests(Path(path), Path(manifest), key)
+    for name in sorted(known.keys() | found.keys()):
+        if name not in found:
+            yield _finding(name, "the file is missing", "a file of the manifest", "none")
+        elif name not in known:
+            yield _finding(name, "the manifest does not know the file", "no such file", "a file")
+        elif found[name]["bytes"] != known[name]["bytes"]:
+            sizes = (f"{of[name]['bytes']} bytes" for of in (known, found))
+            yield _finding(name, "the file is another one", *sizes)
+        elif not hmac.compare_digest(found[name]["digest"], known[name]["digest"]):
+            digests = (f"digest {of[name]['digest'][:16]}..." for of in (known, found))
+            yield _finding(name, "the file is another one", *digests)
+
+
+def _finding(name: str, problem: str, expected: str, got: str) -> Finding:
+    return Finding(
+        kind="manifest", problem=problem, path=name, expected=expected, got=got, hint=_REPLACED
+    )
+
+
+def _read(manifest: Path, key: bytes | None) -> dict[str, Any]:
+    try:
+        value = json.loads(manifest.read_text(encoding="utf-8"))
+        version, kind = value["version"], value["digest"]
+        files: dict[str, Any] = {
+            str(name): {"bytes": int(of["bytes"]), "digest": str(of["digest"])}
+            for name, of in value["files"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidOptionError(f"{manifest}: is no manifest ({error!r})") from error
+    if version != _VERSION:
+        raise InvalidOptionError(f"{manifest}: version {version}; this paraload reads {_VERSION}")
+    if kind != (_PLAIN if key is None else _KEYED):
+        wanted = "with a key" if kind == _KEYED else "without a key"
+        raise InvalidOptionError(f"{manifest}: was made {wanted} ({kind})")
+    return files
+
+
+def _digests(folder: Path, manifest: Path, key: bytes | None) -> dict[str, dict[str, Any]]:
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and not (manifest.exists() and file.samefile(manifest))
+    )
+
+    def digest(file: Path) -> dict[str, Any]:
+        with file.open("rb") as opened:
+            nbytes = os.fstat(opened.fileno()).st_size
+            hashed = hashlib.file_digest(opened, lambda: _hasher(key))
+        return {"bytes": nbytes, "digest": hashed.hexdigest()}
+
+    with ThreadPoolExecutor(thread_name_prefix="paraload-digest") as pool:
+        names = (file.relative_to(folder).as_posix() for file in files)
+        return dict(zip(names, pool.map(digest, files), strict=True))
+
+
+def _hasher(key: bytes | None) -> Any:
+    if key is None:
+        return hashlib.sha256()
+    if len(key) > _BLAKE2B_KEY_BYTES:
+        key = hashlib.blake2b(key).digest()
+    return hashlib.blake2b(key=key)

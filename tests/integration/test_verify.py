@@ -1,0 +1,352 @@
+"""``paraload.verify``: finds whatever is wrong with a checkpoint, and says what it affects."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+
+import paraload
+from paraload import cli
+from paraload.errors import InvalidOptionError, MetadataError, MissingMetadataError
+from paraload.manifest import write_manifest
+from paraload.testing import make_checkpoint
+from tests.integration import support
+
+#: Read whole, located, and located with a payload of several pieces.
+STATE = {
+    "small": torch.arange(60.0).reshape(20, 3),
+    "big": torch.arange(300 * 700.0).reshape(300, 700),
+    "huge": torch.arange(5 << 20, dtype=torch.float32),
+    "note": {"text": "x" * 100, "steps": list(range(50))},
+    "long note": "y" * 400_000,
+    "empty": torch.empty(0, 4),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    support.save(tmp_path / "ckpt", STATE, files=2)
+    return tmp_path / "ckpt"
+
+
+@contextlib.contextmanager
+def rewritten(folder):
+    path = folder / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    yield metadata
+    path.write_bytes(pickle.dumps(metadata))
+
+
+def problems(folder, **keywords):
+    report = paraload.verify(folder, **keywords)
+    assert report.ok == (not report.problems)
+    return report.problems
+
+
+@pytest.mark.parametrize("zstd", [False, True])
+@pytest.mark.parametrize("single", [False, True])
+def test_a_good_checkpoint_is_good(tmp_path, zstd, single):
+    make_checkpoint(tmp_path, STATE, zstd=zstd, single_file_per_rank=single)
+    report = paraload.verify(tmp_path)
+    assert report.ok, report
+    assert report.remarks == ()
+    names = [name for name, value in STATE.items() if torch.is_tensor(value)]
+    nested = 2  # "note" is a dictionary, and saved as two objects
+    assert (report.tensors, report.objects) == (len(names), nested + 1)
+    payload = sum(STATE[name].nbytes for name in names)
+    assert report.bytes_checked > payload
+    assert report.bytes_unverifiable == 0
+    assert str(report).startswith("good: ")
+
+
+@pytest.mark.parametrize("name", ["small", "big", "note.text", "long note"])
+def test_damage_of_any_entry_of_a_record_is_found(folder, name):
+    """Every entry of its archive: the header, the payload, and what only torch looks at."""
+    file, offset, length = support.records_of(folder)[name]
+    data = file.read_bytes()[offset : offset + length]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = [(i.filename, i.header_offset, i.file_size) for i in archive.infolist()]
+        directory = archive.start_dir
+    places = {"end of directory": length - 22, "directory": directory}
+    for entry, start, size in entries:
+        names = sum(int.from_bytes(data[start + at : start + at + 2], "little") for at in (26, 28))
+        places[f"{entry} first"] = start + 30 + names
+        places[f"{entry} last"] = start + 30 + names + size - 1
+        places[f"{entry} header"] = start
+    for place, at in places.items():
+        support.flip(file, offset + at)
+        found = problems(folder)
+        assert found, place
+        assert {part.name for finding in found for part in finding.parts} == {name}, place
+        assert (found[0].path, found[0].start) == (file.name, offset)
+        support.flip(file, offset + at)
+    assert problems(folder) == ()
+
+
+def test_a_flip_in_any_piece_of_a_long_payload_is_found(folder):
+    file, offset, _ = support.records_of(folder)["huge"]
+    for at in (1000, (16 << 20) + 5000, (20 << 20) - 1):
+        support.flip(file, offset + 704 + at)
+        [finding] = problems(folder)
+        assert finding.kind == "ChecksumMismatchError"
+        assert "affects huge[0:5242880]" in str(finding)
+        support.flip(file, offset + 704 + at)
+
+
+def test_a_damaged_zstd_frame_is_found(tmp_path):
+    make_checkpoint(tmp_path, {"w": torch.arange(50_000)}, zstd=True, files=1)
+    file, offset, length = support.records_of(tmp_path)["w"]
+    for at in range(10, length - 10, length // 7):
+        support.flip(file, offset + at)
+        [finding] = problems(tmp_path)
+        assert finding.parts[0].name == "w"
+        support.flip(file, offset + at)
+
+
+def test_files_that_are_missing_or_cut_are_told_with_all_that_they_affect(folder):
+    first, second = support.data_files(folder)
+    affected = {
+        path.name: {name for name, (file, *_) in support.records_of(folder).items() if file == path}
+        for path in (first, second)
+    }
+    first.unlink()
+    os.truncate(second, 0)
+    found = {finding.path: finding for finding in problems(folder)}
+    assert found[first.name].kind == "file is missing"
+    assert found[second.name].kind == "file ends too early"
+    for path, finding in found.items():
+        assert {part.name for part in finding.parts} == affected[path]
+
+
+def test_what_is_left_of_a_cut_file_is_checked(folder):
+    file, offset, length = support.records_of(folder)["huge"]
+    os.truncate(file, offset + length - 1)
+    cut = {
+        name
+        for name, (f, o, n) in support.records_of(folder).items()
+        if f == file and o + n > offset + length - 1
+    }
+    [finding] = problems(folder)
+    assert {part.name for part in finding.parts} == cut
+
+
+def test_paths_that_leave_the_folder_are_not_opened(folder):
+    with rewritten(folder) as metadata:
+        metadata.storage_data[MetadataIndex("small", torch.Size([0, 0]))].relative_path = "../x"
+    [finding] = problems(folder)
+    assert "leaves the folder" in finding.kind
+    assert finding.parts[0].name == "small"
+
+
+def test_what_is_stored_is_compared_with_the_metadata(folder):
+    with rewritten(folder) as metadata:
+        metadata.state_dict_metadata["big"].properties.dtype = torch.float64
+        metadata.state_dict_metadata["small"].size = torch.Size([19, 3])
+        metadata.state_dict_metadata["small"].chunks[0] = ChunkStorageMetadata(
+            torch.Size([0, 0]), torch.Size([19, 3])
+        )
+    found = {finding.parts[0].name: finding for finding in problems(folder)}
+    assert found["big"].expected == "float64 of shape (300, 700)"
+    assert found["small"].got == "float32 of shape (20, 3)"
+
+
+def test_holes_overlaps_and_entries(folder):
+    with rewritten(folder) as metadata:
+        entries, places = metadata.state_dict_metadata, metadata.storage_data
+        entries["small"].size = torch.Size([21, 3])
+        del places[MetadataIndex("big", torch.Size([0, 0]))]
+        places[MetadataIndex("nobody", torch.Size([0]))] = places[MetadataIndex("long note")]
+        entries["twin"] = entries["huge"]
+        place = places[MetadataIndex("huge", torch.Size([0]))]
+        places[MetadataIndex("twin", torch.Size([0]))] = dataclasses.replace(place)
+    found = {finding.kind: finding for finding in problems(folder)}
+    assert "no chunk has the elements from (20, 0) to (21, 3)" in found["coverage"].problem
+    assert found["missing entry"].parts[0].name == "big"
+    assert found["entry without a chunk"].parts[0].name == "nobody"
+    both = {part.name for part in found["overlapping records"].parts}
+    assert both == {"huge", "twin"}
+
+
+def test_orphans_are_remarks(folder):
+    first = support.data_files(folder)[0]
+    size = first.stat().st_size
+    with first.open("ab") as file:
+        file.write(b"more")
+    (folder / "left.tmp").write_bytes(b"x")
+    report = paraload.verify(folder)
+    assert report.ok
+    [bytes_, file] = report.remarks
+    assert (bytes_.path, bytes_.start, bytes_.end) == (first.name, size, size + 4)
+    assert file.path == "left.tmp"
+
+
+def test_old_records_and_unchecked_ones_are_counted(tmp_path):
+    saved = support.save(tmp_path, {"w": torch.ones(4, 4)})["w"]
+    legacy = tmp_path / "legacy.distcp"
+    torch.save(saved, legacy, _use_new_zipfile_serialization=False)
+    with rewritten(tmp_path) as metadata:
+        [place] = metadata.storage_data.values()
+        place.relative_path, place.offset, place.length = legacy.name, 0, legacy.stat().st_size
+    report = paraload.verify(tmp_path)
+    assert report.ok
+    assert report.uncompared == 1
+    assert report.bytes_unverifiable == legacy.stat().st_size
+    assert "not compared: 1" in str(report)
+
+
+def test_bad_metadata_is_an_error(folder):
+    (folder / ".metadata").write_bytes(b"\x80\x04.")
+    with pytest.raises(MetadataError):
+        paraload.verify(folder)
+    (folder / ".metadata").unlink()
+    with pytest.raises(MissingMetadataError, match="incomplete checkpoint"):
+        paraload.verify(folder)
+
+
+def test_nothing_is_left_when_it_is_stopped(folder):
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    from paraload.testing import leaked, resources
+
+    before = resources()
+    with pytest.raises(KeyboardInterrupt):
+        paraload.verify(folder, progress=stop)
+    assert leaked(before) == []
+
+
+def test_progress_reaches_the_end(folder):
+    seen = []
+    paraload.verify(folder, progress=seen.append, max_workers=2)
+    last = seen[-1]
+    assert last.bytes_done == last.bytes_total
+    assert (last.items_done, last.files_done) == (last.items_total, 2)
+
+
+# ------------------------------------------------------------------------------------- manifests
+
+
+@pytest.mark.parametrize("key", [None, b"secret", b"k" * 100])
+def test_only_a_manifest_sees_that_shards_were_swapped(tmp_path, key):
+    saved = {name: torch.full((200,), float(n)) for n, name in enumerate("ab")}
+    support.save(tmp_path / "ckpt", saved, files=2)
+    first, second = support.data_files(tmp_path / "ckpt")
+    manifest = tmp_path / "ckpt" / "manifest.json"
+    assert write_manifest(tmp_path / "ckpt", manifest, key=key) == 3
+    report = paraload.verify(tmp_path / "ckpt", manifest=manifest, key=key)
+    assert report.ok
+    assert report.remarks == ()
+    first.rename(tmp_path / "x")
+    second.rename(first)
+    (tmp_path / "x").rename(second)
+    assert problems(tmp_path / "ckpt") == ()
+    found = problems(tmp_path / "ckpt", manifest=manifest, key=key)
+    assert [finding.path for finding in found] == [first.name, second.name]
+    assert "another one" in found[0].problem
+    first.unlink()
+    (tmp_path / "ckpt" / "new").touch()
+    found = {
+        f.path: f.problem
+        for f in problems(tmp_path / "ckpt", manifest=manifest, key=key)
+        if f.kind == "manifest"
+    }
+    assert found[first.name] == "the file is missing"
+    assert found["new"] == "the manifest does not know the file"
+
+
+def test_a_key_is_needed_where_there_was_one(folder, tmp_path):
+    for given, needed in ((b"a", None), (None, b"a")):
+        write_manifest(folder, tmp_path / "m", key=given)
+        with pytest.raises(InvalidOptionError, match=r"made with(out)? a key"):
+            paraload.verify(folder, manifest=tmp_path / "m", key=needed)
+    write_manifest(folder, tmp_path / "m", key=b"a")
+    assert len(problems(folder, manifest=tmp_path / "m", key=b"b")) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"version": 1}', "[1]", '{"version": 9, "digest": "sha256", "files": {}}']
+)
+def test_other_files_are_no_manifests(folder, tmp_path, text):
+    (tmp_path / "m").write_text(text)
+    with pytest.raises(InvalidOptionError, match=r"m: (is no manifest|version 9)"):
+        paraload.verify(folder, manifest=tmp_path / "m")
+
+
+# ---------------------------------------------------------------------------------- command line
+
+
+def run(capsys, *words):
+    status = cli.main(["verify", *map(str, words)])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_the_command_says_what_is_affected(folder, capsys, tmp_path):
+    assert run(capsys, folder)[0] == 0
+    file, offset, _ = support.records_of(folder)["big"]
+    support.flip(file, offset + 704 + 5000)
+    status, out, _ = run(capsys, folder, "--json", tmp_path / "out.json")
+    assert status == 1
+    assert "BAD:" in out
+    assert "big[0:300, 0:700]" in out
+    assert file.name in out
+    assert '"ok": false' in (tmp_path / "out.json").read_text()
+
+
+def test_the_command_writes_and_compares_manifests(folder, capsys, tmp_path):
+    manifest, key = tmp_path / "m.json", tmp_path / "key"
+    key.write_bytes(os.urandom(32))
+    words = ("--key-file", key)
+    status, _, err = run(capsys, folder, "--write-manifest", manifest, *words)
+    assert (status, "manifest of 3 files" in err) == (0, True)
+    assert run(capsys, folder, "--manifest", manifest, *words)[0] == 0
+    support.data_files(folder)[0].touch()
+    with support.data_files(folder)[0].open("ab") as file:
+        file.write(b"x")
+    status, out, _ = run(capsys, folder, "--manifest", manifest, *words)
+    assert status == 1
+    assert "the file is another one" in out
+
+
+def test_bad_calls_are_2_and_bad_metadata_is_1(folder, capsys, tmp_path):
+    assert run(capsys, tmp_path / "nothing")[0] == 2
+    assert run(capsys, folder, "--key-file", tmp_path / "nothing")[0] == 2
+    assert run(capsys, folder, "--manifest", tmp_path / "nothing")[0] == 2
+    assert run(capsys, tmp_path)[0] == 1
+
+
+def test_no_torch_code_of_the_checkpoint_runs(tmp_path):
+    """Objects are read and summed, never unpickled."""
+    code = (
+        "import sys, paraload\n"
+        "sys.addaudithook(lambda e, a: sys.exit('unpickled') if e == 'pickle.find_class'"
+        " and 'Trap' in str(a) else None)\n"
+        "report = paraload.verify(sys.argv[1])\n"
+        "assert report.ok, report\n"
+    )
+    support.save(tmp_path / "ckpt", {"trap": Trap(str(tmp_path / "touched"))})
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "ckpt"], check=False, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "touched").exists()
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
