@@ -20,6 +20,7 @@ from benchmarks import (
     slices,
     small,
     startup,
+    verifying,
     whole,
     zstd,
 )
@@ -44,6 +45,7 @@ _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     "metadata": metadata.measure,
     "whole": whole.measure,
     "zstd": zstd.measure,
+    "verify": verifying.measure,
     "planning": planning.measure,
     "rated": rated_table.measure,
 }

@@ -90,17 +90,12 @@ def seen_files(
     by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
     for spec in specs:
         by_file[spec.path].append(spec)
-    looks = _look(source, by_file)
-    for _ in pauses(retries):
-        again = [path for path, look in looks.items() if _is_worth_a_look(look)]
-        if not again:
-            break
-        looks |= _look(source, again)
+    looks, tries = _look_again(source, by_file, retries)
     failures: list[ItemReadError] = []
     seen: dict[str, FileIdentity] = {}
     for path, look in looks.items():
         if isinstance(look, Exception):
-            failures += _all_failed(look, by_file[path])
+            failures += _all_failed(look, by_file[path], tries)
         elif look is not None:
             seen[path] = look
             failures += _outside(by_file[path], look.size_bytes)
@@ -109,10 +104,13 @@ def seen_files(
     return seen
 
 
-def changed_files(source: ByteSource, seen: Mapping[str, FileIdentity]) -> ChangedFileError | None:
+def changed_files(
+    source: ByteSource, seen: Mapping[str, FileIdentity], *, retries: int
+) -> ChangedFileError | None:
     """The error for files that are not what they were; ``None`` if all are."""
     changes = {}
-    for path, look in _look(source, seen).items():
+    looks, _ = _look_again(source, seen, retries)
+    for path, look in looks.items():
         if isinstance(look, Exception):
             changes[path] = f"cannot be looked at any more ({look})"
         elif look is not None and (what := seen[path].changes_to(look)):
@@ -126,6 +124,18 @@ def changed_files(source: ByteSource, seen: Mapping[str, FileIdentity]) -> Chang
         + ". Load again when nobody writes to this folder",
         tuple(changes),
     )
+
+
+def _look_again(source: ByteSource, paths: Iterable[str], retries: int) -> tuple[Looks, int]:
+    """Looks at each file, more of them where one failed for the moment; and how many there were."""
+    looks = _look(source, paths)
+    tries, waits = 1, pauses(retries)
+    while again := [path for path, look in looks.items() if _is_worth_a_look(look)]:
+        if next(waits, 0) == 0:
+            break
+        looks |= _look(source, again)
+        tries += 1
+    return looks, tries
 
 
 def _look(source: ByteSource, paths: Iterable[str]) -> Looks:
@@ -146,9 +156,9 @@ def _is_worth_a_look(look: object) -> bool:
     return isinstance(look, OSError) and is_transient(look)
 
 
-def _all_failed(error: Exception, specs: Iterable[RecordSpec]) -> list[ItemReadError]:
+def _all_failed(error: Exception, specs: Iterable[RecordSpec], tries: int) -> list[ItemReadError]:
     if isinstance(error, OSError):
-        error = storage_error(error, start=0, end=0, tries=1)
+        error = storage_error(error, start=0, end=0, tries=tries)
     known = item_error(error)
     known.traceback_text = ""  # of a look at a file it says nothing more
     known.start = known.end = None

@@ -23,7 +23,7 @@ from paraload._gc import collector_paused, objects_frozen
 from paraload._job import Job
 from paraload._overlap import overlapping_items
 from paraload._wholeness import require_whole_tensors
-from paraload.errors import CheckpointReadError
+from paraload.errors import CheckpointReadError, StalledReadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,7 +105,7 @@ def read_with(
             if (before := getattr(reader, "_metadata_before", None)) is not None:
                 seen |= before
             stack.enter_context(objects_frozen())
-        report = _run(load, execution, traits.source, seen)
+        report = _run(load, execution, traits.source, seen, traits.options.retries)
         reader.last_report = report
     done: Future[None] = Future()
     done.set_result(None)
@@ -113,16 +113,22 @@ def read_with(
 
 
 def _run(
-    load: Load, execution: Execution, source: ByteSource, seen: Mapping[str, FileIdentity]
+    load: Load,
+    execution: Execution,
+    source: ByteSource,
+    seen: Mapping[str, FileIdentity],
+    retries: int,
 ) -> ReadReport:
     """Run ``load``, on files that are the same at its end."""
     try:
         report = load.run(execution.executor)
+    except StalledReadError:
+        raise  # to look at the files of a storage that stands still would stand still as well
     except CheckpointReadError as error:
-        if (changed := changed_files(source, seen)) is not None:
+        if (changed := changed_files(source, seen, retries=0)) is not None:
             error.add_note(str(changed))  # the reason, more likely than not
         raise
-    if (changed := changed_files(source, seen)) is not None:
+    if (changed := changed_files(source, seen, retries=retries)) is not None:
         raise changed
     return report
 

@@ -56,7 +56,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def pauses(retries: int, is_cancelled: Callable[[], bool] | None = None) -> Iterator[int]:
-    """Wait before each new try, longer each time; ends when there are no more, or at once.
+    """Wait before each new try, longer each time; ends when there are no more, or when cancelled.
 
     Yields:
         the number of the try that comes, from 2 on.

@@ -67,9 +67,11 @@ class ReadOptions:
         transform: ``(read_item, transform_descriptors, stream) -> stream``, decodes an item.
         retries: how often a read is tried again that the system has refused for what may be a
             moment (EIO, ESTALE, EAGAIN and the like), after pauses from 50 ms on.
-        stall_timeout_s: seconds without any answer from workers until the load ends with a
-            :class:`~paraload.errors.StalledReadError`; ``None`` waits for ever. Reads on the
-            caller's own thread (``"sequential"``) are not watched: there is nobody to do it.
+        stall_timeout_s: seconds in which no task is done until the load ends with a
+            :class:`~paraload.errors.StalledReadError`; ``None`` waits for ever. A task reads at
+            most 16 MiB, or one record where a hook or transform needs it whole. Reads on the
+            caller's own thread are not watched, there is nobody to do it: those of
+            ``"sequential"``, and some of ``"processes"`` and ``"pool"`` while workers are busy.
         strict: refuse to convert a stored tensor to another dtype, which torch does silently.
         allow_outside_paths: read files that the metadata names outside of the checkpoint's folder.
         allow_globals: what ``.metadata`` may name besides the classes of torch's own writers:

@@ -17,6 +17,7 @@ Only :func:`make_checkpoint` needs torch; sources, formats and executors are tes
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import random
 import threading
@@ -39,8 +40,7 @@ from paraload.errors import MissingFileError, ShortFileError
 from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from paraload._task import TaskResult
@@ -70,7 +70,8 @@ FILES: Final[dict[str, bytes]] = {
 def resources() -> Counter[str]:
     """What this process holds apart from ordinary memory, every thing as a line of text.
 
-    Open descriptors, threads, processes below this one, and the machine's shared memory.
+    Open descriptors, threads, processes below this one, and the machine's shared memory, as far as
+    no other program has it.
     """
     held: Counter[str] = Counter()
     for fd in Path("/proc/self/fd").iterdir():
@@ -79,10 +80,30 @@ def resources() -> Counter[str]:
         except FileNotFoundError:
             continue  # the descriptor of this listing itself
     held.update(f"thread {thread.name}" for thread in threading.enumerate())
-    held.update(f"process {child.pid}" for child in psutil.Process().children(recursive=True))
-    if (shm := Path("/dev/shm")).is_dir():  # noqa: S108 - only listed
-        held.update(f"shared memory {segment}" for segment in shm.iterdir())
+    family = {child.pid for child in psutil.Process().children(recursive=True)}
+    held.update(f"process {pid}" for pid in family)
+    segments = set(map(str, _SHARED_MEMORY.iterdir())) if _SHARED_MEMORY.is_dir() else set()
+    if segments:
+        family.add(os.getpid())
+        segments -= _mapped_by(pid for pid in psutil.pids() if pid not in family)
+    held.update(f"shared memory {segment}" for segment in segments)
     return held
+
+
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only listed
+
+
+def _mapped_by(pids: Iterable[int]) -> set[str]:
+    """The segments of shared memory that these processes have mapped."""
+    found: set[str] = set()
+    for pid in pids:
+        try:
+            maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # it has ended, or is somebody else's
+        lines = (line for line in maps.splitlines() if f"{_SHARED_MEMORY}/" in line)
+        found.update(line.split(maxsplit=5)[-1] for line in lines)
+    return found
 
 
 def leaked(before: Counter[str], *, grace_s: float = 10.0) -> list[str]:

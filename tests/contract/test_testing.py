@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import pytest
 import torch
@@ -237,3 +238,29 @@ def test_the_executor_suite_finds_a_wrong_executor(tmp_path, fault, test):
     source.close()
     if fault == "left open":
         os.close(executor.kept)
+
+
+def test_the_shared_memory_of_other_programs_does_not_count():
+    holding = (
+        "from multiprocessing.shared_memory import SharedMemory\n"
+        "segment = SharedMemory(create=True, size=4096)\n"
+        "print(segment.name, flush=True)\n"
+        "input()\n"
+        "segment.close()\n"
+        "segment.unlink()\n"
+    )
+    # Its parent is another one, as that of a program of somebody else.
+    other = "import os, sys\nif os.fork():\n os._exit(0)\n" + holding
+    before = resources()
+    with subprocess.Popen(
+        [sys.executable, "-c", other], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        name = process.stdout.readline().decode().strip()
+        assert Path("/dev/shm", name).exists()
+        assert leaked(before, grace_s=1) == []
+        process.stdin.write(b"\n")
+    own = SharedMemory(create=True, size=4096)
+    assert any(own.name in line for line in leaked(before, grace_s=0.1))
+    own.close()
+    own.unlink()
+    assert not any("shared memory" in line for line in leaked(before, grace_s=1))

@@ -358,3 +358,50 @@ def test_an_error_of_a_load_tells_of_files_that_changed(folder, saved):
     with pytest.raises(CheckpointReadError) as caught:
         reader.read_data(plan, planner)
     assert any("changed while it was read" in note for note in caught.value.__notes__)
+
+
+def test_a_thread_that_hangs_while_it_opens_a_file_does_not_hang_the_caller(
+    folder, saved, monkeypatch
+):
+    from paraload.sources import _local
+
+    released = threading.Event()
+    caller = threading.get_ident()
+    really_open = os.open
+
+    def hanging(*args, **keywords):
+        if threading.get_ident() != caller:
+            released.wait()
+        return really_open(*args, **keywords)
+
+    monkeypatch.setattr(_local.os, "open", hanging)
+    reader = ParallelFileSystemReader(folder, max_workers=2, stall_timeout_s=0.2)
+    plan, planner = support.plan_for(reader, support.empty_like(saved))
+    started = time.monotonic()
+    try:
+        with pytest.raises(StalledReadError):
+            reader.read_data(plan, planner)
+    finally:
+        released.set()
+    assert time.monotonic() - started < 10
+    for thread in threading.enumerate():
+        if thread.name.startswith("paraload-"):
+            thread.join(10)
+
+
+def test_too_many_open_files_are_done_with_fewer(tmp_path):
+    import resource
+
+    saved = {f"w.{n}": torch.randn(100) for n in range(60)}
+    support.save(tmp_path, saved, files=60)
+    reader = ParallelFileSystemReader(tmp_path, executor="sequential", retries=0)
+    targets = support.empty_like(saved)
+    plan, planner = support.plan_for(reader, targets)
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 6, hard))
+    try:
+        reader.read_data(plan, planner)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    support.assert_same(targets, saved)

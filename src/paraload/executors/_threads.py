@@ -14,6 +14,7 @@ who alone starts and ends threads.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import replace
@@ -39,8 +40,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ThreadExecutor"]
 
-#: A thread that a system call has not let go of cannot be ended; the others end within this.
-_PATIENCE_S: Final = 1.0
+logger = logging.getLogger("paraload")
+
+#: How long the end of a load waits for threads, which end after the read that they are in. One that
+#: a system call does not let go of cannot be ended, and must not take the caller's Ctrl-C with it.
+_PATIENCE_S: Final = 30.0
+_PATIENCE_WITH_STALLED_S: Final = 1.0
 _STUCK: Final = (
     "A thread that is stuck cannot be ended: it may still write to the tensors that it reads into,"
     " so do not use them again in this process"
@@ -131,8 +136,12 @@ class _Crew:
         self._cancelled.set()
         for _ in self._threads:
             self.tasks.put(None)
+        patience_s = _PATIENCE_WITH_STALLED_S if self._is_stalled else _PATIENCE_S
+        until_s = time.monotonic() + patience_s
         for thread in self._threads:
-            thread.join(_PATIENCE_S if self._is_stalled else None)
+            thread.join(max(0.0, until_s - time.monotonic()))
+        if stuck := [thread.name for thread in self._threads if thread.is_alive()]:
+            logger.warning("threads that the storage does not let go of: %s", ", ".join(stuck))
 
     def _woken(self) -> None:
         """A thread has put a ``None`` among the results."""

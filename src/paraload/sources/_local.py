@@ -51,7 +51,7 @@ class LocalSource:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.fspath(root)
         self._handles: dict[str, _Handle] = {}
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[LocalSource], tuple[str]]:
         return LocalSource, (self.root,)
@@ -93,24 +93,25 @@ class LocalSource:
 
     def forget(self, path: str) -> None:
         """Let go of the file; who is reading it may go on."""
-        with self._opening:
+        with self._lock:
             self._handles.pop(path, None)
 
     def close(self) -> None:
-        """Close every file that is open here. No thread may be reading any more."""
-        with self._opening:
+        """Close every file that is open here. A thread that is reading gets an error, at most."""
+        with self._lock:
             for handle in self._handles.values():
                 handle.close()
             self._handles.clear()
 
     def _handle(self, path: str) -> _Handle:
-        with self._opening:
-            handle = self._handles.get(path)
-            if handle is None:
-                while len(self._handles) >= _MAX_OPEN_FILES:
-                    self._handles.pop(next(iter(self._handles)))
-                handle = self._handles[path] = self._open(path)
+        handle = self._handles.get(path)
+        if handle is not None:
             return handle
+        opened = self._open(path)  # not under the lock: it may take long, on a storage that hangs
+        with self._lock:
+            while len(self._handles) >= _MAX_OPEN_FILES:
+                self._handles.pop(next(iter(self._handles)))
+            return self._handles.setdefault(path, opened)
 
     def _open(self, path: str) -> _Handle:
         name = os.path.join(self.root, path)
@@ -121,7 +122,8 @@ class LocalSource:
                 except OSError as error:
                     if error.errno not in {errno.EMFILE, errno.ENFILE}:
                         raise
-                    self._handles.clear()  # do with fewer
+                    with self._lock:
+                        self._handles.clear()  # do with fewer; who reads one may go on
                     return _Handle(name)
         except FileNotFoundError as error:
             raise self._missing(path) from error
