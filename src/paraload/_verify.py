@@ -5,7 +5,7 @@
                                  +-------------+------ findings -+
 
 Nothing is unpickled but the metadata, and that by stand-ins. What is read is summed and forgotten:
-a thread needs 4 MiB, whatever the size of a tensor.
+a thread needs 1 MiB, whatever the size of a tensor.
 """
 
 from __future__ import annotations

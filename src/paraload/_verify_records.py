@@ -39,10 +39,11 @@ __all__ = ["IN_MEMORY_BYTES", "Checked", "PayloadCheck", "check_record"]
 
 #: Records up to here are read with one read.
 IN_MEMORY_BYTES: Final = 256 << 10
-#: What one task sums of a payload, and what it reads at once: that is summed while it is in the
-#: processor's cache.
+#: What one task sums of a payload, and what it reads at once into memory that it reads into again
+#: and again: so the bytes are summed in the processor's cache, and never leave it. Of 256 KiB to
+#: 8 MiB, 512 KiB to 2 MiB were the fastest.
 PIECE_BYTES: Final = 16 << 20
-_READ_BYTES: Final = 4 << 20
+_READ_BYTES: Final = 1 << 20
 _ARCHIVE: Final = b"PK\x03\x04"
 
 
