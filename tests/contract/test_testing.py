@@ -259,8 +259,3 @@ def test_the_shared_memory_of_other_programs_does_not_count():
         assert Path("/dev/shm", name).exists()
         assert not any("shared memory" in line for line in leaked(before, grace_s=1))
         process.stdin.write(b"\n")
-    own = SharedMemory(create=True, size=4096)
-    assert any(own.name in line for line in leaked(before, grace_s=0.1))
-    own.close()
-    own.unlink()
-    assert not any("shared memory" in line for line in leaked(before, grace_s=1))
