@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import io
-from typing import IO, TYPE_CHECKING, Any
+from math import prod
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from paraload._alike import Alike, land_alike
 from paraload._checks import check_payload, check_range, check_stored
@@ -18,7 +19,7 @@ from paraload._task import Failed, LandedItems
 from paraload._work import NarrowedTensor, item_error
 from paraload.errors import TransformError
 from paraload.formats._archive import check_archive
-from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
+from paraload.formats._base import DTYPE_BYTES, NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_zip import FIRST_HEAD_BYTES
 from paraload.transforms import decode, slice_stream
 
@@ -174,10 +175,25 @@ def decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
             f"no decoder for transform {unknown[0]!r}",
             hint="Register its extension with _extension_registry=, or pass transform=",
         )
-    data = decode(data, decoders)
+    data = decode(data, decoders, _most_bytes(work, spec))
     if work.transform is None:
         return data
     return memoryview(work.transform(spec.for_hooks.read_item, unknown, io.BytesIO(data)).read())
+
+
+#: An object of unknown size may inflate to this, or to so many times its length.
+_OBJECT_BYTES: Final = 64 << 20
+_INFLATION: Final = 256
+#: Of an archive, beside the payload.
+_HEADERS_BYTES: Final = 1 << 20
+
+
+def _most_bytes(work: Work, spec: RecordSpec) -> int:
+    """What a record can be when it is decoded: of a tensor, what the metadata says."""
+    stored = spec.wanted.stored
+    if stored is None or work.transform is not None or stored.dtype not in DTYPE_BYTES:
+        return max(_OBJECT_BYTES, _INFLATION * spec.length)
+    return _HEADERS_BYTES + prod(stored.shape) * DTYPE_BYTES[stored.dtype]
 
 
 def locate_in(fmt: ItemFormat, data: memoryview) -> TensorRecord | Unsupported:

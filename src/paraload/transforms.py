@@ -12,7 +12,7 @@ import io
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from paraload.errors import TransformError
+from paraload.errors import DAMAGED_HINT, TransformError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,26 +23,35 @@ __all__ = ["Decoder", "ExtensionDecoder", "ZstdDecoder", "decode", "slice_stream
 class Decoder(Protocol):
     """Undoes one transform of a whole record; picklable."""
 
-    def __call__(self, data: memoryview) -> memoryview:
-        """The decoded bytes."""
+    def __call__(self, data: memoryview, limit_bytes: int) -> memoryview:
+        """The decoded bytes.
+
+        Raises:
+            TransformError: they are damaged, or would be more than ``limit_bytes``.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class ZstdDecoder:
     """``stream.zstd/1``: one zstandard frame."""
 
-    def __call__(self, data: memoryview) -> memoryview:
-        """Decompress; a cut or damaged frame is a :class:`TransformError`."""
+    def __call__(self, data: memoryview, limit_bytes: int) -> memoryview:
+        """Decompress; a cut, damaged or overlong frame is a :class:`TransformError`."""
         import zstandard  # noqa: PLC0415 - an extra; resolved to this decoder only if installed
 
-        frame = zstandard.ZstdDecompressor().decompressobj()
         try:
-            decoded = frame.decompress(data)
+            claimed = zstandard.get_frame_parameters(data).content_size
+            if limit_bytes < claimed < zstandard.CONTENTSIZE_UNKNOWN:
+                raise _too_long(f"a zstd frame of {claimed} bytes", limit_bytes)
+            decoder = zstandard.ZstdDecompressor()
+            return memoryview(decoder.decompress(data, max_output_size=limit_bytes))
         except zstandard.ZstdError as error:
-            raise TransformError("zstd frame is damaged", got=str(error)) from error
-        if not frame.eof:
-            raise TransformError("zstd frame is cut", got=f"{len(data)} bytes without its end")
-        return memoryview(decoded)
+            raise TransformError(
+                "zstd frame is cut, damaged, or longer than it can be",
+                expected=f"at most {limit_bytes} bytes from {len(data)} compressed ones",
+                got=str(error),
+                hint=DAMAGED_HINT,
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +61,31 @@ class ExtensionDecoder:
     extension: Any
     descriptor: str
 
-    def __call__(self, data: memoryview) -> memoryview:
+    def __call__(self, data: memoryview, limit_bytes: int) -> memoryview:
         """Run the extension over the record."""
         try:
             decoded = self.extension.transform_from(io.BytesIO(data)).read(-1)
         except Exception as error:
             problem = f"transform {self.descriptor!r} failed"
             raise TransformError(problem, got=f"{type(error).__name__}: {error}") from error
+        if len(decoded) > limit_bytes:
+            raise _too_long(f"{len(decoded)} bytes of transform {self.descriptor!r}", limit_bytes)
         return memoryview(decoded)
 
 
-def decode(data: memoryview, decoders: Iterable[Decoder]) -> memoryview:
-    """Apply ``decoders`` in order."""
+def _too_long(what: str, limit_bytes: int) -> TransformError:
+    return TransformError(
+        "a record inflates to more than it can be",
+        expected=f"at most {limit_bytes} bytes",
+        got=what,
+        hint=DAMAGED_HINT,
+    )
+
+
+def decode(data: memoryview, decoders: Iterable[Decoder], limit_bytes: int) -> memoryview:
+    """Apply ``decoders`` in order; none may give more than ``limit_bytes``."""
     for decoder in decoders:
-        data = decoder(data)
+        data = decoder(data, limit_bytes)
     return data
 
 

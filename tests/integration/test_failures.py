@@ -404,3 +404,32 @@ def test_paraload_load_raises_the_error_itself_where_there_is_no_group(folder, s
     with pytest.raises(CheckpointReadError) as caught:
         paraload.load(support.empty_like(saved), folder, no_dist=True)
     assert isinstance(caught.value.failures[0], ItemReadError)
+
+
+@pytest.mark.parametrize("known_size", [True, False])
+def test_a_record_that_inflates_beyond_what_it_can_be_is_an_error(tmp_path, known_size):
+    import pickle as pickles
+
+    import zstandard
+
+    from paraload.testing import make_checkpoint
+
+    make_checkpoint(tmp_path, {"w": torch.arange(100), "note": "text"}, zstd=True, files=1)
+    (file,) = support.data_files(tmp_path)
+    bomb = zstandard.ZstdCompressor()
+    nbytes = 1 << 30
+    stream = bomb.compressobj(size=nbytes if known_size else -1)
+    data = b"".join(stream.compress(bytes(1 << 20)) for _ in range(nbytes >> 20)) + stream.flush()
+    file.write_bytes(data)
+    metadata = pickles.loads((tmp_path / ".metadata").read_bytes())
+    for info in metadata.storage_data.values():
+        info.offset, info.length = 0, len(data)
+    (tmp_path / ".metadata").write_bytes(pickles.dumps(metadata))
+    targets = {"w": torch.zeros(100, dtype=torch.int64), "note": None}
+    reader = ParallelFileSystemReader(tmp_path)
+    plan, planner = support.plan_for(reader, targets)
+    with pytest.raises(CheckpointReadError) as caught:
+        reader.read_data(plan, planner)
+    assert {type(failure) for failure in caught.value.failures} == {TransformError}
+    assert {failure.fqn for failure in caught.value.failures} == {"w", "note"}
+    assert "more than it can be" in str(caught.value) or "longer than it can" in str(caught.value)

@@ -34,7 +34,10 @@ def saved(tmp_path, monkeypatch):
     return support.save("ckpt/step-1000", {"w": torch.randn(300, 700), "small": torch.ones(3)})
 
 
-@pytest.mark.parametrize(("name", "count"), [("README.md", 3), ("PARALLEL_READ_DATA_GUIDE.md", 12)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("README.md", 3), ("PARALLEL_READ_DATA_GUIDE.md", 14), ("SECURITY.md", 1)],
+)
 def test_the_blocks_of_a_text_run_one_after_the_other(name, count, saved):
     found = blocks(name, "python")
     assert len(found) == count
@@ -46,7 +49,7 @@ def test_the_blocks_of_a_text_run_one_after_the_other(name, count, saved):
             support.assert_same(names["state_dict"], saved)
 
 
-@pytest.mark.parametrize(("name", "count"), [("README.md", 2), ("PARALLEL_READ_DATA_GUIDE.md", 3)])
+@pytest.mark.parametrize(("name", "count"), [("README.md", 2), ("PARALLEL_READ_DATA_GUIDE.md", 4)])
 def test_the_shell_blocks_of_a_text_run(name, count, saved):
     found = blocks(name, "sh")
     assert len(found) == count
