@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from paraload import _destination as destination
 from paraload import _geometry as geometry
-from paraload._checks import checksum_mismatch
+from paraload._checks import checksum_mismatch, most_bytes
 from paraload._checksum import combined
 from paraload._plan import runs_tasks
 from paraload._region import staging_region
@@ -273,10 +273,11 @@ class Assembly:
         Raises:
             ChecksumMismatchError: they differ.
         """
+        if self.record is None:
+            limit_bytes = most_bytes(self.item.spec)
+            return check_archive(self.raw(), limit_bytes, verify=self.shop.verify), ""
         if not self.shop.verify:
             return 0, ""
-        if self.record is None:
-            return check_archive(self.raw()) or 0, ""
         if not self._is_whole:
             return 0, "read in part"
         expected = self._expected_crc if self._expected_crc is not None else self.record.crc

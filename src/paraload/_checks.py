@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, Final
 
 from paraload._checksum import crc32
 from paraload.errors import (
@@ -13,13 +14,21 @@ from paraload.errors import (
     ShapeMismatchError,
     ShortFileError,
 )
+from paraload.formats._base import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from paraload import _geometry as geometry
     from paraload._task import RecordSpec
     from paraload.formats._base import ItemFormat, TensorRecord
 
-__all__ = ["check_payload", "check_range", "check_stored", "checksum_mismatch", "trailer_crc"]
+__all__ = [
+    "check_payload",
+    "check_range",
+    "check_stored",
+    "checksum_mismatch",
+    "most_bytes",
+    "trailer_crc",
+]
 
 
 def check_range(spec: RecordSpec, file_bytes: int) -> None:
@@ -57,6 +66,21 @@ def check_stored(spec: RecordSpec, dtype: str, shape: geometry.Shape) -> None:
             got=f"stored shape {shape}",
             hint="File and metadata do not belong together",
         )
+
+
+#: An object of unknown size may inflate to this, or to so many times its length.
+_OBJECT_BYTES: Final = 64 << 20
+_INFLATION: Final = 256
+#: Of an archive, beside the payload.
+_HEADERS_BYTES: Final = 1 << 20
+
+
+def most_bytes(spec: RecordSpec) -> int:
+    """What a record can be when it is decoded: of a tensor, what the metadata says."""
+    stored = spec.wanted.stored
+    if stored is None or stored.dtype not in DTYPE_BYTES:
+        return max(_OBJECT_BYTES, _INFLATION * spec.length)
+    return max(spec.length, prod(stored.shape) * DTYPE_BYTES[stored.dtype]) + _HEADERS_BYTES
 
 
 @lru_cache(maxsize=4096)

@@ -22,6 +22,7 @@ import torch
 
 from paraload import _geometry as geometry
 from paraload._checks import check_stored
+from paraload._checksum import crc32
 from paraload._sink import Layout, TargetMemory
 from paraload.errors import ShapeMismatchError
 from paraload.formats import _torch_load
@@ -93,6 +94,14 @@ class Destinations:
         if layout is not None:
             return layout.packed_bytes
         return None if tensor is None else tensor.numel() * tensor.element_size()
+
+    def expanded(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Items whose target has one place for several elements, as ``expand`` makes it."""
+        for item, (tensor, layout) in enumerate(zip(self._tensors, self._layouts, strict=True)):
+            if layout is None and tensor is not None and tensor.layout is torch.strided:
+                pairs = zip(tensor.stride(), tensor.shape, strict=True)
+                if any(stride == 0 and size > 1 for stride, size in pairs):
+                    yield item, tensor
 
     def direct_items(self) -> Iterator[int]:
         """Those that workers may write to."""
@@ -227,6 +236,12 @@ def as_tensor(
         return torch.empty(lengths, dtype=torch_dtype)
     flat = torch.frombuffer(data, dtype=torch.uint8).view(torch_dtype)
     return flat.as_strided(lengths, geometry.packed_strides(lengths, order))
+
+
+def checksum(tensor: torch.Tensor) -> int:
+    """The CRC-32 of a CPU tensor's elements."""
+    flat = tensor.contiguous().reshape(-1)
+    return crc32(flat.view(torch.uint8).numpy().data) if len(flat) else 0
 
 
 def cut(tensor: torch.Tensor, offsets: geometry.Shape, lengths: geometry.Shape) -> torch.Tensor:

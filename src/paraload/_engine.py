@@ -18,6 +18,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from paraload import _destination as destination
+from paraload._aliases import Aliases
 from paraload._assembly import Assembly, Workshop
 from paraload._converter import Converter
 from paraload._feed import Feed
@@ -81,6 +82,7 @@ class Load:
         self._turns = deque(sorted(job.ordered, key=rank))
         self._feed = Feed(budget, rank=rank if self._turns else None)
         self._feed.start(job.first)
+        self._aliases = Aliases()
         self._converter = Converter(strict=job.strict)
         self._shop = Workshop(
             targets=destination.DirectTargets(job.destinations, job.ordered),
@@ -123,6 +125,9 @@ class Load:
         )
 
     def _require_everything(self) -> None:
+        for spec, error in self._aliases.overwritten():
+            error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
+            self._failures.append(error)
         if self._failures:
             raise summarize(self._failures, items=len(self._items.specs), path=self._job.path)
         if missing := [spec.fqn for spec in self._items.left()]:
@@ -301,6 +306,8 @@ class Load:
             converter=self._converter,
         )
         self._process([completed])
+        if item.ordered and self._job.watch_targets and item.destination is not None:
+            self._aliases.loaded(item.spec, item.destination.tensor)
         self._items.are_done((item.spec.item,))
         self._leave(item)
 

@@ -30,6 +30,7 @@ class Job:
         task_limit_bytes: bytes that one task may deliver.
         hand_over_landed: somebody wants to know of items that are in their targets already.
         slow_reasons: why nothing of it can go the fast way.
+        watch_targets: ordered items are so because their targets share memory.
         strict: convert no dtype.
         started_s: when it was asked for, as ``time.monotonic`` tells it.
     """
@@ -44,5 +45,6 @@ class Job:
     task_limit_bytes: int
     hand_over_landed: bool
     slow_reasons: Sequence[str]
+    watch_targets: bool
     strict: bool
     started_s: float

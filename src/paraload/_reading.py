@@ -22,7 +22,7 @@ from paraload._files import changed_files, require_inside, seen_files
 from paraload._gc import collector_paused, objects_frozen
 from paraload._job import Job
 from paraload._overlap import overlapping_items
-from paraload._wholeness import require_whole_tensors
+from paraload._wholeness import require_whole_tensors, require_writable
 from paraload.errors import CheckpointReadError, StalledReadError
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def plan_job(
     if is_plain:
         require_whole_tensors(plan, planner)
         destinations = Destinations(intake.resolved_tensors(plan, planner))
+        require_writable(destinations, plan)
         ordered = overlapping_items(*destinations.spans(), partial(intake.block_in_target, plan))
     else:
         destinations, ordered = Destinations(), {spec.item for spec in specs}
@@ -174,6 +175,7 @@ def plan_job(
         split_bytes=execution.sizes.next_split_bytes,
         task_limit_bytes=execution.task_limit_bytes,
         hand_over_landed=not is_plain or steps.are_own("_process_results"),
+        watch_targets=is_plain,
         slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],
         strict=traits.options.strict,
         started_s=started_s,

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import copy
 import io
-from math import prod
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any
 
 from paraload._alike import Alike, land_alike
-from paraload._checks import check_payload, check_range, check_stored
+from paraload._checks import check_payload, check_range, check_stored, most_bytes
 from paraload._task import Failed, LandedItems
 from paraload._work import NarrowedTensor, item_error
 from paraload.errors import TransformError
 from paraload.formats._archive import check_archive
-from paraload.formats._base import DTYPE_BYTES, NeedBytes, TensorRecord, Unsupported
+from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_zip import FIRST_HEAD_BYTES
 from paraload.transforms import decode, slice_stream
 
@@ -150,7 +149,7 @@ def _take_record(
     if spec.kind == "bytes":
         return _checked_raw(meter, sink, spec, data, "")
     if (hook := work.narrow_tensor) is not None:
-        verified = (check_archive(data) or 0) if work.verify else 0
+        verified = check_archive(data, most_bytes(spec), verify=work.verify)
         return sink.put_narrowed(spec, _narrow(hook, spec, data), verified)
     found = locate_in(work.format, data)
     if isinstance(found, Unsupported):
@@ -175,25 +174,10 @@ def decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
             f"no decoder for transform {unknown[0]!r}",
             hint="Register its extension with _extension_registry=, or pass transform=",
         )
-    data = decode(data, decoders, _most_bytes(work, spec))
+    data = decode(data, decoders, most_bytes(spec))
     if work.transform is None:
         return data
     return memoryview(work.transform(spec.for_hooks.read_item, unknown, io.BytesIO(data)).read())
-
-
-#: An object of unknown size may inflate to this, or to so many times its length.
-_OBJECT_BYTES: Final = 64 << 20
-_INFLATION: Final = 256
-#: Of an archive, beside the payload.
-_HEADERS_BYTES: Final = 1 << 20
-
-
-def _most_bytes(work: Work, spec: RecordSpec) -> int:
-    """What a record can be when it is decoded: of a tensor, what the metadata says."""
-    stored = spec.wanted.stored
-    if stored is None or work.transform is not None or stored.dtype not in DTYPE_BYTES:
-        return max(_OBJECT_BYTES, _INFLATION * spec.length)
-    return _HEADERS_BYTES + prod(stored.shape) * DTYPE_BYTES[stored.dtype]
 
 
 def locate_in(fmt: ItemFormat, data: memoryview) -> TensorRecord | Unsupported:
@@ -214,5 +198,5 @@ def _narrow(hook: Callable[..., Any], spec: RecordSpec, data: memoryview) -> Nar
 def _checked_raw(
     meter: Meter, sink: Sink, spec: RecordSpec, data: memoryview, reason: str
 ) -> Outcome:
-    verified = (check_archive(data) or 0) if meter.work.verify else 0
+    verified = check_archive(data, most_bytes(spec), verify=meter.work.verify)
     return sink.put_raw(spec, data, reason, verified)

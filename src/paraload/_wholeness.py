@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from paraload._coverage import coverage_fault
-from paraload.errors import CoverageError, ItemReadError, MissingEntryError, refuse_to_begin
+from paraload.errors import (
+    CoverageError,
+    ItemReadError,
+    MissingEntryError,
+    ShapeMismatchError,
+    refuse_to_begin,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,8 +26,9 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
     from paraload._coverage import Box
+    from paraload._destination import Destinations
 
-__all__ = ["require_places", "require_whole_tensors"]
+__all__ = ["require_places", "require_whole_tensors", "require_writable"]
 
 
 def require_places(plan: LoadPlan, storage_data: Any) -> None:
@@ -82,6 +89,26 @@ def require_whole_tensors(plan: LoadPlan, planner: Any) -> None:
         )
         for fqn, fault in broken.items()
         if not _is_filled(fqn, plan, planner)
+    ]
+    if failures:
+        raise refuse_to_begin(failures, items=len(plan.items))
+
+
+def require_writable(destinations: Destinations, plan: LoadPlan) -> None:
+    """Every target has a place for each of its elements.
+
+    Raises:
+        CheckpointReadError: with a :class:`ShapeMismatchError` for each target that has not.
+    """
+    failures = [
+        ShapeMismatchError(
+            "the target has one place for several elements",
+            fqn=plan.items[item].dest_index.fqn,
+            expected=f"a place for each element of shape {tuple(tensor.shape)}",
+            got=f"strides {tensor.stride()}",
+            hint="Load into target.contiguous(), or into the tensor that it was expanded from",
+        )
+        for item, tensor in destinations.expanded()
     ]
     if failures:
         raise refuse_to_begin(failures, items=len(plan.items))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "AliasedTargetError",
     "ChangedFileError",
     "CheckpointReadError",
     "ChecksumMismatchError",
@@ -139,6 +140,10 @@ class ItemReadError(CheckpointReadError):
 
 class MissingFileError(ItemReadError, FileNotFoundError):
     """A file that the metadata names is not there."""
+
+
+class AliasedTargetError(ItemReadError, ValueError):
+    """Two targets share memory and were saved with different values."""
 
 
 class MissingEntryError(ItemReadError, KeyError):

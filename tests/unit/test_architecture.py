@@ -37,7 +37,7 @@ LAYERS: list[set[str]] = [
         "paraload._timeline",
     },
     {"paraload.executors*", "paraload._shared", "paraload._spawn", "paraload._resources"},
-    {"paraload._converter"},
+    {"paraload._converter", "paraload._aliases"},
     {"paraload._worker", "paraload._destination", "paraload._budget", "paraload._plan"},
     {"paraload._overlap"},
     {

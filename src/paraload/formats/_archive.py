@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from paraload.errors import DAMAGED_HINT, ChecksumMismatchError
+from paraload.errors import DAMAGED_HINT, ChecksumMismatchError, FormatError
 
 if TYPE_CHECKING:
     import zipfile
 
 __all__ = ["check_archive"]
 
+_PIECE_BYTES: Final = 1 << 20
 
-def check_archive(data: memoryview) -> int | None:
+
+def check_archive(data: memoryview, limit_bytes: int, *, verify: bool) -> int:
     """Check the CRC-32 of every entry of a whole archive in memory.
 
+    Args:
+        data: the archive.
+        limit_bytes: what its entries can be together; some writers compress them.
+        verify: compare checksums.
+
     Returns:
-        The number of payload bytes that were proved right; ``None`` if this is no zip archive.
+        The number of payload bytes that were proved right; 0 if this is no zip archive.
 
     Raises:
+        FormatError: the entries would inflate to more than they can be.
         ChecksumMismatchError: an entry's bytes are not those that were written.
     """
     import zipfile  # noqa: PLC0415 - 10 ms that a worker without bytes items need not spend
@@ -32,16 +40,26 @@ def check_archive(data: memoryview) -> int | None:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error):
-        return None
+        return 0
     with archive:
-        return sum(_check_entry(archive, info) for info in archive.infolist())
+        entries = archive.infolist()
+        if (nbytes := sum(info.file_size for info in entries)) > limit_bytes:
+            raise FormatError(
+                "a record inflates to more than it can be",
+                expected=f"at most {limit_bytes} bytes",
+                got=f"entries of {nbytes} bytes",
+                hint=DAMAGED_HINT,
+            )
+        return sum(_check_entry(archive, info) for info in entries) if verify else 0
 
 
 def _check_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     if info.CRC == 0:
         return 0  # written without checksums, or empty
     try:
-        archive.read(info)  # zipfile compares the CRC-32 itself
+        with archive.open(info) as entry:
+            while entry.read(_PIECE_BYTES):  # zipfile compares the CRC-32 at the end
+                pass
     except Exception as error:  # BadZipFile, zlib.error, and whatever a damaged entry provokes
         raise ChecksumMismatchError(
             f"entry {info.filename!r} of the record is damaged",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from paraload.errors import FormatError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -16,8 +18,19 @@ __all__ = ["load_tensor", "narrow_tensor", "narrow_with_hook"]
 
 
 def load_tensor(data: memoryview) -> torch.Tensor:
-    """``torch.load`` of a whole record, on the CPU, weights only."""
-    loaded: torch.Tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    """``torch.load`` of a whole record, on the CPU, weights only.
+
+    Raises:
+        FormatError: it is no tensor.
+        Exception: whatever torch makes of damaged bytes.
+    """
+    loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(loaded, torch.Tensor):
+        raise FormatError(
+            "no tensor is stored where the metadata places one",
+            got=f"an object of type {type(loaded).__name__}",
+            hint="File and metadata do not belong together",
+        )
     return loaded
 
 

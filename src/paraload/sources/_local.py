@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -39,7 +40,9 @@ class _Handle:
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            # Whatever the system says: the descriptor is free, and what was read was read.
+            with suppress(OSError):
+                os.close(fd)
 
     def __del__(self) -> None:
         self.close()
