@@ -18,6 +18,7 @@ from paraload import _geometry as geometry
 from paraload._checks import checksum_mismatch
 from paraload._checksum import combined
 from paraload._plan import runs_tasks
+from paraload._records import most_bytes
 from paraload._region import staging_region
 from paraload._sink import TargetMemory
 from paraload.formats._archive import check_archive
@@ -276,7 +277,8 @@ class Assembly:
         if not self.shop.verify:
             return 0, ""
         if self.record is None:
-            return check_archive(self.raw()) or 0, ""
+            limit_bytes = most_bytes(self.item.spec, transformed=False)
+            return check_archive(self.raw(), limit_bytes) or 0, ""
         if not self._is_whole:
             return 0, "read in part"
         expected = self._expected_crc if self._expected_crc is not None else self.record.crc

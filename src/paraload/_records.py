@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from paraload._work import Meter, Sink, Work
     from paraload.formats._base import ItemFormat
 
-__all__ = ["decoded", "locate_in", "read_records", "read_streams"]
+__all__ = ["decoded", "locate_in", "most_bytes", "read_records", "read_streams"]
 
 
 class _Taken:
@@ -150,7 +150,8 @@ def _take_record(
     if spec.kind == "bytes":
         return _checked_raw(meter, sink, spec, data, "")
     if (hook := work.narrow_tensor) is not None:
-        verified = (check_archive(data) or 0) if work.verify else 0
+        limit_bytes = most_bytes(spec, transformed=work.transform is not None)
+        verified = (check_archive(data, limit_bytes) or 0) if work.verify else 0
         return sink.put_narrowed(spec, _narrow(hook, spec, data), verified)
     found = locate_in(work.format, data)
     if isinstance(found, Unsupported):
@@ -175,7 +176,7 @@ def decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
             f"no decoder for transform {unknown[0]!r}",
             hint="Register its extension with _extension_registry=, or pass transform=",
         )
-    data = decode(data, decoders, _most_bytes(work, spec))
+    data = decode(data, decoders, most_bytes(spec, transformed=work.transform is not None))
     if work.transform is None:
         return data
     return memoryview(work.transform(spec.for_hooks.read_item, unknown, io.BytesIO(data)).read())
@@ -188,10 +189,10 @@ _INFLATION: Final = 256
 _HEADERS_BYTES: Final = 1 << 20
 
 
-def _most_bytes(work: Work, spec: RecordSpec) -> int:
+def most_bytes(spec: RecordSpec, *, transformed: bool) -> int:
     """What a record can be when it is decoded: of a tensor, what the metadata says."""
     stored = spec.wanted.stored
-    if stored is None or work.transform is not None or stored.dtype not in DTYPE_BYTES:
+    if stored is None or transformed or stored.dtype not in DTYPE_BYTES:
         return max(_OBJECT_BYTES, _INFLATION * spec.length)
     return _HEADERS_BYTES + prod(stored.shape) * DTYPE_BYTES[stored.dtype]
 
@@ -214,5 +215,6 @@ def _narrow(hook: Callable[..., Any], spec: RecordSpec, data: memoryview) -> Nar
 def _checked_raw(
     meter: Meter, sink: Sink, spec: RecordSpec, data: memoryview, reason: str
 ) -> Outcome:
-    verified = (check_archive(data) or 0) if meter.work.verify else 0
+    limit_bytes = most_bytes(spec, transformed=meter.work.transform is not None)
+    verified = (check_archive(data, limit_bytes) or 0) if meter.work.verify else 0
     return sink.put_raw(spec, data, reason, verified)

@@ -26,7 +26,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         shim = build_shim(Path(folder))
         for arm in given.arms.split(","):
-            suited = [case for case in cases if not case.executors or arm in (*case.executors, "torch")]
+            suited = [
+                case for case in cases if not case.executors or arm in (*case.executors, "torch")
+            ]
             print(f"{arm}: {len(suited)} cases", file=sys.stderr)
             outcomes[arm] = run_cases(arm, suited, shim)
     if given.write is not None:

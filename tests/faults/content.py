@@ -362,20 +362,44 @@ def _other_records() -> list[tuple[str, object, object, str]]:
             )
     rows += [
         ("zstd frame cut", zstd_record(lambda f: f[:-3]), fails("TransformError"), "zstd"),
-        ("zstd frame cut in half", zstd_record(lambda f: f[: len(f) // 2]),
-         fails("TransformError"), "zstd"),
-        ("zstd frame with a flipped byte", zstd_record(flip_frame),
-         fails("TransformError", "ChecksumMismatchError", "FormatError"), "zstd"),
+        (
+            "zstd frame cut in half",
+            zstd_record(lambda f: f[: len(f) // 2]),
+            fails("TransformError"),
+            "zstd",
+        ),
+        (
+            "zstd frame with a flipped byte",
+            zstd_record(flip_frame),
+            fails("TransformError", "ChecksumMismatchError", "FormatError"),
+            "zstd",
+        ),
         ("byte flipped before compression", zstd_record(inner(flip_payload)), CRC, "zstd"),
         ("no zstd frame", zstd_record(lambda f: b"\0" * len(f)), fails("TransformError"), "zstd"),
-        ("zstd item inflates to 2 GiB", zstd_record(zstd_bomb),
-         fails("CheckpointReadError"), "zstd"),
-        ("object in place of a tensor", rewritten("small.0", lambda t: saved_bytes([1])),
-         fails("CheckpointReadError"), "plain"),
-        ("no archive in place of a tensor", rewritten("small.0", lambda t: b"x" * 1000),
-         fails("CheckpointReadError"), "plain"),
-        ("pickle in place of a tensor", rewritten("small.0", lambda t: pickle.dumps(1)),
-         fails("CheckpointReadError"), "plain"),
+        (
+            "zstd item inflates to 2 GiB",
+            zstd_record(zstd_bomb),
+            fails("CheckpointReadError"),
+            "zstd",
+        ),
+        (
+            "object in place of a tensor",
+            rewritten("small.0", lambda t: saved_bytes([1])),
+            fails("CheckpointReadError"),
+            "plain",
+        ),
+        (
+            "no archive in place of a tensor",
+            rewritten("small.0", lambda t: b"x" * 1000),
+            fails("CheckpointReadError"),
+            "plain",
+        ),
+        (
+            "pickle in place of a tensor",
+            rewritten("small.0", lambda t: pickle.dumps(1)),
+            fails("CheckpointReadError"),
+            "plain",
+        ),
     ]
     return rows
 

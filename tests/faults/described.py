@@ -305,10 +305,18 @@ def _coverage() -> list[tuple[str, Any, Any, str]]:
         ("stored shape differs: small", described("small.0", shape=(3, 50)), other, "plain"),
         ("stored shape is bigger", described("small.0", shape=(49, 3)), other, "plain"),
         ("stored shape is smaller", described("small.0", shape=(51, 3)), other, "plain"),
-        ("two tensors have each other's place", swapped_tensors("big.0", "small.0"), other,
-         "plain"),
-        ("tensor has an object's place", swapped_tensors("small.0", "step"),
-         fails("CheckpointReadError"), "plain"),
+        (
+            "two tensors have each other's place",
+            swapped_tensors("big.0", "small.0"),
+            other,
+            "plain",
+        ),
+        (
+            "tensor has an object's place",
+            swapped_tensors("small.0", "step"),
+            fails("CheckpointReadError"),
+            "plain",
+        ),
     ]
 
 
@@ -318,8 +326,12 @@ def _code() -> list[tuple[str, Any, Any, str]]:
     return [
         *[(f"code in .metadata: {where}", trapped(where), refused, "plain") for where in places],
         ("code in a bytes item", trapped_item(safe=False), loads(), "plain"),
-        ("code in a bytes item, SafeLoadPlanner", trapped_item(safe=True),
-         fails("UnsafeObjectError"), "plain"),
+        (
+            "code in a bytes item, SafeLoadPlanner",
+            trapped_item(safe=True),
+            fails("UnsafeObjectError"),
+            "plain",
+        ),
         ("nothing wrong, SafeLoadPlanner", safe_planner, loads(), "plain"),
     ]
 

@@ -107,7 +107,9 @@ def _one_process(arm: str, names: list[str], folder: Path, shim: Path) -> Iterat
                     break
                 done += 1
                 values = json.loads(line)
-                yield Outcome(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+                yield Outcome(
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+                )
             if done == len(names):
                 return
             complaints.seek(0)
@@ -259,7 +261,9 @@ def run_case(case: Case, arm: str, base: Path) -> Outcome:
         return Outcome(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
     finally:
         for path in (base / "case", base / "executed", base / "case-outside"):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
+                missing_ok=True
+            )
 
 
 def not_for_torch(scene: Scene) -> bool:

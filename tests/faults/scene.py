@@ -1,6 +1,6 @@
 """What a case is told of: a checkpoint of its own, targets, and how they will be loaded.
 
-    sample (saved once) --copy--> Scene --case.arrange--> damaged files, odd targets, armed faults
+sample (saved once) --copy--> Scene --case.arrange--> damaged files, odd targets, armed faults
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ class Scene:
         """Where ``fqn`` is stored; with several chunks, its first."""
         infos = self.metadata().storage_data
         info = next(info for index, info in infos.items() if index.fqn == fqn)
-        return Place(
-            path=self.folder / info.relative_path, start=info.offset, length=info.length
-        )
+        return Place(path=self.folder / info.relative_path, start=info.offset, length=info.length)
 
     def files(self) -> list[Path]:
         return sorted(self.folder.glob("*.distcp"))

@@ -226,10 +226,16 @@ def _files() -> list[tuple[str, Any, Any]]:
         ("shard is a folder", instead(os.mkdir), odd),
         ("shard is a socket", instead(_socket), odd),
         ("shard is a device", instead(lambda path: path.symlink_to("/dev/zero")), odd),
-        ("shard is a loop of links", instead(lambda path: path.symlink_to(path.name)),
-         in_time("StorageReadError")),
-        ("shard is a link to nothing", instead(lambda path: path.symlink_to("nothing")),
-         in_time("MissingFileError")),
+        (
+            "shard is a loop of links",
+            instead(lambda path: path.symlink_to(path.name)),
+            in_time("StorageReadError"),
+        ),
+        (
+            "shard is a link to nothing",
+            instead(lambda path: path.symlink_to("nothing")),
+            in_time("MissingFileError"),
+        ),
         ("shard is a link to a file", link_elsewhere, loads()),
         ("shard replaced by rename during the load", meanwhile(replace), changed),
         ("shard replaced that was read already", meanwhile(replace, 0), changed),
@@ -242,9 +248,7 @@ def _files() -> list[tuple[str, Any, Any]]:
 
 def _case(row: tuple[str, Any, Any], **keywords: Any) -> Case:
     name, arrange, expect = row
-    return Case(
-        group=GROUP, name=name, arrange=arrange, expect=expect, every=True, **keywords
-    )
+    return Case(group=GROUP, name=name, arrange=arrange, expect=expect, every=True, **keywords)
 
 
 CASES = [

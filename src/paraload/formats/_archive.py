@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from paraload.errors import DAMAGED_HINT, ChecksumMismatchError
+from paraload.errors import DAMAGED_HINT, ChecksumMismatchError, FormatError
 
 if TYPE_CHECKING:
     import zipfile
@@ -18,14 +18,23 @@ if TYPE_CHECKING:
 __all__ = ["check_archive"]
 
 
-def check_archive(data: memoryview) -> int | None:
+#: Of an entry that is inflated, so much is in memory at once.
+_PIECE_BYTES: Final = 1 << 20
+
+
+def check_archive(data: memoryview, limit_bytes: int) -> int | None:
     """Check the CRC-32 of every entry of a whole archive in memory.
+
+    Args:
+        data: the archive.
+        limit_bytes: what its compressed entries may inflate to, all of them together.
 
     Returns:
         The number of payload bytes that were proved right; ``None`` if this is no zip archive.
 
     Raises:
         ChecksumMismatchError: an entry's bytes are not those that were written.
+        FormatError: it claims to inflate to more than it can be; nothing was inflated.
     """
     import zipfile  # noqa: PLC0415 - 10 ms that a worker without bytes items need not spend
 
@@ -34,6 +43,14 @@ def check_archive(data: memoryview) -> int | None:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error):
         return None
     with archive:
+        packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+        if (claimed := sum(info.file_size for info in packed)) > limit_bytes:
+            raise FormatError(
+                "a record inflates to more than it can be",
+                expected=f"at most {limit_bytes} bytes",
+                got=f"{claimed} bytes from {len(data)} compressed ones",
+                hint=DAMAGED_HINT,
+            )
         return sum(_check_entry(archive, info) for info in archive.infolist())
 
 
@@ -41,7 +58,9 @@ def _check_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     if info.CRC == 0:
         return 0  # written without checksums, or empty
     try:
-        archive.read(info)  # zipfile compares the CRC-32 itself
+        with archive.open(info) as entry:
+            while entry.read(_PIECE_BYTES):  # zipfile compares the CRC-32 itself
+                pass
     except Exception as error:  # BadZipFile, zlib.error, and whatever a damaged entry provokes
         raise ChecksumMismatchError(
             f"entry {info.filename!r} of the record is damaged",
