@@ -308,7 +308,7 @@ def _rows() -> list[tuple[str, object, object, str]]:
     ]
     names = ("big.0", "small.0", "uint8", "bool", "complex", "float16", "float8", "int64")
     for name in (*names, "big.uint8"):
-        rows.append((f"byte flipped in the data of {name}", damaged(name, middle), CRC, "plain"))
+        rows.append((f"byte flipped in the data of {name}", damaged(name, middle), CRC, "plain"))  # noqa: PERF401 - a row a line
     first, last = (lambda r: payload_of(r)[0]), (lambda r: payload_of(r)[1] - 1)
     for name in ("big.1", "small.1"):
         rows += [

@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from tests.faults.case import Case, Outcome
 from tests.faults.runner import ARMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from tests.faults.case import Case, Outcome
 
 __all__ = ["document", "rows_of"]
 
@@ -24,8 +25,8 @@ at afterwards for descriptors, threads, processes and shared memory. The rows ar
 |---|---|{rules}|
 {sums}
 
-An error's name alone stands for a `CheckpointReadError` that lists such errors, with the tensor, the
-file and the bytes in its text. "does not say where" means that they are not. A dash: the case
+An error's name alone stands for a `CheckpointReadError` that lists such errors, with the tensor,
+the file and the bytes in its text. "does not say where" means that they are not. A dash: the case
 means nothing to this reader. Data of which only some rows are read cannot be compared with a
 checksum of all of them: such items are loaded and counted as not verified.
 """

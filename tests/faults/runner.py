@@ -218,7 +218,7 @@ def run_case(case: Case, arm: str, base: Path) -> Outcome:
     """Prepare, load, look at what came of it, and clean up."""
     import paraload
     from paraload.testing import leaked, resources
-    from tests.faults.scene import blank, prepare, same
+    from tests.faults.scene import prepare, same
 
     scene = prepare(case.sample, base, "case")
     scene.executor = arm
@@ -240,7 +240,7 @@ def run_case(case: Case, arm: str, base: Path) -> Outcome:
             found["report"] = [name for name, value in counted if value]
         except HangError:
             found["verdict"] = "hang"
-        except BaseException as raised:
+        except BaseException as raised:  # noqa: BLE001 - whatever it is, it is the outcome
             error = unwrapped(raised) if arm == "torch" else raised
             ours = isinstance(error, paraload.CheckpointReadError)
             own = case.expect.own == type(error).__name__

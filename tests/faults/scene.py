@@ -11,14 +11,16 @@ import pickle
 import shutil
 import zipfile
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Place", "Scene", "prepare"]
 
@@ -51,7 +53,7 @@ class Scene:
     targets: dict[str, Any]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     planner: Any = None
-    #: Wraps the byte source: ``inner -> source``. torch's reader has none, so it sits such a case out.
+    #: Wraps the byte source: ``inner -> source``. torch's reader has none and sits such out.
     source: Any = None
     #: What the shim does, as it is told: "call:first:errno:times:short_bytes".
     shim: str = ""

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -20,11 +21,10 @@ from tests.faults.case import Case, fails, in_time, loads, or_loads, raises
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.faults.scene import Scene
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "NTH"]
 
 GROUP = "system"
 ALWAYS = 1 << 40
@@ -38,6 +38,14 @@ def call(name: str, first: int, error: int, times: int = 1, short: int = 0) -> A
         if error and times == ALWAYS:
             scene.words += [errno.errorcode[error], ".distcp"]
             scene.options["retries"] = 1
+
+    return arrange
+
+
+def nth_call(name: str, first: int, times: int) -> Any:
+    def arrange(scene: Scene) -> None:
+        scene.shim = f"{name}:{first}:{errno.EIO}:{times}:0"
+        scene.options["retries"] = 1
 
     return arrange
 
@@ -56,7 +64,7 @@ def instead(make: Callable[[Path], Any]) -> Any:
 
 
 def _socket(path: Path) -> None:
-    here = os.getcwd()
+    here = Path.cwd()
     os.chdir(path.parent)  # a socket's path may have a hundred bytes
     try:
         with socket.socket(socket.AF_UNIX) as made:
@@ -127,7 +135,7 @@ def unlink(path: Path) -> None:
 @contextmanager
 def _few_descriptors() -> Iterator[None]:
     old = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    taken = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 6, old[1]))
     try:
         yield
@@ -259,4 +267,17 @@ CASES = [
         ("worker process killed", killed, fails("WorkerDiedError")),
         executors=("processes", "pool"),
     ),
+]
+
+#: The N-th call fails, once or from then on, for more N than a load of the sample has calls.
+NTH = [
+    Case(
+        group="N-th call",
+        name=f"{name} {first} fails {'once' if times == 1 else 'always'}",
+        arrange=nth_call(name, first, times),
+        expect=or_loads(),
+    )
+    for name, most in (("open", 6), ("read", 24), ("stat", 12), ("close", 6))
+    for times in (1, ALWAYS)
+    for first in range(1, most + 1)
 ]

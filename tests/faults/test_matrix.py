@@ -1,4 +1,4 @@
-"""Every row with threads, and those about the system with every executor; `make reliability`: all."""
+"""Every row with threads, those of the system with every executor; `make reliability` runs all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from tests.faults.case import judge
 from tests.faults.document import rows_of
 from tests.faults.runner import ARMS, ShimError, build_shim, run_cases
+from tests.faults.system import NTH
 from tests.faults.table import CASES
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -34,7 +35,8 @@ def outcomes(tmp_path_factory):
 
     def of(arm, case):
         if arm not in known:
-            known[arm] = run_cases(arm, [c for a, c in RUN if a == arm], shim)
+            cases = [c for a, c in RUN if a == arm] + (NTH if arm == "threads" else [])
+            known[arm] = run_cases(arm, cases, shim)
         return known[arm][case.name]
 
     return of
@@ -44,6 +46,13 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize(("arm", "case"), RUN, ids=[f"{arm}-{case.name}" for arm, case in RUN])
 def test_a_load_ends_as_the_row_wants_it(outcomes, arm, case):
     assert judge(case, outcomes(arm, case)) == []
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("case", NTH, ids=[case.name for case in NTH])
+def test_the_nth_call_fails(outcomes, case):
+    """As SQLite does it, for N = 1, 2, 3 and on."""
+    assert judge(case, outcomes("threads", case)) == []
 
 
 def test_the_page_has_every_row():
