@@ -10,7 +10,7 @@ RIVALS_STAMP := $(RIVALS)/.made-from-requirements
 RIVALS_PINS  := benchmarks/rivals/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench bench-rivals format clean
+.PHONY: help venv demo test check bench bench-rivals reliability format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,6 +30,10 @@ demo: $(STAMP) ## save a sharded model, load it with torch and with paraload, co
 
 test: $(STAMP) ## the whole test suite
 	$(BIN)/python -m pytest
+
+reliability: $(STAMP) ## every fault with every reader; rewrites docs/reliability.md
+	mkdir -p docs
+	$(BIN)/python -m tests.faults --write docs/reliability.md
 
 check: $(STAMP) ## lint, format, types, architecture
 	$(BIN)/ruff check .

@@ -1,0 +1,92 @@
+"""The matrix as a page of the documentation, and back."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from tests.faults.runner import ARMS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tests.faults.case import Case, Outcome
+
+__all__ = ["document", "rows_of"]
+
+_HEAD = """# What a reader survives
+
+`make reliability` wrote this page: {count} faults, each in a checkpoint of its own, loaded by torch
+{torch}'s `FileSystemReader` and by paraload with each executor, in child processes that are looked
+at afterwards for descriptors, threads, processes and shared memory. The rows are the table of
+`tests/faults/`; the test suite holds that paraload still does what is written here.
+
+| | torch | {arms} |
+|---|---|{rules}|
+{sums}
+
+An error's name alone stands for a `CheckpointReadError` that lists such errors, with the tensor,
+the file and the bytes in its text. "does not say where" means that they are not. A dash: the case
+means nothing to this reader. Data of which only some rows are read cannot be compared with a
+checksum of all of them: such items are loaded and counted as not verified.
+"""
+
+_SUMS = {
+    "right": "right bytes",
+    "wrong": "wrong bytes, no error",
+    "typed": "an error that tells the place",
+    "own": "the user's own error, unchanged",
+    "error": "another error",
+    "hang": "hangs",
+    "crash": "the process dies",
+    "executed": "code of the checkpoint ran",
+}
+
+
+def document(cases: Sequence[Case], outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
+    """The whole page."""
+    import torch
+
+    ours = [arm for arm in ARMS if arm != "torch"]
+    sums = [
+        _line([text, *[str(_count(outcomes.get(arm, {}), key)) for arm in ARMS]])
+        for key, text in _SUMS.items()
+    ]
+    page = _HEAD.format(
+        count=len(cases),
+        torch=torch.__version__.split("+")[0],
+        arms=" | ".join(ours),
+        rules="|".join(["---"] * len(ours)),
+        sums="\n".join(sums),
+    )
+    for group, rows in groupby(cases, key=lambda case: case.group):
+        page += f"\n## {group[0].upper()}{group[1:]}\n\n"
+        page += _line(["case", "expected", *ARMS]) + "\n" + "|---" * (2 + len(ARMS)) + "|\n"
+        for case in rows:
+            cells = [_cell(outcomes.get(arm, {}).get(case.name)) for arm in ARMS]
+            page += _line([case.name, str(case.expect), *cells]) + "\n"
+    return page
+
+
+def rows_of(page: str) -> dict[str, list[str]]:
+    """The cells of each row, by its name."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("| ")
+    ]
+    return {cells[0]: cells[1:] for cells in rows if len(cells) == 2 + len(ARMS)}
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(outcome: Outcome | None) -> str:
+    return "-" if outcome is None or outcome.verdict == "n/a" else str(outcome)
+
+
+def _count(outcomes: Mapping[str, Outcome], key: str) -> int:
+    if key == "executed":
+        return sum(outcome.executed for outcome in outcomes.values())
+    return sum(o.verdict == key and not o.executed for o in outcomes.values())
