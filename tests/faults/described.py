@@ -184,7 +184,8 @@ def swapped_tensors(first: str, second: str) -> Arrange:
             data[a], data[b] = data[b], data[a]
 
         scene.edit_metadata(change)
-        scene.words += [repr(first), repr(second)]
+        # An object may be anything, a tensor too, so that one says nothing.
+        scene.words += [repr(first)] if second == "step" else [repr(first), repr(second)]
 
     return arrange
 

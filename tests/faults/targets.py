@@ -94,13 +94,13 @@ def expanded(tensor: torch.Tensor) -> torch.Tensor:
 def shared(scene: Scene) -> None:
     """Two targets are one memory, and stand for different values."""
     scene.targets["big.1"] = scene.targets["big.0"]
-    scene.words += ["'big.0'", "'big.1'"]
+    scene.words += ["shares memory"]
 
 
 def partly_shared(scene: Scene) -> None:
     memory = torch.zeros(450, 700)
     scene.targets["big.0"], scene.targets["big.1"] = memory[:300], memory[150:]
-    scene.words += ["'big.0'", "'big.1'"]
+    scene.words += ["shares memory"]
 
 
 def _rows() -> list[tuple[str, Any, Any]]:
