@@ -55,14 +55,23 @@ SNIPPETS = (
     *(b"s", b"u", b"b", b"R", b"o", b"\x81", b"\x92", b"\x93", b"\x94", b"\x85", b"\x86", b"\x87"),
     *(b"\x90", b"\x91", b"\x97", b"\x98", b"Q", b".", b"\x88", b"\x89", b"K\x00", b"\x8c\x01x"),
     *(b"r\xff\xff\xff\x7f", b"r\x00\x00\x00\x04", b"j\xff\xff\xff\xff", b"q\x00", b"h\x00"),
-    *(b"\x95" + b"\xff" * 8, b"\x95" + b"\x08" + b"\0" * 7, b"B\xff\xff\xff\x7f", b"T\xff\xff\xff\x7f"),
+    *(
+        b"\x95" + b"\xff" * 8,
+        b"\x95" + b"\x08" + b"\0" * 7,
+        b"B\xff\xff\xff\x7f",
+        b"T\xff\xff\xff\x7f",
+    ),
     *(b"\x8e" + b"\xff" * 7 + b"\x7f", b"\x96\0\0\0\x20\0\0\0\0", b"\x8d\0\0\0\0\1\0\0\0"),
     *(b"\x8b\xff\xff\xff\x7f", b"\x8a\xff" + b"\x7f" * 255, b"I" + b"9" * 5000 + b"\n", b"Fnan\n"),
     *(b"p9999999999\n", b"g0\n", b"Px\n", b"NQ", b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\0\0\0"),
-    *(b")\x85" * 50, b"]" + b"2\x85" * 3, b"N" + b"2\x86" * 60, b"N" + b"\x85" * 60_000),
+    *(b")\x85" * 50, b"]" + b"2\x85" * 3, b"N" + b"2\x86" * 60, b"N" + b"\x85" * 500),
     *(_name("os", "system"), _name("builtins", "eval"), _name("torch", "Size")),
     *(_name(HOME, "Metadata"), _name(HOME, "TensorProperties"), _name(HOME, "MetadataIndex")),
-    *(_name("torch", "float64"), _name("collections", "OrderedDict"), _name("pathlib", "PosixPath")),
+    *(
+        _name("torch", "float64"),
+        _name("collections", "OrderedDict"),
+        _name("pathlib", "PosixPath"),
+    ),
     b"}" + b"N2\x86" + b"2\x86" * 40 + b"Ns",  # a key whose hash takes 2^40 steps
     b"(" + _name("os", "system").replace(b"c", b"i", 1),
 )
@@ -238,7 +247,17 @@ def _other_place(metadata, chance):
     elif kind == 3:
         place.length += nearby
     elif kind == 4:
-        paths = ("", ".", "..", "/etc/passwd", "../x", "a\0b", ".metadata", "__0_1.distcp", "\udc80")
+        paths = (
+            "",
+            ".",
+            "..",
+            "/etc/passwd",
+            "../x",
+            "a\0b",
+            ".metadata",
+            "__0_1.distcp",
+            "\udc80",
+        )
         place.relative_path = chance.choice(paths)
     elif kind == 5:
         metadata.storage_data[index] = chance.choice(places)[1]
