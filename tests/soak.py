@@ -1,9 +1,9 @@
-"""Loads in a loop, with faults and cancellations: each ends well or with a typed error, nothing grows.
+"""Loads in a loop, with faults and cancellations: each ends well or typed, nothing grows.
 
     SOAK_SECONDS=600 python -m tests.soak
 
-What the process holds is written down after every load; a straight line through the second half must
-not rise by more than noise. Ends with 1 when something grows or a load ends otherwise.
+What the process holds is written down after every load; a straight line through the second half
+must not rise by more than noise. Ends with 1 when something grows or a load ends otherwise.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ class _Soak:
             error = OSError(5, "EIO, on purpose") if fault == "error" else None
             source, at = reader._make_source(), chance.randint(1, 4)
             times = chance.choice((1, 99))
-            reader._make_source = lambda: FaultySource(
-                source, fail_at=at, times=times, error=error
-            )
+            reader._make_source = lambda: FaultySource(source, fail_at=at, times=times, error=error)
         target = {
             key: torch.zeros_like(value) if isinstance(value, torch.Tensor) else None
             for key, value in state.items()

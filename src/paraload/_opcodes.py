@@ -2,8 +2,8 @@
 
     bytes --_PLAIN skips what asks for nothing--> the others, one by one --> fits | ExcessError
 
-Python's unpickler grows its memo to twice the index that the opcode LONG_BINPUT names, and fills it:
-ten bytes are enough for 64 GiB. BYTEARRAY8 allocates the length that it names before it looks
+Python's unpickler grows its memo to twice the index that the opcode LONG_BINPUT names, and fills
+it: ten bytes are enough for 64 GiB. BYTEARRAY8 allocates the length that it names before it looks
 whether the file has as much. No writer names an index or a length beyond the length of its file.
 Nor does any use DUP, with which sixty bytes make a key that takes 2^60 steps to hash. (The same can
 be built with the memo, in more bytes; that is not told from here.)

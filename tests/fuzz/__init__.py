@@ -1,1 +1,1 @@
-"""Mutated checkpoints: the source's bytes or a typed error, soon, in little memory, without code."""
+"""Mutated checkpoints: the truth or a typed error, soon, in little memory, no code."""

@@ -1,7 +1,7 @@
 """Mutators that know the structure: opcodes of pickles, entries of archives, places of records.
 
-Each takes good bytes and ``chance``, which is like a ``random.Random``: hypothesis brings one that it
-can shrink, the atheris targets one that is seeded with the fuzzer's bytes.
+Each takes good bytes and ``chance``, which is like a ``random.Random``: hypothesis brings one that
+it can shrink, the atheris targets one that is seeded with the fuzzer's bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pickletools
 import struct
 import zlib
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
@@ -81,7 +82,7 @@ SNIPPETS = (
 def _opcodes(data):
     """The bytes of each opcode of a good pickle."""
     places = [place for _, _, place in pickletools.genops(data)] + [len(data)]
-    return tuple(data[a:b] for a, b in zip(places, places[1:], strict=False))
+    return tuple(data[a:b] for a, b in pairwise(places))
 
 
 def mutated_pickle(data, chance):

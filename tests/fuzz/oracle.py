@@ -1,4 +1,4 @@
-"""What must hold of a reader that is given any bytes: the truth or a typed error, soon, and no code.
+"""What must hold of a reader that is given any bytes: the truth or a typed error, soon, no code.
 
 bytes --> reader, watched --> the source's bytes | CheckpointReadError
               |
@@ -75,7 +75,12 @@ class _Watch:
     def _look(self, event, arguments):
         if self.folder is None:
             return
+        # The text of a traceback needs the lines of our sources, and parses them for its carets.
+        if event == "compile" and arguments[1] == "<unknown>":
+            return
         if event == "open" and isinstance(arguments[0], str):
+            if arguments[0].endswith(".py") and arguments[1] == "r":
+                return
             if not arguments[0].startswith((self.folder, *_SYSTEM)):
                 self.seen.append((event, arguments))
         elif event.startswith(_FORBIDDEN) and event not in _HARMLESS:
@@ -159,7 +164,7 @@ def check_unpickler(data):
             unpickle(data)
         except MemoryError as error:
             raise Broken("asked for much memory") from error
-        except Exception:  # noqa: BLE001, S110 - as it says
+        except Exception:  # noqa: BLE001 - as it says
             pass
 
 
@@ -167,7 +172,7 @@ def check_unpickler(data):
 
 
 def check_record(data):
-    """The format is never wrong about what torch reads, and says nothing of bytes that are not there."""
+    """The format agrees with torch, and never points at bytes that are not there."""
     fmt = TorchZipFormat()
     with watched():
         try:
@@ -224,7 +229,7 @@ def _targets():
 
 
 def check_checkpoint(files):
-    """A whole load of ``name -> bytes``: every number that arrives was saved."""
+    """A whole load of ``name -> bytes``: every number that arrives was saved. How it ended."""
     with _folder() as folder:
         for name, data in files.items():
             (folder / name).write_bytes(data)
@@ -233,9 +238,11 @@ def check_checkpoint(files):
         with watched(folder):
             plan = _plan(reader, targets)
             if plan is None:
-                return
+                return "not planned"
             reader.read_data(*plan)
             _look_at(targets, reader.last_report)
+            return "loaded"
+    return "refused"
 
 
 def _plan(reader, targets):

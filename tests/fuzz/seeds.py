@@ -29,7 +29,7 @@ def state():
         "big": numbers[1000:3000].reshape(20, 100).double(),
         "half": numbers[30:60].reshape(5, 6).to(torch.int16),
         "scalar": numbers[70].float(),
-        "step": {"n": 5, "text": "abc"},
+        "step": "a text",
     }
 
 

@@ -2,9 +2,9 @@
 
     python -m tests.fuzz.targets metadata --seconds 60
 
-A target's bytes are a choice of seed and mutations for the structured half of its runs, and the file
-itself for the other. What breaks the contract is written to ``findings/TARGET-...``, which
-``test_fuzz.py`` replays ever after. Needs the extra ``fuzz``; replaying does not.
+Half of the runs mutate a seed by its structure, the others as libFuzzer likes.
+What breaks the contract is written to ``findings/TARGET-...``, which
+``test_fuzz.py`` replays. Needs the extra ``fuzz``; replaying does not.
 """
 
 from __future__ import annotations
@@ -95,15 +95,15 @@ def main():
 
 
 def _instrument(module, atheris):
-    """Coverage of functions and methods that are there already: what they close over stays theirs."""
+    """Coverage of functions and methods that are there already, in place."""
     import types
 
     for holder in [module, *[v for v in vars(module).values() if isinstance(v, type)]]:
         if getattr(holder, "__module__", module.__name__) != module.__name__:
             continue
-        for name, value in list(vars(holder).items()):
+        for value in list(vars(holder).values()):
             if isinstance(value, types.FunctionType) and value.__module__ == module.__name__:
-                atheris.instrument_func(value)  # in place
+                atheris.instrument_func(value)
 
 
 if __name__ == "__main__":

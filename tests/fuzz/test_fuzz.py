@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paraload import _records
 from tests.fuzz import mutate, oracle, seeds, targets
 
 EXAMPLES = int(os.environ.get("PARALOAD_FUZZ_EXAMPLES", "0"))
@@ -65,4 +66,14 @@ def test_every_seed_is_good():
         oracle.check_record(data)
     for zstd in (False, True):
         files = seeds.checkpoint(zstd=zstd)
+        assert oracle.check_checkpoint(files) == "loaded"
+
+
+def test_the_oracle_sees_a_reader_that_does_not_check(monkeypatch):
+    files, payload = dict(seeds.checkpoint()), seeds.state()["big"].numpy().tobytes()
+    [name] = [name for name, data in files.items() if payload in data]
+    files[name] = files[name].replace(payload, payload[:803] + b"x" + payload[804:])
+    assert oracle.check_checkpoint(files) == "refused"
+    monkeypatch.setattr(_records, "check_payload", lambda _, found, __: found.payload_bytes)
+    with pytest.raises(oracle.Broken, match="nobody saved"):
         oracle.check_checkpoint(files)
