@@ -10,7 +10,7 @@ RIVALS_STAMP := $(RIVALS)/.made-from-requirements
 RIVALS_PINS  := benchmarks/rivals/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench bench-rivals reliability format clean
+.PHONY: help venv demo test check reliability fuzz fuzz-long soak bench bench-rivals format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,6 +44,23 @@ check: $(STAMP) ## lint, format, types, architecture
 format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= columns unpickler metadata record checkpoint
+SOAK_SECONDS ?= 600
+
+# atheris has wheels for Python 3.11 to 3.13 on Linux alone, so it is no part of `make venv`.
+fuzz: $(STAMP) ## coverage-guided fuzzing, FUZZ_SECONDS for each parser
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[fuzz]'
+	for target in $(FUZZ_TARGETS); do \
+	  $(BIN)/python -m tests.fuzz.targets $$target --seconds $(FUZZ_SECONDS) || exit 1; done
+
+fuzz-long: $(STAMP) ## 200,000 mutated files of each kind, with hypothesis
+	PARALOAD_FUZZ_EXAMPLES=200000 $(BIN)/python -m pytest tests/fuzz
+
+soak: $(STAMP) ## SOAK_SECONDS of loads with faults and cancellations; nothing may grow
+	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m tests.soak
 
 bench: $(STAMP) ## measure against torch's reader and the raw limit
 	$(BIN)/python -m benchmarks

@@ -23,6 +23,7 @@ import torch
 from torch.distributed.checkpoint import filesystem, metadata
 
 from paraload._columns import SEPARATOR, Columns
+from paraload._opcodes import require_modest
 from paraload._unpickler import CONSTANTS, Inert, Sizes, with_old_homes
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def columns_in(data: bytes) -> Columns:
         NotPlainError: it is not plain, or damaged.
     """
     try:
+        require_modest(data)
         return _columns_of(_Unpickler(io.BytesIO(data)).load())
     except Exception as error:  # unpickling damaged bytes can raise anything
         raise NotPlainError from error

@@ -36,6 +36,8 @@ from torch.distributed._shard.sharded_tensor import metadata as old_properties
 from torch.distributed.checkpoint import filesystem, metadata, planner
 from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 
+from paraload._opcodes import require_modest
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from enum import Enum
@@ -72,8 +74,10 @@ def unpickle(data: bytes, allow_globals: Iterable[Any] = ()) -> Any:
 
     Raises:
         GlobalRefusedError: it names something else; nothing was imported or called.
+        ExcessError: it asks for more memory than its length explains.
         Exception: whatever damaged bytes make of it.
     """
+    require_modest(data)
     return _Unpickler(io.BytesIO(data), allow_globals).load()
 
 

@@ -28,6 +28,7 @@ import struct
 from typing import Any, Final
 
 from paraload._checksum import crc32
+from paraload._opcodes import require_modest
 from paraload.formats._base import (
     DTYPE_BYTES,
     NATIVE_BYTEORDER,
@@ -215,6 +216,7 @@ def _descriptor_crc(trailer: bytes | memoryview, payload_bytes: int) -> int | No
 
 def _unpickle(pickled: bytes) -> dict[str, Any]:
     try:
+        require_modest(pickled)
         mark = _HeaderUnpickler(io.BytesIO(pickled)).load()
     except _Odd:
         raise

@@ -1,0 +1,79 @@
+"""Structure-aware fuzzing; `PARALOAD_FUZZ_EXAMPLES=200000` for more than a look."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paraload import _records
+from tests.fuzz import mutate, oracle, seeds, targets
+
+EXAMPLES = int(os.environ.get("PARALOAD_FUZZ_EXAMPLES", "0"))
+FINDINGS = sorted((Path(__file__).parent / "findings").glob("*-*"))
+
+pytestmark = pytest.mark.timeout(0 if EXAMPLES else 120)
+chances = st.randoms(use_true_random=False)
+
+
+def fuzz(examples):
+    return settings(
+        max_examples=EXAMPLES or examples,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _warm():
+    oracle.warm_up()
+
+
+@given(data=st.sampled_from(seeds.metadata()), chance=chances)
+@fuzz(600)
+def test_metadata(data, chance):
+    mutated = mutate.mutated_pickle(data, chance)
+    oracle.check_columns(mutated)
+    oracle.check_unpickler(mutated)
+    oracle.check_metadata(mutated)
+
+
+@given(data=st.sampled_from(list(seeds.records())), chance=chances)
+@fuzz(600)
+def test_records(data, chance):
+    oracle.check_record(mutate.mutated_record(data, chance))
+
+
+@given(zstd=st.booleans(), chance=chances)
+@fuzz(250)
+def test_whole_checkpoints(zstd, chance):
+    oracle.check_checkpoint(mutate.mutated_checkpoint(seeds.checkpoint(zstd=zstd), chance))
+
+
+@pytest.mark.parametrize("path", FINDINGS, ids=lambda path: path.name)
+def test_findings_stay_fixed(path):
+    targets.replay(path)
+
+
+def test_every_seed_is_good():
+    for data in seeds.metadata():
+        oracle.check_metadata(data)
+    for data in seeds.records():
+        oracle.check_record(data)
+    for zstd in (False, True):
+        files = seeds.checkpoint(zstd=zstd)
+        assert oracle.check_checkpoint(files) == "loaded"
+
+
+def test_the_oracle_sees_a_reader_that_does_not_check(monkeypatch):
+    files, payload = dict(seeds.checkpoint()), seeds.state()["big"].numpy().tobytes()
+    [name] = [name for name, data in files.items() if payload in data]
+    files[name] = files[name].replace(payload, payload[:803] + b"x" + payload[804:])
+    assert oracle.check_checkpoint(files) == "refused"
+    monkeypatch.setattr(_records, "check_payload", lambda _, found, __: found.payload_bytes)
+    with pytest.raises(oracle.Broken, match="nobody saved"):
+        oracle.check_checkpoint(files)

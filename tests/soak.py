@@ -1,0 +1,197 @@
+"""Loads in a loop, with faults and cancellations: each ends well or typed, nothing grows.
+
+    SOAK_SECONDS=600 python -m tests.soak
+
+What the process holds is written down after every load; a straight line through the second half
+must not rise by more than noise. Ends with 1 when something grows or a load ends otherwise.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import ctypes
+import gc
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import psutil
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
+from paraload import CheckpointReadError, ParallelFileSystemReader, _shared
+from paraload.testing import FaultySource, make_checkpoint, resources
+
+__all__ = ["run"]
+
+#: Growth over the measured half that counts as noise: a load of 16 MiB leaves arenas behind.
+ALLOWED = {"rss_mib": 24.0, "descriptors": 1.0, "threads": 1.0, "children": 0.5, "shared": 0.5}
+
+
+#: Shared memory that this process made; other programs of the machine have theirs.
+_segments: set[str] = set()
+
+
+class _Recorded(_shared.SharedMemory):
+    def __init__(self, *args, **keywords):
+        super().__init__(*args, **keywords)
+        _segments.add(self.name)
+
+
+class HookError(Exception):
+    """A user's hook went wrong."""
+
+
+def _states():
+    many = {f"n{n}": torch.full((17,), float(n)) for n in range(300)}
+    return {
+        "small": (many, {}),
+        "big": ({f"w{n}": torch.randn(1 << 20) for n in range(3)}, {"files": 3}),
+        "zstd": ({"w": torch.arange(300_000.0), "v": torch.ones(9)}, {"zstd": True}),
+        "objects": ({"step": 3, "text": "x" * 5000, "w": torch.ones(4, 5)}, {}),
+    }
+
+
+def _interrupted(chance):
+    timer = threading.Timer(chance.uniform(0.0, 0.03), _thread.interrupt_main)
+    timer.name = "soak-interrupt"
+    return timer
+
+
+class _Soak:
+    def __init__(self, folder, seed):
+        self.chance = random.Random(seed)
+        self.states = _states()
+        self.folders = {}
+        self.ends = Counter()
+        for name, (state, keywords) in self.states.items():
+            self.folders[name] = folder / name
+            make_checkpoint(folder / name, state, **keywords)
+
+    def load(self):
+        """One load, of a random kind; what became of it."""
+        chance = self.chance
+        name = chance.choice(sorted(self.states))
+        state = self.states[name][0]
+        fault = chance.choice(("none", "none", "error", "flip", "progress", "hook", "interrupt"))
+        # Processes take a second to start, and cannot be sent a hook that is defined in a loop.
+        executor = chance.choice(("sequential", *("threads",) * 6, "auto", "auto", "processes"))
+        if fault in {"progress", "hook", "interrupt"} and executor == "processes":
+            executor = "threads"
+        keywords = {"executor": executor, "max_workers": chance.choice((None, 1, 2, 5))}
+        if fault == "progress":
+            keywords["progress"] = _raises
+        if fault == "hook":
+            keywords["narrow_tensor"] = _raises
+        reader = ParallelFileSystemReader(self.folders[name], retries=1, **keywords)
+        if fault in {"error", "flip"}:
+            error = OSError(5, "EIO, on purpose") if fault == "error" else None
+            source, at = reader._make_source(), chance.randint(1, 4)
+            times = chance.choice((1, 99))
+            reader._make_source = lambda: FaultySource(source, fail_at=at, times=times, error=error)
+        target = {
+            key: torch.zeros_like(value) if isinstance(value, torch.Tensor) else None
+            for key, value in state.items()
+        }
+        self.ends[f"{fault}: {self._end(reader, target, state, fault)}"] += 1
+
+    def _end(self, reader, target, state, fault):
+        timer = _interrupted(self.chance) if fault == "interrupt" else None
+        try:
+            if timer is not None:
+                timer.start()
+            _load(reader, target)
+            if timer is not None:
+                timer.join()
+                time.sleep(0)  # where it is delivered, if the load was faster
+        except CheckpointReadError as error:
+            return type(error).__name__
+        except HookError:
+            return "HookError"
+        except KeyboardInterrupt:
+            return "KeyboardInterrupt"
+        finally:
+            if timer is not None:
+                with contextlib.suppress(KeyboardInterrupt):
+                    timer.join()
+        for key, value in state.items():
+            same = torch.equal if isinstance(value, torch.Tensor) else value.__class__.__eq__
+            if not same(target[key], value):
+                raise AssertionError(f"{key} arrived wrong, with fault {fault}")
+        return "loaded"
+
+
+def _raises(*_):
+    raise HookError
+
+
+def _load(reader, target):
+    planner = DefaultLoadPlanner()
+    found = reader.read_metadata()
+    planner.set_up_planner(target, found, True)
+    reader.set_up_storage_reader(found, True)
+    plan = planner.finish_plan(reader.prepare_local_plan(planner.create_local_plan()))
+    reader.read_data(plan, planner)
+    target.update({name: planner.original_state_dict[name] for name in target})
+
+
+def _held():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that what is left is held
+    held = Counter(line.split()[0] for line in resources().elements())
+    return {
+        "rss_mib": psutil.Process().memory_info().rss / (1 << 20),
+        "descriptors": held["descriptor"],
+        "threads": held["thread"],
+        "children": held["process"],
+        "shared": sum(Path("/dev/shm", name).exists() for name in _segments),
+    }
+
+
+def _growth(values):
+    """What a straight line through the second half rises by; the first half is warm-up."""
+    half = np.asarray(values[len(values) // 2 :], dtype=float)
+    if len(half) < 8:  # too few for a line
+        return 0.0
+    return float(np.polyfit(np.arange(len(half)), half, 1)[0] * len(half))
+
+
+def run(seconds, *, seed=0, out=print):
+    """Loads for so many seconds; the names of what grows."""
+    with (
+        mock.patch.object(_shared, "SharedMemory", _Recorded),
+        tempfile.TemporaryDirectory(prefix="paraload-soak-") as folder,
+    ):
+        soak = _Soak(Path(folder), seed)
+        rows, deadline = [], time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            soak.load()
+            rows.append(_held())
+    grown = []
+    out(f"{len(rows)} loads in {seconds} s, seed {seed}")
+    for end, count in sorted(soak.ends.items()):
+        out(f"  {count:6} {end}")
+    out(f"  {'':12} {'middle':>10} {'last':>10} {'slope':>10} {'allowed':>10}")
+    for name, allowed in ALLOWED.items():
+        values = [row[name] for row in rows]
+        growth = _growth(values)
+        if growth > allowed:
+            grown.append(name)
+        out(
+            f"  {name:12} {values[len(values) // 2]:10.1f} {values[-1]:10.1f} {growth:10.2f}"
+            f" {allowed:10.1f}{'  GROWS' if growth > allowed else ''}"
+        )
+    return grown
+
+
+if __name__ == "__main__":
+    seconds = float(os.environ.get("SOAK_SECONDS", "600"))
+    sys.exit(bool(run(seconds, seed=int(os.environ.get("SOAK_SEED", "0")))))
