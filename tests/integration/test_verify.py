@@ -308,7 +308,7 @@ def test_the_command_writes_and_compares_manifests(folder, capsys, tmp_path):
     key.write_bytes(os.urandom(32))
     words = ("--key-file", key)
     status, _, err = run(capsys, folder, "--write-manifest", manifest, *words)
-    assert (status, "manifest of 3 files" in err) == (0, True)
+    assert (status, f"manifest written to {manifest}" in err) == (0, True)
     assert run(capsys, folder, "--manifest", manifest, *words)[0] == 0
     support.data_files(folder)[0].touch()
     with support.data_files(folder)[0].open("ab") as file:
@@ -316,11 +316,19 @@ def test_the_command_writes_and_compares_manifests(folder, capsys, tmp_path):
     status, out, _ = run(capsys, folder, "--manifest", manifest, *words)
     assert status == 1
     assert "the file is another one" in out
+    support.flip(support.data_files(folder)[0], 1000)
+    status, _, err = run(capsys, folder, "--write-manifest", tmp_path / "other", *words)
+    assert (status, "no manifest written" in err) == (1, True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_bad_calls_are_2_and_bad_metadata_is_1(folder, capsys, tmp_path):
     assert run(capsys, tmp_path / "nothing")[0] == 2
-    assert run(capsys, folder, "--key-file", tmp_path / "nothing")[0] == 2
+    (tmp_path / "key").write_bytes(b"k")
+    assert run(capsys, folder, "--key-file", tmp_path / "key")[0] == 2
+    words = ("--write-manifest", tmp_path / "m")
+    assert run(capsys, folder, "--key-file", tmp_path / "nothing", *words)[0] == 2
+    assert run(capsys, folder, "--manifest", tmp_path / "key", *words)[0] == 2
     assert run(capsys, folder, "--manifest", tmp_path / "nothing")[0] == 2
     assert run(capsys, tmp_path)[0] == 1
 

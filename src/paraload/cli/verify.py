@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraload.cli import _checkpoint as checkpoint
@@ -21,7 +22,6 @@ from paraload.options import ReadOptions
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from pathlib import Path
 
     from paraload._verify_report import Finding, VerifyReport
 
@@ -61,8 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Verify, print what was found; 1 if the checkpoint is bad."""
     check_json_target(arguments.json)
     check_file_target("--write-manifest", arguments.write_manifest)
+    if arguments.manifest is not None and arguments.write_manifest is not None:
+        raise UsageError("--manifest and --write-manifest: compare with one, or write one")
     path = checkpoint.existing_folder(arguments.path)
-    key = _key(arguments.key_file)
+    key = _key(arguments)
+    target = arguments.write_manifest
+    if target is not None:
+        # Before the check, and compared after it: its digests are those of bytes that were checked.
+        _write_manifest(path, target, key)
     try:
         report = _verify(path, arguments, key)
     except MetadataError as error:
@@ -71,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     write_json(report.to_dict(), arguments.json)
     if arguments.json != STANDARD_OUTPUT:
         _show(report)
-    if report.ok and arguments.write_manifest is not None:
-        _write_manifest(path, arguments.write_manifest, key)
+    if target is not None:
+        _keep_manifest(target, is_good=report.ok)
     return 0 if report.ok else 1
 
 
@@ -83,22 +89,33 @@ def _verify(path: Path, arguments: argparse.Namespace, key: bytes | None) -> Ver
     if arguments.workers is not None:
         given["max_workers"] = arguments.workers
     options = ReadOptions.resolve(overrides=given)
-    return paraload.verify(path, manifest=arguments.manifest, key=key, options=options)
+    manifest = arguments.manifest or arguments.write_manifest
+    return paraload.verify(path, manifest=manifest, key=key, options=options)
 
 
 def _write_manifest(path: Path, target: str, key: bytes | None) -> None:
     from paraload.manifest import write_manifest  # noqa: PLC0415 - only for those who want one
 
     try:
-        files = write_manifest(path, target, key=key)
+        write_manifest(path, target, key=key)
     except OSError as error:
         raise UsageError(f"--write-manifest {target}: {error}") from error
-    print(f"manifest of {files} files written to {target}", file=sys.stderr)
 
 
-def _key(name: str | None) -> bytes | None:
+def _keep_manifest(target: str, *, is_good: bool) -> None:
+    if is_good:
+        print(f"manifest written to {target}", file=sys.stderr)
+    else:
+        Path(target).unlink()
+        print(f"no manifest written to {target}: the checkpoint is bad", file=sys.stderr)
+
+
+def _key(arguments: argparse.Namespace) -> bytes | None:
+    name = arguments.key_file
     if name is None:
         return None
+    if arguments.manifest is None and arguments.write_manifest is None:
+        raise UsageError("--key-file: is of no use without --manifest or --write-manifest")
     try:
         with open(name, "rb") as file:
             key = file.read()
