@@ -87,6 +87,10 @@ class Case:
     every: bool = False
     tells: tuple[str, ...] = ()
 
+    def means_something_to(self, arm: str) -> bool:
+        """Whether ``arm`` can meet it."""
+        return not self.executors or arm in self.executors
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:

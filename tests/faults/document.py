@@ -16,7 +16,7 @@ __all__ = ["document", "rows_of"]
 
 _HEAD = """# What a reader survives
 
-`make reliability` wrote this page: {count} faults, each in a checkpoint of its own, loaded by torch
+`{command}` wrote this page: {count} faults, each in a checkpoint of its own, loaded by torch
 {torch}'s `FileSystemReader` and by paraload with each executor, in child processes that are looked
 at afterwards for descriptors, threads, processes and shared memory. The rows are the table of
 `tests/faults/`; the test suite holds that paraload still does what is written here.
@@ -43,7 +43,9 @@ _SUMS = {
 }
 
 
-def document(cases: Sequence[Case], outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
+def document(
+    cases: Sequence[Case], outcomes: Mapping[str, Mapping[str, Outcome]], command: str
+) -> str:
     """The whole page."""
     import torch
 
@@ -54,6 +56,7 @@ def document(cases: Sequence[Case], outcomes: Mapping[str, Mapping[str, Outcome]
     ]
     page = _HEAD.format(
         count=len(cases),
+        command=command,
         torch=torch.__version__.split("+")[0],
         arms=" | ".join(ours),
         rules="|".join(["---"] * len(ours)),
@@ -63,7 +66,7 @@ def document(cases: Sequence[Case], outcomes: Mapping[str, Mapping[str, Outcome]
         page += f"\n## {group[0].upper()}{group[1:]}\n\n"
         page += _line(["case", "expected", *ARMS]) + "\n" + "|---" * (2 + len(ARMS)) + "|\n"
         for case in rows:
-            cells = [_cell(outcomes.get(arm, {}).get(case.name)) for arm in ARMS]
+            cells = [_cell(case, arm, outcomes.get(arm, {}).get(case.name)) for arm in ARMS]
             page += _line([case.name, str(case.expect), *cells]) + "\n"
     return page
 
@@ -82,8 +85,10 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(outcome: Outcome | None) -> str:
-    return "-" if outcome is None or outcome.verdict == "n/a" else str(outcome)
+def _cell(case: Case, arm: str, outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "not run" if case.means_something_to(arm) else "-"
+    return "-" if outcome.verdict == "n/a" else str(outcome)
 
 
 def _count(outcomes: Mapping[str, Outcome], key: str) -> int:
