@@ -12,6 +12,7 @@ import gc
 import io
 import multiprocessing
 import os
+import signal
 import weakref
 from contextlib import contextmanager
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
@@ -121,7 +122,7 @@ class WorkerContext(context.SpawnContext):
     def dead_workers(self) -> list[str]:
         """The processes that have ended although nobody asked them to."""
         return [
-            f"process {process.pid} ended with exit code {process.exitcode}"
+            f"process {process.pid} ended with {_ending(process.exitcode)}"
             for process in list(self.processes)
             if process.pid is not None and process.exitcode is not None
         ]
@@ -164,3 +165,13 @@ def worker_context(*, with_main: bool, niceness: int) -> Iterator[WorkerContext]
         alone = not multiprocessing.active_children()
         if not was_running and alone and mp_context.locks_are_gone():
             tracker._stop()  # noqa: SLF001 - there is no public way to end it
+
+
+def _ending(exitcode: int) -> str:
+    """What ``exitcode`` means: a negative one is a signal."""
+    if exitcode >= 0:
+        return f"exit code {exitcode}"
+    try:
+        return signal.Signals(-exitcode).name
+    except ValueError:
+        return f"signal {-exitcode}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from paraload.errors import FormatError
+from paraload.errors import DAMAGED_HINT, FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 
 __all__ = ["load_tensor", "narrow_tensor", "narrow_with_hook"]
 
+_SHOWN_OF_REASON: Final = 200
+
 
 def load_tensor(data: memoryview) -> torch.Tensor:
     """``torch.load`` of a whole record, on the CPU, weights only.
 
     Raises:
-        FormatError: it is no tensor.
-        Exception: whatever torch makes of damaged bytes.
+        FormatError: torch cannot read it either, or it is no tensor.
     """
-    loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises anything for damaged bytes
+        # Without torch's own text, which advises to run whatever is in the file.
+        raise FormatError(
+            "torch cannot read the record either", got=_reason(error), hint=DAMAGED_HINT
+        ) from None
     if not isinstance(loaded, torch.Tensor):
         raise FormatError(
             "no tensor is stored where the metadata places one",
@@ -32,6 +39,13 @@ def load_tensor(data: memoryview) -> torch.Tensor:
             hint="File and metadata do not belong together",
         )
     return loaded
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, of all that torch says."""
+    lines = str(error).splitlines() or [""]
+    told = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])
+    return f"{type(error).__name__}: {told.strip()[:_SHOWN_OF_REASON]}"
 
 
 def narrow_tensor(tensor: torch.Tensor, storage_offsets: Shape, lengths: Shape) -> torch.Tensor:
