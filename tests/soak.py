@@ -14,6 +14,7 @@ import ctypes
 import gc
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -193,5 +194,7 @@ def run(seconds, *, seed=0, out=print):
 
 
 if __name__ == "__main__":
+    # A shell that starts this in the background has it ignore SIGINT, and nothing is interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     seconds = float(os.environ.get("SOAK_SECONDS", "600"))
     sys.exit(bool(run(seconds, seed=int(os.environ.get("SOAK_SEED", "0")))))
