@@ -176,7 +176,7 @@ def check_record(data):
     fmt = TorchZipFormat()
     with watched():
         try:
-            archive_bytes = check_archive(memoryview(data))
+            archive_bytes = check_archive(memoryview(data), 1 << 20, verify=True)
         except CheckpointReadError:
             archive_bytes = None
         found, want = _located(fmt, data)
