@@ -54,9 +54,9 @@ def test_whole_checkpoints(zstd, chance):
     oracle.check_checkpoint(mutate.mutated_checkpoint(seeds.checkpoint(zstd=zstd), chance))
 
 
-@pytest.mark.parametrize("path", FINDINGS, ids=lambda path: path.name)
-def test_findings_stay_fixed(path):
-    targets.replay(path)
+def test_findings_stay_fixed():
+    for path in FINDINGS:  # none yet
+        targets.replay(path)
 
 
 def test_every_seed_is_good():
