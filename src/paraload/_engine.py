@@ -278,7 +278,7 @@ class Load:
             except Exception as error:
                 # Of bytes that are right it is the planner's own problem. Of others it may be the
                 # file's, and what load_bytes raises names none.
-                if is_proved:
+                if is_proved and destination.is_sound(data):
                     raise
                 raise item_error(error) from error
             return

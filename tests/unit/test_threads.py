@@ -141,3 +141,46 @@ def test_threads_are_sampled_apart(source):
 
 def _read_once(source):
     source.read_into("data", 0, [memoryview(bytearray(TASK_BYTES))])
+
+
+def test_threads_of_one_name_do_not_get_in_each_others_way(monkeypatch):
+    """Names come again where a crew has shrunk and grown."""
+    import threading
+    import time
+
+    from paraload._sink import TargetSink
+    from paraload._work import Work
+    from paraload.executors._threads import _Crew
+
+    crew = _Crew(Work(source=None, verify=True), TargetSink({}))
+    monkeypatch.setattr(crew, "_run", lambda task: (task.wait(10), threading.get_ident())[1])
+    tasks = [threading.Event() for _ in range(5)]
+    try:
+        crew.resize(3)
+        for task in tasks[:3]:
+            crew.tasks.put(task)
+        while len(crew._reading) < 3:
+            time.sleep(0.001)
+        crew.resize(1)
+        last = next(
+            n for n, task in enumerate(tasks[:3]) if crew._reading[crew._threads[2].ident] is task
+        )
+        for number in {0, 1, 2} - {last}:
+            tasks[number].set()
+            crew.wait()
+        while crew._threads[0].is_alive() or crew._threads[1].is_alive():
+            time.sleep(0.001)
+        crew.resize(3)
+        names = [thread.name for thread in crew._threads if thread.is_alive()]
+        assert len(names) > len(set(names))
+        for task in tasks[3:]:
+            crew.tasks.put(task)
+        while len(crew._reading) < 3:
+            time.sleep(0.001)
+        for task in (tasks[last], *tasks[3:]):
+            task.set()
+        assert len({crew.wait() for _ in range(3)}) == 3
+    finally:
+        for task in tasks:
+            task.set()
+        crew.dismiss()

@@ -100,7 +100,7 @@ class _Crew:
         self._results: SimpleQueue[TaskResult | BaseException | None] = SimpleQueue()
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._reading: dict[str, ReadTask] = {}  # by the thread that does it
+        self._reading: dict[int, ReadTask] = {}  # by the ident of its thread; names come again
         self._is_stalled = False
         self._work = replace(work, is_cancelled=self._cancelled.is_set)
         self._sink = sink
@@ -151,14 +151,14 @@ class _Crew:
     def _live(self) -> None:
         """Do tasks until there are no more: the life of one thread."""
         while (task := self.tasks.get()) is not None and not self._cancelled.is_set():
-            self._reading[threading.current_thread().name] = task
+            self._reading[threading.get_ident()] = task
             try:
                 result: TaskResult | BaseException = self._run(task)
             except Cancelled:
                 return
             except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
                 result = error
-            del self._reading[threading.current_thread().name]
+            del self._reading[threading.get_ident()]
             self._results.put(result)
 
     def _run(self, task: ReadTask) -> TaskResult:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from paraload._geometry import Shape
 
-__all__ = ["load_tensor", "narrow_tensor", "narrow_with_hook"]
+__all__ = ["can_open", "load_tensor", "narrow_tensor", "narrow_with_hook"]
 
 _SHOWN_OF_REASON: Final = 200
 
@@ -39,6 +39,15 @@ def load_tensor(data: memoryview) -> torch.Tensor:
             hint="File and metadata do not belong together",
         )
     return loaded
+
+
+def can_open(data: memoryview) -> bool:
+    """Whether torch takes the bytes for an archive of its own: so it begins to load them."""
+    try:
+        torch._C.PyTorchFileReader(io.BytesIO(data))  # noqa: SLF001 - what torch.load itself opens
+    except RuntimeError:
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:
