@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol
 
 from paraload.errors import DAMAGED_HINT, TransformError
 
@@ -31,12 +31,18 @@ class Decoder(Protocol):
         """
 
 
+#: RFC 8878: a block gives 128 KiB at most, and takes a header of three bytes and one of content.
+_ZSTD_MOST_INFLATION: Final = (128 << 10) // 4
+
+
 @dataclass(frozen=True, slots=True)
 class ZstdDecoder:
     """``stream.zstd/1``: one zstandard frame."""
 
     def __call__(self, data: memoryview, limit_bytes: int) -> memoryview:
         """Decompress; a cut, damaged or overlong frame is a :class:`TransformError`."""
+        # What the metadata claims may be absurd, and zstandard allocates as much as it may write.
+        limit_bytes = min(limit_bytes, len(data) * _ZSTD_MOST_INFLATION)
         import zstandard  # noqa: PLC0415 - an extra; resolved to this decoder only if installed
 
         try:

@@ -192,7 +192,9 @@ def _other_pickle(data, chance):
         pickled = mutated_pickle(data[start:end], chance)
     except ValueError:
         return data  # damaged by an earlier step
-    if chance.randint(0, 3) == 0:
+    # An object whose checksum was made to fit is another object, and nobody can tell.
+    is_tensor = b"_rebuild" in data[start:end]
+    if chance.randint(0, 3) == 0 or not is_tensor:
         return data[:start] + pickled + data[end:]
     sums = struct.pack("<3I", zlib.crc32(pickled), len(pickled), len(pickled))
     fixed = data[:start] + pickled + _DESCRIPTOR + sums + data[end + 16 :]

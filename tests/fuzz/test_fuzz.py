@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paraload import _records
+from paraload.errors import TransformError
+from paraload.transforms import ZstdDecoder
 from tests.fuzz import mutate, oracle, seeds, targets
 
 EXAMPLES = int(os.environ.get("PARALOAD_FUZZ_EXAMPLES", "0"))
@@ -77,3 +80,11 @@ def test_the_oracle_sees_a_reader_that_does_not_check(monkeypatch):
     monkeypatch.setattr(_records, "check_payload", lambda _, found, __: found.payload_bytes)
     with pytest.raises(oracle.Broken, match="nobody saved"):
         oracle.check_checkpoint(files)
+
+
+def test_a_zstd_frame_is_given_no_more_memory_than_it_can_fill():
+    frame = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(300_000))
+    with oracle.watched():
+        assert ZstdDecoder()(memoryview(frame), 1 << 40) == bytes(300_000)
+        with pytest.raises(TransformError):
+            ZstdDecoder()(memoryview(frame[:-2]), 1 << 40)
