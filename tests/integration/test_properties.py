@@ -262,7 +262,7 @@ def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
     with checkpoint({"t": saved.tensor(), "small": torch.ones(3)}, Writing(1, True, False)) as at:
         reader = Reading().reader(at)
         load(reader, {"t": poisoned(saved, "contiguous"), "small": torch.zeros(3)})
-        load(reader, {"t": torch.zeros(40, 33)})
+        load(reader, {"t": torch.zeros(40, 33, dtype=torch.complex64)})
         load(reader, {"t": poisoned(saved, "spaced")})
     assert reader.last_report.executor == "threads"
     assert {type(task) for task in tasks_done} == {LocateTask, RecordsTask, RunsTask}
@@ -426,6 +426,9 @@ def test_other_dtypes_convert_as_torch_does(saved, dtype, layout, reading):
             except CheckpointException:
                 outcomes.append(None)
         expected, got = outcomes
+        if saved.dtype.is_complex and not dtype.is_complex and target.numel():
+            assert got is None  # torch drops the imaginary parts
+            return
         assert (got is None) == (expected is None)
         assert expected is None or torch.equal(got, expected)
 
@@ -434,11 +437,13 @@ def test_other_dtypes_convert_as_torch_does(saved, dtype, layout, reading):
 @given(
     st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=2, max_size=4, unique=True),
     st.sampled_from(["same", "halves", "interleaved", "shifted"]),
+    st.booleans(),
     WRITINGS,
     READINGS,
 )
-def test_targets_that_share_memory_end_as_with_torch(names, how, writing, reading):
-    saved = {name: torch.full((700,), float(n)) for n, name in enumerate(names)}
+def test_targets_that_share_memory_end_as_with_torch(names, how, tied, writing, reading):
+    """Or in an error, where one is overwritten with the values of another."""
+    saved = {name: torch.full((700,), 3.0 if tied else float(n)) for n, name in enumerate(names)}
 
     def targets():
         memory = torch.zeros(3000)
@@ -452,7 +457,12 @@ def test_targets_that_share_memory_end_as_with_torch(names, how, writing, readin
 
     with checkpoint(saved, writing) as folder:
         expected = load(FileSystemReader(folder), targets())
-        got = load(reading.reader(folder), targets())
+        got = targets()
+        if how in {"same", "shifted"} and not tied:
+            with pytest.raises(CheckpointException, match="AliasedTargetError"):
+                load(reading.reader(folder), got)
+        else:
+            load(reading.reader(folder), got)
         assert torch.equal(raw(got[names[0]]), raw(expected[names[0]]))
 
 
