@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Looks = dict[str, FileIdentity | Exception | None]
 
-__all__ = ["changed_files", "require_inside", "seen_files"]
+__all__ = ["changed_files", "look_at_files", "path_failures", "require_inside", "seen_files"]
 
 #: A look at a file of a network file system takes a millisecond, and there may be thousands.
 _LOOKERS: Final = 8
@@ -46,14 +46,18 @@ def require_inside(specs: Sequence[RecordSpec]) -> None:
     Raises:
         CheckpointReadError: with an :class:`UnsafePathError` for each item whose path does not.
     """
+    if failures := path_failures(specs):
+        raise refuse_to_begin(list(failures.values()), items=len(specs))
+
+
+def path_failures(specs: Sequence[RecordSpec]) -> dict[int, ItemReadError]:
+    """The errors of :func:`require_inside`, by item."""
     reasons = {path: _unsafe(path) for path in {spec.path for spec in specs}}
-    failures = [
-        _of_item(UnsafePathError(f"the path {reason}", hint=_ODD_PATH), spec)
+    return {
+        spec.item: _of_item(UnsafePathError(f"the path {reason}", hint=_ODD_PATH), spec)
         for spec in specs
         if (reason := reasons[spec.path]) is not None
-    ]
-    if failures:
-        raise refuse_to_begin(failures, items=len(specs))
+    }
 
 
 _ODD_PATH: Final = (
@@ -87,21 +91,29 @@ def seen_files(
         CheckpointReadError: with an error for each item whose file is missing, unreadable, or
             shorter than its range.
     """
+    seen, failures = look_at_files(source, specs, retries=retries)
+    if failures:
+        raise refuse_to_begin(list(failures.values()), items=len(specs))
+    return seen
+
+
+def look_at_files(
+    source: ByteSource, specs: Sequence[RecordSpec], *, retries: int
+) -> tuple[dict[str, FileIdentity], dict[int, ItemReadError]]:
+    """What :func:`seen_files` returns, and its errors by item."""
     by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
     for spec in specs:
         by_file[spec.path].append(spec)
     looks, tries = _look_again(source, by_file, retries)
-    failures: list[ItemReadError] = []
+    failures: dict[int, ItemReadError] = {}
     seen: dict[str, FileIdentity] = {}
     for path, look in looks.items():
         if isinstance(look, Exception):
-            failures += _all_failed(look, by_file[path], tries)
+            failures |= _all_failed(look, by_file[path], tries)
         elif look is not None:
             seen[path] = look
-            failures += _outside(by_file[path], look.size_bytes)
-    if failures:
-        raise refuse_to_begin(failures, items=len(specs))
-    return seen
+            failures |= _outside(by_file[path], look.size_bytes)
+    return seen, failures
 
 
 def changed_files(
@@ -131,10 +143,10 @@ def _look_again(source: ByteSource, paths: Iterable[str], retries: int) -> tuple
     looks = _look(source, paths)
     tries, waits = 1, pauses(retries)
     while again := [path for path, look in looks.items() if _is_worth_a_look(look)]:
-        if next(waits, 0) == 0:
+        if not (number := next(waits, 0)):
             break
         looks |= _look(source, again)
-        tries += 1
+        tries = number
     return looks, tries
 
 
@@ -156,24 +168,26 @@ def _is_worth_a_look(look: object) -> bool:
     return isinstance(look, OSError) and is_transient(look)
 
 
-def _all_failed(error: Exception, specs: Iterable[RecordSpec], tries: int) -> list[ItemReadError]:
+def _all_failed(
+    error: Exception, specs: Iterable[RecordSpec], tries: int
+) -> dict[int, ItemReadError]:
     if isinstance(error, OSError):
         error = storage_error(error, start=0, end=0, tries=tries)
     known = item_error(error)
     known.traceback_text = ""  # of a look at a file it says nothing more
     known.start = known.end = None
-    return [_of_item(copy.copy(known), spec) for spec in specs]
+    return {spec.item: _of_item(copy.copy(known), spec) for spec in specs}
 
 
-def _outside(specs: Iterable[RecordSpec], size_bytes: int) -> list[ItemReadError]:
-    failures = []
+def _outside(specs: Iterable[RecordSpec], size_bytes: int) -> dict[int, ItemReadError]:
+    failures = {}
     for spec in specs:
         if 0 <= spec.start <= spec.end <= size_bytes:
             continue
         try:
             check_range(spec, size_bytes)
         except ItemReadError as error:
-            failures.append(_of_item(error.with_traceback(None), spec))
+            failures[spec.item] = _of_item(error.with_traceback(None), spec)
     return failures
 
 

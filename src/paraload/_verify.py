@@ -11,19 +11,17 @@ a thread needs 1 MiB, whatever the size of a tensor.
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraload._adapter import stock_decoders
 from paraload._execution import progress_hook
-from paraload._files import require_inside, seen_files
+from paraload._files import look_at_files, path_failures
 from paraload._resources import choose_ramp
-from paraload._verify_plan import Inventory, inventory_of, misplaced, orphans
+from paraload._verify_plan import inventory_of, misplaced, orphans
 from paraload._verify_report import Finding, VerifyReport
 from paraload._verify_run import VerifyRun
 from paraload._work import Work
-from paraload.errors import CheckpointReadError, ItemReadError
 from paraload.manifest import compare_manifest
 from paraload.metadata import read_metadata
 from paraload.options import ReadOptions
@@ -31,9 +29,12 @@ from paraload.sources._local import LocalSource
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from paraload._task import RecordSpec
+    from paraload._verify_plan import Inventory
+    from paraload._verify_report import Part
+    from paraload.errors import ItemReadError
     from paraload.sources._base import FileIdentity
 
 __all__ = ["verify"]
@@ -118,40 +119,25 @@ def _present(
     source: LocalSource, inventory: Inventory, options: ReadOptions
 ) -> tuple[list[RecordSpec], dict[str, FileIdentity], list[Finding]]:
     """The records whose files are there, these files, and what is wrong with all others."""
-    specs, findings = inventory.specs, list[Finding]()
-    steps: list[Callable[[list[RecordSpec]], Any]] = [
-        partial(seen_files, source, retries=options.retries)
-    ]
-    if not options.allow_outside_paths:
-        steps.insert(0, require_inside)
-    files: dict[str, FileIdentity] = {}
-    for step in steps:
-        try:
-            files = step(specs) or {}
-        except CheckpointReadError as error:
-            findings += _by_file(error.failures, inventory)
-            bad = {(failure.fqn, failure.path, failure.start) for failure in error.failures}
-            specs = [spec for spec in specs if (spec.fqn, spec.path, spec.start) not in bad]
-            files = seen_files(source, specs, retries=0) if step is not require_inside else {}
-    return specs, files, findings
+    outside = {} if options.allow_outside_paths else path_failures(inventory.specs)
+    inside = [spec for spec in inventory.specs if spec.item not in outside]
+    files, missing = look_at_files(source, inside, retries=options.retries)
+    specs = [spec for spec in inside if spec.item not in missing]
+    return specs, files, list(_by_file(outside | missing, inventory.parts))
 
 
-def _by_file(failures: Iterable[ItemReadError], inventory: Inventory) -> Iterator[Finding]:
+def _by_file(failures: Mapping[int, ItemReadError], parts: Sequence[Part]) -> Iterator[Finding]:
     """One finding for each file, with all that it affects."""
-    parts = {
-        (spec.fqn, spec.path, spec.start): part
-        for spec, part in zip(inventory.specs, inventory.parts, strict=True)
-    }
-    groups: dict[tuple[str | None, str], list[ItemReadError]] = {}
-    for failure in failures:
-        groups.setdefault((failure.path, failure.problem), []).append(failure)
-    for group in groups.values():
-        first = group[0]
+    groups: dict[tuple[str | None, str], list[int]] = {}
+    for item, failure in failures.items():
+        groups.setdefault((failure.path, failure.problem), []).append(item)
+    for items in groups.values():
+        first = failures[items[0]]
         yield Finding(
             kind=first.problem,
             problem=type(first).__name__,
             path=first.path,
-            parts=tuple(parts[f.fqn or "", f.path or "", f.start or 0] for f in group),
+            parts=tuple(parts[item] for item in items),
             expected=first.expected,
             got=first.got,
             hint=first.hint,
