@@ -128,8 +128,8 @@ def told_specs(
     tell_storage: Callable[[Any], StorageItem],
 ) -> list[RecordSpec]:
     """The same, from what hooks are told: who tells them something else reads something else."""
-    specs = []
     require_places(plan, storage_data)
+    specs = []
     for number, read_item in enumerate(plan.items):
         storage = tell_storage(storage_data[read_item.storage_index])
         info = tell_item(read_item)

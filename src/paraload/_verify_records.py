@@ -25,7 +25,8 @@ from paraload._checks import (
 )
 from paraload._checksum import combined, crc32
 from paraload._records import decoded, locate_in
-from paraload.errors import DAMAGED_HINT, ChecksumMismatchError, FormatError, ItemReadError
+from paraload.errors import DAMAGED_HINT, FormatError, ItemReadError
+from paraload.formats._archive import check_entry
 from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_zip import FIRST_HEAD_BYTES
 
@@ -219,8 +220,7 @@ def _check_entries(
             if info.CRC == 0 and info.file_size:
                 unverifiable += info.file_size
                 continue
-            _check_entry(archive, info)
-            verified += info.file_size
+            verified += check_entry(archive, info)
     return verified, unverifiable
 
 
@@ -232,22 +232,6 @@ def _starts_at(file: io.RawIOBase | io.BufferedIOBase, info: zipfile.ZipInfo) ->
         raise FormatError("an entry's local header is damaged", hint=DAMAGED_HINT)
     names: tuple[int, int] = struct.unpack("<2H", header[26:30])
     return info.header_offset + len(header) + sum(names)
-
-
-def _check_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-    try:
-        with archive.open(info) as entry:
-            while entry.read(_READ_BYTES):  # zipfile compares the CRC-32 at the end
-                pass
-    except ItemReadError:
-        raise
-    except Exception as error:
-        raise ChecksumMismatchError(
-            f"entry {info.filename!r} of the record is damaged",
-            expected=f"CRC-32 {info.CRC:08x}",
-            got=str(error),
-            hint=DAMAGED_HINT,
-        ) from error
 
 
 class _RecordFile(io.RawIOBase):

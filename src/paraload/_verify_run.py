@@ -44,6 +44,7 @@ class _Summing:
     spec: RecordSpec
     checked: Checked
     payload: PayloadCheck
+    pieces: list[tuple[int, int]]
     crcs: dict[int, int] = field(default_factory=dict)
     left: int = 0
     is_failed: bool = False
@@ -104,7 +105,7 @@ class VerifyRun:
         while (self._records or self._pieces) and len(self._running) < 2 * self._workers:
             if self._pieces:
                 summing, number = self._pieces.popleft()
-                start, end = summing.payload.pieces()[number]
+                start, end = summing.pieces[number]
                 future = pool.submit(self._sum, summing.spec, start, end)
                 self._running[future] = partial(self._summed, summing, number)
             else:
@@ -121,8 +122,8 @@ class VerifyRun:
         if checked.payload is None:
             self._leave(spec, checked)
             return
-        summing = _Summing(spec, checked, checked.payload)
-        summing.left = len(checked.payload.pieces())
+        pieces = checked.payload.pieces()
+        summing = _Summing(spec, checked, checked.payload, pieces, left=len(pieces))
         self._pieces.extend((summing, number) for number in range(summing.left))
 
     def _summed(self, summing: _Summing, number: int, future: Future[Any]) -> None:

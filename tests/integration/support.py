@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -71,6 +73,27 @@ def records_of(folder):
         index.fqn: (Path(folder) / info.relative_path, info.offset, info.length)
         for index, info in metadata.storage_data.items()
     }
+
+
+@contextmanager
+def rewritten(folder):
+    """The metadata of a checkpoint, which is written back at the end."""
+    path = Path(folder) / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    yield metadata
+    path.write_bytes(pickle.dumps(metadata))
+
+
+def save_as_legacy(folder, tensor):
+    """A checkpoint of ``w`` alone, in the format that torch had before archives; its file."""
+    save(folder, {"w": tensor})
+    legacy = Path(folder) / "legacy.distcp"
+    torch.save(tensor, legacy, _use_new_zipfile_serialization=False)
+    with rewritten(folder) as metadata:
+        [place] = metadata.storage_data.values()
+        place.relative_path, place.offset = legacy.name, 0
+        place.length = legacy.stat().st_size
+    return legacy
 
 
 def flip(path, offset, bit=1):

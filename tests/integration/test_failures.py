@@ -408,8 +408,6 @@ def test_paraload_load_raises_the_error_itself_where_there_is_no_group(folder, s
 
 @pytest.mark.parametrize("known_size", [True, False])
 def test_a_record_that_inflates_beyond_what_it_can_be_is_an_error(tmp_path, known_size):
-    import pickle as pickles
-
     import zstandard
 
     from paraload.testing import make_checkpoint
@@ -421,10 +419,9 @@ def test_a_record_that_inflates_beyond_what_it_can_be_is_an_error(tmp_path, know
     stream = bomb.compressobj(size=nbytes if known_size else -1)
     data = b"".join(stream.compress(bytes(1 << 20)) for _ in range(nbytes >> 20)) + stream.flush()
     file.write_bytes(data)
-    metadata = pickles.loads((tmp_path / ".metadata").read_bytes())
-    for info in metadata.storage_data.values():
-        info.offset, info.length = 0, len(data)
-    (tmp_path / ".metadata").write_bytes(pickles.dumps(metadata))
+    with support.rewritten(tmp_path) as metadata:
+        for info in metadata.storage_data.values():
+            info.offset, info.length = 0, len(data)
     targets = {"w": torch.zeros(100, dtype=torch.int64), "note": None}
     reader = ParallelFileSystemReader(tmp_path)
     plan, planner = support.plan_for(reader, targets)

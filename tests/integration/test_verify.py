@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import os
-import pickle
 import subprocess
 import sys
 import zipfile
@@ -21,6 +19,7 @@ from paraload.errors import InvalidOptionError, MetadataError, MissingMetadataEr
 from paraload.manifest import write_manifest
 from paraload.testing import make_checkpoint
 from tests.integration import support
+from tests.integration.support import rewritten
 
 #: Read whole, located, and located with a payload of several pieces.
 STATE = {
@@ -37,14 +36,6 @@ STATE = {
 def folder(tmp_path):
     support.save(tmp_path / "ckpt", STATE, files=2)
     return tmp_path / "ckpt"
-
-
-@contextlib.contextmanager
-def rewritten(folder):
-    path = folder / ".metadata"
-    metadata = pickle.loads(path.read_bytes())
-    yield metadata
-    path.write_bytes(pickle.dumps(metadata))
 
 
 def problems(folder, **keywords):
@@ -191,12 +182,7 @@ def test_orphans_are_remarks(folder):
 
 
 def test_old_records_and_unchecked_ones_are_counted(tmp_path):
-    saved = support.save(tmp_path, {"w": torch.ones(4, 4)})["w"]
-    legacy = tmp_path / "legacy.distcp"
-    torch.save(saved, legacy, _use_new_zipfile_serialization=False)
-    with rewritten(tmp_path) as metadata:
-        [place] = metadata.storage_data.values()
-        place.relative_path, place.offset, place.length = legacy.name, 0, legacy.stat().st_size
+    legacy = support.save_as_legacy(tmp_path, torch.ones(4, 4))
     report = paraload.verify(tmp_path)
     assert report.ok
     assert report.uncompared == 1

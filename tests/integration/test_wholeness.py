@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.errors import CoverageError, ShapeMismatchError
 from tests.integration import support
+from tests.integration.support import rewritten
 
 SHAPE = (6, 4)
 #: Rows [0, 2), [2, 4), [4, 6): as three ranks would have saved them.
@@ -38,20 +38,6 @@ def chunked(tmp_path):
             metadata.storage_data[MetadataIndex("w", torch.Size(offsets), number)] = place
         metadata.state_dict_metadata["w"] = entry
     return tmp_path / "ckpt", whole
-
-
-class rewritten:  # noqa: N801 - reads as a verb
-    """The metadata of a checkpoint, written back at the end."""
-
-    def __init__(self, folder):
-        self._path = folder / ".metadata"
-
-    def __enter__(self):
-        self._metadata = pickle.loads(self._path.read_bytes())
-        return self._metadata
-
-    def __exit__(self, *args):
-        self._path.write_bytes(pickle.dumps(self._metadata))
 
 
 def load(folder, state, **keywords):
@@ -200,13 +186,8 @@ def test_a_stored_tensor_that_is_another_than_described_is_refused(tmp_path, exe
 
 
 def test_what_torch_alone_can_read_is_compared_too(tmp_path):
-    saved = support.save(tmp_path, {"w": torch.randn(4, 4)})["w"]
-    legacy = tmp_path / "legacy.distcp"
-    torch.save(saved, legacy, _use_new_zipfile_serialization=False)
-    with rewritten(tmp_path) as metadata:
-        [place] = metadata.storage_data.values()
-        place.relative_path, place.offset = legacy.name, 0
-        place.length = legacy.stat().st_size
+    saved = torch.randn(4, 4)
+    support.save_as_legacy(tmp_path, saved)
     assert torch.equal(load(tmp_path, {"w": torch.zeros(4, 4)})["w"], saved)
     with rewritten(tmp_path) as metadata:
         metadata.state_dict_metadata["w"].properties.dtype = torch.float64

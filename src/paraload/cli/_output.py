@@ -22,9 +22,11 @@ __all__ = [
     "STANDARD_OUTPUT",
     "Table",
     "add_json_option",
+    "add_reading_options",
     "add_trace_option",
     "check_file_target",
     "check_json_target",
+    "reading_options",
     "show_tables",
     "write_json",
     "write_trace",
@@ -118,6 +120,21 @@ def _drawn(table: Table) -> RichTable:
     for row in table.rows:
         drawn.add_row(*row)
     return drawn
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """What commands that read a whole checkpoint are told: which, and with how many readers."""
+    parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
+    parser.add_argument("--workers", type=int, metavar="N", help="readers at once")
+
+
+def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ``ReadOptions`` that follow from these, and a bar where somebody looks."""
+    # Where nobody looks, tqdm need not even be imported.
+    given: dict[str, Any] = {"progress": sys.stderr.isatty()}
+    if arguments.workers is not None:
+        given["max_workers"] = arguments.workers
+    return given
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

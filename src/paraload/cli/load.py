@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from paraload.cli import _checkpoint as checkpoint
@@ -10,9 +9,11 @@ from paraload.cli._memory import require_memory
 from paraload.cli._output import (
     STANDARD_OUTPUT,
     add_json_option,
+    add_reading_options,
     add_trace_option,
     check_file_target,
     check_json_target,
+    reading_options,
     write_json,
     write_trace,
 )
@@ -39,8 +40,7 @@ def add_parser(commands: Any) -> None:
         description="Read every tensor and object of a checkpoint into memory, checking CRC-32s."
         " Objects are read, not unpickled.",
     )
-    parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
-    parser.add_argument("--workers", type=int, metavar="N", help="readers at once")
+    add_reading_options(parser)
     parser.add_argument("--executor", choices=EXECUTORS, help="how they run (default: auto)")
     parser.add_argument(
         "--memory-budget", metavar="SIZE", help="most staging memory in flight, such as 256MiB"
@@ -74,10 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> ReadOptions:
-    # Where nobody looks, tqdm need not even be imported.
-    given: dict[str, Any] = {"progress": sys.stderr.isatty()}
-    if arguments.workers is not None:
-        given["max_workers"] = arguments.workers
+    given = reading_options(arguments)
     if arguments.executor is not None:
         given["executor"] = arguments.executor
     if arguments.memory_budget is not None:

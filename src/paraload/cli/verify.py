@@ -12,8 +12,10 @@ from paraload.cli._output import (
     STANDARD_OUTPUT,
     Table,
     add_json_option,
+    add_reading_options,
     check_file_target,
     check_json_target,
+    reading_options,
     write_json,
 )
 from paraload.errors import MetadataError
@@ -38,8 +40,7 @@ def add_parser(commands: Any) -> None:
         description="Check a checkpoint: the CRC-32 of every record, headers against metadata, that"
         " every tensor is whole, and that all files are there. Nothing is unpickled.",
     )
-    parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
-    parser.add_argument("--workers", type=int, metavar="N", help="readers at once")
+    add_reading_options(parser)
     parser.add_argument(
         "--write-manifest",
         metavar="FILE",
@@ -85,10 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _verify(path: Path, arguments: argparse.Namespace, key: bytes | None) -> VerifyReport:
     import paraload  # noqa: PLC0415 - imports torch
 
-    given: dict[str, Any] = {"progress": sys.stderr.isatty()}
-    if arguments.workers is not None:
-        given["max_workers"] = arguments.workers
-    options = ReadOptions.resolve(overrides=given)
+    options = ReadOptions.resolve(overrides=reading_options(arguments))
     manifest = arguments.manifest or arguments.write_manifest
     return paraload.verify(path, manifest=manifest, key=key, options=options)
 

@@ -10,12 +10,12 @@ import io
 import struct
 from typing import TYPE_CHECKING, Final
 
-from paraload.errors import DAMAGED_HINT, ChecksumMismatchError, FormatError
+from paraload.errors import DAMAGED_HINT, ChecksumMismatchError, FormatError, ItemReadError
 
 if TYPE_CHECKING:
     import zipfile
 
-__all__ = ["check_archive"]
+__all__ = ["check_archive", "check_entry"]
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -50,16 +50,27 @@ def check_archive(data: memoryview, limit_bytes: int, *, verify: bool) -> int:
                 got=f"entries of {nbytes} bytes",
                 hint=DAMAGED_HINT,
             )
-        return sum(_check_entry(archive, info) for info in entries) if verify else 0
+        # A CRC of 0: written without checksums, or empty.
+        checked = [info for info in entries if verify and info.CRC]
+        return sum(check_entry(archive, info) for info in checked)
 
 
-def _check_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    if info.CRC == 0:
-        return 0  # written without checksums, or empty
+def check_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """Compare an entry with its CRC-32, piece by piece.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        ChecksumMismatchError: they are not those that were written.
+        ItemReadError: whatever the archive's file could not read.
+    """
     try:
         with archive.open(info) as entry:
             while entry.read(_PIECE_BYTES):  # zipfile compares the CRC-32 at the end
                 pass
+    except ItemReadError:
+        raise
     except Exception as error:  # BadZipFile, zlib.error, and whatever a damaged entry provokes
         raise ChecksumMismatchError(
             f"entry {info.filename!r} of the record is damaged",
