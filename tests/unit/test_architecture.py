@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 #: inside of a layer there are no cycles. Every module has its place here.
 LAYERS: list[set[str]] = [
     {"paraload.__main__", "read_data_parallel", "parallel_reader_implementation"},
-    {"paraload.cli*", "paraload.testing"},
+    {"paraload.cli*", "paraload.testing*"},
     {"paraload._load", "paraload._safe_planner", "paraload._verify"},
     {"paraload._verify_plan", "paraload._verify_run", "paraload.manifest"},
     {"paraload._verify_records", "paraload._verify_report"},
@@ -196,7 +196,7 @@ def test_only_the_destination_and_adapter_side_know_torch():
         "paraload._verify_plan",
         "paraload._wholeness",
         "paraload.readers",
-        "paraload.testing",
+        "paraload.testing._checkpoint",
     }
 
 

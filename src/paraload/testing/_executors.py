@@ -1,0 +1,210 @@
+"""The contract of executors."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from paraload._checksum import crc32
+from paraload._geometry import Run
+from paraload._sink import TargetMemory
+from paraload._task import Failed, Landed, ReadTask, RunsTask
+from paraload._work import Work
+from paraload.errors import ShortFileError
+from paraload.testing._faulty import FaultySource
+from paraload.testing._resources import leaked, resources
+from paraload.testing._sources import FILES, expect
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from paraload._task import TaskResult
+    from paraload.executors._base import ReadExecutor
+    from paraload.sources._base import ByteSource
+
+__all__ = ["ExecutorContract"]
+
+
+def _pop(queue: list[ReadTask]) -> ReadTask | None:
+    return queue.pop() if queue else None
+
+
+class _SlowAtZero(FaultySource):
+    """Reads that begin a file take longer than all others together."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _SlowAtZero, (self.inner,)
+
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+        """Read, in time or not."""
+        time.sleep(0 if start else 1.0)
+        return super().read_into(path, start, buffers)
+
+
+class ExecutorContract:
+    """What every :class:`~paraload.executors._base.ReadExecutor` does.
+
+    Fixtures: ``executor``, and ``source``, which reads :data:`FILES` and pickles.
+    """
+
+    def _tasks(self, count: int, *, path: str = "sub/large", nbytes: int = 1000) -> list[ReadTask]:
+        return [
+            RunsTask(
+                path=path,
+                start=n * nbytes,
+                end=(n + 1) * nbytes,
+                items=(n,),
+                base=n * nbytes,
+                target=n,
+                runs=(Run(0, 0, nbytes),),
+                max_gap_bytes=0,
+                checksum=True,
+            )
+            for n in range(count)
+        ]
+
+    def _targets(self, tasks: list[ReadTask]) -> dict[int, TargetMemory]:
+        return {
+            task.items[0]: TargetMemory(memoryview(bytearray(task.end - task.start)))
+            for task in tasks
+        }
+
+    def _run(
+        self, executor: ReadExecutor, source: ByteSource, tasks: list[ReadTask]
+    ) -> Generator[TaskResult, None, None]:
+        queue = tasks[::-1]
+        work = Work(source=source, verify=True)
+        return executor.run(work, partial(_pop, queue), self._targets(tasks))
+
+    def test_every_task_is_run_and_its_bytes_arrive(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """More tasks than any executor takes at once, each with its checksum."""
+        tasks = self._tasks(200)
+        targets = self._targets(tasks)
+        queue = list(tasks)
+        work = Work(source=source, verify=True)
+        results = list(executor.run(work, partial(_pop, queue), targets))
+        assert sorted(result.task.items[0] for result in results) == list(range(200))
+        for result in results:
+            (landed,) = result.outcomes
+            assert isinstance(landed, Landed)
+            data = FILES["sub/large"][result.task.start : result.task.end]
+            assert bytes(targets[landed.item].memory) == data
+            assert landed.crc == crc32(data)
+            assert result.ended_s >= result.started_s
+
+    def test_results_may_lead_to_new_tasks_and_targets(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """A feed that is dry now may have more after the next result."""
+        tasks = self._tasks(20)
+        targets: dict[int, TargetMemory] = {}
+        ready = [tasks[0]]
+        targets |= self._targets(ready)
+        seen = 0
+        run = executor.run(Work(source=source, verify=True), partial(_pop, ready), targets)
+        for result in run:
+            seen += 1
+            (landed,) = result.outcomes
+            assert isinstance(landed, Landed)
+            data = FILES["sub/large"][result.task.start : result.task.end]
+            assert bytes(targets[landed.item].memory) == data
+            number = result.task.items[0] + 1
+            if number < len(tasks):
+                targets |= self._targets([tasks[number]])
+                ready.append(tasks[number])
+        assert seen == len(tasks)
+
+    def test_one_failure_does_not_stop_the_others(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """It is the outcome of its item, with the traceback of its worker."""
+        tasks = self._tasks(9)
+        tasks[4] = self._tasks(5, path="small")[4]
+        queue = list(tasks)
+        work = Work(source=source, verify=True)
+        run = executor.run(work, partial(_pop, queue), self._targets(tasks))
+        outcomes = [outcome for result in run for outcome in result.outcomes]
+        failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+        assert [outcome.item for outcome in failed] == [4]
+        assert isinstance(failed[0].error, ShortFileError)
+        assert "Traceback" in failed[0].error.traceback_text
+        assert len(outcomes) == len(tasks)
+
+    def test_results_come_as_they_are_ready(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """A slow first task holds up nobody, where there are several workers."""
+        results = list(self._run(executor, _SlowAtZero(source), self._tasks(12, nbytes=300)))
+        order = [result.task.items[0] for result in results]
+        assert sorted(order) == list(range(12))
+        assert order.index(0) == (0 if executor.workers == 1 else 11)
+
+    def test_damage_of_a_source_shows_in_the_checksum(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """Sums are made of what arrived, not of what should have."""
+        (task,) = self._tasks(1, nbytes=1000)
+        for cut in (False, True):
+            faulty = FaultySource(source, fail_at=1, cut=cut)
+            (result,) = self._run(executor, faulty, [task])
+            (landed,) = result.outcomes
+            assert isinstance(landed, Landed)
+            assert landed.crc != crc32(FILES["sub/large"][:1000])
+
+    def test_nothing_is_left_however_it_ends(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """No descriptor, thread, process or shared memory: when it returns, not some time later."""
+        source.read_into("sub/large", 0, [memoryview(bytearray(1))])  # it may keep the file open
+        before = resources()
+        list(self._run(executor, source, self._tasks(30)))
+        assert leaked(before, grace_s=1) == []
+        run = self._run(executor, source, self._tasks(100))
+        next(run)
+        expect(ZeroDivisionError, run.throw, ZeroDivisionError("the consumer's own problem"))
+        assert leaked(before, grace_s=1) == []
+
+    def test_it_can_be_left_at_any_time(self, executor: ReadExecutor, source: ByteSource) -> None:
+        """Closing the run ends it; nothing is asked of the feed afterwards."""
+        for stop_after in (0, 1, 5):
+            tasks = self._tasks(100)
+            targets = self._targets(tasks)
+            queue = list(tasks)
+            work = Work(source=source, verify=True)
+            run = executor.run(work, partial(_pop, queue), targets)
+            for _ in range(stop_after):
+                next(run)
+            run.close()
+            left = len(queue)
+            expect(StopIteration, next, run)
+            assert len(queue) == left
+
+    def test_nothing_runs_on_when_it_was_left(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """Threads and processes have ended when closing returns, not some time later."""
+        threads, children = threading.active_count(), len(psutil.Process().children())
+        tasks = self._tasks(50)
+        work = Work(source=FaultySource(source, delay_s=0.05), verify=True)
+        run = executor.run(work, partial(_pop, list(tasks)), self._targets(tasks))
+        next(run)
+        run.close()
+        assert threading.active_count() == threads
+        assert len(psutil.Process().children()) == children
+
+    def test_an_error_of_the_feed_comes_out(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
+        """And ends the run."""
+
+        def feed() -> ReadTask | None:
+            raise ZeroDivisionError("the feed's own problem")
+
+        run = executor.run(Work(source=source, verify=True), feed, {})
+        assert "own problem" in str(expect(ZeroDivisionError, next, run))
