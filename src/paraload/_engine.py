@@ -15,12 +15,11 @@ from __future__ import annotations
 import itertools
 from collections import Counter, deque
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paraload import _destination as destination
-from paraload._aliases import Aliases
 from paraload._assembly import Assembly, Workshop
-from paraload._converter import Converter
+from paraload._commits import Commits
 from paraload._feed import Feed
 from paraload._items import CompletedItem, Item, Items
 from paraload._ledger import Ledger
@@ -35,7 +34,6 @@ from paraload._task import (
     SharedTask,
     Staged,
 )
-from paraload._work import item_error
 from paraload.errors import CheckpointReadError, ItemReadError, summarize
 
 if TYPE_CHECKING:
@@ -71,7 +69,6 @@ class Load:
     ) -> None:
         self._job = job
         self._budget = budget
-        self._process = process
         self._on_progress = on_progress
         self._items = Items(job.specs, job.destinations, job.ordered)
         file_rank = {path: n for n, path in enumerate(dict.fromkeys(s.path for s in job.specs))}
@@ -82,17 +79,6 @@ class Load:
         self._turns = deque(sorted(job.ordered, key=rank))
         self._feed = Feed(budget, rank=rank if self._turns else None)
         self._feed.start(job.first)
-        self._aliases = Aliases()
-        self._converter = Converter(strict=job.strict)
-        self._shop = Workshop(
-            targets=destination.DirectTargets(job.destinations, job.ordered),
-            names=itertools.count(max(self._items.specs, default=-1) + 1),
-            feed=self._feed,
-            converter=self._converter,
-            verify=job.work.verify,
-            split_bytes=job.split_bytes,
-        )
-        self._failures: list[ItemReadError] = []
         self._ledger = Ledger(
             Counter(spec.path for spec in job.specs),
             bytes_total=sum(map(self._items.planned_bytes, job.specs)),
@@ -101,6 +87,16 @@ class Load:
         )
         for reason in job.slow_reasons:
             self._ledger.fall_back(reason, len(job.specs))
+        self._commits = Commits(job, process, self._ledger.fall_back)
+        self._shop = Workshop(
+            targets=destination.DirectTargets(job.destinations, job.ordered),
+            names=itertools.count(max(self._items.specs, default=-1) + 1),
+            feed=self._feed,
+            converter=self._commits.converter,
+            verify=job.work.verify,
+            split_bytes=job.split_bytes,
+        )
+        self._failures: list[ItemReadError] = []
 
     def run(self, executor: ReadExecutor) -> ReadReport:
         """Run to the end.
@@ -121,11 +117,11 @@ class Load:
             workers=executor.workers,
             executor=executor.name,
             peak_bytes=self._budget.peak_bytes,
-            conversions=self._converter.counts(),
+            conversions=self._commits.converter.counts(),
         )
 
     def _require_everything(self) -> None:
-        for spec, error in self._aliases.overwritten():
+        for spec, error in self._commits.aliases.overwritten():
             error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
             self._failures.append(error)
         if self._failures:
@@ -176,9 +172,7 @@ class Load:
         """Whole items are in their targets."""
         self._ledger.arrived(landed.nbytes)
         self._ledger.checked(landed.verified_bytes, unverified=landed.unverified)
-        if self._job.hand_over_landed:
-            known = self._job.destinations
-            self._process([CompletedItem(n, known.get(n), landed=True) for n in landed.items])
+        self._commits.landed_together(landed.items)
         self._items.are_done(landed.items)
         self._ledger.left(path, len(landed.items))
 
@@ -191,13 +185,15 @@ class Load:
         self._ledger.checked(verified_bytes, unverified=nbytes > 0 and not verified_bytes)
         is_next = not item.ordered or self._turns[0] == item.spec.item
         data = content.memory if is_next else memoryview(bytearray(content.memory))
-        if isinstance(content, Raw):
-            is_proved = bool(verified_bytes)
-            self._in_turn(
-                item, lambda: self._commit_raw(item, data, content.reason, is_proved=is_proved)
-            )
-        else:
-            self._in_turn(item, lambda: self._commit_staged(item, data, content))
+
+        def commit() -> None:
+            if isinstance(content, Raw):
+                is_proved = bool(verified_bytes)
+                self._commits.raw(item, data, content.reason, is_proved=is_proved)
+            else:
+                self._commits.staged(item, data, content)
+
+        self._in_turn(item, commit)
 
     def _assemble(self, item: Item, located: Located) -> None:
         assembly = Assembly.of(item, located, self._shop)
@@ -229,17 +225,17 @@ class Load:
             try:
                 if assembly.record is None:
                     is_proved = bool(verified_bytes)
-                    self._commit_raw(item, assembly.raw(), assembly.reason, is_proved=is_proved)
+                    self._commits.raw(item, assembly.raw(), assembly.reason, is_proved=is_proved)
                 elif item.ordered:
-                    self._commit(item, tensor=assembly.tensor())
+                    self._commits.tensor(item, assembly.tensor())
                 else:
-                    self._commit(item, landed=True)
+                    self._commits.landed(item)
             finally:
                 assembly.release()
 
         self._in_turn(item, commit)
 
-    # ------------------------------------------------------------------ commits
+    # ------------------------------------------------------------------ turns
 
     def _in_turn(self, item: Item, commit: Callable[[], None]) -> None:
         """Commit now, or when all earlier ordered items are done."""
@@ -247,7 +243,7 @@ class Load:
             item.commit = commit
             self._take_turns()
         else:
-            commit()
+            self._commit(item, commit)
 
     def _take_turns(self) -> None:
         """Commit the ordered items that are next."""
@@ -259,55 +255,12 @@ class Load:
             if item.commit is not None:
                 commit, item.commit = item.commit, None
                 try:
-                    commit()
+                    self._commit(item, commit)
                 except ItemReadError as error:
                     self._fail(item, error)
 
-    def _commit_staged(self, item: Item, data: memoryview, staged: Staged) -> None:
-        tensor = destination.as_tensor(data, staged.dtype, staged.lengths, staged.order)
-        if staged.cut is not None:
-            tensor = destination.cut(tensor, *staged.cut)
-        self._commit(item, tensor=tensor)
-
-    def _commit_raw(self, item: Item, data: memoryview, reason: str, *, is_proved: bool) -> None:
-        if item.spec.kind == "bytes":
-            try:
-                self._commit(item, data=data)
-            except ItemReadError:
-                raise
-            except Exception as error:
-                # Of bytes that are right it is the planner's own problem. Of others it may be the
-                # file's, and what load_bytes raises names none.
-                if is_proved and destination.is_sound(data):
-                    raise
-                raise item_error(error) from error
-            return
-        self._ledger.fall_back(reason)
-        try:
-            tensor = destination.load_fallback(data, item.spec)
-        except Exception as error:  # torch.load raises anything for damaged bytes
-            raise item_error(error) from error
-        self._commit(item, tensor=tensor)
-
-    def _commit(
-        self,
-        item: Item,
-        *,
-        landed: bool = False,
-        tensor: Any = None,
-        data: memoryview | None = None,
-    ) -> None:
-        completed = CompletedItem(
-            item=item.spec.item,
-            destination=item.destination,
-            landed=landed,
-            tensor=tensor,
-            data=data,
-            converter=self._converter,
-        )
-        self._process([completed])
-        if item.ordered and self._job.watch_targets and item.destination is not None:
-            self._aliases.loaded(item.spec, item.destination.tensor)
+    def _commit(self, item: Item, commit: Callable[[], None]) -> None:
+        commit()
         self._items.are_done((item.spec.item,))
         self._leave(item)
 

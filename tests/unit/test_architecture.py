@@ -30,6 +30,7 @@ LAYERS: list[set[str]] = [
     {"paraload._columns", "paraload._unpickler"},
     {
         "paraload._assembly",
+        "paraload._commits",
         "paraload._feed",
         "paraload._items",
         "paraload._job",
