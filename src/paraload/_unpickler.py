@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CONSTANTS",
     "GlobalRefusedError",
-    "Inert",
-    "Sizes",
     "full_name",
     "unpickle",
     "with_old_homes",
@@ -87,7 +85,7 @@ class _Unpickler(pickle.Unpickler):
         allowed = list(allow_globals)
         self._names = {name for name in allowed if isinstance(name, str)}
         self._objects = {full_name(it): it for it in allowed if not isinstance(it, str)}
-        self._size = Sizes().__getitem__
+        self._size = _Sizes().__getitem__
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """What the pickle gets for a name."""
@@ -114,7 +112,7 @@ def full_name(thing: Any) -> str:
 # ----------------------------------------------------------------------------------- stand-ins
 
 
-class Sizes(dict[tuple[int, ...], torch.Size]):
+class _Sizes(dict[tuple[int, ...], torch.Size]):
     """Sizes by their numbers: a checkpoint has few, and names them again and again."""
 
     def __missing__(self, numbers: tuple[int, ...]) -> torch.Size:
@@ -122,7 +120,7 @@ class Sizes(dict[tuple[int, ...], torch.Size]):
         return size
 
 
-class Inert(type):
+class _Inert(type):
     """The type of classes that a pickle may call, and can do nothing else with."""
 
     def __setattr__(cls, name: str, value: object) -> None:
@@ -132,17 +130,17 @@ class Inert(type):
         raise pickle.UnpicklingError(f"deletes {name!r} of {cls.__name__}")
 
 
-def _stand_in(name: str, make: Callable[..., Any]) -> Inert:
-    return Inert(name, (), {"__slots__": (), "__new__": make})
+def _stand_in(name: str, make: Callable[..., Any]) -> _Inert:
+    return _Inert(name, (), {"__slots__": (), "__new__": make})
 
 
-def _empty(kind: type) -> Inert:
+def _empty(kind: type) -> _Inert:
     """Makes an instance without anything in it; its attributes follow with the opcode BUILD."""
     new = object.__new__
     return _stand_in(kind.__name__, lambda _: new(kind))
 
 
-def _called(make: Callable[..., Any], *kinds: type) -> Inert:
+def _called(make: Callable[..., Any], *kinds: type) -> _Inert:
     """Calls ``make`` with arguments of these kinds, and with nothing that could act otherwise."""
 
     def call(_: type, *arguments: Any) -> Any:
@@ -186,7 +184,7 @@ _OF_OTHERS: Final = {
 }
 
 
-def _of_loaded(full: str) -> Inert | None:
+def _of_loaded(full: str) -> _Inert | None:
     if full not in _OF_OTHERS:
         return None
     module_name, _, name = full.rpartition(".")

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from paraload import CheckpointReadError, ParallelFileSystemReader, SafeLoadPlanner, metadata
+from paraload._late_metadata import LateMetadata
 from paraload._plain_metadata import NotPlainError, columns_in
 from paraload._unpickler import unpickle
 from paraload._worker import run_task  # noqa: F401 - imported now, not while somebody watches
@@ -27,6 +28,7 @@ from paraload.formats._base import NeedBytes, TensorRecord
 from paraload.formats._torch_load import load_tensor
 from paraload.formats._torch_zip import TorchZipFormat
 from tests.fuzz import seeds
+from tests.unit.metadata_cases import same
 
 __all__ = [
     "Broken",
@@ -146,15 +148,21 @@ def check_metadata(data):
 
 
 def check_columns(data):
-    """The reader of torch's own metadata."""
+    """The reader of torch's own metadata, which finds what the restricted unpickler finds."""
     with watched():
         try:
             columns = columns_in(data)
         except NotPlainError as error:
             if isinstance(error.__cause__, MemoryError):
                 raise Broken("asked for much memory") from error
-        else:
-            columns.attributes()
+            return
+        found = LateMetadata(columns, None)
+        try:
+            expected = unpickle(data)
+        except Exception:  # noqa: BLE001 - it may see damage where nothing is lost
+            expected = None
+    if expected is not None:
+        same(found, expected)
 
 
 def check_unpickler(data):

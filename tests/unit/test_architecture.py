@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"paraload._wholeness", "paraload._files"},
     {"paraload.metadata"},
     {"paraload._plain_metadata", "paraload._late_metadata", "paraload._soundness"},
-    {"paraload._columns", "paraload._unpickler"},
+    {"paraload._columns", "paraload._plain_pickle", "paraload._unpickler"},
     {
         "paraload._assembly",
         "paraload._commits",

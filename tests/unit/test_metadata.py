@@ -40,7 +40,8 @@ pytestmark = pytest.mark.usefixtures("nothing_kept")
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_what_torch_s_writer_writes_is_plain_and_read_as_torch_reads_it(tmp_path, protocol):
     path = write(tmp_path, example(), protocol)
-    assert is_plain(path.read_bytes())
+    # pickle.dump, as torch calls it, writes protocol 4, and from Python 3.14 on 5.
+    assert is_plain(path.read_bytes()) == (protocol >= 4)
     first = metadata.read_metadata(path)
     assert type(first) is Metadata
     same(first, example())
