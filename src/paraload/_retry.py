@@ -16,7 +16,7 @@ from paraload.errors import StorageReadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["is_transient", "pauses", "storage_error"]
+__all__ = ["again", "is_transient", "pauses", "storage_error"]
 
 Answer = TypeVar("Answer")
 
@@ -70,6 +70,21 @@ def pauses(retries: int, is_cancelled: Callable[[], bool] | None = None) -> Iter
             time.sleep(min(left_s, _STEP_S))
         yield number + 2
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def again(read: Callable[[], Answer], retries: int) -> Answer:
+    """What ``read`` returns, tried again where it fails for the moment.
+
+    Raises:
+        Exception: of the last try.
+    """
+    waits = pauses(retries)
+    while True:
+        try:
+            return read()
+        except OSError as error:
+            if not is_transient(error) or not next(waits, 0):
+                raise
 
 
 def storage_error(error: OSError, *, start: int, end: int, tries: int) -> OSError:

@@ -77,7 +77,9 @@ def verify(
     started_s = time.monotonic()
     options = ReadOptions.resolve(options, keywords)
     folder = Path(path)
-    metadata = read_metadata(folder / _METADATA, allow_globals=options.allow_globals)
+    metadata = read_metadata(
+        folder / _METADATA, allow_globals=options.allow_globals, retries=options.retries
+    )
     inventory = inventory_of(metadata)
     problems = [*inventory.findings, *misplaced(inventory.specs, inventory.parts)]
     source = LocalSource(folder)

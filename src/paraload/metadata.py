@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from paraload._gc import collector_paused
 from paraload._late_metadata import LateMetadata, made, stamp
 from paraload._plain_metadata import NotPlainError, columns_in
+from paraload._retry import again
 from paraload._soundness import fault_of
 from paraload._unpickler import GlobalRefusedError, unpickle
 from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
@@ -57,6 +58,7 @@ def read_metadata(
     fs: Any = None,
     allow_globals: Iterable[Any] = (),
     load_id: str | None = None,
+    retries: int = 0,
 ) -> Metadata:
     """The metadata of a checkpoint.
 
@@ -66,6 +68,7 @@ def read_metadata(
         allow_globals: what it may name besides the classes of torch's own writers: names
             ("module.name"), or the classes and functions themselves.
         load_id: to be written into its ``storage_meta``.
+        retries: how often to try again what the system has refused for the moment.
 
     Returns:
         An object of the caller's own: whatever he does to it, the next call does not see it.
@@ -79,9 +82,9 @@ def read_metadata(
         name = str(Path(path).absolute())
         if (columns := _cache.get(name)) is not None:
             return LateMetadata(columns, load_id)
-        data, identity = _read_file(name)
+        data, identity = _read_file(name, retries)
     else:
-        name, data, identity = str(path), _read_stream(fs, path), None
+        name, data, identity = str(path), _read_stream(fs, path, retries), None
     if not data:
         raise MetadataError(f"is empty; {_INCOMPLETE}", name)
     try:
@@ -147,19 +150,14 @@ def _is_settled(identity: FileIdentity, now_ns: int) -> bool:
     return now_ns - max(identity.mtime_ns, identity.ctime_ns) > SETTLED_AFTER_NS
 
 
-def _read_file(name: str) -> tuple[bytes, FileIdentity | None]:
+def _read_file(name: str, retries: int) -> tuple[bytes, FileIdentity | None]:
     """The bytes, and what to know the file by; ``None`` if it may be changing just now."""
     now_ns = time.time_ns()
+    is_folder_there = Path(name).parent.is_dir()
     try:
-        # A FIFO would wait for a writer.
-        with open(name, "rb", buffering=0, opener=_open_at_once) as file:
-            before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise MetadataError("is no regular file", name)
-            data = file.read()
-            after = os.fstat(file.fileno())
+        before, data, after = again(lambda: _bytes_of(name), retries if is_folder_there else 0)
     except FileNotFoundError:
-        raise _missing(name, is_folder_there=Path(name).parent.is_dir()) from None
+        raise _missing(name, is_folder_there=is_folder_there) from None
     except (OSError, MemoryError) as error:
         raise MetadataError(f"cannot be read ({type(error).__name__}: {error})", name) from error
     identity = FileIdentity.of(before)
@@ -167,20 +165,33 @@ def _read_file(name: str) -> tuple[bytes, FileIdentity | None]:
     return data, identity if is_same and _is_settled(identity, now_ns) else None
 
 
+def _bytes_of(name: str) -> tuple[os.stat_result, bytes, os.stat_result]:
+    """All of them, and what the file was before and after."""
+    # A FIFO would wait for a writer.
+    with open(name, "rb", buffering=0, opener=_open_at_once) as file:
+        before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            raise MetadataError("is no regular file", name)
+        return before, file.read(), os.fstat(file.fileno())
+
+
 def _open_at_once(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _read_stream(fs: Any, path: Any) -> bytes:
-    try:
+def _read_stream(fs: Any, path: Any, retries: int) -> bytes:
+    def read() -> bytes:
         with fs.create_stream(path, "rb") as stream:
             data: bytes = stream.read()
+        return data
+
+    try:
+        return again(read, retries)
     except FileNotFoundError:
         raise _missing(str(path), is_folder_there=True) from None
     except OSError as error:
         what = f"{type(error).__name__}: {error}"
         raise MetadataError(f"cannot be read ({what})", str(path)) from error
-    return data
 
 
 def _missing(name: str, *, is_folder_there: bool) -> MissingMetadataError:

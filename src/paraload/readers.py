@@ -233,11 +233,13 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         path = self._get_metadata_path(kwargs.get("rank"))
         is_local = type(self.fs) is FileSystem
         self._metadata_before = identity_of(path) if is_local else {}
+        options = adapter.options_of(self)
         return read_metadata(
             path,
             fs=None if is_local else self.fs,
-            allow_globals=adapter.options_of(self).allow_globals,
+            allow_globals=options.allow_globals,
             load_id=self.load_id,
+            retries=options.retries,
         )
 
 

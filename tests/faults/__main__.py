@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.faults.case import Outcome, judge
 from tests.faults.document import document
+from tests.faults.nth import SWEEPS, run_sweeps
 from tests.faults.runner import ARMS, build_shim, run_cases
 from tests.faults.table import CASES
 
@@ -37,9 +38,22 @@ def main() -> int:
         shim = build_shim(Path(folder))
         futures = [pool.submit(outcomes_of, arm, shim) for arm in arms]
         outcomes = {arm: future.result() for arm, future in zip(arms, futures, strict=True)}
+        all_n = {
+            arm: pool.submit(run_sweeps, arm, SWEEPS, shim)
+            for arm in arms
+            if arm != "torch" and not given.only
+        }
+        swept = {arm: future.result() for arm, future in all_n.items()}
     if given.write is not None:
-        given.write.write_text(document(cases, outcomes, command), encoding="utf-8")
+        page = document(cases, outcomes, swept, command)
+        given.write.write_text(page, encoding="utf-8")
     red = 0
+    for arm, by_name in swept.items():
+        for name, it in by_name.items():
+            print(f"{name} [{arm}]: {it}")
+            if it.problems:
+                red += 1
+                print(f"RED {name} [{arm}]: " + "\n    ".join(it.problems))
     for case in cases:
         for arm, by_name in outcomes.items():
             outcome = by_name.get(case.name)

@@ -108,6 +108,8 @@ class Outcome:
     seconds: float = 0.0
     grown_mib: float = 0.0
     report: tuple[str, ...] = ()
+    #: The fault of the shim, or of the source, came about.
+    met: bool = False
 
     def __str__(self) -> str:
         """For the cell of a table."""

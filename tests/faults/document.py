@@ -5,12 +5,14 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from tests.faults.nth import SWEEPS
 from tests.faults.runner import ARMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tests.faults.case import Case, Outcome
+    from tests.faults.nth import Swept
 
 __all__ = ["document", "rows_of"]
 
@@ -31,6 +33,15 @@ means nothing to this reader. Data of which only some rows are read cannot be co
 checksum of all of them: such items are loaded and counted as not verified.
 """
 
+_NTH = """
+## The N-th call fails
+
+For N = 1, 2, 3 and on, until a load does not come to the N-th call any more: once, or from then on
+always. "source" is a byte source that is handed in and raises, "damage" one that flips a bit. Each
+process counts its own calls.
+
+"""
+
 _SUMS = {
     "right": "right bytes",
     "wrong": "wrong bytes, no error",
@@ -44,7 +55,10 @@ _SUMS = {
 
 
 def document(
-    cases: Sequence[Case], outcomes: Mapping[str, Mapping[str, Outcome]], command: str
+    cases: Sequence[Case],
+    outcomes: Mapping[str, Mapping[str, Outcome]],
+    swept: Mapping[str, Mapping[str, Swept]],
+    command: str,
 ) -> str:
     """The whole page."""
     import torch
@@ -68,6 +82,10 @@ def document(
         for case in rows:
             cells = [_cell(case, arm, outcomes.get(arm, {}).get(case.name)) for arm in ARMS]
             page += _line([case.name, str(case.expect), *cells]) + "\n"
+    page += _NTH + _line(["call", *ours]) + "\n" + "|---" * (1 + len(ours)) + "|\n"
+    for sweep in SWEEPS:
+        cells = [str(swept[arm][sweep.name]) if arm in swept else "not run" for arm in ours]
+        page += _line([sweep.name, *cells]) + "\n"
     return page
 
 

@@ -160,7 +160,11 @@ def alarm(seconds: int) -> Iterator[None]:
 def armed(scene: Scene) -> Iterator[None]:
     """The shim at work, in this process and in those that it starts."""
     arm = getattr(ctypes.CDLL(None), "faults_arm")  # noqa: B009 - not known before it is loaded
-    settings = {"FAULTS": scene.shim, "FAULTS_FOLDER": str(scene.folder)}
+    settings = {
+        "FAULTS": scene.shim,
+        "FAULTS_FOLDER": str(scene.folder),
+        "FAULTS_LOG": str(scene.met),
+    }
     with mock.patch.dict(os.environ, settings):
         arm()
         try:
@@ -255,12 +259,13 @@ def run_case(case: Case, arm: str, base: Path) -> Outcome:
             del error, raised
         found["seconds"] = round(time.monotonic() - started, 3)
         found["grown_mib"] = peak_mib() - at_first
+        found["met"] = scene.met.exists()
         found["executed"] = (base / "executed").exists()
         found["untouched"] = all(same(scene.targets[n], untouched[n]) for n in untouched)
         found["leaks"] = leaked(before, grace_s=5)
         return Outcome(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
     finally:
-        for path in (base / "case", base / "executed", base / "case-outside"):
+        for path in (base / "case", scene.met, base / "executed", base / "case-outside"):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
                 missing_ok=True
             )
@@ -290,13 +295,15 @@ def main() -> None:
     os.dup2(2, 1)  # whatever is printed on the way is no line of ours
     import warnings
 
+    from tests.faults import nth
     from tests.faults.table import BY_NAME
 
     warnings.simplefilter("ignore")
     names = json.load(sys.stdin)
     run_case(BY_NAME["nothing wrong"], arm, Path(folder))  # what is opened once is no leak
     for name in names:
-        outcome = run_case(BY_NAME[name], arm, Path(folder))
+        case = BY_NAME[name] if name in BY_NAME else nth.named(name)
+        outcome = run_case(case, arm, Path(folder))
         print(json.dumps(dataclasses.asdict(outcome)), file=out, flush=True)
 
 

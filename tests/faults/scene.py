@@ -49,6 +49,8 @@ class Scene:
     """One case's world; ``arrange`` changes it."""
 
     folder: Path
+    #: A file that is there when the fault came about.
+    met: Path
     expected: dict[str, Any]
     targets: dict[str, Any]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -202,7 +204,7 @@ def prepare(sample: str, base: Path, name: str) -> Scene:
     folder = base / name
     shutil.copytree(pristine, folder)
     expected = torch.load(kept, weights_only=True)
-    return Scene(folder=folder, expected=expected, targets=blank(expected))
+    return Scene(folder=folder, met=base / "met", expected=expected, targets=blank(expected))
 
 
 def blank(state: dict[str, Any]) -> dict[str, Any]:

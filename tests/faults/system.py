@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.faults.scene import Scene
 
-__all__ = ["CASES", "NTH"]
+__all__ = ["ALWAYS", "CASES"]
 
 GROUP = "system"
 ALWAYS = 1 << 40
@@ -38,14 +38,6 @@ def call(name: str, first: int, error: int, times: int = 1, short: int = 0) -> A
         if error and times == ALWAYS:
             scene.words += [errno.errorcode[error], ".distcp"]
             scene.options["retries"] = 1
-
-    return arrange
-
-
-def nth_call(name: str, first: int, times: int) -> Any:
-    def arrange(scene: Scene) -> None:
-        scene.shim = f"{name}:{first}:{errno.EIO}:{times}:0"
-        scene.options["retries"] = 1
 
     return arrange
 
@@ -214,6 +206,8 @@ def _calls() -> list[tuple[str, Any, Any]]:
     storage = ("StorageReadError",)
     return [
         *rows,
+        ("open of .metadata fails once with ENOENT", call("open", 1, errno.ENOENT), loads()),
+        ("read of .metadata fails once with ESTALE", call("read", 1, errno.ESTALE), loads()),
         ("fstat fails once with EIO", call("stat", 4, errno.EIO), loads()),
         ("read fails always with EIO", call("read", 3, errno.EIO, ALWAYS), fails(*storage)),
         ("open fails always with EACCES", call("open", 2, errno.EACCES, ALWAYS), fails(*storage)),
@@ -267,17 +261,4 @@ CASES = [
         ("worker process killed", killed, fails("WorkerDiedError")),
         executors=("processes", "pool"),
     ),
-]
-
-#: The N-th call fails, once or from then on, for more N than a load of the sample has calls.
-NTH = [
-    Case(
-        group="N-th call",
-        name=f"{name} {first} fails {'once' if times == 1 else 'always'}",
-        arrange=nth_call(name, first, times),
-        expect=or_loads(),
-    )
-    for name, most in (("open", 6), ("read", 24), ("stat", 12), ("close", 6))
-    for times in (1, ALWAYS)
-    for first in range(1, most + 1)
 ]

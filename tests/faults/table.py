@@ -7,5 +7,5 @@ from tests.faults import content, described, system, targets
 __all__ = ["BY_NAME", "CASES"]
 
 CASES = [*content.CASES, *described.CASES, *targets.CASES, *system.CASES]
-BY_NAME = {case.name: case for case in [*CASES, *system.NTH]}
-assert len(BY_NAME) == len(CASES) + len(system.NTH), "names of rows are unique"
+BY_NAME = {case.name: case for case in CASES}
+assert len(BY_NAME) == len(CASES), "names of rows are unique"

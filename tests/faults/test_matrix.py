@@ -8,8 +8,8 @@ import pytest
 
 from tests.faults.case import judge
 from tests.faults.document import rows_of
+from tests.faults.nth import SWEEPS, run_sweeps
 from tests.faults.runner import ARMS, ShimError, build_shim, run_cases
-from tests.faults.system import NTH
 from tests.faults.table import CASES
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -24,19 +24,27 @@ RUN = [
 THREADS = [case for arm, case in RUN if arm == "threads"]
 
 
+#: `make reliability` runs the others; processes take a second to start, for each N.
+SWEPT_ARMS = ("threads",)
+
+
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """All of them, by arm and name: a child process for each arm, on first use."""
+def shim(tmp_path_factory):
+    """The library that makes calls fail."""
     try:
-        shim = build_shim(tmp_path_factory.mktemp("shim"))
+        return build_shim(tmp_path_factory.mktemp("shim"))
     except ShimError as error:
         pytest.fail(str(error))
+
+
+@pytest.fixture(scope="module")
+def outcomes(shim):
+    """All of them, by arm and name: a child process for each arm, on first use."""
     known = {}
 
     def of(arm, case):
         if arm not in known:
-            cases = [c for a, c in RUN if a == arm] + (NTH if arm == "threads" else [])
-            known[arm] = run_cases(arm, cases, shim)
+            known[arm] = run_cases(arm, [c for a, c in RUN if a == arm], shim)
         return known[arm][case.name]
 
     return of
@@ -48,11 +56,20 @@ def test_a_load_ends_as_the_row_wants_it(outcomes, arm, case):
     assert judge(case, outcomes(arm, case)) == []
 
 
+@pytest.fixture(scope="module")
+def swept(shim):
+    """What came of the N-th calls, by arm."""
+    return {arm: run_sweeps(arm, SWEEPS, shim) for arm in SWEPT_ARMS}
+
+
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("case", NTH, ids=[case.name for case in NTH])
-def test_the_nth_call_fails(outcomes, case):
-    """As SQLite does it, for N = 1, 2, 3 and on."""
-    assert judge(case, outcomes("threads", case)) == []
+@pytest.mark.parametrize("arm", SWEPT_ARMS)
+@pytest.mark.parametrize("sweep", SWEEPS, ids=[sweep.name for sweep in SWEEPS])
+def test_the_nth_call_fails(swept, arm, sweep):
+    found = swept[arm][sweep.name]
+    assert found.problems == []
+    assert found.verdicts.total() >= 2
+    assert (found.verdicts["typed"] > 0) == (sweep.is_lasting or sweep.call == "damage")
 
 
 def test_the_page_has_every_row():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pickle
+import time
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     MetadataIndex,
@@ -15,7 +18,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from paraload import CheckpointReadError, ParallelFileSystemReader, metadata
 from paraload.errors import MetadataError, MissingMetadataError
-from tests.unit.metadata_cases import example, write
+from tests.unit.metadata_cases import example, same, write
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 
@@ -132,3 +135,43 @@ def test_what_is_no_file_neither_hangs_nor_passes(tmp_path, kind):
         path.symlink_to(path)
     with pytest.raises(MetadataError, match=r"no regular file|cannot be read"):
         metadata.read_metadata(path)
+
+
+# ------------------------------------------------------------------------------- for the moment
+
+
+class Refusing(FileSystem):
+    """Refuses the first so many times."""
+
+    def __init__(self, times, number):
+        super().__init__()
+        self.left = times
+        self.number = number
+
+    def create_stream(self, path, mode):
+        if self.left:
+            self.left -= 1
+            raise OSError(self.number, "on purpose")
+        return super().create_stream(path, mode)
+
+
+@pytest.mark.parametrize(
+    ("times", "retries", "is_read"), [(1, 1, True), (2, 3, True), (1, 0, False), (3, 2, False)]
+)
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOENT])
+def test_what_is_refused_for_the_moment_is_tried_again(tmp_path, times, retries, is_read, number):
+    path = write(tmp_path, example())
+    fs = Refusing(times, number)
+    if is_read:
+        same(metadata.read_metadata(path, fs=fs, retries=retries), example())
+    else:
+        with pytest.raises(MetadataError):
+            metadata.read_metadata(path, fs=fs, retries=retries)
+    assert fs.left == max(0, times - retries - 1)
+
+
+def test_a_folder_that_is_not_there_is_not_waited_for(tmp_path):
+    started = time.monotonic()
+    with pytest.raises(MissingMetadataError, match="nor is there its folder"):
+        metadata.read_metadata(tmp_path / "typo" / ".metadata", retries=10)
+    assert time.monotonic() - started < 1

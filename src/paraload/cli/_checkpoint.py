@@ -141,8 +141,9 @@ def read_metadata(path: Path) -> Metadata:
     from paraload import metadata  # noqa: PLC0415 - imports torch
     from paraload.options import ReadOptions  # noqa: PLC0415 - likewise
 
+    options = ReadOptions.resolve()
     return metadata.read_metadata(
-        path / _METADATA, allow_globals=ReadOptions.resolve().allow_globals
+        path / _METADATA, allow_globals=options.allow_globals, retries=options.retries
     )
 
 

@@ -73,8 +73,7 @@ class FaultySource:
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
         """Read, unless it is this one's turn to fail."""
         time.sleep(self.delay_s)
-        number = next(self._numbers)
-        if not self.fail_at or not 0 <= number - self.fail_at < self.times:
+        if not self._is_turn():
             return self.inner.read_into(path, start, buffers)
         if self.error is not None:
             raise copy.copy(self.error)
@@ -83,6 +82,10 @@ class FaultySource:
         requests = self.inner.read_into(path, start, buffers)
         buffers[0][at] = before if self.cut else buffers[0][at] ^ 1
         return requests
+
+    def _is_turn(self) -> bool:
+        number = next(self._numbers)
+        return self.fail_at > 0 and 0 <= number - self.fail_at < self.times
 
     def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
         """As it is."""

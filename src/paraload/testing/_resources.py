@@ -32,7 +32,8 @@ def resources() -> Counter[str]:
     held.update(f"thread {thread.name}" for thread in threading.enumerate())
     family = {child.pid for child in psutil.Process().children(recursive=True)}
     held.update(f"process {pid}" for pid in family)
-    segments = set(map(str, _SHARED_MEMORY.iterdir())) if _SHARED_MEMORY.is_dir() else set()
+    # None where there is no such folder; a folder in it is somebody's scratch space.
+    segments = {str(path) for path in _SHARED_MEMORY.glob("*") if path.is_file()}
     if segments:
         family.add(os.getpid())
         segments -= _mapped_by(pid for pid in psutil.pids() if pid not in family)
