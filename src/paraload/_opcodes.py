@@ -42,7 +42,7 @@ def require_modest(data: bytes) -> None:
         number = int.from_bytes(data[at + 1 : at + 1 + size], "little")
         if number > len(data):
             raise ExcessError(f"asks for {number} bytes or entries in a file of {len(data)} bytes")
-        at += 1 + size + (0 if code == _LONG_BINPUT else number)
+        at += 1 + size + (0 if code in _FOLLOWED_BY_OPCODES else number)
 
 
 def _behind_lines(data: bytes, at: int, lines: int) -> int:
@@ -60,12 +60,15 @@ def _behind_lines(data: bytes, at: int, lines: int) -> int:
 
 _DUP: Final = ord("2")
 _PUT: Final = ord("p")
-_LONG_BINPUT: Final = ord("r")
+#: LONG_BINPUT, and FRAME: the reader takes a negative length for a lack of memory.
+_FOLLOWED_BY_OPCODES: Final = b"r\x95"
 #: Opcodes whose arguments are lines of text, and how many.
 _LINES: Final = dict.fromkeys(b"FILSVPgp", 1) | dict.fromkeys(b"ci", 2)
 #: Opcodes with a number of so many bytes: the index of LONG_BINPUT, for the others a length.
 _SIZED: Final = (
-    dict.fromkeys(b"UC\x8a", 1) | dict.fromkeys(b"rTXB\x8b", 4) | dict.fromkeys(b"\x8d\x8e\x96", 8)
+    dict.fromkeys(b"UC\x8a", 1)
+    | dict.fromkeys(b"rTXB\x8b", 4)
+    | dict.fromkeys(b"\x8d\x8e\x95\x96", 8)
 )
 
 
@@ -87,7 +90,7 @@ _PLAIN: Final = re.compile(
     _BARE
     + rb"(?:(?:[hKq\x80\x82].|[jJ\x84]....|"
     + _short_texts(rb"\x8c", b"")
-    + rb"|[M\x83]..|r..[\x00-\x0f]\x00|[G\x95]........|"
+    + rb"|[M\x83]..|r..[\x00-\x0f]\x00|G........|"
     + _short_texts(b"X", rb"\x00\x00\x00")
     + rb")"
     + _BARE

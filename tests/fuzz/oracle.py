@@ -123,8 +123,8 @@ def _look_for_memory(error):
     while cause is not None:
         texts.append(type(cause).__name__)
         cause = cause.__cause__ or cause.__context__
-    if any("MemoryError" in text or "allocate" in text for text in texts):
-        raise Broken(f"asked for much memory: {texts[-1]}") from error
+    if about := [text for text in texts if "MemoryError" in text or "allocate" in text]:
+        raise Broken(f"asked for much memory: {about[0][-2000:]}") from error
 
 
 # ------------------------------------------------------------------------------------ metadata

@@ -27,6 +27,7 @@ def test_what_writers_write_is_modest(thing, protocol):
         b"\x96\0\0\0\x20\0\0\0\0",
         b"\x8e" + b"\xff" * 8,
         b"X\xff\xff\xff\x7f",
+        b"\x95" + b"\xff" * 8,
         b"N2\x86",
     ],
 )
