@@ -60,7 +60,7 @@ def _behind_lines(data: bytes, at: int, lines: int) -> int:
 
 _DUP: Final = ord("2")
 _PUT: Final = ord("p")
-#: LONG_BINPUT, and FRAME: the reader takes a negative length for a lack of memory.
+#: LONG_BINPUT and FRAME; of one with a negative length, Python says that it lacks memory.
 _FOLLOWED_BY_OPCODES: Final = b"r\x95"
 #: Opcodes whose arguments are lines of text, and how many.
 _LINES: Final = dict.fromkeys(b"FILSVPgp", 1) | dict.fromkeys(b"ci", 2)
