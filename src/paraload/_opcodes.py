@@ -28,7 +28,7 @@ def require_modest(data: bytes) -> None:
     Raises:
         ExcessError: one does.
     """
-    at = 0
+    at = frame_end = 0
     while (at := _PLAIN.match(data, at).end()) < len(data):  # type: ignore[union-attr]
         code = data[at]
         if code in _LINES:
@@ -42,7 +42,11 @@ def require_modest(data: bytes) -> None:
         number = int.from_bytes(data[at + 1 : at + 1 + size], "little")
         if number > len(data):
             raise ExcessError(f"asks for {number} bytes or entries in a file of {len(data)} bytes")
-        at += 1 + size + (0 if code in _FOLLOWED_BY_OPCODES else number)
+        if code == _FRAME:
+            if at < frame_end:
+                raise ExcessError("begins a frame inside of another one, which no writer does")
+            frame_end = at + 1 + size + number
+        at += 1 + size + (0 if code in {_FRAME, _LONG_BINPUT} else number)
 
 
 def _behind_lines(data: bytes, at: int, lines: int) -> int:
@@ -60,8 +64,8 @@ def _behind_lines(data: bytes, at: int, lines: int) -> int:
 
 _DUP: Final = ord("2")
 _PUT: Final = ord("p")
-#: LONG_BINPUT and FRAME; of one with a negative length, Python says that it lacks memory.
-_FOLLOWED_BY_OPCODES: Final = b"r\x95"
+_FRAME: Final = 0x95
+_LONG_BINPUT: Final = ord("r")
 #: Opcodes whose arguments are lines of text, and how many.
 _LINES: Final = dict.fromkeys(b"FILSVPgp", 1) | dict.fromkeys(b"ci", 2)
 #: Opcodes with a number of so many bytes: the index of LONG_BINPUT, for the others a length.

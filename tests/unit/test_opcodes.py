@@ -28,6 +28,7 @@ def test_what_writers_write_is_modest(thing, protocol):
         b"\x8e" + b"\xff" * 8,
         b"X\xff\xff\xff\x7f",
         b"\x95" + b"\xff" * 8,
+        b"\x95" + b"\x0a" + b"\0" * 7 + b"\x95" + b"\0" * 8,
         b"N2\x86",
     ],
 )
