@@ -11,6 +11,7 @@ from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
@@ -62,13 +63,19 @@ def _look_at(metadata: Any, *, is_torchs: bool) -> None:
         _require("storage_data", infos.values(), _StorageInfo, _HFStorageInfo)
     tensors = [entry for entry in entries.values() if isinstance(entry, TensorStorageMetadata)]
     _require("size", map(attrgetter("size"), tensors), tuple, list)
-    _ = list(map(attrgetter("properties.dtype"), tensors))
+    _require("dtype", map(attrgetter("properties.dtype"), tensors), torch.dtype)
     chunks = list(chain.from_iterable(map(attrgetter("chunks"), tensors)))
     for name in ("offsets", "sizes"):
         _require(name, map(attrgetter(name), chunks), tuple, list)
+        _require(name, chain.from_iterable(map(attrgetter(name), chunks)), int)
+    _require("size", chain.from_iterable(map(attrgetter("size"), tensors)), int)
     places = [info for info in infos.values() if isinstance(info, _StorageInfo)]
     for name, kind in (("relative_path", str), ("offset", int), ("length", int)):
         _require(name, map(attrgetter(name), places), kind)
+    # Older writers did not have them.
+    descriptors = [getattr(info, "transform_descriptors", None) or () for info in places]
+    _require("transform_descriptors", descriptors, tuple, list)
+    _require("transform_descriptors", chain.from_iterable(descriptors), str)
 
 
 def _require(where: str, values: Iterable[Any], *kinds: type) -> None:

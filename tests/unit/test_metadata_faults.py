@@ -79,7 +79,9 @@ def broken(**changes):
             target = made.state_dict_metadata["whole"]
             if name in {"offsets", "sizes"}:
                 target = target.chunks[0]
-            if name in {"relative_path", "offset", "length"}:
+            if name == "dtype":
+                target = target.properties
+            if name in {"relative_path", "offset", "length", "transform_descriptors"}:
                 target = next(iter(made.storage_data.values()))
             if value is None:
                 delattr(target, name)
@@ -108,6 +110,11 @@ def replaced(**changes):
         (broken(relative_path=b"x"), "type bytes in relative_path"),
         (broken(offset=1.5), "type float in offset"),
         (broken(length="9"), "type str in length"),
+        (broken(size=(4, {})), "type dict in size"),
+        (broken(sizes=[4, "6"]), "type str in sizes"),
+        (broken(dtype={}), "type dict in dtype"),
+        (broken(transform_descriptors={"a": 1}), "type dict in transform_descriptors"),
+        (broken(transform_descriptors=["a", {}]), "type dict in transform_descriptors"),
         (replaced(state_dict_metadata=3), "not the metadata"),
         (replaced(storage_data="x"), "not the metadata"),
         (replaced(state_dict_metadata={"a": 3}), "type int in state_dict_metadata"),
