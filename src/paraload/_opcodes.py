@@ -40,12 +40,14 @@ def require_modest(data: bytes) -> None:
         if size is None:
             return  # STOP, or no opcode: the unpickler ends here too
         number = int.from_bytes(data[at + 1 : at + 1 + size], "little")
-        if number > len(data):
-            raise ExcessError(f"asks for {number} bytes or entries in a file of {len(data)} bytes")
         if code == _FRAME:
             if at < frame_end:
                 raise ExcessError("begins a frame inside of another one, which no writer does")
             frame_end = at + 1 + size + number
+            if frame_end > len(data):
+                raise ExcessError(f"truncated: {len(data)} bytes of {frame_end} or more")
+        elif number > len(data):
+            raise ExcessError(f"asks for {number} bytes or entries in a file of {len(data)} bytes")
         at += 1 + size + (0 if code in {_FRAME, _LONG_BINPUT} else number)
 
 
