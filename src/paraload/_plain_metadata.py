@@ -129,7 +129,7 @@ class _Pairs(Table):
     def take(self, pickle: PlainPickle) -> None:
         while pickle.data[pickle.at] != _SETITEMS:
             start = pickle.at
-            found = self.looks.match(pickle.data, start) if self._looks_left else None
+            found = self.looks.match(pickle.data, start) if self._looks_left > 0 else None
             way = self._ways.get(found.groups()) if found is not None else None
             if way is not None:
                 self._turn_to(way)
@@ -158,9 +158,7 @@ class _Pairs(Table):
         memo_length = pickle.memo_length
         key, value, begins = pickle.pair(self.is_whole)
         self.put(key, value)
-        if found is None:
-            return
-        if found.end() == pickle.at and self.means(found, pickle, begins):
+        if found and found.end() == pickle.at and self.means(found, pickle, begins):
             numbers = pickle.memo_length - memo_length
             way = self._ways[found.groups()] = _Way(found.groups(), self.kind_of[-1], numbers)
             self._turn_to(way)
@@ -176,7 +174,9 @@ class _Entries(_Pairs):
     """Names of entries, and their kinds."""
 
     looks = re.compile(
-        rb"\x8c.[^\x94]*(\x94GET\)\x81\x94(?:|.{0,100000}?ub))(?=[\x8cu])".replace(b"GET", _GET),
+        rb"\x8c.[^\x94]{0,255}(\x94GET\)\x81\x94(?:|.{0,100000}?ub))(?=[\x8cu])".replace(
+            b"GET", _GET
+        ),
         re.DOTALL,
     )
 

@@ -163,8 +163,16 @@ def test_damage_is_seen_as_pickle_sees_it(seed, kinds):
     same(found, expected)
 
 
-def test_what_does_not_repeat_itself_is_not_looked_at_for_ever():
+def test_what_does_not_repeat_itself_is_not_looked_at_for_ever(monkeypatch):
+    looked = []
+
+    class Looks:
+        def match(self, data, at):
+            looked.append(at)
+
+    monkeypatch.setattr(_plain_metadata._Entries, "looks", Looks())
     names = [f"{number}" for number in range(3000)]
     entries = {name: tensor((number, 1), ()) for number, name in enumerate(names)}
     data = pickle.dumps(Metadata(entries, {}, {}))
     same(read(data), pickle.loads(data))
+    assert len(looked) == 1000
