@@ -62,10 +62,10 @@ fuzz-long: $(STAMP) ## 200,000 mutated files of each kind, with hypothesis
 soak: $(STAMP) ## SOAK_SECONDS of loads with faults and cancellations; nothing may grow
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m tests.soak
 
-bench: $(STAMP) ## measure against torch's reader and the raw limit
-	$(BIN)/python -m benchmarks
+bench: $(STAMP) ## measure against torch's reader and the raw limit; rewrites benchmarks/README.md
+	$(BIN)/python -m benchmarks --readme benchmarks/README.md
 
-bench-rivals: $(RIVALS_STAMP) ## measure against every other reader; rewrites table and plot of benchmarks/
+bench-rivals: $(RIVALS_STAMP) ## measure against every other reader; rewrites tables and plot of benchmarks/
 	$(RIVALS)/bin/python -m benchmarks.rivals \
 	  --plot benchmarks/rivals.png --readme benchmarks/README.md
 

@@ -26,12 +26,13 @@ from benchmarks import (
 )
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.command import count, machine, machine_text, quiet_torch, write_json
+from benchmarks.page import BENCH
 from benchmarks.table import bars_table, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from benchmarks.results import Section
+    from benchmarks.results import Section, Table
 
 _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     # Memory first: it starts processes, and this one is still small.
@@ -57,12 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 1 if ``--check`` was asked for and a bar was missed.
     """
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     # Tables make room on standard output for JSON.
     out = sys.stderr if options.json == "-" else sys.stdout
     quiet_torch()
     sections: dict[str, Section] = {}
     started = time.perf_counter()
+    tables: list[Table] = []
     with tempfile.TemporaryDirectory(prefix="paraload-bench-", dir=options.folder) as folder:
         checkpoints = Checkpoints(folder=Path(folder))
         for name, measure in _SECTIONS.items():
@@ -70,16 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sections[name] = measure(checkpoints, options.rounds)
                 for table in sections[name].tables:
                     print_table(table, out)
+                    tables.append(table)
     bars = [bar for section in sections.values() for bar in section.bars]
     if bars:
-        print_table(bars_table(bars), out)
-    print(f"{machine_text()}; {time.perf_counter() - started:.0f} s in all", file=out)
+        tables.append(bars_table(bars))
+        print_table(tables[-1], out)
+    notes = f"{machine_text()}; {time.perf_counter() - started:.0f} s in all"
+    print(notes, file=out)
+    if options.readme:
+        BENCH.rewrite(options.readme, BENCH.section(tables, notes))
     if options.json:
         write_json(options.json, _figures(sections))
     return int(options.check and not all(bar.passed for bar in bars))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--only",
@@ -92,7 +99,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", help="where checkpoints are written, and removed again")
     parser.add_argument("--json", metavar="FILE", help="write every figure; - is standard output")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")
-    return parser
+    parser.add_argument(
+        "--readme", metavar="FILE.md", type=Path, help="rewrite the part between two comments"
+    )
+    options = parser.parse_args(arguments)
+    if options.readme is not None:
+        try:
+            BENCH.require_in(options.readme)  # before minutes of measuring, not after them
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+    return options
 
 
 def _names(text: str) -> list[str]:

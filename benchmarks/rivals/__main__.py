@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks.cases import whole_case
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.command import count, machine, machine_text, quiet_torch, write_json
+from benchmarks.page import RIVALS, seen_from
 from benchmarks.rivals.chart import draw
 from benchmarks.rivals.contest import Cache, bring, measure, probe
 from benchmarks.rivals.contestants import ALWAYS, CONTESTANTS
-from benchmarks.rivals.page import require_place, rewrite, section, seen_from
 from benchmarks.rivals.report import rivals_table
 from benchmarks.table import print_table
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draw(options.plot, [result for result in results if result.files > 1], chosen)
     if options.readme:
         picture = seen_from(options.readme, options.plot) if options.plot else None
-        rewrite(options.readme, section(tables, "; ".join(notes), picture))
+        RIVALS.rewrite(options.readme, RIVALS.section(tables, "; ".join(notes), picture))
     return 0
 
 
@@ -122,7 +122,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         if set(options.only) != set(_GROUPS):
             parser.error("--readme wants everybody: leave --only out")
         try:
-            require_place(options.readme)  # before minutes of measuring, not after them
+            RIVALS.require_in(options.readme)  # before minutes of measuring, not after them
         except (OSError, ValueError) as error:
             parser.error(str(error))
     return options

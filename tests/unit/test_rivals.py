@@ -21,6 +21,7 @@ from benchmarks import page_cache
 from benchmarks.arms import Arm
 from benchmarks.cases import whole_case
 from benchmarks.checkpoints import Checkpoints
+from benchmarks.page import BENCH, RIVALS, seen_from
 from benchmarks.rivals import __main__ as command
 from benchmarks.rivals import contest
 from benchmarks.rivals.chart import draw
@@ -28,7 +29,6 @@ from benchmarks.rivals.contest import Cache, Result, measure, probe
 from benchmarks.rivals.contestants import ALWAYS, CONTESTANTS, RAW, Contestant, Side
 from benchmarks.rivals.formats import DCP, FLASHPACK, TORCH_SAVE, in_format
 from benchmarks.rivals.loaders import copying, torch_load
-from benchmarks.rivals.page import BEGIN, END, require_place, rewrite, section, seen_from
 from benchmarks.rivals.report import fastest_first, rivals_table
 from benchmarks.rounds import Timing
 
@@ -313,11 +313,11 @@ def test_the_picture_shows_ours_in_colour_and_is_small(tmp_path):
 def test_the_section_of_the_page_is_the_tables_as_printed(tmp_path):
     result = result_of(torch_FileSystemReader=(6.0,), raw_limit=(1.0,))
     table = rivals_table(result, [STOCK, RAW_LIMIT, MISSING], {"missing": "E" * 200})
-    content = section([table], "cores: 2", "rivals.png")
+    content = RIVALS.section([table], "cores: 2", "rivals.png")
     assert content.startswith("Printed by `make bench-rivals`; cores: 2.\n\n![")
     assert f"](rivals.png)\n\n### {table.title}\n\n| reader" in content
     assert "E" * 200 in content  # an error is never cut
-    assert "![" not in section([table], "cores: 2", None)
+    assert "![" not in RIVALS.section([table], "cores: 2", None)
     page = tmp_path / "docs" / "page.md"
     assert seen_from(page, tmp_path / "docs" / "rivals.png") == "rivals.png"
     assert seen_from(page, tmp_path / "rivals.png") == "../rivals.png"
@@ -325,23 +325,32 @@ def test_the_section_of_the_page_is_the_tables_as_printed(tmp_path):
 
 def test_only_what_is_between_the_comments_is_rewritten(tmp_path):
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page.write_text(f"before\n{RIVALS.begin}\nold\n{RIVALS.end}\nafter\n")
     for _ in range(2):
-        rewrite(page, "new")
-        assert page.read_text() == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+        RIVALS.rewrite(page, "new")
+        assert page.read_text() == f"before\n{RIVALS.begin}\n\nnew\n\n{RIVALS.end}\nafter\n"
 
 
-@pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        RIVALS.begin,
+        f"{RIVALS.end}{RIVALS.begin}",
+        f"{RIVALS.begin}{RIVALS.end}{RIVALS.begin}{RIVALS.end}",
+    ],
+)
 def test_a_page_without_one_place_is_left_alone(tmp_path, text):
     page = tmp_path / "README.md"
     page.write_text(text)
     with pytest.raises(ValueError, match="has no place between"):
-        rewrite(page, "new")
+        RIVALS.rewrite(page, "new")
     assert page.read_text() == text
 
 
-def test_the_readme_has_the_place():
-    assert "rivals.png" in require_place(REPOSITORY / "benchmarks/README.md")
+@pytest.mark.parametrize("place", [BENCH, RIVALS])
+def test_the_readme_has_the_places(place):
+    assert "rivals.png" in place.require_in(REPOSITORY / "benchmarks/README.md")
 
 
 # --------------------------------------------------------------------------- the command
@@ -374,7 +383,7 @@ def test_one_command_makes_tables_picture_json_and_page(case, tmp_path, monkeypa
     monkeypatch.setattr(Checkpoints, "llama", lambda _, files: case.folder)
     monkeypatch.setattr(Checkpoints, "tiny", lambda _: case.folder)
     page, plot, figures = (tmp_path / name for name in ("page.md", "plot.png", "figures.json"))
-    page.write_text(f"{BEGIN}\n{END}\n")
+    page.write_text(f"{RIVALS.begin}\n{RIVALS.end}\n")
     files = ["--plot", str(plot), "--readme", str(page), "--json", str(figures)]
     assert command.main(["--rounds", "2", "--folder", str(tmp_path), *files]) == 0
     out = capsys.readouterr().out
