@@ -13,10 +13,11 @@ import io
 import multiprocessing
 import os
 import signal
+import time
 import weakref
 from contextlib import contextmanager
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from paraload._interrupts import interrupts_blocked
 
@@ -119,8 +120,19 @@ class WorkerContext(context.SpawnContext):
         self._locks.append(weakref.ref(lock))
         return lock
 
-    def dead_workers(self) -> list[str]:
-        """The processes that have ended although nobody asked them to."""
+    def dead_workers(self, *, patience_s: float = 0.0) -> list[str]:
+        """The processes that have ended although nobody asked them to.
+
+        Args:
+            patience_s: how long to wait for one: while another thread collects it, there is no
+                telling how it ended.
+        """
+        until_s = time.monotonic() + patience_s
+        while not (dead := self._ended()) and time.monotonic() < until_s:
+            time.sleep(_LOOK_AGAIN_S)
+        return dead
+
+    def _ended(self) -> list[str]:
         return [
             f"process {process.pid} ended with {_ending(process.exitcode)}"
             for process in list(self.processes)
@@ -165,6 +177,9 @@ def worker_context(*, with_main: bool, niceness: int) -> Iterator[WorkerContext]
         alone = not multiprocessing.active_children()
         if not was_running and alone and mp_context.locks_are_gone():
             tracker._stop()  # noqa: SLF001 - there is no public way to end it
+
+
+_LOOK_AGAIN_S: Final = 0.01
 
 
 def _ending(exitcode: int) -> str:

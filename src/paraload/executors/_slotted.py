@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["WorkerPool", "run_in_slots"]
 
 _LOOK_AFTER_WORKERS_S = 0.2
+#: How long to wait for how a worker ended, once it is known that one has.
+_PATIENCE_S = 1.0
 #: Workers without hooks only read, which the caller does with one copy less: where there are not
 #: cores for all, they give way to it. A tenth faster on 2 cores, and nothing elsewhere.
 _NICENESS_OF_READERS = 10
@@ -146,8 +148,9 @@ class _Run:
                     raise stalled(self._in_flight.values(), timeout_s, hint) from None
                 continue
             if isinstance(result, BaseException):
-                dead = self._context.dead_workers()
-                if dead or isinstance(result, BrokenExecutor):
+                is_broken = isinstance(result, BrokenExecutor)
+                dead = self._context.dead_workers(patience_s=_PATIENCE_S if is_broken else 0.0)
+                if dead or is_broken:
                     raise _workers_died(list(self._in_flight.values()), dead) from result
                 raise result
             del self._in_flight[slot]
