@@ -11,6 +11,7 @@ attributes that torch's own does not set, is left to the restricted unpickler in
 
 from __future__ import annotations
 
+import itertools
 import marshal
 import re
 from array import array
@@ -97,18 +98,14 @@ class _Way:
         parts: the bytes, around those that are each pair's own.
         kind: of the pairs.
         numbers: how many things of each pair the memo numbers.
-
-    Attributes:
-        after: the way of the pair that followed on the last one of these.
     """
 
-    __slots__ = ("after", "kind", "numbers", "parts")
+    __slots__ = ("kind", "numbers", "parts")
 
     def __init__(self, parts: tuple[bytes, ...], kind: int, numbers: int) -> None:
         self.parts = parts
         self.kind = kind
         self.numbers = numbers
-        self.after = self
 
 
 class _Pairs(Table):
@@ -123,6 +120,8 @@ class _Pairs(Table):
         self.kinds = _numbers()
         self._ways: dict[tuple[bytes, ...], _Way] = {}
         self._last: _Way | None = None
+        #: The way of the pair that followed on the last one of a way.
+        self.after: dict[_Way | None, _Way] = {}
         #: How many pairs may yet turn out to be none that can be known: looking costs up to 0.1 ms.
         self._looks_left = 1000
 
@@ -150,9 +149,7 @@ class _Pairs(Table):
         raise NotImplementedError
 
     def _turn_to(self, way: _Way) -> None:
-        if self._last is not None:
-            self._last.after = way
-        self._last = way
+        self.after[self._last] = self._last = way
 
     def _take_one(self, pickle: PlainPickle, found: re.Match[bytes] | None) -> None:
         memo_length = pickle.memo_length
@@ -191,10 +188,11 @@ class _Entries(_Pairs):
         while data[at] == _SHORT_BINUNICODE:
             end = at + 2 + data[at + 1]
             if not data.startswith(entry, end):
-                [entry] = way.after.parts
+                after = self.after.get(way, way)
+                [entry] = after.parts
                 if not data.startswith(entry, end):
                     break
-                way = way.after
+                way = after
             memo[memo_length] = name = data[at + 2 : end].decode("utf-8", "surrogatepass")
             memo_length += way.numbers
             self.names.append(name)
@@ -244,10 +242,11 @@ class _Places(_Pairs):
             try:
                 name, middle_at = number_at(data, at + len(start))
                 if not data.startswith(middle, middle_at):
-                    _, middle, between, end = way.after.parts
+                    after = self.after.get(way, way)
+                    _, middle, between, end = after.parts
                     if not data.startswith(middle, middle_at):
                         break
-                    way = way.after
+                    way = after
                 offset, between_at = number_at(data, middle_at + len(middle))
                 length, end_at = number_at(data, between_at + len(between))
             except KeyError:
@@ -328,9 +327,7 @@ _TUPLES: Final = {0x85: 2, 0x86: 3, 0x87: 4}
 
 def _numbers() -> defaultdict[Any, int]:
     """Gives every new key the next number."""
-    numbers: defaultdict[Any, int] = defaultdict()
-    numbers.default_factory = numbers.__len__
-    return numbers
+    return defaultdict(itertools.count().__next__)
 
 
 # ------------------------------------------------------------------------------ what it must be

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import pickle
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -214,3 +215,28 @@ def test_dcp_load_says_what_is_wrong_with_the_metadata(tmp_path):
     with pytest.raises(CheckpointException) as caught:
         dcp.load({}, storage_reader=ParallelFileSystemReader(tmp_path), no_dist=True)
     assert "damaged" in str(caught.value)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_reading_leaves_nothing_to_the_collector(tmp_path, damaged):
+    """A program that loads in a loop may make too little else for a collection."""
+    data = pickle.dumps(example())
+    path = write(tmp_path, data[:400] + b"\xff" + data[401:] if damaged else data)
+
+    def read():
+        metadata.forget()
+        if damaged:
+            with pytest.raises(MetadataError):
+                metadata.read_metadata(path)
+        else:
+            metadata.read_metadata(path)
+
+    read()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            read()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
