@@ -65,9 +65,10 @@ def require_whole_tensors(plan: LoadPlan, planner: Any) -> None:
     Raises:
         CheckpointReadError: with a :class:`CoverageError` for each tensor that is not whole.
     """
-    if planner.metadata is None:
+    metadata = getattr(planner, "metadata", None)
+    if metadata is None:  # it was not set up, or not with any
         return
-    entries = planner.metadata.state_dict_metadata
+    entries = metadata.state_dict_metadata
     broken: dict[str, str] = {}
     for fqn in planner.state_dict:
         entry = entries.get(fqn)

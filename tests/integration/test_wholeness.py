@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from paraload import CheckpointReadError, ParallelFileSystemReader
@@ -193,3 +194,16 @@ def test_what_torch_alone_can_read_is_compared_too(tmp_path):
         metadata.state_dict_metadata["w"].properties.dtype = torch.float64
     with pytest.raises(CheckpointReadError, match="not the one that the metadata describes"):
         load(tmp_path, {"w": torch.zeros(4, 4)})
+
+
+def test_a_planner_that_was_never_set_up_loads_as_with_torch(chunked):
+    """Somebody else made the plan: there is no metadata to hold the chunks against."""
+    folder, whole = chunked
+    for kind in (FileSystemReader, ParallelFileSystemReader):
+        state = {"w": torch.zeros(SHAPE), "other": torch.zeros(5)}
+        reader = kind(folder)
+        plan, _ = support.plan_for(reader, state)
+        planner = DefaultLoadPlanner()
+        planner.state_dict = state
+        reader.read_data(plan, planner)
+        support.assert_same(state, {"w": whole, "other": torch.ones(5)})
