@@ -1,9 +1,6 @@
 """What a ``.metadata`` of torch's own writer holds, as columns, without one of torch's objects.
 
-    .metadata --PlainPickle--> two tables, and a few Made objects --> Columns
-                     |
-                     `-- a pair of a table whose bytes are those of an earlier one, but for the name
-                         and the place: 98 of 100 bytes, and 49,990 of 50,000 pairs
+    .metadata --PlainPickle--> three tables, and a few Made objects --> Columns
 
 Nothing of torch's is within reach of the pickle. Whatever is not plain, classes of other writers or
 attributes that torch's own does not set, is left to the restricted unpickler in ``_unpickler``.
@@ -11,32 +8,19 @@ attributes that torch's own does not set, is left to the restricted unpickler in
 
 from __future__ import annotations
 
-import itertools
 import marshal
-import re
 from array import array
-from collections import defaultdict
 from dataclasses import fields
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
-from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint import metadata
 
 from paraload._columns import SEPARATOR, Columns
-from paraload._plain_pickle import (
-    Call,
-    Made,
-    NotPlainError,
-    PlainPickle,
-    Table,
-    number_at,
-    require,
-)
+from paraload._metadata_tables import Entries, Paths, Places, StorageInfo, attributes_of
+from paraload._plain_pickle import Call, NotPlainError, PlainPickle, require
 from paraload._unpickler import CONSTANTS, with_old_homes
-
-if TYPE_CHECKING:
-    from paraload._columns import PlaceKind, TensorKind
 
 __all__ = ["NotPlainError", "columns_in"]
 
@@ -47,7 +31,7 @@ def columns_in(data: bytes) -> Columns:
     Raises:
         NotPlainError: it is not plain, or damaged.
     """
-    entries, paths, places = _Entries(), _Paths(), _Places()
+    entries, paths, places = Entries(), Paths(), Places()
     tables = {"state_dict_metadata": entries, "planner_data": paths, "storage_data": places}
     try:
         found = PlainPickle(data, _NAMES, tables).load()
@@ -60,8 +44,7 @@ def columns_in(data: bytes) -> Columns:
 
 # -------------------------------------------------------------------------------------- names
 
-_StorageInfo: Final = filesystem._StorageInfo  # noqa: SLF001 - the name that is in every file
-_Encoding: Final = metadata._MEM_FORMAT_ENCODING  # noqa: SLF001 - likewise
+_Encoding: Final = metadata._MEM_FORMAT_ENCODING  # noqa: SLF001 - torch has no other
 
 _FORMATS: Final = {
     encoding.value: getattr(torch, encoding.name.removeprefix("TORCH_").lower())
@@ -78,7 +61,7 @@ def _names() -> dict[str, Any]:
         metadata.BytesStorageMetadata,
         metadata.ChunkStorageMetadata,
         metadata.TensorProperties,
-        _StorageInfo,
+        StorageInfo,
     )
     constants = {name: Call(it) if callable(it) else it for name, it in CONSTANTS.items()}
     of_torch: dict[str, Any] = {f"{kind.__module__}.{kind.__name__}": kind for kind in kinds}
@@ -88,294 +71,7 @@ def _names() -> dict[str, Any]:
 
 _NAMES: Final = _names()
 
-# ------------------------------------------------------------------------------------- tables
-
-
-class _Way:
-    """Bytes that many pairs have in common, and what they mean.
-
-    Args:
-        parts: the bytes, around those that are each pair's own.
-        kind: of the pairs.
-        numbers: how many things of each pair the memo numbers.
-    """
-
-    __slots__ = ("kind", "numbers", "parts")
-
-    def __init__(self, parts: tuple[bytes, ...], kind: int, numbers: int) -> None:
-        self.parts = parts
-        self.kind = kind
-        self.numbers = numbers
-
-
-class _Pairs(Table):
-    """Pairs in columns. Most are like an earlier one, and most often like the one before."""
-
-    #: What a pair looks like. The groups are what it may have in common with others.
-    looks: re.Pattern[bytes]
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.kind_of = array("I")
-        self.kinds = _numbers()
-        self._ways: dict[tuple[bytes, ...], _Way] = {}
-        self._last: _Way | None = None
-        #: The way of the pair that followed on the last one of a way.
-        self.after: dict[_Way | None, _Way] = {}
-        #: How many pairs may yet turn out to be none that can be known: looking costs up to 0.1 ms.
-        self._looks_left = 1000
-
-    def take(self, pickle: PlainPickle) -> None:
-        while pickle.data[pickle.at] != _SETITEMS:
-            start = pickle.at
-            found = self.looks.match(pickle.data, start) if self._looks_left > 0 else None
-            way = self._ways.get(found.groups()) if found is not None else None
-            if way is not None:
-                self._turn_to(way)
-                self._last = self.take_known(pickle, way)
-            if pickle.at == start:
-                self._take_one(pickle, found)
-
-    def take_known(self, pickle: PlainPickle, way: _Way) -> _Way:
-        """Take pairs as long as they are of this way, or of the one after it; the last one."""
-        raise NotImplementedError
-
-    def is_whole(self, value: Any, opcode: int) -> bool:
-        """Whether it is a whole value, before this opcode."""
-        raise NotImplementedError
-
-    def means(self, found: re.Match[bytes], pickle: PlainPickle, begins: set[int]) -> bool:
-        """Whether the pair that was put last, with these opcodes, means what it looks like."""
-        raise NotImplementedError
-
-    def _turn_to(self, way: _Way) -> None:
-        self.after[self._last] = self._last = way
-
-    def _take_one(self, pickle: PlainPickle, found: re.Match[bytes] | None) -> None:
-        memo_length = pickle.memo_length
-        key, value, begins = pickle.pair(self.is_whole)
-        self.put(key, value)
-        if found and found.end() == pickle.at and self.means(found, pickle, begins):
-            numbers = pickle.memo_length - memo_length
-            way = self._ways[found.groups()] = _Way(found.groups(), self.kind_of[-1], numbers)
-            self._turn_to(way)
-        else:
-            self._looks_left -= 1
-
-
-_GET: Final = rb"(?:h.|j....)"
-_INT: Final = rb"(?:K.|M..|J....|\x8a(?:\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8}))"
-
-
-class _Entries(_Pairs):
-    """Names of entries, and their kinds."""
-
-    looks = re.compile(
-        rb"\x8c.[^\x94]{0,255}(\x94GET\)\x81\x94(?:|.{0,100000}?ub))(?=[\x8cu])".replace(
-            b"GET", _GET
-        ),
-        re.DOTALL,
-    )
-
-    def put(self, key: Any, value: Any) -> None:
-        require(type(key) is str)
-        self.names.append(key)
-        self.kind_of.append(self.kinds[_kind(value)])
-
-    def take_known(self, pickle: PlainPickle, way: _Way) -> _Way:
-        data, at, memo, memo_length = pickle.data, pickle.at, pickle.memo, pickle.memo_length
-        [entry] = way.parts
-        while data[at] == _SHORT_BINUNICODE:
-            end = at + 2 + data[at + 1]
-            if not data.startswith(entry, end):
-                after = self.after.get(way, way)
-                [entry] = after.parts
-                if not data.startswith(entry, end):
-                    break
-                way = after
-            memo[memo_length] = name = data[at + 2 : end].decode("utf-8", "surrogatepass")
-            memo_length += way.numbers
-            self.names.append(name)
-            self.kind_of.append(way.kind)
-            at = end + len(entry)
-        pickle.at, pickle.memo_length = at, memo_length
-        return way
-
-    def is_whole(self, value: Any, opcode: int) -> bool:
-        if type(value) is not Made or opcode == _MEMOIZE:
-            return False
-        return value.state is not None or value.kind is metadata.BytesStorageMetadata
-
-    def means(self, found: re.Match[bytes], _: PlainPickle, begins: set[int]) -> bool:
-        return found.start(1) in begins
-
-
-class _Places(_Pairs):
-    """Names of entries, where their parts are, and the kinds of these places."""
-
-    looks = re.compile(
-        rb"(GET\)\x81\x94\}\x94\(GET)GET(.{0,1000}?GET)INT(GET)INT(.{0,1000}?ub)(?=[hju])".replace(
-            b"GET", _GET
-        ).replace(b"INT", _INT),
-        re.DOTALL,
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.offsets = array("q")
-        self.lengths = array("q")
-
-    def put(self, key: Any, value: Any) -> None:
-        index, info = _attributes(key, metadata.MetadataIndex), _attributes(value, _StorageInfo)
-        require(index.keys() <= {"fqn", "index", "offset"} and type(index["fqn"]) is str)
-        require(info.keys() - {"transform_descriptors"} == {"relative_path", "offset", "length"})
-        self.names.append(index["fqn"])
-        self.offsets.append(info["offset"])
-        self.lengths.append(info["length"])
-        self.kind_of.append(self.kinds[_place_kind(index, info)])
-
-    def take_known(self, pickle: PlainPickle, way: _Way) -> _Way:
-        data, at, memo, memo_length = pickle.data, pickle.at, pickle.memo, pickle.memo_length
-        names, offsets, lengths = self.names, self.offsets, self.lengths
-        start, middle, between, end = way.parts
-        while data.startswith(start, at):
-            try:
-                name, middle_at = number_at(data, at + len(start))
-                if not data.startswith(middle, middle_at):
-                    after = self.after.get(way, way)
-                    _, middle, between, end = after.parts
-                    if not data.startswith(middle, middle_at):
-                        break
-                    way = after
-                offset, between_at = number_at(data, middle_at + len(middle))
-                length, end_at = number_at(data, between_at + len(between))
-            except KeyError:
-                break
-            if not (data.startswith(between, between_at) and data.startswith(end, end_at)):
-                break
-            names.append(memo[name])
-            offsets.append(offset)
-            lengths.append(length)
-            self.kind_of.append(way.kind)
-            memo_length += way.numbers
-            at = end_at + len(end)
-        pickle.at, pickle.memo_length = at, memo_length
-        return way
-
-    def is_whole(self, value: Any, opcode: int) -> bool:  # noqa: ARG002 - its state tells
-        return type(value) is Made and value.state is not None
-
-    def means(self, found: re.Match[bytes], pickle: PlainPickle, begins: set[int]) -> bool:
-        data, memo, starts = pickle.data, pickle.memo, [found.start(n) for n in range(1, 5)]
-        ends = [found.end(n) for n in range(1, 4)]
-        if not begins.issuperset(starts + ends):
-            return False
-        keys = [memo[number_at(data, max(b for b in begins if b < at))[0]] for at in ends]
-        name, offset, length = (number_at(data, at)[0] for at in ends)
-        return keys == ["fqn", "offset", "length"] and (memo[name], offset, length) == (
-            self.names[-1],
-            self.offsets[-1],
-            self.lengths[-1],
-        )
-
-
-class _Paths(Table):
-    """Names, and the keys that lead to each in the nested state dict."""
-
-    def __init__(self) -> None:
-        self.paths: dict[str | int, Any] = {}
-
-    def put(self, key: Any, value: Any) -> None:
-        require(type(key) in {str, int})
-        self.paths[key] = value
-
-    def take(self, pickle: PlainPickle) -> None:
-        data, memo, memo_length = pickle.data, pickle.memo, pickle.memo_length
-        at = pickle.at
-        texts: list[Any] = []
-        while True:
-            code = data[at]
-            if code in _GETS:
-                number, at = number_at(data, at)
-                texts.append(memo[number])
-            elif code == _FRAME:
-                at += 9
-            elif code == _SHORT_BINUNICODE and data[end := at + 2 + data[at + 1]] == _MEMOIZE:
-                text = memo[memo_length] = data[at + 2 : end].decode("utf-8", "surrogatepass")
-                texts.append(text)
-                memo_length += 1
-                at = end + 1
-            elif len(texts) == _TUPLES.get(code) and data[at + 1] == _MEMOIZE:
-                require(type(texts[0]) is str)
-                self.paths[texts[0]] = memo[memo_length] = tuple(texts[1:])
-                texts.clear()
-                memo_length += 1
-                at += 2
-                pickle.at, pickle.memo_length = at, memo_length
-            else:
-                return  # the general way takes this pair, and those behind it
-
-
-_SETITEMS: Final = ord("u")
-_MEMOIZE: Final = 0x94
-_FRAME: Final = 0x95
-_SHORT_BINUNICODE: Final = 0x8C
-_GETS: Final = b"hj"
-#: How many texts, with the name before them, make a pair with TUPLE1, TUPLE2 and TUPLE3.
-_TUPLES: Final = {0x85: 2, 0x86: 3, 0x87: 4}
-
-
-def _numbers() -> defaultdict[Any, int]:
-    """Gives every new key the next number."""
-    return defaultdict(itertools.count().__next__)
-
-
-# ------------------------------------------------------------------------------ what it must be
-
-
-def _attributes(made: Any, kind: type) -> dict[str, Any]:
-    require(type(made) is Made and made.kind is kind and type(made.state) is dict)
-    attributes: dict[str, Any] = made.state
-    return attributes
-
-
-def _values(made: Any, kind: type, *names: str) -> list[Any]:
-    attributes = _attributes(made, kind)
-    require(attributes.keys() == set(names))
-    return [attributes[name] for name in names]
-
-
-def _kind(entry: Any) -> TensorKind | None:
-    if type(entry) is Made and entry.kind is metadata.BytesStorageMetadata:
-        require(entry.state is None)
-        return None
-    properties, size, chunks = _values(
-        entry, metadata.TensorStorageMetadata, "properties", "size", "chunks"
-    )
-    require(type(properties) is Made and properties.kind is metadata.TensorProperties)
-    dtype, layout, requires_grad, memory_format, pin_memory = properties.state
-    require(type(dtype) is torch.dtype and type(layout) is torch.layout)
-    require(type(memory_format) is torch.memory_format)
-    require(type(requires_grad) is type(pin_memory) is bool)
-    require(type(properties.state) is tuple and type(size) is torch.Size and type(chunks) is list)
-    spans = []
-    for chunk in chunks:
-        offsets, sizes = _values(chunk, metadata.ChunkStorageMetadata, "offsets", "sizes")
-        require(type(offsets) is type(sizes) is torch.Size)
-        spans.append((offsets, sizes))
-    return properties.state, size, tuple(spans)
-
-
-def _place_kind(index: dict[str, Any], info: dict[str, Any]) -> PlaceKind:
-    offset, hint, path = index.get("offset"), index.get("index"), info["relative_path"]
-    require(type(offset) in {torch.Size, type(None)})
-    require(type(hint) in {int, type(None)} and type(path) is str)
-    descriptors = info.get("transform_descriptors")
-    if descriptors is not None:
-        require(type(descriptors) in {list, tuple} and set(map(type, descriptors)) <= {str})
-        descriptors = tuple(descriptors)
-    return offset, hint, path, descriptors
-
+# ----------------------------------------------------------------------------------- columns
 
 _MAY_HAVE: Final = {
     kind: frozenset(field.name for field in fields(kind))
@@ -383,8 +79,8 @@ _MAY_HAVE: Final = {
 }
 
 
-def _columns_of(found: Any, entries: _Entries, paths: _Paths, places: _Places) -> Columns:
-    state = _attributes(found, metadata.Metadata)
+def _columns_of(found: Any, entries: Entries, paths: Paths, places: Places) -> Columns:
+    state = attributes_of(found, metadata.Metadata)
     require(_MAY_HAVE[metadata.Metadata].issuperset(state))
     require(state["state_dict_metadata"] is entries and state["storage_data"] is places)
     planner_data = state.get("planner_data")
@@ -413,7 +109,7 @@ def _columns_of(found: Any, entries: _Entries, paths: _Paths, places: _Places) -
 def _storage_meta(found: Any) -> tuple[Any, ...] | None:
     if found is None:
         return None
-    state = _attributes(found, metadata.StorageMeta)
+    state = attributes_of(found, metadata.StorageMeta)
     require(_MAY_HAVE[metadata.StorageMeta].issuperset(state))
     checkpoint_id, modules = state.get("checkpoint_id"), tuple(state.get("modules", ()))
     texts = [state.get("save_id"), state.get("load_id")]

@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"paraload._wholeness", "paraload._files"},
     {"paraload.metadata"},
     {"paraload._plain_metadata", "paraload._late_metadata", "paraload._soundness"},
+    {"paraload._metadata_tables"},
     {"paraload._columns", "paraload._plain_pickle", "paraload._unpickler"},
     {
         "paraload._assembly",
@@ -179,6 +180,7 @@ def test_only_the_destination_and_adapter_side_know_torch():
         "paraload._intake",
         "paraload._late_metadata",
         "paraload._load",
+        "paraload._metadata_tables",
         "paraload._plain_metadata",
         "paraload._quick_planner",
         "paraload._soundness",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
-from paraload import _plain_metadata
+from paraload import _metadata_tables, _plain_metadata
 from paraload._late_metadata import LateMetadata
 from paraload._plain_metadata import NotPlainError, columns_in
 from paraload._plain_pickle import PlainPickle
@@ -170,7 +170,7 @@ def test_what_does_not_repeat_itself_is_not_looked_at_for_ever(monkeypatch):
         def match(self, data, at):
             looked.append(at)
 
-    monkeypatch.setattr(_plain_metadata._Entries, "looks", Looks())
+    monkeypatch.setattr(_metadata_tables.Entries, "looks", Looks())
     names = [f"{number}" for number in range(3000)]
     entries = {name: tensor((number, 1), ()) for number, name in enumerate(names)}
     data = pickle.dumps(Metadata(entries, {}, {}))
