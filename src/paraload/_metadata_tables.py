@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
 
-from paraload._plain_pickle import Made, PlainPickle, Table, number_at, require
+from paraload._plain_pickle import Made, PlainPickle, Table, index_at, number_at, require
 
 if TYPE_CHECKING:
     from paraload._columns import PlaceKind, TensorKind
@@ -180,7 +180,7 @@ class Places(_Pairs):
         start, middle, between, end = way.parts
         while data.startswith(start, at):
             try:
-                name, middle_at = number_at(data, at + len(start))
+                name, middle_at = index_at(data, at + len(start))
                 if not data.startswith(middle, middle_at):
                     after = self.after.get(way, way)
                     _, middle, between, end = after.parts
@@ -210,9 +210,10 @@ class Places(_Pairs):
         ends = [found.end(n) for n in range(1, 4)]
         if not begins.issuperset(starts + ends):
             return False
-        keys = [memo[number_at(data, max(b for b in begins if b < at))[0]] for at in ends]
-        name, offset, length = (number_at(data, at)[0] for at in ends)
-        return keys == ["fqn", "offset", "length"] and (memo[name], offset, length) == (
+        keys = [memo[index_at(data, max(b for b in begins if b < at))[0]] for at in ends]
+        name = memo[index_at(data, ends[0])[0]]
+        offset, length = (number_at(data, at)[0] for at in ends[1:])
+        return keys == ["fqn", "offset", "length"] and (name, offset, length) == (
             self.names[-1],
             self.offsets[-1],
             self.lengths[-1],
@@ -236,8 +237,8 @@ class Paths(Table):
         while True:
             code = data[at]
             if code in _GETS:
-                number, at = number_at(data, at)
-                texts.append(memo[number])
+                index, at = index_at(data, at)
+                texts.append(memo[index])
             elif code == _FRAME:
                 at += 9
             elif code == _SHORT_BINUNICODE and data[end := at + 2 + data[at + 1]] == _MEMOIZE:

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Call", "Made", "NotPlainError", "PlainPickle", "Table", "number_at", "require"]
+__all__ = [
+    "Call",
+    "Made",
+    "NotPlainError",
+    "PlainPickle",
+    "Table",
+    "index_at",
+    "number_at",
+    "require",
+]
 
 
 class NotPlainError(Exception):
@@ -165,10 +174,10 @@ class PlainPickle:
 
 
 def number_at(data: bytes, at: int) -> tuple[int, int]:
-    """The number of the opcode here, BININT, LONG_BINGET or another, and where the next one is.
+    """The number that the opcode here puts on the stack, and where the next opcode is.
 
     Raises:
-        KeyError: it is an opcode without a number.
+        KeyError: it puts no whole number there.
         Exception: the bytes end before.
     """
     code = data[at]
@@ -176,6 +185,17 @@ def number_at(data: bytes, at: int) -> tuple[int, int]:
         end = at + 2 + data[at + 1]
         return int.from_bytes(data[at + 2 : end], "little", signed=True), end
     unpack, length = _NUMBERS[code]
+    return unpack(data, at + 1)[0], at + length
+
+
+def index_at(data: bytes, at: int) -> tuple[int, int]:
+    """The place in the memo that the opcode here gets, and where the next opcode is.
+
+    Raises:
+        KeyError: it gets nothing from there.
+        Exception: the bytes end before.
+    """
+    unpack, length = _INDICES[data[at]]
     return unpack(data, at + 1)[0], at + length
 
 
@@ -247,8 +267,8 @@ def _number(it: PlainPickle) -> None:
 
 
 def _get(it: PlainPickle) -> None:
-    number, it.at = number_at(it.data, it.at - 1)
-    got = it.memo[number]
+    index, it.at = index_at(it.data, it.at - 1)
+    got = it.memo[index]
     # What a table was given stays as it was then.
     require(not isinstance(got, list | dict | Table))
     require(type(got) is not Made or got.state is not None)
@@ -297,6 +317,9 @@ _NUMBERS: Final[dict[int, tuple[Callable[[bytes, int], tuple[int]], int]]] = {
     ord("K"): (struct.Struct("<B").unpack_from, 2),
     ord("M"): (struct.Struct("<H").unpack_from, 3),
     ord("J"): (struct.Struct("<i").unpack_from, 5),
+}
+#: Likewise of those that get something from the memo.
+_INDICES: Final[dict[int, tuple[Callable[[bytes, int], tuple[int]], int]]] = {
     ord("h"): (struct.Struct("<B").unpack_from, 2),
     ord("j"): (struct.Struct("<I").unpack_from, 5),
 }

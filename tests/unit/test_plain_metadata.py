@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import re
 
 import pytest
 import torch
@@ -118,6 +119,18 @@ def test_numbers_in_another_order():
     made.storage_data[next(iter(made.storage_data))].offset = 7
     data = pickle.dumps(made)
     same(read(data), pickle.loads(data))
+
+
+@pytest.mark.parametrize(("there", "instead"), [(b"j", b"J"), (b"J", b"j")])
+def test_an_index_is_no_number_and_a_number_no_index(there, instead):
+    """The opcodes differ in one bit, and these pairs are not obeyed opcode by opcode."""
+    data = pickle.dumps(many(NAMES[:300], (1,), [70_000]))
+    # An attribute's value: the name of an index, or the offset of an info.
+    value = rb"\)\x81\x94\}\x94\(j....(j)" if there == b"j" else rb"j....(J)\x70\x11\x01\x00j"
+    found = list(re.finditer(value, data, re.DOTALL))[200]
+    damaged = data[: found.start(1)] + instead + data[found.end(1) :]
+    with pytest.raises(NotPlainError):
+        read(damaged)
 
 
 some_names = st.lists(
