@@ -169,6 +169,7 @@ class Places(_Pairs):
         index, info = attributes_of(key, metadata.MetadataIndex), attributes_of(value, StorageInfo)
         require(index.keys() <= {"fqn", "index", "offset"} and type(index["fqn"]) is str)
         require(info.keys() - {"transform_descriptors"} == {"relative_path", "offset", "length"})
+        require(type(info["offset"]) is type(info["length"]) is int)
         self.names.append(index["fqn"])
         self.offsets.append(info["offset"])
         self.lengths.append(info["length"])

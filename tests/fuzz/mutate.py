@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import pickletools
 import struct
+import warnings
 import zlib
 from functools import lru_cache
 from itertools import pairwise
@@ -81,7 +82,9 @@ SNIPPETS = (
 @lru_cache(64)
 def _opcodes(data):
     """The bytes of each opcode of a good pickle."""
-    places = [place for _, _, place in pickletools.genops(data)] + [len(data)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # odd escapes in what is text no more
+        places = [place for _, _, place in pickletools.genops(data)] + [len(data)]
     return tuple(data[a:b] for a, b in pairwise(places))
 
 
