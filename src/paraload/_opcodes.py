@@ -7,6 +7,10 @@ it: ten bytes are enough for 64 GiB. BYTEARRAY8 allocates the length that it nam
 whether the file has as much. No writer names an index or a length beyond the length of its file.
 Nor does any use DUP, with which sixty bytes make a key that takes 2^60 steps to hash. (The same can
 be built with the memo, in more bytes; that is not told from here.)
+
+Where a frame ends inside of an opcode, Python's unpickler drops the beginning of that opcode, and
+would obey others than those that are seen here. So frames must hold whole opcodes, as those of
+Python's pickler do.
 """
 
 from __future__ import annotations
@@ -29,26 +33,42 @@ def require_modest(data: bytes) -> None:
         ExcessError: one does.
     """
     at = frame_end = 0
-    while (at := _PLAIN.match(data, at).end()) < len(data):  # type: ignore[union-attr]
+    while at < len(data):
+        end = frame_end or len(data)
+        at = _PLAIN.match(data, at, end).end()  # type: ignore[union-attr]
+        if at == end:
+            frame_end = 0
+            continue
         code = data[at]
         if code in _LINES:
             at = _behind_lines(data, at + 1, _LINES[code])
-            continue
-        if code == _DUP:
+        elif code in _SIZED:
+            at = _behind_sized(data, at, _SIZED[code])
+        elif code == _FRAME and not frame_end:
+            frame_end = _behind_frame(data, at)
+            at += _FRAME_BYTES
+        elif code == _DUP:
             raise ExcessError("doubles an entry of the stack, which no writer does")
-        size = _SIZED.get(code)
-        if size is None:
+        elif frame_end and code != _STOP:
+            raise ExcessError("a frame ends inside of an opcode, or begins inside of another frame")
+        else:
             return  # STOP, or no opcode: the unpickler ends here too
-        number = int.from_bytes(data[at + 1 : at + 1 + size], "little")
-        if code == _FRAME:
-            if at < frame_end:
-                raise ExcessError("begins a frame inside of another one, which no writer does")
-            frame_end = at + 1 + size + number
-            if frame_end > len(data):
-                raise ExcessError(f"truncated: {len(data)} bytes of {frame_end} or more")
-        elif number > len(data):
-            raise ExcessError(f"asks for {number} bytes or entries in a file of {len(data)} bytes")
-        at += 1 + size + (0 if code in {_FRAME, _LONG_BINPUT} else number)
+        if frame_end and at > frame_end:
+            raise ExcessError("a frame ends inside of an opcode")
+
+
+def _behind_frame(data: bytes, at: int) -> int:
+    end = at + _FRAME_BYTES + int.from_bytes(data[at + 1 : at + _FRAME_BYTES], "little")
+    if end > len(data):
+        raise ExcessError(f"truncated: {len(data)} bytes of {end} or more")
+    return end
+
+
+def _behind_sized(data: bytes, at: int, size: int) -> int:
+    number = int.from_bytes(data[at + 1 : at + 1 + size], "little")
+    if number > len(data):
+        raise ExcessError(f"asks for {number} bytes or entries in a file of {len(data)} bytes")
+    return at + 1 + size + (0 if data[at] == _LONG_BINPUT else number)
 
 
 def _behind_lines(data: bytes, at: int, lines: int) -> int:
@@ -66,15 +86,15 @@ def _behind_lines(data: bytes, at: int, lines: int) -> int:
 
 _DUP: Final = ord("2")
 _PUT: Final = ord("p")
+_STOP: Final = ord(".")
 _FRAME: Final = 0x95
+_FRAME_BYTES: Final = 9
 _LONG_BINPUT: Final = ord("r")
 #: Opcodes whose arguments are lines of text, and how many.
 _LINES: Final = dict.fromkeys(b"FILSVPgp", 1) | dict.fromkeys(b"ci", 2)
 #: Opcodes with a number of so many bytes: the index of LONG_BINPUT, for the others a length.
 _SIZED: Final = (
-    dict.fromkeys(b"UC\x8a", 1)
-    | dict.fromkeys(b"rTXB\x8b", 4)
-    | dict.fromkeys(b"\x8d\x8e\x95\x96", 8)
+    dict.fromkeys(b"UC\x8a", 1) | dict.fromkeys(b"rTXB\x8b", 4) | dict.fromkeys(b"\x8d\x8e\x96", 8)
 )
 
 

@@ -29,6 +29,9 @@ def test_what_writers_write_is_modest(thing, protocol):
         b"X\xff\xff\xff\x7f",
         b"\x95" + b"\xff" * 8,
         b"\x95" + b"\x0a" + b"\0" * 7 + b"\x95" + b"\0" * 8,
+        b"\x95" + b"\x01" + b"\0" * 7 + b"K\x01",
+        b"\x95" + b"\x04" + b"\0" * 7 + b"N" + b"C\x08" + b"x" * 8,
+        b"\x95" + b"\x02" + b"\0" * 7 + b"I1\n",
         b"N2\x86",
     ],
 )
