@@ -52,6 +52,11 @@ _FORMATS: Final = {
 }
 
 
+def _size(numbers: tuple[int, ...] = ()) -> torch.Size:
+    require(all(number.bit_length() < 64 for number in numbers))  # noqa: PLR2004 - as in torch
+    return torch.Size(numbers)
+
+
 def _names() -> dict[str, Any]:
     kinds = (
         metadata.Metadata,
@@ -66,7 +71,7 @@ def _names() -> dict[str, Any]:
     constants = {name: Call(it) if callable(it) else it for name, it in CONSTANTS.items()}
     of_torch: dict[str, Any] = {f"{kind.__module__}.{kind.__name__}": kind for kind in kinds}
     of_torch[f"{_Encoding.__module__}.{_Encoding.__name__}"] = Call(_FORMATS.__getitem__)
-    return constants | {"torch.Size": Call(torch.Size)} | with_old_homes(of_torch)
+    return constants | {"torch.Size": Call(_size)} | with_old_homes(of_torch)
 
 
 _NAMES: Final = _names()
