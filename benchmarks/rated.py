@@ -12,21 +12,21 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from paraload import ParallelFileSystemReader
+from paraload.sources._wrapped import WrappedSource
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
-    from paraload.sources._base import ByteSource, FileIdentity
+    from paraload.sources._base import ByteSource
 
 __all__ = ["RatedReader", "RatedSource"]
 
 
-class RatedSource:
+class RatedSource(WrappedSource):
     """:class:`~paraload.sources._base.ByteSource` that is as slow as it is told to be.
 
     Args:
@@ -44,7 +44,7 @@ class RatedSource:
         latency_s: float = 0.0,
         bytes_per_second: float | None = None,
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.bytes_per_second_per_stream = bytes_per_second_per_stream
         self.latency_s = latency_s
         self.bytes_per_second = bytes_per_second
@@ -60,18 +60,6 @@ class RatedSource:
         )
         return again, (self.inner,)
 
-    def identify(self, path: str) -> FileIdentity | None:
-        """As it is."""
-        return self.inner.identify(path)
-
-    def forget(self, path: str) -> None:
-        """As it is."""
-        self.inner.forget(path)
-
-    def size(self, path: str) -> int:
-        """As it is."""
-        return self.inner.size(path)
-
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
         """Read, and return no sooner than such a storage would have."""
         nbytes = sum(map(len, buffers))
@@ -82,14 +70,6 @@ class RatedSource:
         requests = self.inner.read_into(path, start, buffers)
         time.sleep(max(0.0, due_s - time.monotonic()))
         return requests
-
-    def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
-        """As it is."""
-        return self.inner.open_stream(path)
-
-    def close(self) -> None:
-        """As it is."""
-        self.inner.close()
 
     def _over_the_wire(self, now_s: float, takes_s: float) -> float:
         """When a read is through, if it queues behind all others on the one wire."""

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 from paraload.executors._ramp import Sample
+from paraload.sources._wrapped import WrappedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
-    from paraload.sources._base import ByteSource, FileIdentity
+    from paraload.sources._base import ByteSource
 
 __all__ = ["GaugedSource"]
 
@@ -57,11 +57,14 @@ class _Stretch(threading.local):
         return sample
 
 
-class GaugedSource:
-    """:class:`~paraload.sources._base.ByteSource` that is ``inner``, and tells ``note`` of it."""
+class GaugedSource(WrappedSource):
+    """:class:`~paraload.sources._base.ByteSource` that is ``inner``, and tells ``note`` of it.
+
+    Who reads from a stream of it calls :meth:`count`.
+    """
 
     def __init__(self, inner: ByteSource, note: Callable[[Sample], object]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._note = note
         self._stretch = _Stretch()
 
@@ -77,28 +80,8 @@ class GaugedSource:
         if now_s - stretch.started_s >= _MIN_SAMPLE_S:
             self._note(stretch.end(now_s))
 
-    def identify(self, path: str) -> FileIdentity | None:
-        """As it is."""
-        return self._inner.identify(path)
-
-    def forget(self, path: str) -> None:
-        """As it is."""
-        self._inner.forget(path)
-
-    def size(self, path: str) -> int:
-        """As it is."""
-        return self._inner.size(path)
-
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
         """As it is, and counted."""
-        requests = self._inner.read_into(path, start, buffers)
+        requests = self.inner.read_into(path, start, buffers)
         self.count(sum(map(len, buffers)))
         return requests
-
-    def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
-        """As it is; who reads from it calls :meth:`count`."""
-        return self._inner.open_stream(path)
-
-    def close(self) -> None:
-        """As it is."""
-        self._inner.close()

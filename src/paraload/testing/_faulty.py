@@ -6,18 +6,19 @@ import copy
 import time
 from functools import partial
 from itertools import count
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
+
+from paraload.sources._wrapped import WrappedSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
-    from paraload.sources._base import ByteSource, FileIdentity
+    from paraload.sources._base import ByteSource
 
 __all__ = ["FaultySource"]
 
 
-class FaultySource:
+class FaultySource(WrappedSource):
     """Another source with faults: the ``fail_at``-th read of a process raises, or gives damage.
 
     Args:
@@ -39,7 +40,7 @@ class FaultySource:
         cut: bool = False,
         delay_s: float = 0.0,
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.fail_at = fail_at
         self.times = times
         self.error = error
@@ -58,18 +59,6 @@ class FaultySource:
         )
         return again, (self.inner,)
 
-    def identify(self, path: str) -> FileIdentity | None:
-        """As it is."""
-        return self.inner.identify(path)
-
-    def forget(self, path: str) -> None:
-        """As it is."""
-        self.inner.forget(path)
-
-    def size(self, path: str) -> int:
-        """As it is."""
-        return self.inner.size(path)
-
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
         """Read, unless it is this one's turn to fail."""
         time.sleep(self.delay_s)
@@ -86,11 +75,3 @@ class FaultySource:
     def _is_turn(self) -> bool:
         number = next(self._numbers)
         return self.fail_at > 0 and 0 <= number - self.fail_at < self.times
-
-    def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
-        """As it is."""
-        return self.inner.open_stream(path)
-
-    def close(self) -> None:
-        """As it is."""
-        self.inner.close()

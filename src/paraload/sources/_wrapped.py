@@ -1,0 +1,48 @@
+"""A source around another one, for those that change or watch its reads alone."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from paraload.sources._base import ByteSource, FileIdentity
+
+__all__ = ["WrappedSource"]
+
+
+class WrappedSource:
+    """:class:`~paraload.sources._base.ByteSource` that does as ``inner`` does.
+
+    Args:
+        inner: does everything.
+    """
+
+    def __init__(self, inner: ByteSource) -> None:
+        self.inner = inner
+
+    def identify(self, path: str) -> FileIdentity | None:
+        """As it is."""
+        return self.inner.identify(path)
+
+    def size(self, path: str) -> int:
+        """As it is."""
+        return self.inner.size(path)
+
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+        """As it is."""
+        return self.inner.read_into(path, start, buffers)
+
+    def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
+        """As it is."""
+        return self.inner.open_stream(path)
+
+    def forget(self, path: str) -> None:
+        """As it is."""
+        self.inner.forget(path)
+
+    def close(self) -> None:
+        """As it is."""
+        self.inner.close()
