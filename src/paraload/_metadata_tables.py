@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
 
-from paraload._plain_pickle import Made, PlainPickle, Table, index_at, number_at, require
+from paraload._plain_opcodes import index_at, number_at
+from paraload._plain_values import Made, Table, require
 
 if TYPE_CHECKING:
     from paraload._columns import PlaceKind, TensorKind
+    from paraload._plain_pickle import PlainPickle
 
 __all__ = ["Entries", "Paths", "Places", "StorageInfo", "attributes_of"]
 

@@ -22,7 +22,12 @@ __all__ = ["TARGETS", "replay"]
 FINDINGS = Path(__file__).parent / "findings"
 #: Instrumented: the parsers, not torch.
 PARSERS = (
-    *("paraload._plain_pickle", "paraload._metadata_tables", "paraload._plain_metadata"),
+    *(
+        "paraload._plain_pickle",
+        "paraload._plain_opcodes",
+        "paraload._metadata_tables",
+        "paraload._plain_metadata",
+    ),
     "paraload._columns",
     *("paraload._unpickler", "paraload._opcodes"),
     *("paraload._soundness", "paraload.metadata", "paraload.formats._torch_zip"),

@@ -29,6 +29,8 @@ LAYERS: list[set[str]] = [
     {"paraload._plain_metadata", "paraload._late_metadata", "paraload._soundness"},
     {"paraload._metadata_tables"},
     {"paraload._columns", "paraload._plain_pickle", "paraload._unpickler"},
+    {"paraload._plain_opcodes"},
+    {"paraload._plain_values"},
     {
         "paraload._assembly",
         "paraload._commits",
