@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 1 if ``--check`` was asked for and a bar was missed.
     """
-    options = _options(arguments)
+    options = _parser().parse_args(arguments)
     # Tables make room on standard output for JSON.
     out = sys.stderr if options.json == "-" else sys.stdout
     quiet_torch()
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(options.check and not all(bar.passed for bar in bars))
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--only",
@@ -100,15 +100,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write every figure; - is standard output")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")
     parser.add_argument(
-        "--readme", metavar="FILE.md", type=Path, help="rewrite the part between two comments"
+        "--readme", metavar="FILE.md", type=BENCH.page, help="rewrite the part between two comments"
     )
-    options = parser.parse_args(arguments)
-    if options.readme is not None:
-        try:
-            BENCH.require_in(options.readme)  # before minutes of measuring, not after them
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
-    return options
+    return parser
 
 
 def _names(text: str) -> list[str]:

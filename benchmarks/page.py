@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.table import print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from benchmarks.results import Table
 
@@ -71,6 +72,14 @@ class Place:
         if counts != (1, 1) or text.index(self.begin) > text.index(self.end):
             raise ValueError(f"{page} has no place between {self.begin!r} and {self.end!r}")
         return text
+
+    def page(self, text: str) -> Path:
+        """The value of ``--readme``: looked at before minutes of measuring, not after them."""
+        try:
+            self.require_in(Path(text))
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return Path(text)
 
     def rewrite(self, page: Path, content: str) -> None:
         """Put ``content`` there; raises like :meth:`require_in`."""

@@ -114,17 +114,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--readme",
         metavar="FILE.md",
-        type=Path,
+        type=RIVALS.page,
         help="rewrite the part that is between two comments",
     )
     options = parser.parse_args(arguments)
-    if options.readme is not None:
-        if set(options.only) != set(_GROUPS):
-            parser.error("--readme wants everybody: leave --only out")
-        try:
-            RIVALS.require_in(options.readme)  # before minutes of measuring, not after them
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
+    if options.readme is not None and set(options.only) != set(_GROUPS):
+        parser.error("--readme wants everybody: leave --only out")
     return options
 
 
