@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from paraload.sources._base import ByteSource
+    from paraload.sources._base import ByteSource, Receipt
 
 __all__ = ["RatedReader", "RatedSource"]
 
@@ -60,16 +60,16 @@ class RatedSource(WrappedSource):
         )
         return again, (self.inner,)
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
         """Read, and return no sooner than such a storage would have."""
         nbytes = sum(map(len, buffers))
         started_s = time.monotonic()
         due_s = started_s + self.latency_s + nbytes / self.bytes_per_second_per_stream
         if self.bytes_per_second is not None:
             due_s = max(due_s, self._over_the_wire(started_s, nbytes / self.bytes_per_second))
-        requests = self.inner.read_into(path, start, buffers)
+        receipt = self.inner.read_into(path, start, buffers)
         time.sleep(max(0.0, due_s - time.monotonic()))
-        return requests
+        return receipt
 
     def _over_the_wire(self, now_s: float, takes_s: float) -> float:
         """When a read is through, if it queues behind all others on the one wire."""

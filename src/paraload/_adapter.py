@@ -142,7 +142,9 @@ def default_source(reader: Any) -> ByteSource:
     """What reads below ``reader.path``: the file system, or the streams of another ``fs``."""
     fs = getattr(reader, "fs", None)
     is_local = fs is None or type(fs) is FileSystem
-    return LocalSource(reader.path) if is_local else StreamSource(fs, reader.path)
+    if not is_local:
+        return StreamSource(fs, reader.path)
+    return LocalSource(reader.path, direct_io=options_of(reader).direct_io)
 
 
 def _source_of(reader: Any) -> ByteSource:

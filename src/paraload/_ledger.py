@@ -34,6 +34,7 @@ class Ledger:
         self._bytes_verified = 0
         self._reads = 0
         self._retries = 0
+        self._bytes_direct = 0
         self._timeline = Timeline(started_s=started_s)
         self._items_total = items_by_file.total()
         self._items_done = 0
@@ -42,6 +43,7 @@ class Ledger:
         self._files_done = 0
         self._files: dict[str, FileTiming] = {}
         self._fallbacks: Counter[str] = Counter()
+        self._items_fallen_back: set[int] = set()
         self._unverified: Counter[str] = Counter()
 
     def count(self, result: TaskResult) -> None:
@@ -49,6 +51,9 @@ class Ledger:
         self._timeline.add(result)
         self._reads += result.reads
         self._retries += result.retries
+        self._bytes_direct += result.direct_bytes
+        if result.fallback:
+            self._fell_back(result)
         self._bytes_read += result.bytes_read
         started = result.started_s - self._started_s
         ended = result.ended_s - self._started_s
@@ -83,6 +88,12 @@ class Ledger:
             logger.warning("reading in a slower way: %s", reason)
         self._fallbacks[reason] += items
 
+    def _fell_back(self, result: TaskResult) -> None:
+        """A task says so; items that are read by several tasks are counted once."""
+        items = set(result.task.items) - self._items_fallen_back
+        self._items_fallen_back |= items
+        self.fall_back(result.fallback, len(items))
+
     def left(self, path: str, items: int) -> None:
         """So many items of a file are done or failed."""
         self._items_done += items
@@ -116,6 +127,7 @@ class Ledger:
             workers=workers,
             executor=executor,
             retries=self._retries,
+            bytes_direct=self._bytes_direct,
             fallbacks=dict(self._fallbacks),
             unverified=dict(self._unverified),
             conversions=conversions,

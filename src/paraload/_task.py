@@ -292,6 +292,7 @@ class Failed(Outcome):
 class TaskResult:
     """The worker's answer to ``task``. Times are ``time.monotonic`` seconds.
 
+    ``fallback`` says why bytes were read in a slower way than was asked for.
     ``overflowed``: the answer did not fit into the slot of shared memory, and there is none.
     """
 
@@ -303,4 +304,6 @@ class TaskResult:
     ended_s: float
     worker: str
     retries: int = 0
+    direct_bytes: int = 0
+    fallback: str = ""
     overflowed: bool = False

@@ -58,7 +58,7 @@ def verify(
         key: of the manifest.
         options: a whole :class:`~paraload.ReadOptions` instead of single keywords.
         **keywords: of its fields, these count: ``max_workers``, ``progress``, ``retries``,
-            ``allow_globals``, ``allow_outside_paths``.
+            ``direct_io``, ``allow_globals``, ``allow_outside_paths``.
 
     Returns:
         What was found. Damage is no exception here, but for damage of the metadata itself.
@@ -82,7 +82,7 @@ def verify(
     )
     inventory = inventory_of(metadata)
     problems = [*inventory.findings, *misplaced(inventory.specs, inventory.parts)]
-    source = LocalSource(folder)
+    source = LocalSource(folder, direct_io=options.direct_io)
     try:
         specs, files, missing = _present(source, inventory, options)
         problems += missing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from paraload._retry import is_transient, pauses, storage_error
 from paraload._task import Failed
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from paraload.formats._base import ItemFormat, TensorRecord
     from paraload.sources._base import ByteSource
     from paraload.transforms import Decoder
+
+Answer = TypeVar("Answer")
 
 __all__ = ["Cancelled", "Meter", "NarrowedTensor", "Sink", "Work", "guarded", "item_error"]
 
@@ -115,6 +117,8 @@ class Meter:
         self.reads = 0
         self.bytes_read = 0
         self.retries = 0
+        self.direct_bytes = 0
+        self.fallback = ""
         self._retries_left = work.retries
 
     def size(self) -> int:
@@ -130,13 +134,18 @@ class Meter:
             raise Cancelled
         source, nbytes = self.work.source, sum(map(len, buffers))
         try:
-            self.reads += source.read_into(self.path, start, buffers)
+            receipt = source.read_into(self.path, start, buffers)
         except OSError as error:
             read = partial(source.read_into, self.path, start, buffers)
-            self.reads += self._try_again(error, start, start + nbytes, read)
+            receipt = self._try_again(error, start, start + nbytes, read)
+        self.reads += receipt.requests
+        self.direct_bytes += receipt.direct_bytes
+        self.fallback = self.fallback or receipt.fallback
         self.bytes_read += nbytes
 
-    def _try_again(self, error: OSError, start: int, end: int, read: Callable[[], int]) -> int:
+    def _try_again(
+        self, error: OSError, start: int, end: int, read: Callable[[], Answer]
+    ) -> Answer:
         tries = 1
         for _ in pauses(self._retries_left if is_transient(error) else 0, self.work.is_cancelled):
             self.work.source.forget(self.path)

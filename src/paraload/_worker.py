@@ -79,6 +79,8 @@ def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
         reads=meter.reads,
         bytes_read=meter.bytes_read,
         retries=meter.retries,
+        direct_bytes=meter.direct_bytes,
+        fallback=meter.fallback,
         started_s=started,
         ended_s=time.monotonic(),
         worker=threading.current_thread().name,

@@ -67,6 +67,7 @@ class ReadReport:
         workers: readers at once.
         executor: how they ran.
         retries: requests that were tried again.
+        bytes_direct: bytes of ``bytes_read`` that did not go through the page cache.
         fallbacks: reason -> items that could not go the fast way.
         conversions: conversion of the dtype -> items.
         unverified: reason -> items whose bytes could not be checked.
@@ -87,6 +88,7 @@ class ReadReport:
     workers: int
     executor: str
     retries: int = 0
+    bytes_direct: int = 0
     fallbacks: Mapping[str, int] = field(default_factory=dict)
     unverified: Mapping[str, int] = field(default_factory=dict)
     conversions: Mapping[str, int] = field(default_factory=dict)
@@ -122,6 +124,9 @@ class ReadReport:
     def __str__(self) -> str:
         """A few lines for a person."""
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        past_cache = ""
+        if self.bytes_direct:
+            past_cache = f" ({format_bytes(self.bytes_direct)} of it past the page cache)"
         lines = [
             (
                 f"loaded {self.items} items, {format_bytes(self.bytes_needed)} from {self.files}"
@@ -129,7 +134,7 @@ class ReadReport:
                 f" ({format_bytes(self.bytes_per_second)}/s, {self.executor}, {workers})"
             ),
             (
-                f"read {format_bytes(self.bytes_read)} in {self.reads} requests,"
+                f"read {format_bytes(self.bytes_read)} in {self.reads} requests{past_cache},"
                 f" CRC-32 checked for {format_bytes(self.bytes_verified)}"
             ),
         ]

@@ -54,9 +54,9 @@ class TestLocalSource(SourceContract):
             lambda fd, buffers, at: whole(fd, [next(b for b in buffers if b)[:at_once]], at),
         )
         buffers = [bytearray(size) for size in (3, 0, 5000, 1)]
-        requests = source.read_into("sub/large", 7, [memoryview(b) for b in buffers])
+        receipt = source.read_into("sub/large", 7, [memoryview(b) for b in buffers])
         assert b"".join(buffers) == FILES["sub/large"][7:5011]
-        assert requests >= 5004 // at_once
+        assert receipt.requests >= 5004 // at_once
 
     @pytest.mark.timeout(10)
     def test_a_fifo_or_a_folder_is_refused_and_not_waited_for(self, tmp_path):
@@ -68,6 +68,16 @@ class TestLocalSource(SourceContract):
         for path in ("fifo", "folder"):
             with pytest.raises((FormatError, IsADirectoryError)):
                 source.read_into(path, 0, [memoryview(bytearray(1))])
+        source.close()
+
+
+class TestDirectLocalSource(TestLocalSource):
+    """Past the page cache, where the file system lets it."""
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        source = LocalSource(written(tmp_path), direct_io=True)
+        yield source
         source.close()
 
 

@@ -126,6 +126,12 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """What commands that read a whole checkpoint are told: which, and with how many readers."""
     parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
     parser.add_argument("--workers", type=int, metavar="N", help="readers at once")
+    parser.add_argument(
+        "--direct-io",
+        action="store_true",
+        default=None,
+        help="read past the page cache what is not in it",
+    )
 
 
 def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -134,6 +140,8 @@ def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {"progress": sys.stderr.isatty()}
     if arguments.workers is not None:
         given["max_workers"] = arguments.workers
+    if arguments.direct_io is not None:
+        given["direct_io"] = arguments.direct_io
     return given
 
 

@@ -20,7 +20,7 @@ from paraload.sources._wrapped import WrappedSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from paraload.sources._base import ByteSource
+    from paraload.sources._base import ByteSource, Receipt
 
 __all__ = ["GaugedSource"]
 
@@ -80,8 +80,8 @@ class GaugedSource(WrappedSource):
         if now_s - stretch.started_s >= _MIN_SAMPLE_S:
             self._note(stretch.end(now_s))
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
         """As it is, and counted."""
-        requests = self.inner.read_into(path, start, buffers)
+        receipt = self.inner.read_into(path, start, buffers)
         self.count(sum(map(len, buffers)))
-        return requests
+        return receipt

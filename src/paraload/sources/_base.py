@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["ByteSource", "FileIdentity"]
+__all__ = ["ByteSource", "FileIdentity", "Receipt"]
 
 
 class FileIdentity(NamedTuple):
@@ -40,6 +40,20 @@ class FileIdentity(NamedTuple):
         return "" if self.mtime_ns == later.mtime_ns else "was written to"
 
 
+class Receipt(NamedTuple):
+    """What a read took.
+
+    Attributes:
+        requests: to the storage.
+        direct_bytes: of those that were read, those that did not go through the page cache.
+        fallback: why it was read in a slower way than was asked for; "" if it was not.
+    """
+
+    requests: int
+    direct_bytes: int = 0
+    fallback: str = ""
+
+
 class ByteSource(Protocol):
     """Reads ranges of the files of a checkpoint.
 
@@ -61,12 +75,8 @@ class ByteSource(Protocol):
     def size(self, path: str) -> int:
         """Bytes of the file."""
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
-        """Fill ``buffers``, in order, with the bytes from ``start`` on.
-
-        Returns:
-            The number of requests that it took.
-        """
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
+        """Fill ``buffers``, in order, with the bytes from ``start`` on."""
 
     def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
         """A seekable stream of the whole file, for hooks; leaving the context closes it."""

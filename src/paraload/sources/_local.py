@@ -7,16 +7,18 @@ import os
 import stat
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from paraload._interrupts import interrupts_deferred
 from paraload.errors import FormatError, MissingFileError, ShortFileError
-from paraload.sources._base import FileIdentity
+from paraload.sources._base import FileIdentity, Receipt
+from paraload.sources._direct import MIN_BYTES, DirectFile, DirectRefusedError, Scratch
 from paraload.sources._pages import populate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["LocalSource"]
 
@@ -27,17 +29,60 @@ _MAX_OPEN_FILES: Final = 64
 class _Handle:
     """One open file. It closes when the last reader lets go of it, so no reader has to lock."""
 
-    __slots__ = ("fd", "size")
+    __slots__ = ("_direct", "fd", "refusal", "size")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, direct_io: bool) -> None:
         self.fd = -1
+        self._direct: DirectFile | None = None
+        self.refusal = ""
         # O_NONBLOCK: opening a FIFO that nobody writes to must be an error, not a hang.
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self.fd)
         _require_regular(status)
         self.size = status.st_size
+        if direct_io:
+            try:
+                self._direct = DirectFile(self.fd, self.size)
+            except DirectRefusedError as error:
+                self._refuse(error)
+
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
+        """Fill ``buffers`` with what the system gives; the number of requests.
+
+        Raises:
+            EOFError: the file ends before them.
+        """
+        wanted = sum(map(len, buffers))
+        requests, got = 1, os.preadv(self.fd, buffers, start)
+        while got < wanted:
+            requests += 1
+            more = os.preadv(self.fd, _rest(buffers, got), start + got)
+            if more == 0:
+                raise EOFError
+            got += more
+        return requests
+
+    def read_direct(self, start: int, buffer: memoryview, scratch: Scratch) -> Receipt:
+        """Fill ``buffer`` past the page cache, unless it has the bytes or there is no such way."""
+        requests = got = 0
+        direct = self._direct
+        if direct is not None and not direct.is_cached(start, len(buffer)):
+            try:
+                requests, got = direct.read_into(start, buffer, scratch.memory)
+            except DirectRefusedError as error:
+                self._refuse(error)
+        if got < len(buffer):
+            requests += self.read_into(start + got, (buffer[got:],))
+        return Receipt(requests, direct_bytes=got, fallback=self.refusal)
+
+    def _refuse(self, error: DirectRefusedError) -> None:
+        self._direct = None  # it closes when the last reader lets go of it
+        self.refusal = f"no O_DIRECT here ({error})"
 
     def close(self) -> None:
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            direct.close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
             # Whatever the system says: the descriptor is free, and what was read was read.
@@ -49,15 +94,22 @@ class _Handle:
 
 
 class LocalSource:
-    """:class:`~paraload.sources._base.ByteSource` below the folder ``root``."""
+    """:class:`~paraload.sources._base.ByteSource` below the folder ``root``.
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    Args:
+        root: the folder.
+        direct_io: read past the page cache what it does not have.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, direct_io: bool = False) -> None:
         self.root = os.fspath(root)
+        self._direct_io = direct_io
+        self._scratch = Scratch()
         self._handles: dict[str, _Handle] = {}
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[LocalSource], tuple[str]]:
-        return LocalSource, (self.root,)
+    def __reduce__(self) -> tuple[Callable[..., LocalSource], tuple[str]]:
+        return partial(LocalSource, direct_io=self._direct_io), (self.root,)
 
     def identify(self, path: str) -> FileIdentity:
         """One look at the file, by its name."""
@@ -72,22 +124,20 @@ class LocalSource:
         """Bytes of the file."""
         return self._handle(path).size
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
         """Fill ``buffers`` from ``start`` on; see :class:`ByteSource`."""
         if start < 0:
             raise FormatError("range begins before the file", path=path, start=start, end=start)
         handle = self._handles.get(path) or self._handle(path)
         for buffer in buffers:
             populate(buffer)
-        wanted = sum(map(len, buffers))
-        requests, got = 1, os.preadv(handle.fd, buffers, start)
-        while got < wanted:
-            requests += 1
-            more = os.preadv(handle.fd, _rest(buffers, got), start + got)
-            if more == 0:
-                raise _too_short(path, start, start + wanted, handle.fd)
-            got += more
-        return requests
+        try:
+            if self._direct_io and len(buffers) == 1 and len(buffers[0]) >= MIN_BYTES:
+                return handle.read_direct(start, buffers[0], self._scratch)
+            return Receipt(handle.read_into(start, buffers))
+        except EOFError:
+            end = start + sum(map(len, buffers))
+            raise _too_short(path, start, end, handle.fd) from None
 
     def open_stream(self, path: str) -> IO[bytes]:
         """A stream of its own; the caller closes it."""
@@ -121,13 +171,13 @@ class LocalSource:
         try:
             with interrupts_deferred():  # a descriptor that nobody has yet cannot be closed
                 try:
-                    return _Handle(name)
+                    return _Handle(name, direct_io=self._direct_io)
                 except OSError as error:
                     if error.errno not in {errno.EMFILE, errno.ENFILE}:
                         raise
                     with self._lock:
                         self._handles.clear()  # do with fewer; who reads one may go on
-                    return _Handle(name)
+                    return _Handle(name, direct_io=self._direct_io)
         except FileNotFoundError as error:
             raise self._missing(path) from error
 

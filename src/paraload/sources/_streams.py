@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from paraload.errors import MissingFileError, ShortFileError
+from paraload.sources._base import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +44,7 @@ class StreamSource:
         with self._opened(path) as stream:
             return int(stream.seek(0, os.SEEK_END))
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
         """Fill ``buffers`` from one stream; see :class:`ByteSource`."""
         with self._opened(path) as stream:
             stream.seek(start)
@@ -53,7 +54,7 @@ class StreamSource:
                     end = start + sum(map(len, buffers))
                     raise ShortFileError("file ends too early", path=path, start=start, end=end)
                 buffer[:] = data
-        return 1
+        return Receipt(requests=1)
 
     @contextmanager
     def open_stream(self, path: str) -> Iterator[IO[bytes]]:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from paraload.sources._base import ByteSource, FileIdentity
+    from paraload.sources._base import ByteSource, FileIdentity, Receipt
 
 __all__ = ["WrappedSource"]
 
@@ -31,7 +31,7 @@ class WrappedSource:
         """As it is."""
         return self.inner.size(path)
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
         """As it is."""
         return self.inner.read_into(path, start, buffers)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from paraload._task import TaskResult
     from paraload.executors._base import ReadExecutor
-    from paraload.sources._base import ByteSource
+    from paraload.sources._base import ByteSource, Receipt
 
 __all__ = ["ExecutorContract"]
 
@@ -39,7 +39,7 @@ class _SlowAtZero(FaultySource):
     def __reduce__(self) -> tuple[Any, ...]:
         return _SlowAtZero, (self.inner,)
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
         """Read, in time or not."""
         time.sleep(0 if start else 1.0)
         return super().read_into(path, start, buffers)

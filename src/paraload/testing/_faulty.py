@@ -13,7 +13,7 @@ from paraload.sources._wrapped import WrappedSource
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paraload.sources._base import ByteSource
+    from paraload.sources._base import ByteSource, Receipt
 
 __all__ = ["FaultySource"]
 
@@ -59,7 +59,7 @@ class FaultySource(WrappedSource):
         )
         return again, (self.inner,)
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
         """Read, unless it is this one's turn to fail."""
         time.sleep(self.delay_s)
         if not self._is_turn():
@@ -68,9 +68,9 @@ class FaultySource(WrappedSource):
             raise copy.copy(self.error)
         at = -1 if self.cut else 0
         before = buffers[0][at]
-        requests = self.inner.read_into(path, start, buffers)
+        receipt = self.inner.read_into(path, start, buffers)
         buffers[0][at] = before if self.cut else buffers[0][at] ^ 1
-        return requests
+        return receipt
 
     def _is_turn(self) -> bool:
         number = next(self._numbers)

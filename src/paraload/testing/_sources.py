@@ -68,8 +68,9 @@ class SourceContract:
             *((7, []), (7, none), (300_000, none)),
         ):
             buffers = [bytearray(size) for size in sizes]
-            requests = source.read_into("sub/large", start, [memoryview(b) for b in buffers])
-            assert requests >= 1 or not sizes
+            receipt = source.read_into("sub/large", start, [memoryview(b) for b in buffers])
+            assert receipt.requests >= 1 or not sizes
+            assert 0 <= receipt.direct_bytes <= sum(sizes)
             assert b"".join(buffers) == data[start : start + sum(sizes)]
 
     def test_a_short_file_is_an_error(self, source: ByteSource) -> None:

@@ -1,0 +1,211 @@
+"""Reading past the page cache: the same bytes from anywhere, and a way back where there is none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import random
+import threading
+from contextlib import closing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paraload.cli._page_cache import FileRange, resident_fraction
+from paraload.errors import ShortFileError
+from paraload.sources import _direct
+from paraload.sources._local import LocalSource
+
+MIB = 1 << 20
+SIZE = 9 * MIB + 12_345
+DATA = random.Random(11).randbytes(SIZE)
+
+
+def drop(path):
+    """Out of the page cache with it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert resident_fraction([FileRange(path, 0, SIZE)]) == 0
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("direct") / "file"
+    path.write_bytes(DATA)
+    return path
+
+
+@pytest.fixture
+def source(file):
+    source = LocalSource(file.parent, direct_io=True)
+    drop(file)
+    yield source
+    source.close()
+
+
+def read(source, start, nbytes, at=0):
+    """What lies in a buffer of which only [at, at + nbytes) was to be filled."""
+    memory = bytearray(b"\xa5" * (at + nbytes + 5))
+    with memoryview(memory) as view, view[at : at + nbytes] as buffer:
+        receipt = source.read_into("file", start, [buffer])
+    assert memory[:at] == b"\xa5" * at
+    assert memory[at + nbytes :] == b"\xa5" * 5
+    return receipt, bytes(memory[at : at + nbytes])
+
+
+@settings(max_examples=60)
+@given(
+    start=st.integers(0, SIZE - _direct.MIN_BYTES),
+    nbytes=st.integers(_direct.MIN_BYTES, SIZE),
+    at=st.integers(0, 70),
+)
+def test_any_range_comes_as_it_is_and_leaves_the_cache_empty(file, start, nbytes, at):
+    drop(file)  # what the examples read does not bring it back
+    nbytes = min(nbytes, SIZE - start)
+    with closing(LocalSource(file.parent, direct_io=True)) as source:
+        receipt, data = read(source, start, nbytes, at)
+    assert data == DATA[start : start + nbytes]
+    assert receipt.direct_bytes == nbytes
+    assert receipt.requests == -(-nbytes // _direct._READ_BYTES)
+    assert not receipt.fallback
+    assert resident_fraction([FileRange(file, 0, SIZE)]) == 0
+
+
+def test_what_is_cached_is_taken_from_there(file, source):
+    file.read_bytes()
+    receipt, data = read(source, 3, 2 * MIB)
+    assert data == DATA[3 : 3 + 2 * MIB]
+    assert receipt.direct_bytes == 0
+    assert not receipt.fallback
+
+
+@pytest.mark.parametrize("sizes", [[MIB - 1], [2 * MIB, 2 * MIB], [10]])
+def test_short_and_scattered_reads_go_by_the_cache(source, sizes):
+    buffers = [bytearray(size) for size in sizes]
+    receipt = source.read_into("file", 1, [memoryview(buffer) for buffer in buffers])
+    assert b"".join(buffers) == DATA[1 : 1 + sum(sizes)]
+    assert receipt.direct_bytes == 0
+
+
+@pytest.mark.parametrize("at_once", [4096, 5000, MIB + 1])
+def test_short_reads_of_the_system_are_gone_on_with(source, monkeypatch, at_once):
+    whole = os.preadv
+    source.size("file")
+
+    def short(fd, buffers, at):
+        assert at % 4096 == 0
+        return min(whole(fd, buffers, at), at_once)
+
+    monkeypatch.setattr(os, "preadv", short)
+    receipt, data = read(source, 4095, 2 * MIB)
+    assert data == DATA[4095 : 4095 + 2 * MIB]
+    assert receipt.requests >= 2 * MIB // at_once
+
+
+def test_it_ends_with_the_file(source):
+    with pytest.raises(ShortFileError, match=rf"'file'.*\[{SIZE - MIB}, {SIZE + 1}\)"):
+        read(source, SIZE - MIB, MIB + 1)
+
+
+def test_a_file_system_that_does_not_open_files_so(file, monkeypatch):
+    really = os.open
+
+    def refusing(path, flags, *arguments, **keywords):
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return really(path, flags, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", refusing)
+    source = LocalSource(file.parent, direct_io=True)
+    receipt, data = read(source, 5, MIB)
+    source.close()
+    assert data == DATA[5 : 5 + MIB]
+    assert receipt == (1, 0, "no O_DIRECT here (Invalid argument)")
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_opens_files_so_and_reads_none(source, monkeypatch, code):
+    really = os.preadv
+    direct_fds = []
+
+    def refusing(fd, buffers, at):
+        if os.get_blocking(fd):  # the other descriptor is opened without blocking, for FIFOs
+            direct_fds.append(fd)
+            raise OSError(code, os.strerror(code))
+        return really(fd, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    for _ in range(2):
+        receipt, data = read(source, 5, MIB)
+        assert data == DATA[5 : 5 + MIB]
+        assert receipt == (1, 0, f"no O_DIRECT here ({os.strerror(code)})")
+    assert len(direct_fds) == 1  # it is not asked again
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(direct_fds[0])
+
+
+def test_other_errors_are_errors(source, monkeypatch):
+    def broken(fd, buffers, at):
+        raise OSError(errno.EIO, "Input/output error")
+
+    source.size("file")
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        read(source, 5, MIB)
+
+
+def test_it_is_the_file_that_was_opened_whatever_has_its_name_now(tmp_path):
+    path, other = tmp_path / "file", tmp_path / "other"
+    path.write_bytes(DATA)
+    other.write_bytes(bytes(SIZE))
+    drop(path)
+    fd = os.open(path, os.O_RDONLY)
+    other.rename(path)
+    direct = _direct.DirectFile(fd, SIZE)
+    buffer = bytearray(MIB)
+    direct.read_into(0, memoryview(buffer), _direct.Scratch().memory)
+    direct.close()
+    os.close(fd)
+    assert buffer == DATA[:MIB]
+
+
+def test_nothing_stays_open_or_mapped(file, source):
+    for _ in range(3):
+        read(source, 5, MIB)
+        source.forget("file")
+    read(source, 5, MIB)
+    source.close()
+    source.close()  # descriptors are looked at after every test
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        assert str(file) not in maps.read()
+
+
+def test_an_empty_file_is_no_matter(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    source = LocalSource(tmp_path, direct_io=True)
+    with pytest.raises(ShortFileError):
+        source.read_into("empty", 0, [memoryview(bytearray(MIB))])
+    source.close()
+
+
+def test_each_thread_has_its_own_scratch(source):
+    answers = {}
+
+    def work(number):
+        answers[number] = read(source, number * 1000, 3 * MIB)[1]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(answers[n] == DATA[n * 1000 : n * 1000 + 3 * MIB] for n in range(8))
+
+
+def test_it_travels(source):
+    twin = pickle.loads(pickle.dumps(source))
+    assert read(twin, 5, MIB)[0].direct_bytes == MIB
+    twin.close()
