@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paraload.cli._page_cache import FileRange, resident_fraction
+from benchmarks.page_cache import ensure_cold, resident_fraction
 from paraload.errors import ShortFileError
 from paraload.sources import _direct
 from paraload.sources._local import LocalSource
@@ -21,14 +21,6 @@ from paraload.sources._local import LocalSource
 MIB = 1 << 20
 SIZE = 9 * MIB + 12_345
 DATA = random.Random(11).randbytes(SIZE)
-
-
-def drop(path):
-    """Out of the page cache with it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    assert resident_fraction([FileRange(path, 0, SIZE)]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +33,7 @@ def file(tmp_path_factory):
 @pytest.fixture
 def source(file):
     source = LocalSource(file.parent, direct_io=True)
-    drop(file)
+    ensure_cold([file])
     yield source
     source.close()
 
@@ -63,7 +55,7 @@ def read(source, start, nbytes, at=0):
     at=st.integers(0, 70),
 )
 def test_any_range_comes_as_it_is_and_leaves_the_cache_empty(file, start, nbytes, at):
-    drop(file)  # what the examples read does not bring it back
+    ensure_cold([file])  # what the examples read does not bring it back
     nbytes = min(nbytes, SIZE - start)
     with closing(LocalSource(file.parent, direct_io=True)) as source:
         receipt, data = read(source, start, nbytes, at)
@@ -71,7 +63,7 @@ def test_any_range_comes_as_it_is_and_leaves_the_cache_empty(file, start, nbytes
     assert receipt.direct_bytes == nbytes
     assert receipt.requests == -(-nbytes // _direct._READ_BYTES)
     assert not receipt.fallback
-    assert resident_fraction([FileRange(file, 0, SIZE)]) == 0
+    assert resident_fraction([file]) == 0
 
 
 def test_what_is_cached_is_taken_from_there(file, source):
@@ -161,7 +153,7 @@ def test_it_is_the_file_that_was_opened_whatever_has_its_name_now(tmp_path):
     path, other = tmp_path / "file", tmp_path / "other"
     path.write_bytes(DATA)
     other.write_bytes(bytes(SIZE))
-    drop(path)
+    ensure_cold([path])
     fd = os.open(path, os.O_RDONLY)
     other.rename(path)
     direct = _direct.DirectFile(fd, SIZE)

@@ -50,6 +50,7 @@ ENVIRONMENT = {
     "PARALOAD_EXECUTOR": "processes",
     "PARALOAD_MEMORY_BUDGET": "64MiB",
     "PARALOAD_PROGRESS": "1",
+    "PARALOAD_DIRECT_IO": "yes",
     "PARALOAD_ALLOW_GLOBALS": "a.B, c.d.E",
 }
 
@@ -61,6 +62,7 @@ def test_the_environment_sets_what_nobody_passed():
         executor="processes",
         memory_budget_bytes=64 << 20,
         progress=True,
+        direct_io=True,
         allow_globals=("a.B", "c.d.E"),
     )
 
