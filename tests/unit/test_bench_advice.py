@@ -46,6 +46,14 @@ def advice(settings, stock=None):
             {("auto", 4): 1.0, ("threads", 2): 1.04}, ("threads", 2), id="fewer than by itself"
         ),
         pytest.param(
+            {("auto", 4): 1.04, ("auto", 2, True): 1.0},
+            ("auto", 4),
+            id="the page cache, if as fast",
+        ),
+        pytest.param(
+            {("auto", 4): 1.2, ("auto", 4, True): 1.0}, ("auto", 4, True), id="past the page cache"
+        ),
+        pytest.param(
             {("threads", 2): 1.03, ("sequential", 1): 1.0}, ("sequential", 1), id="one is enough"
         ),
         pytest.param(
@@ -64,7 +72,7 @@ def advice(settings, stock=None):
     ],
 )
 def test_the_simplest_of_the_fastest_is_recommended(settings, expected):
-    assert advice(settings).setting == expected
+    assert advice(settings).setting == Setting(*expected)
 
 
 def test_noisy_runs_make_a_greater_difference_count_as_noise():

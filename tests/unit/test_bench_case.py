@@ -50,7 +50,7 @@ def test_the_raw_limit_reads_the_very_bytes(tmp_path):
     make_checkpoint(tmp_path, state | {"scale": torch.tensor(0.5), "note": "hello"})
     metadata = read_metadata(tmp_path)
     case = Case.of(tmp_path, metadata, records_of(metadata))
-    arms = make_arms(case, executors=["threads"], workers=[2])
+    arms = make_arms(case, executors=["threads"], workers=[2], with_cold=False)
     checksums = {}
     for arm in (arms[0], arms[-1]):
         run = arm.prepare()

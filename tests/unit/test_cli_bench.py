@@ -294,6 +294,44 @@ def test_cold_runs_begin_with_the_files_out_of_the_cache(capsys, whole, monkeypa
     assert all(len(arm["timings"]["cold"]["seconds"]) == 2 for arm in found["arms"])
 
 
+@pytest.mark.parametrize(("nbytes", "is_choice"), [(2 << 20, True), (1 << 19, False)])
+def test_past_the_page_cache_is_a_choice_where_something_went_there(
+    capsys, tmp_path, monkeypatch, nbytes, is_choice
+):
+    make_checkpoint(tmp_path / "ckpt", {"w": torch.ones(nbytes, dtype=torch.uint8)})
+    offered = []
+
+    def choose_last(settings, torch):
+        offered.extend(settings)
+        return Advice(
+            setting=offered[-1], is_fastest=True, speedups={"cold": 2.0}, torch_is_faster=False
+        )
+
+    monkeypatch.setattr("paraload.cli._bench_run.advise", choose_last)
+    options = ("--rounds", "1", "--workers", "1", "--executors", "sequential")
+    status, out, _ = call(capsys, tmp_path / "ckpt", *options)
+    assert status == 0
+    assert "paraload by itself, direct_io" in out
+    assert [setting.executor for setting in offered if setting.direct_io] == ["auto"] * is_choice
+
+
+def test_what_goes_past_the_page_cache_can_be_pasted(capsys, whole, monkeypatch):
+    chosen = Advice(
+        setting=Setting("auto", 2, direct_io=True),
+        is_fastest=False,
+        speedups={"cold": 2.0},
+        torch_is_faster=False,
+    )
+    monkeypatch.setattr("paraload.cli._bench_run.advise", lambda *_: chosen)
+    _, out, _ = call(capsys, whole, *QUICK)
+    assert (
+        "recommended: direct_io=True; paraload by itself with direct_io (2 workers) is as fast as"
+        " any, and the simplest" in out
+    )
+    assert f"ParallelFileSystemReader('{whole}', direct_io=True))" in out
+    assert "export PARALOAD_DIRECT_IO=1\n" in out
+
+
 def test_cold_is_refused_with_the_reason(capsys, whole, monkeypatch):
     monkeypatch.setattr(page_cache, "_advise", lambda ranges: None)  # a hint that nobody takes
     options = ("--rounds", "1", "--workers", "2", "--executors", "threads")

@@ -38,6 +38,7 @@ class Arm:
         reader: who reads, for the tables.
         executor: of paraload; ``None`` for others.
         workers: readers at once; ``None`` if paraload finds out how many.
+        direct_io: it reads past the page cache.
         prepare: gets ready, untimed, and returns the run, which is timed; that of paraload returns
             its report.
     """
@@ -45,6 +46,7 @@ class Arm:
     reader: str
     executor: str | None
     workers: int | None
+    direct_io: bool = False
     prepare: Callable[[], Callable[[], object]]
 
     @property
@@ -55,10 +57,13 @@ class Arm:
         return f"{self.reader}, {self.workers} worker{'s' * (self.workers != 1)}"
 
 
-def make_arms(case: Case, *, executors: Sequence[str], workers: Sequence[int]) -> list[Arm]:
+def make_arms(
+    case: Case, *, executors: Sequence[str], workers: Sequence[int], with_cold: bool
+) -> list[Arm]:
     """The arms, in the order of the tables.
 
-    Torch, paraload with nothing set, every executor with every number of workers, the raw limit.
+    Torch, paraload with nothing set, and past the page cache if that will be cold, every executor
+    with every number of workers, the raw limit.
     """
     settings: list[tuple[str, int]] = []
     for executor in executors:
@@ -70,7 +75,8 @@ def make_arms(case: Case, *, executors: Sequence[str], workers: Sequence[int]) -
     paraload = [_paraload(case, *setting) for setting in settings]
     pieces = cache(lambda: list(_pieces(case)))
     raw = [_raw(pieces, count) for count in workers]
-    return [_torch(case), _paraload(case, AUTO, None), *paraload, *raw]
+    by_itself = [_paraload(case, AUTO, None, direct_io=it) for it in (False, True)[: 1 + with_cold]]
+    return [_torch(case), *by_itself, *paraload, *raw]
 
 
 def _torch(case: Case) -> Arm:
@@ -82,9 +88,14 @@ def _torch(case: Case) -> Arm:
     )
 
 
-def _paraload(case: Case, executor: str, workers: int | None) -> Arm:
-    label = "by itself" if executor == AUTO else executor
-    chosen = {"executor": executor, "max_workers": workers, "progress": False}
+def _paraload(case: Case, executor: str, workers: int | None, *, direct_io: bool = False) -> Arm:
+    label = ("by itself" if executor == AUTO else executor) + ", direct_io" * direct_io
+    chosen = {
+        "executor": executor,
+        "max_workers": workers,
+        "direct_io": direct_io,
+        "progress": False,
+    }
 
     def prepare() -> Callable[[], object]:
         options = ReadOptions.resolve(overrides=chosen)  # the environment has its say in the others
@@ -97,7 +108,13 @@ def _paraload(case: Case, executor: str, workers: int | None) -> Arm:
 
         return read
 
-    return Arm(reader=f"paraload {label}", executor=executor, workers=workers, prepare=prepare)
+    return Arm(
+        reader=f"paraload {label}",
+        executor=executor,
+        workers=workers,
+        direct_io=direct_io,
+        prepare=prepare,
+    )
 
 
 def _raw(pieces: Callable[[], list[Piece]], workers: int) -> Arm:

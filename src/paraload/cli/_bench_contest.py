@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paraload.cli._bench_advice import Setting
 from paraload.cli._bench_arms import RAW
 from paraload.cli._memory import PeakMemory
 from paraload.cli._rounds import Timing, interleaved, timed
@@ -56,6 +57,15 @@ class Entry:
             return self.arm.workers
         found = [report for state, report in self.reports.items() if not states or state in states]
         return max((report.workers for report in found), default=None)
+
+    def setting(self) -> Setting | None:
+        """How paraload has read; ``None`` for others, and where it went no other way than asked."""
+        workers = self.workers()
+        if self.arm.executor is None or workers is None:
+            return None
+        if self.arm.direct_io and not any(it.bytes_direct for it in self.reports.values()):
+            return None
+        return Setting(self.arm.executor, workers, self.arm.direct_io)
 
     def timings(self) -> dict[str, Timing]:
         """By state; nothing if the arm is out."""

@@ -135,7 +135,7 @@ def _draw_line(ax: Axes, entries: list[Entry], executor: str, state: str, nbytes
 
 
 def _draw_auto(ax: Axes, result: Result, state: str) -> None:
-    """Paraload by itself: a star at the number of workers that it took."""
+    """Paraload by itself: a star at the number of workers that it took; hollow with direct_io."""
     for entry in result.entries:
         workers = entry.workers(state)
         if entry.arm.executor == AUTO and workers is not None and state in entry.timings():
@@ -147,8 +147,8 @@ def _draw_auto(ax: Axes, result: Result, state: str) -> None:
                 linestyle="none",
                 marker="*",
                 markersize=17,
-                color=_AUTO_COLOUR,
-                markeredgecolor="white",
+                markerfacecolor="white" if entry.arm.direct_io else _AUTO_COLOUR,
+                markeredgecolor=_AUTO_COLOUR if entry.arm.direct_io else "white",
             )
 
 

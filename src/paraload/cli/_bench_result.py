@@ -145,8 +145,7 @@ class Result:
         """State and report whose time line is shown: the recommended setting, in the colder one."""
         state = list(self.states)[-1]
         for entry in self.entries:
-            setting = (entry.arm.executor, entry.workers())
-            if self.advice is not None and setting == self.advice.setting:
+            if self.advice is not None and entry.setting() == self.advice.setting:
                 return state, entry.reports[state]
         return None
 
@@ -169,6 +168,7 @@ class Result:
         return {
             "reader": entry.arm.reader,
             "executor": entry.arm.executor,
+            "direct_io": entry.arm.direct_io,
             "workers": entry.workers(),
             "error": entry.error,
             "bytes_needed": self.plan.part.nbytes,
@@ -187,6 +187,7 @@ class Result:
     def _advice_dict(self, advice: Advice) -> dict[str, Any]:
         return {
             "executor": advice.setting.executor,
+            "direct_io": advice.setting.direct_io,
             "max_workers": None if advice.setting.executor == AUTO else advice.setting.workers,
             "speedup_over_torch": dict(advice.speedups),
             "torch_is_faster": advice.torch_is_faster,

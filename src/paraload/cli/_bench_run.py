@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from paraload._resources import available_memory_bytes
-from paraload.cli._bench_advice import Setting, advise
+from paraload.cli._bench_advice import advise
 from paraload.cli._bench_arms import TORCH, Arm, make_arms
 from paraload.cli._bench_case import Case, chosen, records_of
 from paraload.cli._bench_contest import Contest
@@ -48,6 +48,7 @@ class Prepared:
     plan: Plan
     case: Case
     arms: Sequence[Arm]
+    with_cold: bool
 
 
 def prepare(
@@ -58,6 +59,7 @@ def prepare(
     workers: Sequence[int],
     rounds: int,
     limit_bytes: int | None,
+    with_cold: bool,
 ) -> Prepared:
     """Choose what is read, and who reads.
 
@@ -74,7 +76,7 @@ def prepare(
     part = chosen(records, limit_bytes)
     require_memory(_bytes_of(part), "what shall be read")
     case = Case.of(path, metadata, part)
-    arms = make_arms(case, executors=executors, workers=workers)
+    arms = make_arms(case, executors=executors, workers=workers, with_cold=with_cold)
     plan = Plan(
         path=path,
         machine=Machine.here(path, torch=torch.__version__, free_memory_bytes=free_bytes),
@@ -89,10 +91,10 @@ def prepare(
         arms=len(arms),
         rounds=rounds,
     )
-    return Prepared(plan=plan, case=case, arms=arms)
+    return Prepared(plan=plan, case=case, arms=arms, with_cold=with_cold)
 
 
-def measure(prepared: Prepared, *, with_cold: bool) -> Result:
+def measure(prepared: Prepared) -> Result:
     """Check every arm, then run all of them in turn."""
     rounds = prepared.plan.rounds
     states = {"warm": "every arm has just read it"}
@@ -102,7 +104,7 @@ def measure(prepared: Prepared, *, with_cold: bool) -> Result:
         contest.check()
         contest.measure("warm", rounds, lambda: None)
         try:
-            cold = _cold_cache(prepared.case, contest, wanted=with_cold)
+            cold = _cold_cache(prepared.case, contest, wanted=prepared.with_cold)
         except NoColdCacheError as error:
             not_cold = str(error)
         else:
@@ -127,9 +129,7 @@ def _cold_cache(case: Case, contest: Contest, *, wanted: bool) -> ColdCache:
 
 def _advice(entries: Sequence[Entry]) -> Advice | None:
     settings = {
-        Setting(entry.arm.executor, workers): entry.timings()
-        for entry in entries
-        if entry.arm.executor is not None and (workers := entry.workers()) is not None
+        setting: entry.timings() for entry in entries if (setting := entry.setting()) is not None
     }
     (torch_entry,) = (entry for entry in entries if entry.arm.reader == TORCH)
     return advise(settings, torch_entry.timings())

@@ -137,9 +137,15 @@ def _advice_lines(result: Result) -> list[str]:
             "",
             f"    dcp.load(state_dict, storage_reader=FileSystemReader({path!r}))",
         ]
-    reason = "the fastest" if advice.is_fastest else "as fast as any, with the fewest workers"
+    reason = "the fastest" if advice.is_fastest else "as fast as any, and the simplest"
     told = [f"  {_speedups(advice)}"] if advice.speedups else []
-    executor, workers = advice.setting
+    executor, workers, direct_io = advice.setting
+    if executor == AUTO and direct_io:
+        return [
+            f"recommended: direct_io=True; {advice.setting} is {reason}",
+            *told,
+            *_as_code(f"{path!r}, direct_io=True", "PARALOAD_DIRECT_IO=1"),
+        ]
     if executor == AUTO:
         return [
             f"recommended: set nothing; {advice.setting} is {reason}",
@@ -151,12 +157,18 @@ def _advice_lines(result: Result) -> list[str]:
     return [
         f"recommended: {advice.setting}, {reason}",
         *told,
+        *_as_code(arguments, f"PARALOAD_EXECUTOR={executor} PARALOAD_MAX_WORKERS={workers}"),
+    ]
+
+
+def _as_code(arguments: str, variables: str) -> list[str]:
+    return [
         "",
         f"    dcp.load(state_dict, storage_reader=ParallelFileSystemReader({arguments}))",
         "",
         "  or, for programs that pass no options:",
         "",
-        f"    export PARALOAD_EXECUTOR={executor} PARALOAD_MAX_WORKERS={workers}",
+        f"    export {variables}",
     ]
 
 

@@ -101,10 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         rounds=arguments.rounds,
         limit_bytes=limit_bytes,
+        with_cold=not arguments.no_cold,
     )
     if is_shown:
         show_plan(prepared.plan)
-    result = bench.measure(prepared, with_cold=not arguments.no_cold)
+    result = bench.measure(prepared)
     if is_shown:
         show_result(result)
     _write_files(arguments, result)
