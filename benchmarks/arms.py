@@ -96,10 +96,10 @@ def raw_checksum() -> Arm:
     return _raw("raw limit + CRC-32", workers=WORKERS, checksum=True)
 
 
-def parallel(executor: str, *, verify: bool = True, **options: Any) -> Arm:
+def parallel(executor: str, *, verify: bool = True, direct_io: bool = False, **options: Any) -> Arm:
     """The reader of paraload with that executor; ``options`` go to it."""
-    name = f"paraload {executor}" + ("" if verify else ", verify=False")
-    common = ReadOptions(executor=executor, verify=verify, max_workers=WORKERS)
+    name = f"paraload {executor}" + ", direct_io" * direct_io + ", verify=False" * (not verify)
+    common = ReadOptions(executor=executor, verify=verify, direct_io=direct_io, max_workers=WORKERS)
     chosen = ReadOptions.resolve(common, options)
     return reading(name, lambda folder: ParallelFileSystemReader(folder, options=chosen))
 

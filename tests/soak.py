@@ -67,6 +67,13 @@ def _interrupted(chance):
     return timer
 
 
+def _drop(folder):
+    """Out of the page cache, as far as it is there and wants to go."""
+    for file in folder.glob("*.distcp"):
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 class _Soak:
     def __init__(self, folder, seed):
         self.chance = random.Random(seed)
@@ -88,6 +95,9 @@ class _Soak:
         if fault in {"progress", "hook", "interrupt"} and executor == "processes":
             executor = "threads"
         keywords = {"executor": executor, "max_workers": chance.choice((None, 1, 2, 5))}
+        if chance.random() < 0.3:
+            keywords["direct_io"] = True
+            _drop(self.folders[name])
         if fault == "progress":
             keywords["progress"] = _raises
         if fault == "hook":

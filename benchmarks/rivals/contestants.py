@@ -127,6 +127,7 @@ CONTESTANTS: Final[tuple[Contestant, ...]] = (
     _RAW,
     _limit(arms.raw_checksum()),
     _ours(),
+    _ours(direct_io=True),
     _ours(verify=False),
     _hugging_face(1),
     _hugging_face(8),
