@@ -53,9 +53,14 @@ class PlanKnobs:
 DEFAULT_KNOBS: Final = PlanKnobs()
 
 
+#: Of 64 KiB to 1 MiB: with a MiB the last reader of a slow storage was often alone with it, less than
+#: this brought nothing more.
+_MIN_SPLIT_BYTES: Final = 256 << 10
+
+
 def split_bytes_for(left_bytes: int, workers: int, limit: int) -> int:
     """Parts of what is left small enough that all workers end at about the same time."""
-    return min(limit, max(1 << 20, left_bytes // (4 * workers)))
+    return min(limit, max(_MIN_SPLIT_BYTES, left_bytes // (4 * workers)))
 
 
 def first_tasks(

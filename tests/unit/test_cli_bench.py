@@ -294,7 +294,7 @@ def test_cold_runs_begin_with_the_files_out_of_the_cache(capsys, whole, monkeypa
     assert all(len(arm["timings"]["cold"]["seconds"]) == 2 for arm in found["arms"])
 
 
-@pytest.mark.parametrize(("nbytes", "is_choice"), [(2 << 20, True), (1 << 19, False)])
+@pytest.mark.parametrize(("nbytes", "is_choice"), [(2 << 20, True), (1 << 17, False)])
 def test_past_the_page_cache_is_a_choice_where_something_went_there(
     capsys, tmp_path, monkeypatch, nbytes, is_choice
 ):

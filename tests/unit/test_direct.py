@@ -74,7 +74,7 @@ def test_what_is_cached_is_taken_from_there(file, source):
     assert not receipt.fallback
 
 
-@pytest.mark.parametrize("sizes", [[MIB - 1], [2 * MIB, 2 * MIB], [10]])
+@pytest.mark.parametrize("sizes", [[_direct.MIN_BYTES - 1], [2 * MIB, 2 * MIB], [10]])
 def test_short_and_scattered_reads_go_by_the_cache(source, sizes):
     buffers = [bytearray(size) for size in sizes]
     receipt = source.read_into("file", 1, [memoryview(buffer) for buffer in buffers])

@@ -110,7 +110,8 @@ def test_a_record_is_split_and_its_last_part_reads_the_trailer():
 @pytest.mark.parametrize(
     ("left", "workers", "limit", "expected"),
     [
-        (0, 2, 16 * MIB, MIB),
+        (0, 2, 16 * MIB, MIB // 4),
+        (8 * MIB, 4, 16 * MIB, MIB // 2),
         (1024 * MIB, 2, 16 * MIB, 16 * MIB),
         (256 * MIB, 8, 16 * MIB, 8 * MIB),
         (64 * MIB, 8, 16 * MIB, 2 * MIB),

@@ -23,7 +23,7 @@ import numpy as np
 __all__ = ["MIN_BYTES", "DirectFile", "DirectRefusedError", "Scratch"]
 
 #: Less is not worth the whole blocks around it, nor the look at the page cache.
-MIN_BYTES: Final = 1 << 20
+MIN_BYTES: Final = 256 << 10
 #: Read at once: 1, 4 and 16 MiB were equally fast, and each reader needs so much memory.
 _READ_BYTES: Final = 4 << 20
 #: What every storage takes; most would take 512.
