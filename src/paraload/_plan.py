@@ -53,8 +53,8 @@ class PlanKnobs:
 DEFAULT_KNOBS: Final = PlanKnobs()
 
 
-#: Of 64 KiB to 1 MiB: with a MiB the last reader of a slow storage was often alone with it, less than
-#: this brought nothing more.
+#: With a MiB the last reader of a slow storage was often alone at the end, as long as it takes; with
+#: 64 KiB they ended no more together than with this.
 _MIN_SPLIT_BYTES: Final = 256 << 10
 
 
