@@ -53,8 +53,8 @@ class PlanKnobs:
 DEFAULT_KNOBS: Final = PlanKnobs()
 
 
-#: With a MiB the last reader of a slow storage was often alone at the end, as long as it takes; with
-#: 64 KiB they ended no more together than with this.
+#: With a MiB the last reader of a slow storage was often alone at the end, for as long as it takes;
+#: with 64 KiB they ended no more together than with this.
 _MIN_SPLIT_BYTES: Final = 256 << 10
 
 
