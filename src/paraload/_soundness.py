@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import chain
 from operator import attrgetter
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     MetadataIndex,
+    StorageMeta,
     TensorStorageMetadata,
 )
 
@@ -61,6 +63,8 @@ def _look_at(metadata: Any, *, is_torchs: bool) -> None:
         )
         _require("storage_data", infos, MetadataIndex)
         _require("storage_data", infos.values(), _StorageInfo, _HFStorageInfo)
+        # The load's own name will be written into it.
+        _require("storage_meta", [getattr(metadata, "storage_meta", None)], StorageMeta, NoneType)
     tensors = [entry for entry in entries.values() if isinstance(entry, TensorStorageMetadata)]
     _require("size", map(attrgetter("size"), tensors), tuple, list)
     _require("dtype", map(attrgetter("properties.dtype"), tensors), torch.dtype)

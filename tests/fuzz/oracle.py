@@ -142,7 +142,7 @@ def check_metadata(data):
         path = folder / ".metadata"
         path.write_bytes(data)
         with watched(folder):
-            found = metadata.read_metadata(path)
+            found = metadata.read_metadata(path, load_id="a load")
             if not isinstance(found.state_dict_metadata, dict):
                 raise Broken("state_dict_metadata is no dict")
 

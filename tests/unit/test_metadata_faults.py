@@ -124,6 +124,8 @@ def replaced(**changes):
         (replaced(storage_data="x"), "not the metadata"),
         (replaced(state_dict_metadata={"a": 3}), "type int in state_dict_metadata"),
         (replaced(state_dict_metadata={3: BytesStorageMetadata()}), "type int in state_dict"),
+        (replaced(storage_meta=3), "type int in storage_meta"),
+        (replaced(storage_meta=MetadataIndex("a")), "type MetadataIndex in storage_meta"),
         (replaced(storage_data={"a": 3}), "type str in storage_data"),
         (replaced(storage_data={MetadataIndex("whole"): 3}), "type int in storage_data"),
     ],
