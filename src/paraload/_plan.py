@@ -46,7 +46,7 @@ class PlanKnobs:
     locate_batch: int = 8
     block_bytes: int = 4 << 20
     max_gap_bytes: int = 32 << 10
-    split_bytes: int = 16 << 20
+    split_bytes: int = 32 << 20
 
 
 #: The sizes in force; the figures behind them are printed by ``python -m benchmarks``.
@@ -60,7 +60,7 @@ _MIN_SPLIT_BYTES: Final = 256 << 10
 
 def split_bytes_for(left_bytes: int, workers: int, limit: int) -> int:
     """Parts of what is left small enough that all workers end at about the same time."""
-    return min(limit, max(_MIN_SPLIT_BYTES, left_bytes // (4 * workers)))
+    return min(limit, max(_MIN_SPLIT_BYTES, left_bytes // (2 * workers)))
 
 
 def first_tasks(

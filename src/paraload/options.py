@@ -30,8 +30,8 @@ EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
 DEFAULT_MEMORY_BUDGET_BYTES: Final = 256 << 20
 MIN_MEMORY_BUDGET_BYTES: Final = 1 << 20
 
-#: A worker answers for at most 16 MiB at once, so this is less than 60 KiB a second: nothing comes
-#: any more. NCCL gives up on a rank that does not answer after 600 s; the error should come before.
+#: A worker answers for at most 32 MiB at once, so this is some 100 KiB a second: nothing comes any
+#: more. NCCL gives up on a rank that does not answer after 600 s; the error should come before.
 DEFAULT_STALL_TIMEOUT_S: Final = 300.0
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -69,7 +69,7 @@ class ReadOptions:
             moment (EIO, ESTALE, EAGAIN and the like), after pauses from 50 ms on.
         stall_timeout_s: seconds in which no task is done until the load ends with a
             :class:`~paraload.errors.StalledReadError`; ``None`` waits for ever. A task reads at
-            most 16 MiB, or one record where a hook or transform needs it whole. Reads on the
+            most 32 MiB, or one record where a hook or transform needs it whole. Reads on the
             caller's own thread are not watched, there is nobody to do it: those of
             ``"sequential"``, and some of ``"processes"`` and ``"pool"`` while workers are busy.
         direct_io: read what is not in the page cache past it, with O_DIRECT: half of the processor

@@ -16,7 +16,8 @@ def test_peak_memory_is_what_was_held_at_once():
     with PeakMemory() as memory:
         for _ in range(3):
             bytearray(32 * MIB).rfind(b"x")  # its pages are touched, and given back
-    assert 32 * MIB <= memory.peak_bytes < 48 * MIB
+    # The kernel counts pages for each core, and adds them up now and then.
+    assert 31 * MIB < memory.peak_bytes < 48 * MIB
 
 
 @dataclass

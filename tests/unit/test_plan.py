@@ -111,10 +111,10 @@ def test_a_record_is_split_and_its_last_part_reads_the_trailer():
     ("left", "workers", "limit", "expected"),
     [
         (0, 2, 16 * MIB, MIB // 4),
-        (8 * MIB, 4, 16 * MIB, MIB // 2),
+        (8 * MIB, 8, 16 * MIB, MIB // 2),
         (1024 * MIB, 2, 16 * MIB, 16 * MIB),
-        (256 * MIB, 8, 16 * MIB, 8 * MIB),
-        (64 * MIB, 8, 16 * MIB, 2 * MIB),
+        (128 * MIB, 8, 16 * MIB, 8 * MIB),
+        (32 * MIB, 8, 16 * MIB, 2 * MIB),
         (1024 * MIB, 2, MIB // 4, MIB // 4),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from functools import partial
 from itertools import pairwise
+from queue import SimpleQueue
 
 import pytest
 
@@ -13,6 +14,7 @@ from paraload._geometry import Run
 from paraload._sink import TargetMemory, TargetSink
 from paraload._task import RunsTask
 from paraload._work import Work
+from paraload.executors import _threads
 from paraload.executors._gauge import GaugedSource
 from paraload.executors._ramp import RampLimits
 from paraload.executors._threads import ThreadExecutor, _Crew
@@ -106,6 +108,34 @@ def test_a_crew_that_has_become_smaller_has_fewer_threads(source):
     finally:
         crew.dismiss()
     assert threading.active_count() == others
+
+
+def test_a_thread_that_ends_keeps_no_results_back(source):
+    tasks = [task(n) for n in range(3)]
+    crew = _Crew(Work(source=source, verify=False, stall_timeout_s=5.0), TargetSink(targets(tasks)))
+    try:
+        for one in (*tasks, None):
+            crew.tasks.put(one)
+        crew.resize(1)
+        assert [crew.wait().task for _ in tasks] == tasks
+    finally:
+        crew.dismiss()
+
+
+def test_results_come_together_unless_that_takes_long(monkeypatch):
+    now_s = 100.0
+    monkeypatch.setattr(_threads.time, "monotonic", lambda: now_s)
+    queue = SimpleQueue()
+    outbox = _threads._Outbox(queue)
+    for number in range(9):
+        outbox.add(number)
+    now_s += 1.0
+    outbox.add(9)  # was a second in coming
+    outbox.add(10)
+    outbox.send()
+    outbox.send()  # there is nothing
+    sent = [queue.get_nowait() for _ in range(queue.qsize())]
+    assert sent == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [10]]
 
 
 def test_samples_are_stretches_of_a_thread_and_lose_nothing(source):

@@ -10,6 +10,9 @@ so that a thread ends after the read it is in, not after its task.
 A number of threads that is not given is found out: the threads sample their reads (``_gauge``) and
 conclude how many there should be (``_ramp``), and a ``None`` among the results wakes the caller,
 who alone starts and ends threads.
+
+Results of fast reads come a few at a time (``_Outbox``): each time that the caller wakes it takes a
+core from a reader, and finds its caches full of what was read.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
@@ -38,10 +42,18 @@ if TYPE_CHECKING:
     from paraload._work import Work
     from paraload.executors._ramp import RampLimits, Sample
 
+    _Answer = TaskResult | BaseException
+
 __all__ = ["ThreadExecutor"]
 
 logger = logging.getLogger("paraload")
 
+#: Results that come together, unless that takes longer than this. To wake the caller for each of
+#: them made loads from the page cache 5 % slower.
+_RESULTS_TOGETHER: Final = 4
+_TOGETHER_WITHIN_S: Final = 0.02
+#: Tasks for each thread: those of one batch, and as many that it does until the next ones come.
+_TASKS_IN_FLIGHT: Final = 2 * _RESULTS_TOGETHER
 #: How long the end of a load waits for threads, which end after the read that they are in. One that
 #: a system call does not let go of cannot be ended, and must not take the caller's Ctrl-C with it.
 _PATIENCE_S: Final = 30.0
@@ -78,8 +90,7 @@ class ThreadExecutor:
         crew = _Crew(work, sink) if self._ramp is None else _RampingCrew(work, sink, self._ramp)
         try:
             crew.resize(self.workers if self._ramp is None else self._ramp.start)
-            # Twice the workers: a thread finds its next task before the caller has seen its last.
-            for result in drive(feed, lambda: 2 * crew.size, crew.tasks.put, crew.wait):
+            for result in drive(feed, crew.capacity, crew.tasks.put, crew.wait):
                 self.workers = max(self.workers, crew.size)
                 yield result
         finally:
@@ -97,7 +108,8 @@ class _Crew:
     def __init__(self, work: Work, sink: TargetSink) -> None:
         self.size = 0
         self.tasks: SimpleQueue[ReadTask | None] = SimpleQueue()
-        self._results: SimpleQueue[TaskResult | BaseException | None] = SimpleQueue()
+        self._results: SimpleQueue[list[_Answer] | None] = SimpleQueue()
+        self._arrived: deque[_Answer] = deque()
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
         self._reading: dict[int, ReadTask] = {}  # by the ident of its thread; names come again
@@ -107,15 +119,24 @@ class _Crew:
 
     # ------------------------------------------------------------------ on the caller's thread
 
+    def capacity(self) -> int:
+        """Tasks in flight at most."""
+        return _TASKS_IN_FLIGHT * self.size
+
     def wait(self) -> TaskResult:
         """The next result."""
         timeout_s = self._work.stall_timeout_s
-        try:
-            while (result := self._results.get(timeout=timeout_s)) is None:
+        while not self._arrived:
+            try:
+                arrived = self._results.get(timeout=timeout_s)
+            except Empty:
+                self._is_stalled = True
+                raise stalled(self._reading.values(), timeout_s or 0.0, _STUCK) from None
+            if arrived is None:
                 self._woken()
-        except Empty:
-            self._is_stalled = True
-            raise stalled(self._reading.values(), timeout_s or 0.0, _STUCK) from None
+            else:
+                self._arrived.extend(arrived)
+        result = self._arrived.popleft()
         if isinstance(result, BaseException):
             raise result
         return result
@@ -150,19 +171,52 @@ class _Crew:
 
     def _live(self) -> None:
         """Do tasks until there are no more: the life of one thread."""
-        while (task := self.tasks.get()) is not None and not self._cancelled.is_set():
+        outbox = _Outbox(self._results)
+        while (task := self._next_task(outbox)) is not None and not self._cancelled.is_set():
             self._reading[threading.get_ident()] = task
             try:
-                result: TaskResult | BaseException = self._run(task)
+                result: _Answer = self._run(task)
             except Cancelled:
                 return
             except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
                 result = error
             del self._reading[threading.get_ident()]
-            self._results.put(result)
+            outbox.add(result)
+        outbox.send()
+
+    def _next_task(self, outbox: _Outbox) -> ReadTask | None:
+        """Whoever has nothing to do keeps nothing back."""
+        try:
+            return self.tasks.get_nowait()
+        except Empty:
+            outbox.send()
+            return self.tasks.get()
 
     def _run(self, task: ReadTask) -> TaskResult:
         return run_task(task, self._work, self._sink)
+
+
+class _Outbox:
+    """Results of one thread that the caller does not have yet."""
+
+    def __init__(self, results: SimpleQueue[list[_Answer] | None]) -> None:
+        self._results = results
+        self._held: list[_Answer] = []
+        self._sent_s = time.monotonic()
+
+    def add(self, result: _Answer) -> None:
+        """One more; sent with those before it when they are enough, or have taken long enough."""
+        self._held.append(result)
+        is_late = time.monotonic() - self._sent_s > _TOGETHER_WITHIN_S
+        if is_late or len(self._held) >= _RESULTS_TOGETHER:
+            self.send()
+
+    def send(self) -> None:
+        """Hand over what there is."""
+        if self._held:
+            self._results.put(self._held)
+            self._held = []
+        self._sent_s = time.monotonic()
 
 
 class _RampingCrew(_Crew):
