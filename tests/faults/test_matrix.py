@@ -82,4 +82,6 @@ def test_the_page_has_every_row():
 def test_the_page_tells_what_happens(outcomes, case):
     cells = rows_of(PAGE.read_text(encoding="utf-8"))[case.name]
     assert cells[0] == str(case.expect)
-    assert cells[1 + ARMS.index("threads")] == str(outcomes("threads", case))
+    told, got = cells[1 + ARMS.index("threads")], str(outcomes("threads", case))
+    # How far a load was when its files were changed is chance, and so is which check finds it.
+    assert told == got or {told, got} <= set(str(case.expect).split(" or "))

@@ -67,8 +67,8 @@ def test_tasks_become_smaller_towards_the_end():
     sizes = TaskSizes(1024 * MIB, 16 * MIB, lambda: 8)
     split = [sizes.next_split_bytes(record(n, 64 * MIB)) for n in range(16)]
     assert split == sorted(split, reverse=True)
-    assert (split[0], split[8], split[-1]) == (16 * MIB, 16 * MIB, 2 * MIB)
-    assert sizes.next_split_bytes(record(16, MIB)) == MIB, "a record that nobody has counted"
+    assert (split[0], split[8], split[-1]) == (16 * MIB, 16 * MIB, 4 * MIB)
+    assert sizes.next_split_bytes(record(16, MIB)) == MIB // 4, "a record that nobody has counted"
 
 
 def test_tasks_suit_the_readers_that_there_are_now():
@@ -76,11 +76,11 @@ def test_tasks_suit_the_readers_that_there_are_now():
     sizes = TaskSizes(256 * MIB, 16 * MIB, lambda: workers[0])
     assert sizes.next_split_bytes(record(0, 0)) == 16 * MIB
     workers[0] = 16
-    assert sizes.next_split_bytes(record(1, 0)) == 4 * MIB
+    assert sizes.next_split_bytes(record(1, 0)) == 8 * MIB
 
 
 def test_items_of_one_record_are_cut_alike_and_it_is_counted_once():
-    sizes = TaskSizes(128 * MIB, 16 * MIB, lambda: 4)
+    sizes = TaskSizes(128 * MIB, 16 * MIB, lambda: 8)
     split = [sizes.next_split_bytes(record(0, 64 * MIB)) for _ in range(5)]
     assert split == [8 * MIB] * 5
     assert sizes.next_split_bytes(record(1, 64 * MIB)) == 4 * MIB
