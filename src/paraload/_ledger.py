@@ -51,7 +51,7 @@ class Ledger:
         self._timeline.add(result)
         self._reads += result.reads
         self._retries += result.retries
-        self._bytes_direct += result.direct_bytes
+        self._bytes_direct += result.bytes_direct
         if result.fallback:
             self._fell_back(result)
         self._bytes_read += result.bytes_read

@@ -304,6 +304,6 @@ class TaskResult:
     ended_s: float
     worker: str
     retries: int = 0
-    direct_bytes: int = 0
+    bytes_direct: int = 0
     fallback: str = ""
     overflowed: bool = False

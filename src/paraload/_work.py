@@ -117,7 +117,7 @@ class Meter:
         self.reads = 0
         self.bytes_read = 0
         self.retries = 0
-        self.direct_bytes = 0
+        self.bytes_direct = 0
         self.fallback = ""
         self._retries_left = work.retries
 
@@ -139,7 +139,7 @@ class Meter:
             read = partial(source.read_into, self.path, start, buffers)
             receipt = self._try_again(error, start, start + nbytes, read)
         self.reads += receipt.requests
-        self.direct_bytes += receipt.direct_bytes
+        self.bytes_direct += receipt.bytes_direct
         self.fallback = self.fallback or receipt.fallback
         self.bytes_read += nbytes
 

@@ -79,7 +79,7 @@ def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
         reads=meter.reads,
         bytes_read=meter.bytes_read,
         retries=meter.retries,
-        direct_bytes=meter.direct_bytes,
+        bytes_direct=meter.bytes_direct,
         fallback=meter.fallback,
         started_s=started,
         ended_s=time.monotonic(),

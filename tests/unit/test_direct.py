@@ -60,7 +60,7 @@ def test_any_range_comes_as_it_is_and_leaves_the_cache_empty(file, start, nbytes
     with closing(LocalSource(file.parent, direct_io=True)) as source:
         receipt, data = read(source, start, nbytes, at)
     assert data == DATA[start : start + nbytes]
-    assert receipt.direct_bytes == nbytes
+    assert receipt.bytes_direct == nbytes
     assert receipt.requests == -(-nbytes // _direct._READ_BYTES)
     assert not receipt.fallback
     assert resident_fraction([file]) == 0
@@ -70,7 +70,7 @@ def test_what_is_cached_is_taken_from_there(file, source):
     file.read_bytes()
     receipt, data = read(source, 3, 2 * MIB)
     assert data == DATA[3 : 3 + 2 * MIB]
-    assert receipt.direct_bytes == 0
+    assert receipt.bytes_direct == 0
     assert not receipt.fallback
 
 
@@ -79,7 +79,7 @@ def test_short_and_scattered_reads_go_by_the_cache(source, sizes):
     buffers = [bytearray(size) for size in sizes]
     receipt = source.read_into("file", 1, [memoryview(buffer) for buffer in buffers])
     assert b"".join(buffers) == DATA[1 : 1 + sum(sizes)]
-    assert receipt.direct_bytes == 0
+    assert receipt.bytes_direct == 0
 
 
 @pytest.mark.parametrize("at_once", [4096, 5000, MIB + 1])
@@ -199,5 +199,5 @@ def test_each_thread_has_its_own_scratch(source):
 
 def test_it_travels(source):
     twin = pickle.loads(pickle.dumps(source))
-    assert read(twin, 5, MIB)[0].direct_bytes == MIB
+    assert read(twin, 5, MIB)[0].bytes_direct == MIB
     twin.close()

@@ -75,7 +75,9 @@ def make_arms(
     paraload = [_paraload(case, *setting) for setting in settings]
     pieces = cache(lambda: list(_pieces(case)))
     raw = [_raw(pieces, count) for count in workers]
-    by_itself = [_paraload(case, AUTO, None, direct_io=it) for it in (False, True)[: 1 + with_cold]]
+    by_itself = [_paraload(case, AUTO, None)]
+    if with_cold:
+        by_itself.append(_paraload(case, AUTO, None, direct_io=True))
     return [_torch(case), *by_itself, *paraload, *raw]
 
 

@@ -45,12 +45,12 @@ class Receipt(NamedTuple):
 
     Attributes:
         requests: to the storage.
-        direct_bytes: of those that were read, those that did not go through the page cache.
+        bytes_direct: of those that were read, those that did not go through the page cache.
         fallback: why it was read in a slower way than was asked for; "" if it was not.
     """
 
     requests: int
-    direct_bytes: int = 0
+    bytes_direct: int = 0
     fallback: str = ""
 
 

@@ -73,7 +73,7 @@ class _Handle:
                 self._refuse(error)
         if got < len(buffer):
             requests += self.read_into(start + got, (buffer[got:],))
-        return Receipt(requests, direct_bytes=got, fallback=self.refusal)
+        return Receipt(requests, bytes_direct=got, fallback=self.refusal)
 
     def _refuse(self, error: DirectRefusedError) -> None:
         self._direct = None  # it closes when the last reader lets go of it

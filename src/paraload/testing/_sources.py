@@ -70,7 +70,7 @@ class SourceContract:
             buffers = [bytearray(size) for size in sizes]
             receipt = source.read_into("sub/large", start, [memoryview(b) for b in buffers])
             assert receipt.requests >= 1 or not sizes
-            assert 0 <= receipt.direct_bytes <= sum(sizes)
+            assert 0 <= receipt.bytes_direct <= sum(sizes)
             assert b"".join(buffers) == data[start : start + sum(sizes)]
 
     def test_a_short_file_is_an_error(self, source: ByteSource) -> None:
