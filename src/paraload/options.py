@@ -72,9 +72,8 @@ class ReadOptions:
             most 32 MiB, or one record where a hook or transform needs it whole. Reads on the
             caller's own thread are not watched, there is nobody to do it: those of
             ``"sequential"``, and some of ``"processes"`` and ``"pool"`` while workers are busy.
-        direct_io: read what is not in the page cache past it, with O_DIRECT: half of the processor
-            time, and nothing else is pushed out of the cache. ``paraload bench`` tells whether it
-            is faster here. Not for ranks of one host that read the same bytes, nor for files that
+        direct_io: read what is not in the page cache past it, with O_DIRECT: then nothing else is
+            pushed out of the cache. ``paraload bench`` tells whether it is faster here. Not for ranks of one host that read the same bytes, nor for files that
             are soon read again: each time they come from the storage. Takes 4 MiB for each
             reader; where the file system refuses, the report says so and the page cache is used.
         strict: refuse to convert a stored tensor to another dtype, which torch does silently.

@@ -211,6 +211,12 @@ def test_importing_it_brings_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("module", ["paraload._shared", "paraload.sources._local"])
+def test_a_worker_process_waits_for_no_numpy(module):
+    code = f"import sys, {module}; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_import_paraload_takes_less_than_50_ms():
     code = "import time; t = time.perf_counter(); import paraload; print(time.perf_counter() - t)"
     seconds = [
