@@ -73,9 +73,10 @@ class ReadOptions:
             caller's own thread are not watched, there is nobody to do it: those of
             ``"sequential"``, and some of ``"processes"`` and ``"pool"`` while workers are busy.
         direct_io: read what is not in the page cache past it, with O_DIRECT: then nothing else is
-            pushed out of the cache. ``paraload bench`` tells whether it is faster here. Not for ranks of one host that read the same bytes, nor for files that
-            are soon read again: each time they come from the storage. Takes 4 MiB for each
-            reader; where the file system refuses, the report says so and the page cache is used.
+            pushed out of the cache. ``paraload bench`` tells whether it is faster here. Not for
+            ranks of one host that read the same bytes, nor for files that are soon read again:
+            each time they come from the storage. Takes 4 MiB for each reader; where the file
+            system refuses, the report says so and the page cache is used.
         strict: refuse to convert a stored tensor to another dtype, which torch does silently.
         allow_outside_paths: read files that the metadata names outside of the checkpoint's folder.
         allow_globals: what ``.metadata`` may name besides the classes of torch's own writers:
