@@ -18,6 +18,8 @@ import threading
 from contextlib import suppress
 from typing import Final
 
+from paraload.sources._pages import address_of, is_resident
+
 __all__ = ["MIN_BYTES", "DirectFile", "DirectRefusedError", "Scratch"]
 
 #: Less is not worth the whole blocks around it, nor the look at the page cache.
@@ -34,8 +36,6 @@ if sys.platform == "linux":
     _mmap, _munmap = _libc.mmap, _libc.munmap
     _mmap.restype = ctypes.c_void_p
     _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
-    # With Python's lock held, as in `_pages`.
-    _mincore = ctypes.PyDLL(None).mincore
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
@@ -90,10 +90,7 @@ class DirectFile:
         middle = (start + nbytes // 2) // mmap.PAGESIZE * mmap.PAGESIZE
         if self._address is None or middle >= self._size:
             return True
-        flag = ctypes.c_ubyte(1)
-        page = ctypes.c_void_p(self._address + middle)
-        _mincore(page, ctypes.c_size_t(mmap.PAGESIZE), ctypes.byref(flag))
-        return bool(flag.value & 1)
+        return is_resident(self._address + middle)
 
     def read_into(self, start: int, buffer: memoryview, scratch: memoryview) -> tuple[int, int]:
         """Fill ``buffer`` from ``start`` on by way of ``scratch``.
@@ -105,7 +102,7 @@ class DirectFile:
             DirectRefusedError: the file system opens files so, and reads none.
         """
         # Not by numpy, which worker processes would import for this alone.
-        target, staged = _address(buffer), _address(scratch)
+        target, staged = address_of(buffer), address_of(scratch)
         requests = done = 0
         while done < len(buffer):
             skip = (start + done) % _BLOCK_BYTES
@@ -137,7 +134,3 @@ class DirectFile:
 
     def __del__(self) -> None:
         self.close()
-
-
-def _address(memory: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

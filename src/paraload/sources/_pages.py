@@ -15,7 +15,7 @@ import mmap
 import sys
 from typing import Final
 
-__all__ = ["populate"]
+__all__ = ["address_of", "is_resident", "populate"]
 
 #: Less memory has so few pages that asking costs more than it saves.
 _MIN_BYTES: Final = 256 << 10
@@ -35,12 +35,22 @@ def populate(memory: memoryview) -> None:
     """
     if len(memory) < _MIN_BYTES or _mincore is None:
         return
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    address = address_of(memory)
     page = mmap.PAGESIZE
     first = -(-address // page) * page
     npages = (address + len(memory) - first) // page
-    middle = ctypes.c_void_p(first + npages // 2 * page)
-    flag = ctypes.c_ubyte(1)
-    _mincore(middle, ctypes.c_size_t(page), ctypes.byref(flag))
-    if not flag.value & 1:
+    if not is_resident(first + npages // 2 * page):
         _madvise(ctypes.c_void_p(first), ctypes.c_size_t(npages * page), _POPULATE_WRITE)
+
+
+def address_of(memory: memoryview) -> int:
+    """Where ``memory``, which can be written to, begins."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def is_resident(page: int) -> bool:
+    """Whether the page at this address is in memory; ``True`` also where the system cannot tell."""
+    flag = ctypes.c_ubyte(1)
+    if _mincore is not None:
+        _mincore(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), ctypes.byref(flag))
+    return bool(flag.value & 1)
