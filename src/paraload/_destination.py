@@ -12,6 +12,7 @@ have to come back into the processor's cache, and did, for a third of the time t
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import chain
@@ -63,7 +64,7 @@ class Destinations:
     def __init__(self, tensors: Iterable[torch.Tensor | None] = ()) -> None:
         self._tensors: list[torch.Tensor | None] = []
         self._layouts: list[Layout | None] = []
-        self._addresses: list[int] = []
+        self._addresses = array("q")
         for resolved in tensors:
             tensor, layout = resolved, None
             if tensor is not None:

@@ -71,16 +71,17 @@ class Load:
         self._budget = budget
         self._on_progress = on_progress
         self._items = Items(job.specs, job.destinations, job.ordered)
-        file_rank = {path: n for n, path in enumerate(dict.fromkeys(s.path for s in job.specs))}
+        items_by_file = Counter([spec.path for spec in job.specs])
+        file_rank = {path: rank for rank, path in enumerate(items_by_file)}  # as the plan has them
 
         def rank(item: int) -> tuple[int, int]:
-            return file_rank[self._items.specs[item].path], item
+            return file_rank[self._items.spec(item).path], item
 
         self._turns = deque(sorted(job.ordered, key=rank))
         self._feed = Feed(budget, rank=rank if self._turns else None)
         self._feed.start(job.first)
         self._ledger = Ledger(
-            Counter(spec.path for spec in job.specs),
+            items_by_file,
             bytes_total=sum(map(self._items.planned_bytes, job.specs)),
             verify=job.work.verify,
             started_s=job.started_s,
@@ -90,7 +91,7 @@ class Load:
         self._commits = Commits(job, process, self._ledger.fall_back)
         self._shop = Workshop(
             targets=destination.DirectTargets(job.destinations, job.ordered),
-            names=itertools.count(max(self._items.specs, default=-1) + 1),
+            names=itertools.count(max([spec.item for spec in job.specs], default=-1) + 1),
             feed=self._feed,
             converter=self._commits.converter,
             verify=job.work.verify,
