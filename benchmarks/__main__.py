@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 1 if ``--check`` was asked for and a bar was missed.
     """
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     # Tables make room on standard output for JSON.
     out = sys.stderr if options.json == "-" else sys.stdout
     quiet_torch()
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(options.check and not all(bar.passed for bar in bars))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--only",
@@ -102,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--readme", metavar="FILE.md", type=BENCH.page, help="rewrite the part between two comments"
     )
-    return parser
+    options = parser.parse_args(arguments)
+    if options.readme is not None and set(options.only) != set(_SECTIONS):
+        parser.error("--readme wants everything: leave --only out")
+    return options
 
 
 def _names(text: str) -> list[str]:

@@ -40,14 +40,14 @@ _LOOKERS: Final = 8
 _SHARED_FROM_FILES: Final = 16
 
 
-def require_inside(specs: Sequence[RecordSpec]) -> None:
-    """Every path stays inside of the checkpoint's folder, as far as its text tells.
+def require_inside(specs: Sequence[RecordSpec], *, path: str) -> None:
+    """Every path stays inside of ``path``, the checkpoint's folder, as far as its text tells.
 
     Raises:
         CheckpointReadError: with an :class:`UnsafePathError` for each item whose path does not.
     """
     if failures := path_failures(specs):
-        raise refuse_to_begin(list(failures.values()), items=len(specs))
+        raise refuse_to_begin(list(failures.values()), items=len(specs), path=path)
 
 
 def path_failures(specs: Sequence[RecordSpec]) -> dict[int, ItemReadError]:
@@ -77,13 +77,14 @@ def _unsafe(path: str) -> str | None:
 
 
 def seen_files(
-    source: ByteSource, specs: Sequence[RecordSpec], *, retries: int
+    source: ByteSource, specs: Sequence[RecordSpec], *, path: str, retries: int
 ) -> dict[str, FileIdentity]:
     """What the files are now, of those that the storage can tell it of.
 
     Args:
         source: has them.
         specs: the records in them.
+        path: of the checkpoint, for texts.
         retries: how often to look again at files that are not there: just after a write, a network
             file system may not show them yet.
 
@@ -93,7 +94,7 @@ def seen_files(
     """
     seen, failures = look_at_files(source, specs, retries=retries)
     if failures:
-        raise refuse_to_begin(list(failures.values()), items=len(specs))
+        raise refuse_to_begin(list(failures.values()), items=len(specs), path=path)
     return seen
 
 

@@ -49,13 +49,14 @@ __all__ = [
 
 
 def lean_specs(
-    plan: LoadPlan, storage_data: Any, entries: Mapping[str, Any] | None = None
+    plan: LoadPlan, storage_data: Any, *, path: str, entries: Mapping[str, Any] | None = None
 ) -> list[RecordSpec]:
     """The items of ``plan``, for a load in which nobody else is told of them.
 
     Args:
         plan: what to read.
         storage_data: where it is.
+        path: of the checkpoint, for texts.
         entries: of the metadata, which say what stored tensors have to be; ``None`` where they are
             not known.
 
@@ -88,7 +89,7 @@ def lean_specs(
             end = start + info.length
             specs.append(RecordSpec(number, info.relative_path, start, end, index.fqn, wanted))
     except KeyError:
-        require_places(plan, storage_data)  # names all that have none
+        require_places(plan, storage_data, path=path)  # names all that have none
         raise
     return specs
 
@@ -126,9 +127,11 @@ def told_specs(
     storage_data: Any,
     tell_item: Callable[[ReadItem], ReadItemInfo],
     tell_storage: Callable[[Any], StorageItem],
+    *,
+    path: str,
 ) -> list[RecordSpec]:
     """The same, from what hooks are told: who tells them something else reads something else."""
-    require_places(plan, storage_data)
+    require_places(plan, storage_data, path=path)
     specs = []
     for number, read_item in enumerate(plan.items):
         storage = tell_storage(storage_data[read_item.storage_index])

@@ -101,7 +101,9 @@ def read_with(
                 process=lambda results: process(results, plan, planner),
                 on_progress=hook,
             )
-            seen = seen_files(traits.source, job.specs, retries=traits.options.retries)
+            seen = seen_files(
+                traits.source, job.specs, path=job.path, retries=traits.options.retries
+            )
             if (before := getattr(reader, "_metadata_before", None)) is not None:
                 seen |= before
             stack.enter_context(objects_frozen())
@@ -142,23 +144,23 @@ def plan_job(
     started_s: float,
 ) -> tuple[Job, Execution]:
     """Everything that can be said before the first byte is read."""
+    path = adapter.path_text(reader.path)
     first = steps["_create_read_tasks"](plan, reader.storage_data)
     specs = intake.specs_of(first)
     if not traits.options.allow_outside_paths:
-        require_inside(specs)
+        require_inside(specs, path=path)
     traits.remember(specs, plan, reader.storage_data)
     # The commit of a planner that may be resolved ahead is torch's, which does nothing.
     is_plain = intake.may_resolve_ahead(planner)
     if is_plain:
-        require_whole_tensors(plan, planner)
+        require_whole_tensors(plan, planner, path=path)
         destinations = Destinations(intake.resolved_tensors(plan, planner))
-        require_writable(destinations, plan)
+        require_writable(destinations, plan, path=path)
         ordered = overlapping_items(*destinations.spans(), partial(intake.block_in_target, plan))
     else:
         destinations, ordered = Destinations(), {spec.item for spec in specs}
     if ordered:
         first = traits.first_tasks(specs, in_plan_order=True)
-    path = adapter.path_text(reader.path)
     execution = choose_execution(
         traits.options,
         path=path,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["require_places", "require_whole_tensors", "require_writable"]
 
 
-def require_places(plan: LoadPlan, storage_data: Any) -> None:
+def require_places(plan: LoadPlan, storage_data: Any, *, path: str) -> None:
     """Every item has an entry that says where it is stored.
 
     Raises:
@@ -48,10 +48,10 @@ def require_places(plan: LoadPlan, storage_data: Any) -> None:
         if (index := item.storage_index) not in storage_data
     ]
     if failures:
-        raise refuse_to_begin(failures, items=len(plan.items))
+        raise refuse_to_begin(failures, items=len(plan.items), path=path)
 
 
-def require_whole_tensors(plan: LoadPlan, planner: Any) -> None:
+def require_whole_tensors(plan: LoadPlan, planner: Any, *, path: str) -> None:
     """The chunks of each tensor that is asked for make it up: without a hole, without an overlap.
 
     Only a planner whose targets are those of its ``state_dict`` can be asked. What is wrong outside
@@ -61,6 +61,7 @@ def require_whole_tensors(plan: LoadPlan, planner: Any) -> None:
     Args:
         plan: what this rank wants.
         planner: torch's, or one that resolves as torch's does.
+        path: of the checkpoint, for texts.
 
     Raises:
         CheckpointReadError: with a :class:`CoverageError` for each tensor that is not whole.
@@ -92,10 +93,10 @@ def require_whole_tensors(plan: LoadPlan, planner: Any) -> None:
         if not _is_filled(fqn, plan, planner)
     ]
     if failures:
-        raise refuse_to_begin(failures, items=len(plan.items))
+        raise refuse_to_begin(failures, items=len(plan.items), path=path)
 
 
-def require_writable(destinations: Destinations, plan: LoadPlan) -> None:
+def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -> None:
     """Every target has a place for each of its elements.
 
     Raises:
@@ -112,7 +113,7 @@ def require_writable(destinations: Destinations, plan: LoadPlan) -> None:
         for item, tensor in destinations.expanded()
     ]
     if failures:
-        raise refuse_to_begin(failures, items=len(plan.items))
+        raise refuse_to_begin(failures, items=len(plan.items), path=path)
 
 
 @lru_cache(maxsize=4096)

@@ -263,11 +263,13 @@ def summarize(failures: list[ItemReadError], *, items: int, path: str) -> Checkp
     )
 
 
-def refuse_to_begin(failures: Sequence[ItemReadError], *, items: int) -> CheckpointReadError:
+def refuse_to_begin(
+    failures: Sequence[ItemReadError], *, items: int, path: str
+) -> CheckpointReadError:
     """The one error of a load in which nothing was read, since it could not have ended well."""
     return _error_of(
-        f"the checkpoint cannot fill {len(failures)} of {items} items; nothing was read, and the"
-        " targets are as they were:",
+        f"the checkpoint {path!r} cannot fill {len(failures)} of {items} items; nothing was read,"
+        " and the targets are as they were:",
         failures,
     )
 

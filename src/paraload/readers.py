@@ -142,12 +142,13 @@ class ParallelFileReader:
         """The tasks that begin the load of ``plan``: grouped by file, ordered by offset."""
         traits = adapter.ReaderTraits.of(self, adapter.options_of(self))
         steps = reading.ReaderSteps(self, ParallelFileReader)
+        path = adapter.path_text(self.path)
         names = ("_serialize_read_item", "_serialize_storage_metadata")
         if traits.tells_hooks or steps.are_own(*names):
             tell_item, tell_storage = (steps[name] for name in names)
-            specs = intake.told_specs(plan, storage_data, tell_item, tell_storage)
+            specs = intake.told_specs(plan, storage_data, tell_item, tell_storage, path=path)
         else:
-            specs = intake.lean_specs(plan, storage_data, traits.entries)
+            specs = intake.lean_specs(plan, storage_data, path=path, entries=traits.entries)
         return traits.first_tasks(specs)
 
     def _make_source(self) -> ByteSource:

@@ -135,7 +135,9 @@ def test_every_broken_file_is_told_in_one_error(folder, saved):
         file.write_bytes(b"")
     error, _ = failing(folder, saved)
     assert names(error) == set(saved)
-    assert f"cannot fill {len(saved)} of {len(saved)} items" in str(error)
+    first_line, _, _ = str(error).partition("\n")
+    assert f"cannot fill {len(saved)} of {len(saved)} items" in first_line
+    assert repr(str(folder)) in first_line
     assert all(file.name in str(error) for file in support.data_files(folder))
 
 
