@@ -38,10 +38,12 @@ _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     # Memory first: it starts processes, and this one is still small.
     "memory": memory.measure,
     "startup": startup.measure,
+    # Torch's reader makes a whole tensor for each slice. A process that begins to load pays for
+    # its pages; behind the other parts it would find them in the heap that they have left.
+    "slices": slices.measure,
     "big": big.measure,
     "cold": cold.measure,
     "fresh": fresh.measure,
-    "slices": slices.measure,
     "small": small.measure,
     "metadata": metadata.measure,
     "whole": whole.measure,
