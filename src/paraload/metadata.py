@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from paraload._gc import collector_paused
 from paraload._late_metadata import LateMetadata, made, stamp
+from paraload._opcodes import ExcessError
 from paraload._plain_metadata import NotPlainError, columns_in
 from paraload._retry import again
 from paraload._soundness import fault_of
@@ -114,7 +115,8 @@ def _unpickled(
         except GlobalRefusedError as error:
             raise _unsafe(error.name, name) from None
         except Exception as error:  # unpickling damaged bytes can raise anything
-            what = f"{type(error).__name__}: {error}"
+            is_told = isinstance(error, ExcessError)  # in words for whoever reads them
+            what = str(error) if is_told else f"{type(error).__name__}: {error}"
             raise MetadataError(f"cannot be unpickled ({what}). {_DAMAGED}", name) from error
         fault = fault_of(metadata, is_torchs=not allow_globals)
     if fault is not None:
