@@ -91,7 +91,7 @@ class Load:
         self._commits = Commits(job, process, self._ledger.fall_back)
         self._shop = Workshop(
             targets=destination.DirectTargets(job.destinations, job.ordered),
-            names=itertools.count(max([spec.item for spec in job.specs], default=-1) + 1),
+            names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
             feed=self._feed,
             converter=self._commits.converter,
             verify=job.work.verify,

@@ -356,25 +356,6 @@ def test_the_readme_has_the_places(place):
 # --------------------------------------------------------------------------- the command
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--rounds", "0"], "'0' is no number of rounds"),
-        (["--only", "flashpack,nobody"], "'nobody' is none of torch, raw, paraload, hf"),
-        (["--only", "hf", "--readme", "benchmarks/README.md"], "leave --only out"),
-        (["--readme", "LICENSE"], "LICENSE has no place between"),
-        (["--readme", "no-such-page.md"], "No such file"),
-    ],
-)
-def test_a_wrong_call_is_refused_before_anything_is_measured(arguments, message, capsys):
-    with pytest.raises(SystemExit) as caught:
-        command.main(arguments)
-    assert caught.value.code == 2
-    printed = capsys.readouterr()
-    assert message in " ".join(printed.err.split())
-    assert printed.out == ""
-
-
 def test_one_command_makes_tables_picture_json_and_page(case, tmp_path, monkeypatch, capsys):
     once = Arm(name="once", prepare=STOCK.arm.prepare, is_slow=True)
     contestants = (STOCK, RAW_LIMIT, OURS, Contestant(arm=once, group="literal"), MISSING)
