@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from paraload.testing import (
     FaultySource,
     FormatContract,
     SourceContract,
+    _resources,
     leaked,
     make_checkpoint,
     resources,
@@ -93,6 +97,20 @@ def test_resources_sees_shared_memory():
     segment.unlink()
     resource_tracker._resource_tracker._stop()  # started by this test, not by paraload
     assert leaked(before, grace_s=1) == []
+
+
+def test_a_leak_is_what_every_look_finds(monkeypatch):
+    looks = itertools.count()
+
+    def busy_machine():
+        return Counter(["shared memory ours", f"shared memory of somebody, {next(looks)}"])
+
+    monkeypatch.setattr(_resources, "resources", busy_machine)
+    assert leaked(Counter(), grace_s=0.1) == ["shared memory ours"]
+    assert next(looks) > 2
+    started = time.monotonic()
+    assert leaked(Counter(["shared memory ours"]), grace_s=60) == []
+    assert time.monotonic() - started < 30
 
 
 # ----------------------------------------------------------------- faults

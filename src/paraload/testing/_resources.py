@@ -60,9 +60,12 @@ def _mapped_by(pids: Iterable[int]) -> set[str]:
 def leaked(before: Counter[str], *, grace_s: float = 10.0) -> list[str]:
     """What is there since ``before = resources()``, and does not go away in ``grace_s`` seconds.
 
-    Other programs use the machine's shared memory too; what they have there goes by itself.
+    Other programs use the machine's shared memory too: one that ends while it is looked at has some
+    that nobody seems to have. So what is left is what every look has found.
     """
     deadline = time.monotonic() + grace_s
-    while (left := resources() - before) and time.monotonic() < deadline:
+    left = resources() - before
+    while left and time.monotonic() < deadline:
         time.sleep(0.02)
+        left &= resources() - before
     return sorted(left)
