@@ -6,17 +6,20 @@ import errno
 import os
 import pickle
 import random
+import re
 import threading
 from contextlib import closing
+from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.page_cache import ensure_cold, resident_fraction
 from paraload.errors import ShortFileError
 from paraload.sources import _direct
 from paraload.sources._local import LocalSource
+from paraload.sources._pages import address_of
 
 MIB = 1 << 20
 SIZE = 9 * MIB + 12_345
@@ -49,6 +52,8 @@ def read(source, start, nbytes, at=0):
 
 
 @settings(max_examples=60)
+@example(start=4095, nbytes=4 * MIB, at=0)
+@example(start=4095, nbytes=4 * MIB - 4095, at=0)
 @given(
     start=st.integers(0, SIZE - _direct.MIN_BYTES),
     nbytes=st.integers(_direct.MIN_BYTES, SIZE),
@@ -61,7 +66,7 @@ def test_any_range_comes_as_it_is_and_leaves_the_cache_empty(file, start, nbytes
         receipt, data = read(source, start, nbytes, at)
     assert data == DATA[start : start + nbytes]
     assert receipt.bytes_direct == nbytes
-    assert receipt.requests == -(-nbytes // _direct._READ_BYTES)
+    assert receipt.requests == -(-(start % 4096 + nbytes) // _direct._READ_BYTES)
     assert not receipt.fallback
     assert resident_fraction([file]) == 0
 
@@ -195,6 +200,22 @@ def test_each_thread_has_its_own_scratch(source):
     for thread in threads:
         thread.join()
     assert all(answers[n] == DATA[n * 1000 : n * 1000 + 3 * MIB] for n in range(8))
+
+
+def test_scratch_is_asked_for_in_huge_pages():
+    memory = _direct.Scratch().memory
+    assert len(memory) == _direct._READ_BYTES
+    address = address_of(memory)
+    assert address % (2 * MIB) == 0
+    with open("/proc/self/smaps", encoding="ascii") as maps:
+        for line in maps:
+            if span := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                is_here = int(span[1], 16) <= address < int(span[2], 16)
+            elif line.startswith("VmFlags:") and is_here:
+                flags = line.split()
+    has_huge_pages = Path("/sys/kernel/mm/transparent_hugepage").exists()
+    assert ("hg" in flags) == has_huge_pages
+    assert "sh" not in flags  # a child that was forked has its own
 
 
 def test_it_travels(source):
