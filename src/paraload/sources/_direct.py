@@ -54,20 +54,20 @@ class Scratch(threading.local):
 
     @property
     def memory(self) -> memoryview:
-        """Room for one read."""
+        """Room for a read and the blocks that it begins and ends in."""
         if self._memory is None:
-            self._memory = _huge_pages(_READ_BYTES)
+            self._memory = _huge_pages(_READ_BYTES + 2 * _BLOCK_BYTES)
         return self._memory
 
 
 def _huge_pages(nbytes: int) -> memoryview:
-    """Memory of this process alone that begins at a huge page, and is made of such if there are."""
+    """Memory of this process alone that begins with as many huge pages as it fills."""
     # Shared memory, which is mmap's default, has huge pages only where an administrator says so.
     room = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a system without them
-        room.madvise(mmap.MADV_HUGEPAGE)
     memory = memoryview(room)
     skip = -address_of(memory) % _HUGE_PAGE_BYTES
+    with suppress(OSError):  # a system without them
+        room.madvise(mmap.MADV_HUGEPAGE, skip, nbytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES)
     return memory[skip : skip + nbytes]
 
 
@@ -121,7 +121,7 @@ class DirectFile:
         requests = done = 0
         while done < len(buffer):
             skip = (start + done) % _BLOCK_BYTES
-            wanted = min(len(buffer) - done, len(scratch) - skip)
+            wanted = min(len(buffer) - done, _READ_BYTES)
             blocks = -(-(skip + wanted) // _BLOCK_BYTES) * _BLOCK_BYTES
             try:
                 got = os.preadv(self._fd, (scratch[:blocks],), start + done - skip)
