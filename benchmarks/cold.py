@@ -47,18 +47,21 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     processor_s: defaultdict[str, list[float]] = defaultdict(list)
     preparations = {arm.name: _cold(arm, case, processor_s[arm.name]) for arm in _ARMS}
     timings = time_rounds(preparations, rounds=rounds or _ROUNDS)
-    bar = Bar(
-        name="paraload threads, cold",
-        value=timings[_STOCK.name].median_s / timings[_CHOSEN.name].median_s,
-        limit=1.2,
-        unit="x torch",
+    bars = tuple(
+        Bar(
+            name=f"{arm.name}, cold",
+            value=timings[_STOCK.name].median_s / timings[arm.name].median_s,
+            limit=1.2,
+            unit="x torch",
+        )
+        for arm in (_CHOSEN, _DIRECT)
     )
     busy_s = {name: statistics.median(all_s) for name, all_s in processor_s.items()}
     figures = {
         name: timing.to_dict() | {"processor_s": busy_s[name]} for name, timing in timings.items()
     }
     table = _table(timings, busy_s, case.payload_bytes)
-    return Section(tables=(table,), bars=(bar,), figures=figures)
+    return Section(tables=(table,), bars=bars, figures=figures)
 
 
 def _cold(

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from paraload._task import ReadTally
 from paraload._timeline import Timeline
 from paraload.progress import ReadProgress
 from paraload.report import FileTiming, ReadReport
@@ -30,11 +31,8 @@ class Ledger:
         self._started_s = started_s
         self._bytes_done = 0
         self._bytes_total = bytes_total
-        self._bytes_read = 0
         self._bytes_verified = 0
-        self._reads = 0
-        self._retries = 0
-        self._bytes_direct = 0
+        self._tally = ReadTally()
         self._timeline = Timeline(started_s=started_s)
         self._items_total = items_by_file.total()
         self._items_done = 0
@@ -49,15 +47,12 @@ class Ledger:
     def count(self, result: TaskResult) -> None:
         """Note what a task has read, and when."""
         self._timeline.add(result)
-        self._reads += result.reads
-        self._retries += result.retries
-        self._bytes_direct += result.bytes_direct
-        if result.fallback:
+        self._tally.add(result.tally)
+        if result.tally.fallback:
             self._fell_back(result)
-        self._bytes_read += result.bytes_read
         started = result.started_s - self._started_s
         ended = result.ended_s - self._started_s
-        nbytes = result.bytes_read
+        nbytes = result.tally.bytes_read
         known = self._files.get(result.task.path)
         if known is not None:
             started, ended = min(started, known.started_s), max(ended, known.ended_s)
@@ -92,7 +87,7 @@ class Ledger:
         """A task says so; items that are read by several tasks are counted once."""
         items = set(result.task.items) - self._items_fallen_back
         self._items_fallen_back |= items
-        self.fall_back(result.fallback, len(items))
+        self.fall_back(result.tally.fallback, len(items))
 
     def left(self, path: str, items: int) -> None:
         """So many items of a file are done or failed."""
@@ -118,16 +113,16 @@ class Ledger:
         """What it was."""
         return ReadReport(
             bytes_needed=self._bytes_done,
-            bytes_read=self._bytes_read,
+            bytes_read=self._tally.bytes_read,
             bytes_verified=self._bytes_verified,
-            reads=self._reads,
+            reads=self._tally.reads,
             items=self._items_total,
             files=self._files_total,
             seconds=time.monotonic() - self._started_s,
             workers=workers,
             executor=executor,
-            retries=self._retries,
-            bytes_direct=self._bytes_direct,
+            retries=self._tally.retries,
+            bytes_direct=self._tally.bytes_direct,
             fallbacks=dict(self._fallbacks),
             unverified=dict(self._unverified),
             conversions=conversions,

@@ -123,8 +123,8 @@ def read_streams(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
 
     def take(stream: IO[bytes], spec: RecordSpec) -> Outcome | None:
         data = slice_file(stream, spec.for_hooks.storage).read()
-        meter.reads += 1
-        meter.bytes_read += len(data)
+        meter.tally.reads += 1
+        meter.tally.bytes_read += len(data)
         return _take_record(meter, sink, taken, spec, memoryview(data))
 
     try:

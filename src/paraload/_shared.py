@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from paraload._sink import SlotOverflowError, SlotSink, TargetSink, deliver
-from paraload._task import TaskResult
+from paraload._task import ReadTally, TaskResult
 from paraload._worker import run_task
 from paraload.errors import CheckpointReadError
 
@@ -157,8 +157,7 @@ def process_single_file(task: SlottedTask) -> TaskResult:
             result = TaskResult(
                 task=task.task,
                 outcomes=(),
-                reads=0,
-                bytes_read=0,
+                tally=ReadTally(),
                 started_s=0.0,
                 ended_s=0.0,
                 worker="",

@@ -5,7 +5,7 @@ ReadTask      what a worker shall do: one file, a half-open range, item numbers,
   RecordsTask   read whole small (or transformed) records into memory and cut items out of them
   RunsTask      read byte runs of one located record straight into the memory of its item
   SharedTask    the same for several items that want columns of one record
-TaskResult    what the worker answers: one outcome for each item, and its counts
+TaskResult    what the worker answers: one outcome for each item, and the tally of its reads
   Located, Landed, Staged, Raw, Failed
 """
 
@@ -288,22 +288,44 @@ class Failed(Outcome):
     error: ItemReadError
 
 
+@dataclass(slots=True, kw_only=True)
+class ReadTally:
+    """What reading took.
+
+    Attributes:
+        reads: requests to the storage.
+        bytes_read: that came.
+        bytes_direct: of these, those that did not go through the page cache.
+        retries: requests that were made again.
+        fallback: why bytes were read in a slower way than was asked for; "" if none were.
+    """
+
+    reads: int = 0
+    bytes_read: int = 0
+    bytes_direct: int = 0
+    retries: int = 0
+    fallback: str = ""
+
+    def add(self, other: ReadTally) -> None:
+        """Count what ``other`` has counted, too; the first ``fallback`` stays."""
+        self.reads += other.reads
+        self.bytes_read += other.bytes_read
+        self.bytes_direct += other.bytes_direct
+        self.retries += other.retries
+        self.fallback = self.fallback or other.fallback
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
     """The worker's answer to ``task``. Times are ``time.monotonic`` seconds.
 
-    ``fallback`` says why bytes were read in a slower way than was asked for.
     ``overflowed``: the answer did not fit into the slot of shared memory, and there is none.
     """
 
     task: ReadTask
     outcomes: tuple[Outcome | LandedItems, ...]
-    reads: int
-    bytes_read: int
+    tally: ReadTally
     started_s: float
     ended_s: float
     worker: str
-    retries: int = 0
-    bytes_direct: int = 0
-    fallback: str = ""
     overflowed: bool = False

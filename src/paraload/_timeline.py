@@ -54,7 +54,7 @@ class Timeline:
                 path=result.task.path,
                 start=result.task.start,
                 end=result.task.end,
-                bytes_read=result.bytes_read,
+                bytes_read=result.tally.bytes_read,
                 started_s=result.started_s - self._started_s,
                 ended_s=result.ended_s - self._started_s,
             )

@@ -99,6 +99,9 @@ class VerifyReport:
         bytes_checked: whose CRC-32 was compared, and was right.
         bytes_unverifiable: that were written without one.
         uncompared: tensors that only torch can read: their dtype and shape were not looked at.
+        bytes_direct: bytes that did not go through the page cache.
+        retries: requests that the storage refused for the moment, and that were made again.
+        fallback: why bytes were read in a slower way than was asked for; "" if none were.
         seconds: that it took.
         problems: what makes the checkpoint a bad one.
         remarks: what is odd, and harms nothing.
@@ -112,6 +115,9 @@ class VerifyReport:
     bytes_checked: int
     bytes_unverifiable: int
     uncompared: int
+    bytes_direct: int
+    retries: int
+    fallback: str
     seconds: float
     problems: tuple[Finding, ...]
     remarks: tuple[Finding, ...]
@@ -142,6 +148,12 @@ class VerifyReport:
             lines.append(f"written without a CRC-32: {format_bytes(self.bytes_unverifiable)}")
         if self.uncompared:
             lines.append(f"tensors that only torch can read, not compared: {self.uncompared}")
+        if self.bytes_direct:
+            lines.append(f"read past the page cache: {format_bytes(self.bytes_direct)}")
+        if self.fallback:
+            lines.append(f"slow path: {self.fallback}")
+        if self.retries:
+            lines.append(f"retried requests: {self.retries}")
         return "\n".join(lines)
 
     def __str__(self) -> str:

@@ -19,6 +19,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from paraload._task import ReadTally
 from paraload._verify_records import check_record, new_scratch, sum_piece
 from paraload._verify_report import Finding
 from paraload._work import Meter, item_error
@@ -63,12 +64,14 @@ class VerifyRun:
         verified_bytes: compared with a CRC-32, and right.
         unverifiable_bytes: that have none.
         uncompared: tensors whose dtype and shape could not be compared with the metadata.
+        tally: what reading them took.
     """
 
     def __init__(
         self, work: Work, specs: Sequence[RecordSpec], parts: Sequence[Part], workers: int
     ) -> None:
         self.verified_bytes = self.unverifiable_bytes = self.uncompared = 0
+        self.tally = ReadTally()
         self._cancelled = threading.Event()
         self._work = replace(work, is_cancelled=self._cancelled.is_set)
         self._parts = parts
@@ -76,7 +79,7 @@ class VerifyRun:
         self._scratch = threading.local()
         self._records = deque(sorted(specs, key=attrgetter("path", "start")))
         self._pieces: deque[tuple[_Summing, int]] = deque()
-        self._running: dict[Future[Any], Callable[[Future[Any]], None]] = {}
+        self._running: dict[Future[Any], tuple[Meter, Callable[[Future[Any]], None]]] = {}
         self._findings: list[Finding] = []
         self._items_left = Counter(spec.path for spec in specs)
         self._files_total = len(self._items_left)
@@ -91,7 +94,9 @@ class VerifyRun:
                 while self._records or self._pieces or self._running:
                     self._fill(pool)
                     for future in wait(self._running, return_when=FIRST_COMPLETED).done:
-                        self._running.pop(future)(future)
+                        meter, take = self._running.pop(future)
+                        self.tally.add(meter.tally)
+                        take(future)
                     if hook is not None:
                         hook(self._snapshot())
             except BaseException:
@@ -103,14 +108,17 @@ class VerifyRun:
     def _fill(self, pool: ThreadPoolExecutor) -> None:
         """Twice the threads: each finds its next task before the caller has seen its last."""
         while (self._records or self._pieces) and len(self._running) < 2 * self._workers:
+            future: Future[Any]
             if self._pieces:
                 summing, number = self._pieces.popleft()
-                start, end = summing.pieces[number]
-                future = pool.submit(self._sum, summing.spec, start, end)
-                self._running[future] = partial(self._summed, summing, number)
+                meter = Meter(self._work, summing.spec.path)
+                future = pool.submit(self._sum, meter, *summing.pieces[number])
+                self._running[future] = meter, partial(self._summed, summing, number)
             else:
                 spec = self._records.popleft()
-                self._running[pool.submit(self._look, spec)] = partial(self._looked, spec)
+                meter = Meter(self._work, spec.path)
+                future = pool.submit(check_record, meter, spec)
+                self._running[future] = meter, partial(self._looked, spec)
 
     def _looked(self, spec: RecordSpec, future: Future[Any]) -> None:
         try:
@@ -175,13 +183,9 @@ class VerifyRun:
             seconds=time.monotonic() - self._started_s,
         )
 
-    # ------------------------------------------------------------------ on the threads
-
-    def _look(self, spec: RecordSpec) -> Checked:
-        return check_record(Meter(self._work, spec.path), spec)
-
-    def _sum(self, spec: RecordSpec, start: int, end: int) -> int:
+    def _sum(self, meter: Meter, start: int, end: int) -> int:
+        """On a thread: the CRC-32 of a piece."""
         scratch = getattr(self._scratch, "memory", None)
         if scratch is None:
             scratch = self._scratch.memory = new_scratch()
-        return sum_piece(Meter(self._work, spec.path), start, end, scratch)
+        return sum_piece(meter, start, end, scratch)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from paraload._retry import is_transient, pauses, storage_error
-from paraload._task import Failed
+from paraload._task import Failed, ReadTally
 from paraload.errors import ItemReadError
 from paraload.formats._torch_zip import TorchZipFormat
 
@@ -114,11 +114,7 @@ class Meter:
     def __init__(self, work: Work, path: str) -> None:
         self.work = work
         self.path = path
-        self.reads = 0
-        self.bytes_read = 0
-        self.retries = 0
-        self.bytes_direct = 0
-        self.fallback = ""
+        self.tally = ReadTally()
         self._retries_left = work.retries
 
     def size(self) -> int:
@@ -138,10 +134,11 @@ class Meter:
         except OSError as error:
             read = partial(source.read_into, self.path, start, buffers)
             receipt = self._try_again(error, start, start + nbytes, read)
-        self.reads += receipt.requests
-        self.bytes_direct += receipt.bytes_direct
-        self.fallback = self.fallback or receipt.fallback
-        self.bytes_read += nbytes
+        tally = self.tally
+        tally.reads += receipt.requests
+        tally.bytes_read += nbytes
+        tally.bytes_direct += receipt.bytes_direct
+        tally.fallback = tally.fallback or receipt.fallback
 
     def _try_again(
         self, error: OSError, start: int, end: int, read: Callable[[], Answer]
@@ -149,7 +146,7 @@ class Meter:
         tries = 1
         for _ in pauses(self._retries_left if is_transient(error) else 0, self.work.is_cancelled):
             self.work.source.forget(self.path)
-            self.retries += 1
+            self.tally.retries += 1
             tries += 1
             try:
                 return read()

@@ -76,11 +76,7 @@ def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
     return TaskResult(
         task=task,
         outcomes=tuple(outcomes),
-        reads=meter.reads,
-        bytes_read=meter.bytes_read,
-        retries=meter.retries,
-        bytes_direct=meter.bytes_direct,
-        fallback=meter.fallback,
+        tally=meter.tally,
         started_s=started,
         ended_s=time.monotonic(),
         worker=threading.current_thread().name,

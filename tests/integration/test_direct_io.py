@@ -82,8 +82,9 @@ def test_a_file_system_without_it_is_told_of_once_for_each_item(cold, saved, no_
     assert f"slow paths: {REFUSED} (6)" in str(reader.last_report)
 
 
-@pytest.mark.parametrize("executor", ["sequential", "threads"])
-def test_an_error_of_the_moment_is_tried_again(cold, saved, monkeypatch, executor):
+@pytest.fixture
+def fails_once(monkeypatch):
+    """The first of the reads past the cache."""
     really = _direct.DirectFile.read_into
     failed = []
 
@@ -94,6 +95,10 @@ def test_an_error_of_the_moment_is_tried_again(cold, saved, monkeypatch, executo
         return really(self, start, buffer, scratch)
 
     monkeypatch.setattr(_direct.DirectFile, "read_into", failing)
+
+
+@pytest.mark.parametrize("executor", ["sequential", "threads"])
+def test_an_error_of_the_moment_is_tried_again(cold, saved, fails_once, executor):
     reader = ParallelFileSystemReader(cold, direct_io=True, executor=executor, max_workers=2)
     support.assert_same(support.load(reader, support.empty_like(saved)), saved)
     assert reader.last_report.retries == 1
@@ -117,11 +122,32 @@ def test_damage_is_found_as_ever(cold, saved, executor):
 def test_verification_goes_past_it(cold):
     report = paraload.verify(cold, direct_io=True)
     assert report.ok
-    assert report.bytes_checked == paraload.verify(cold).bytes_checked
+    assert report.bytes_direct >= 12 << 20
+    assert not report.fallback
+    by_cache = paraload.verify(cold)
+    assert by_cache.bytes_checked == report.bytes_checked
+    assert by_cache.bytes_direct == 0
+    assert "page cache" not in str(by_cache)
+
+
+def test_verification_tells_of_a_file_system_without_it(cold, no_direct):
+    report = paraload.verify(cold, direct_io=True)
+    assert report.ok
+    assert report.bytes_direct == 0
+    assert report.fallback == REFUSED
+    assert f"slow path: {REFUSED}" in str(report).splitlines()
+
+
+def test_verification_tells_what_it_read_again(cold, fails_once):
+    report = paraload.verify(cold, direct_io=True)
+    assert report.ok
+    assert report.retries == 1
+    assert "retried requests: 1" in str(report)
 
 
 def test_the_commands_have_it(cold, capsys):
     assert main(["verify", str(cold), "--direct-io"]) == 0
+    assert "read past the page cache: " in capsys.readouterr().out
     ensure_cold(support.data_files(cold))
     assert main(["load", str(cold), "--direct-io"]) == 0
     assert "of it past the page cache" in capsys.readouterr().out

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from paraload._budget import MemoryBudget
 from paraload._feed import Feed
-from paraload._task import LandedItems, LocateTask, Raw, ReadTask, RecordsTask, TaskResult
+from paraload._task import (
+    LandedItems,
+    LocateTask,
+    Raw,
+    ReadTally,
+    ReadTask,
+    RecordsTask,
+    TaskResult,
+)
 
 
 def task(item, cost=0, path="a"):
@@ -30,7 +38,7 @@ def locate(item):
 
 def result(of, *outcomes):
     return TaskResult(
-        task=of, outcomes=outcomes, reads=0, bytes_read=0, started_s=0, ended_s=0, worker=""
+        task=of, outcomes=outcomes, tally=ReadTally(), started_s=0, ended_s=0, worker=""
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from paraload import ParallelFileSystemReader, ReadReport, load
-from paraload._task import ReadTask, TaskResult
+from paraload._task import ReadTally, ReadTask, TaskResult
 from paraload._timeline import Timeline
 from paraload._trace import throughput_steps, trace_of, workers_of
 from paraload.report import TaskTiming
@@ -93,8 +93,7 @@ def result(number, path, worker, nbytes=10):
     return TaskResult(
         task=task,
         outcomes=(),
-        reads=1,
-        bytes_read=nbytes,
+        tally=ReadTally(reads=1, bytes_read=nbytes),
         started_s=100.0 + number,
         ended_s=100.5 + number,
         worker=worker,

@@ -251,7 +251,7 @@ class _RampingCrew(_Crew):
             return result
         result = run_task(task, self._gauged_work, self._sink)
         if isinstance(task, RecordsTask) and task.as_stream:
-            self._gauge.count(result.bytes_read)
+            self._gauge.count(result.tally.bytes_read)
         return result
 
     def _note(self, sample: Sample) -> None:
