@@ -78,6 +78,15 @@ def test_what_is_cached_is_taken_from_there(file, source):
     assert not receipt.fallback
 
 
+def test_what_is_cached_of_a_file_of_somebody_else_is_not_known(file, monkeypatch):
+    monkeypatch.setattr(_direct, "residency_is_told", lambda path: False)
+    file.read_bytes()
+    with closing(LocalSource(file.parent, direct_io=True)) as source:
+        receipt, data = read(source, 3, 2 * MIB)
+    assert data == DATA[3 : 3 + 2 * MIB]
+    assert receipt.bytes_direct == 2 * MIB
+
+
 @pytest.mark.parametrize("sizes", [[_direct.MIN_BYTES - 1], [2 * MIB, 2 * MIB], [10]])
 def test_short_and_scattered_reads_go_by_the_cache(source, sizes):
     buffers = [bytearray(size) for size in sizes]

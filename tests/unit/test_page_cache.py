@@ -45,7 +45,8 @@ def test_the_machines_cache_is_dropped_where_advice_does_not_help(ranges, monkey
 
 
 def test_a_hint_that_nobody_can_check_is_called_one(ranges, monkeypatch):
-    monkeypatch.setattr(page_cache, "_may_see", lambda path: False)  # a file of somebody else
+    # A file of somebody else.
+    monkeypatch.setattr(page_cache, "residency_is_told", lambda path: False)
     assert page_cache.resident_fraction(ranges) is None
     assert page_cache.cold_cache(ranges).note.startswith("only a hint")
 

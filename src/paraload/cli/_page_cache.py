@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from paraload.sources._pages import residency_is_told
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -99,7 +101,7 @@ def resident_fraction(ranges: Sequence[FileRange]) -> float | None:
     """The part of ``ranges`` that is in the page cache; ``None`` where that cannot be seen."""
     pages = resident = 0
     for path, start, end in ranges:
-        if not _may_see(path):
+        if not residency_is_told(path):
             return None
         first = start - start % mmap.ALLOCATIONGRANULARITY
         with path.open("rb") as file:
@@ -125,10 +127,6 @@ def _residency(fd: int, start: int, nbytes: int) -> Any:
     if failed:
         raise OSError(ctypes.get_errno(), "mincore failed")
     return flags & 1
-
-
-def _may_see(path: Path) -> bool:
-    return path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK)
 
 
 def _flush(ranges: Sequence[FileRange]) -> None:

@@ -18,9 +18,10 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
-from paraload.sources._pages import address_of, is_resident
+from paraload.sources._pages import address_of, is_resident, residency_is_told
 
 __all__ = ["MIN_BYTES", "DirectFile", "DirectRefusedError", "Scratch"]
 
@@ -74,7 +75,8 @@ def _huge_pages(nbytes: int) -> memoryview:
 class DirectFile:
     """The file of ``fd`` once more, opened for O_DIRECT, and a view of what is cached of it.
 
-    The view is a mapping that nobody reads: it costs addresses, no memory.
+    The view is a mapping that nobody reads: it costs addresses, no memory. Where the system does
+    not tell what is cached, nothing counts as cached.
 
     Raises:
         DirectRefusedError: it cannot be had.
@@ -86,26 +88,27 @@ class DirectFile:
         self._fd, self._address, self._size = -1, None, size
         if not _O_DIRECT:
             raise DirectRefusedError("not on this system")
+        name = f"/proc/self/fd/{fd}"  # the same file, whatever has its name by now
         try:
-            # By way of /proc it is the same file, whatever has its name by now.
-            self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
+            self._fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
+            is_told = residency_is_told(Path(name))
         except OSError as error:
+            self.close()
             raise DirectRefusedError(error.strerror) from error
-        address = _mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0) if size else None
+        if not size or not is_told:
+            return
+        address = _mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
         if address == _MAP_FAILED:
             self.close()
             raise DirectRefusedError(os.strerror(ctypes.get_errno()))
         self._address = address
 
     def is_cached(self, start: int, nbytes: int) -> bool:
-        """Whether the page in the middle of the range is in the page cache.
-
-        Of files that are neither ours nor ours to write the system says that all of it is.
-        """
+        """Whether the page in the middle of the range is known to be in the page cache."""
         middle = (start + nbytes // 2) // mmap.PAGESIZE * mmap.PAGESIZE
-        if self._address is None or middle >= self._size:
-            return True
-        return is_resident(self._address + middle)
+        if middle >= self._size:
+            return True  # reads by way of the cache tell that the file ends before
+        return self._address is not None and is_resident(self._address + middle)
 
     def read_into(self, start: int, buffer: memoryview, scratch: memoryview) -> tuple[int, int]:
         """Fill ``buffer`` from ``start`` on by way of ``scratch``.

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["address_of", "is_resident", "populate"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["address_of", "is_resident", "populate", "residency_is_told"]
 
 #: Less memory has so few pages that asking costs more than it saves.
 _MIN_BYTES: Final = 256 << 10
@@ -54,3 +58,14 @@ def is_resident(page: int) -> bool:
     if _mincore is not None:
         _mincore(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), ctypes.byref(flag))
     return bool(flag.value & 1)
+
+
+def residency_is_told(path: Path) -> bool:
+    """Whether the system tells us what of the file at ``path`` is in the page cache.
+
+    Of files that are neither ours nor ours to write it says that everything is.
+
+    Raises:
+        OSError: the file cannot be looked at.
+    """
+    return path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK)
