@@ -65,13 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = sys.stderr if options.json == "-" else sys.stdout
     quiet_torch()
     sections: dict[str, Section] = {}
-    started = time.perf_counter()
+    seconds: dict[str, float] = {}
     tables: list[Table] = []
     with tempfile.TemporaryDirectory(prefix="paraload-bench-", dir=options.folder) as folder:
         checkpoints = Checkpoints(folder=Path(folder))
         for name, measure in _SECTIONS.items():
             if name in options.only:
+                started = time.perf_counter()
                 sections[name] = measure(checkpoints, options.rounds)
+                seconds[name] = time.perf_counter() - started
                 for table in sections[name].tables:
                     print_table(table, out)
                     tables.append(table)
@@ -79,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if bars:
         tables.append(bars_table(bars))
         print_table(tables[-1], out)
-    notes = f"{machine_text()}; {time.perf_counter() - started:.0f} s in all"
+    each = ", ".join(f"{name} {took:.0f}" for name, took in seconds.items())
+    notes = f"{machine_text()}; {sum(seconds.values()):.0f} s in all ({each})"
     print(notes, file=out)
     if options.readme:
         BENCH.rewrite(options.readme, BENCH.section(tables, notes))

@@ -31,7 +31,7 @@ _ROUNDS: Final = 9
 _STOCK: Final = arms.stock()
 _CHOSEN: Final = arms.parallel("threads", max_workers=None)
 _DIRECT: Final = arms.parallel("threads", max_workers=None, direct_io=True)
-_RAW: Final = tuple(arms.raw(workers=workers) for workers in (1, 2, 4, 8, 16))
+_RAW: Final = tuple(arms.raw(workers=workers) for workers in (1, 2, 8))
 _ARMS: Final = (_STOCK, _CHOSEN, _DIRECT, *_RAW)
 
 
