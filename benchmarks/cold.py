@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["measure"]
 
 #: The disk is noisy.
-_ROUNDS: Final = 9
+_ROUNDS: Final = 7
 _STOCK: Final = arms.stock()
 _CHOSEN: Final = arms.parallel("threads", max_workers=None)
 _DIRECT: Final = arms.parallel("threads", max_workers=None, direct_io=True)

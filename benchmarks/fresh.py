@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["measure"]
 
-_ROUNDS: Final = 7
+_ROUNDS: Final = 5
 _STOCK: Final = arms.stock()
 _THREADS: Final = arms.parallel("threads")
 _SETTING: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -22,7 +22,7 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     case = whole_case(checkpoints.small())
     stock, threads = arms.stock(), arms.parallel("threads")
     contestants = (stock, threads, arms.parallel("sequential"), arms.parallel("processes"))
-    timings = measure_arms(contestants, case, rounds=rounds or _ROUNDS).timings
+    timings = measure_arms(contestants, case, rounds=rounds or _ROUNDS, check_counts=True).timings
     table = Table(
         title=f"Many small tensors: {len(case.targets):,} of 4 KiB in 8 files",
         columns=("arm", "median s", "us a tensor", "x torch", "min..max s"),
