@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from paraload._plan import DEFAULT_KNOBS, split_bytes_for
@@ -13,6 +13,7 @@ from paraload._shared import SLOTS_PER_WORKER
 from paraload.executors import make_executor
 from paraload.options import DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES
 from paraload.progress import ProgressBar
+from paraload.sources._direct import READ_BYTES as DIRECT_READ_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ def choose_execution(
     in_processes = name in _IN_PROCESSES
     workers, ramp = 1, None
     if not options.is_sequential and total_bytes >= _SHARE_FROM_BYTES:
-        workers, ramp = _choose_workers(options, path, in_processes=in_processes)
+        workers, ramp = _choose_workers(options, path, budget_bytes, in_processes=in_processes)
     slot_bytes = 0
     if in_processes:
         # Half of the budget is for slots, so that staging behind them has the other.
@@ -127,7 +128,7 @@ def choose_execution(
 
 
 def _choose_workers(
-    options: ReadOptions, path: str, *, in_processes: bool
+    options: ReadOptions, path: str, budget_bytes: int, *, in_processes: bool
 ) -> tuple[int, RampLimits | None]:
     """The number that was asked for, exactly; or the one to begin with, and where it may lead."""
     if options.max_workers is not None:
@@ -135,6 +136,9 @@ def _choose_workers(
     if in_processes:
         return choose_processes(), None
     ramp = choose_ramp(path)
+    if options.direct_io:
+        limit = max(1, budget_bytes // DIRECT_READ_BYTES)  # what they read by way of is memory too
+        ramp = replace(ramp, start=min(ramp.start, limit), limit=min(ramp.limit, limit))
     return ramp.start, ramp
 
 

@@ -75,7 +75,8 @@ class ReadOptions:
         direct_io: read what is not in the page cache past it, with O_DIRECT: then nothing else is
             pushed out of the cache. ``paraload bench`` tells whether it is faster here. Not for
             ranks of one host that read the same bytes, nor for files that are soon read again:
-            each time they come from the storage. Takes 4 MiB for each reader; where the file
+            each time they come from the storage. Takes 4 MiB for each reader; without
+            ``max_workers``, all together at most as much as the memory budget. Where the file
             system refuses, the report says so and the page cache is used.
         strict: refuse to convert a stored tensor to another dtype, which torch does silently.
         allow_outside_paths: read files that the metadata names outside of the checkpoint's folder.

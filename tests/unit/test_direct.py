@@ -65,7 +65,7 @@ def test_any_range_comes_as_it_is_and_leaves_the_cache_empty(file, start, nbytes
         receipt, data = read(source, start, nbytes, at)
     assert data == DATA[start : start + nbytes]
     assert receipt.bytes_direct == nbytes
-    assert receipt.requests == -(-nbytes // _direct._READ_BYTES)
+    assert receipt.requests == -(-nbytes // _direct.READ_BYTES)
     assert not receipt.fallback
     assert resident_fraction([file]) == 0
 
@@ -212,7 +212,7 @@ def test_each_thread_has_its_own_scratch(source):
 
 def test_scratch_is_asked_for_in_huge_pages():
     memory = _direct.Scratch().memory
-    assert len(memory) > _direct._READ_BYTES
+    assert len(memory) > _direct.READ_BYTES
     address = address_of(memory)
     assert address % (2 * MIB) == 0
     with open("/proc/self/smaps", encoding="ascii") as maps:

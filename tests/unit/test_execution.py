@@ -45,6 +45,20 @@ def chosen(total_bytes=1024 * MIB, stays_here="", **options):
         ({"executor": "processes"}, "processes", 2, None),
         ({"executor": "pool", "max_workers": 3}, "pool", 3, None),
         ({"executor": "processes", "max_workers": 1}, "sequential", 1, None),
+        ({"direct_io": True, "memory_budget_bytes": 128 * MIB}, "threads", 2, RAMP),
+        (
+            {"direct_io": True, "memory_budget_bytes": 35 * MIB},
+            "threads",
+            2,
+            RampLimits(start=2, limit=8, cores=2),
+        ),
+        ({"direct_io": True, "memory_budget_bytes": MIB}, "sequential", 1, None),
+        (
+            {"direct_io": True, "memory_budget_bytes": MIB, "max_workers": 4},
+            "threads",
+            4,
+            None,
+        ),
     ],
 )
 def test_executor_and_workers(options, name, workers, ramp):

@@ -23,12 +23,12 @@ from typing import Final
 
 from paraload.sources._pages import address_of, is_resident, residency_is_told
 
-__all__ = ["MIN_BYTES", "DirectFile", "DirectRefusedError", "Scratch"]
+__all__ = ["MIN_BYTES", "READ_BYTES", "DirectFile", "DirectRefusedError", "Scratch"]
 
 #: Less is not worth the whole blocks around it, nor the look at the page cache.
 MIN_BYTES: Final = 256 << 10
 #: Read at once: 2 to 16 MiB were equally fast, and each reader needs so much memory.
-_READ_BYTES: Final = 4 << 20
+READ_BYTES: Final = 4 << 20
 #: On x86 and most others. Where they are larger, the buffer is of small ones.
 _HUGE_PAGE_BYTES: Final = 2 << 20
 #: What every storage takes; most would take 512.
@@ -57,7 +57,7 @@ class Scratch(threading.local):
     def memory(self) -> memoryview:
         """Room for a read and the blocks that it begins and ends in."""
         if self._memory is None:
-            self._memory = _huge_pages(_READ_BYTES + 2 * _BLOCK_BYTES)
+            self._memory = _huge_pages(READ_BYTES + 2 * _BLOCK_BYTES)
         return self._memory
 
 
@@ -124,7 +124,7 @@ class DirectFile:
         requests = done = 0
         while done < len(buffer):
             skip = (start + done) % _BLOCK_BYTES
-            wanted = min(len(buffer) - done, _READ_BYTES)
+            wanted = min(len(buffer) - done, READ_BYTES)
             blocks = -(-(skip + wanted) // _BLOCK_BYTES) * _BLOCK_BYTES
             try:
                 got = os.preadv(self._fd, (scratch[:blocks],), start + done - skip)
