@@ -35,7 +35,7 @@ class Measured:
 def measure_arms(
     arms: Sequence[Arm], case: Case, *, rounds: int, check_counts: bool = False
 ) -> Measured:
-    """Check every arm, then time ``read_data`` of each in interleaved rounds.
+    """Check every arm, then time the run of each in interleaved rounds.
 
     Plans and readers are made anew for each run and outside of the time.
 

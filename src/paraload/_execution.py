@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from paraload._plan import DEFAULT_KNOBS, split_bytes_for
@@ -137,8 +137,7 @@ def _choose_workers(
         return choose_processes(), None
     ramp = choose_ramp(path)
     if options.direct_io:
-        limit = max(1, budget_bytes // DIRECT_READ_BYTES)  # what they read by way of is memory too
-        ramp = replace(ramp, start=min(ramp.start, limit), limit=min(ramp.limit, limit))
+        ramp = ramp.at_most(budget_bytes // DIRECT_READ_BYTES)  # what they read through is memory
     return ramp.start, ramp
 
 

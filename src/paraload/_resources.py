@@ -87,8 +87,7 @@ def choose_ramp(path: str) -> RampLimits:
     start, limit = min(_MAX_START, max(2, cores)), _LIMIT
     if is_network_path(path):
         start, limit = max(start, _NETWORK_START), _NETWORK_LIMIT
-    affordable = _affordable(THREAD_BYTES)
-    return RampLimits(start=min(start, affordable), limit=min(limit, affordable), cores=cores)
+    return RampLimits(start=start, limit=limit, cores=cores).at_most(_affordable(THREAD_BYTES))
 
 
 def choose_processes() -> int:

@@ -11,7 +11,7 @@ after there were n: so it takes no longer to find out than the reads of half of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 __all__ = ["Ramp", "RampLimits", "Sample"]
@@ -31,6 +31,11 @@ class RampLimits:
     start: int
     limit: int
     cores: int
+
+    def at_most(self, readers: int) -> RampLimits:
+        """The same with ``readers``, at least one, where it would be more."""
+        most = max(1, readers)
+        return replace(self, start=min(self.start, most), limit=min(self.limit, most))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
