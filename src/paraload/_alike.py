@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from paraload._checksum import crc32
-from paraload._task import LandedItems
+from paraload._result import LandedItems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

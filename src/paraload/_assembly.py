@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from paraload._feed import Feed
     from paraload._items import Item
     from paraload._region import Region
-    from paraload._task import Landed, Located, RecordSpec, RunsTask
+    from paraload._result import Landed, Located
+    from paraload._task import RecordSpec, RunsTask
     from paraload.formats._base import TensorRecord
 
 __all__ = ["Assembly", "Workshop"]

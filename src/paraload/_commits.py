@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from paraload._items import Item
     from paraload._job import Job
-    from paraload._task import Staged
+    from paraload._result import Staged
 
 __all__ = ["Commits"]
 

@@ -24,16 +24,8 @@ from paraload._feed import Feed
 from paraload._items import CompletedItem, Item, Items
 from paraload._ledger import Ledger
 from paraload._plan import share_reads
-from paraload._task import (
-    Failed,
-    Landed,
-    LandedItems,
-    Located,
-    Raw,
-    RunsTask,
-    SharedTask,
-    Staged,
-)
+from paraload._result import Failed, Landed, LandedItems, Located, Raw, Staged
+from paraload._task import RunsTask, SharedTask
 from paraload.errors import CheckpointReadError, ItemReadError, summarize
 
 if TYPE_CHECKING:
@@ -41,7 +33,7 @@ if TYPE_CHECKING:
 
     from paraload._budget import MemoryBudget
     from paraload._job import Job
-    from paraload._task import Outcome, TaskResult
+    from paraload._result import Outcome, TaskResult
     from paraload.executors._base import ReadExecutor
     from paraload.progress import ReadProgress
     from paraload.report import ReadReport

@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from paraload._task import LandedItems, LocateTask, ReadTask, RecordsTask
+from paraload._result import LandedItems
+from paraload._task import LocateTask, ReadTask, RecordsTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from paraload._budget import MemoryBudget
-    from paraload._task import TaskResult
+    from paraload._result import TaskResult
 
 __all__ = ["Feed"]
 

@@ -18,15 +18,7 @@ from torch.distributed.checkpoint.planner import LoadItemType
 
 from paraload._destination import dtype_name
 from paraload._overlap import Block
-from paraload._task import (
-    ItemIndex,
-    LocateTask,
-    RecordSpec,
-    RecordsTask,
-    Stored,
-    Told,
-    Wanted,
-)
+from paraload._task import ItemIndex, LocateTask, RecordSpec, RecordsTask, Stored, Told, Wanted
 from paraload._wholeness import require_places
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from paraload._task import ReadTally
+from paraload._result import ReadTally
 from paraload._timeline import Timeline
 from paraload.progress import ReadProgress
 from paraload.report import FileTiming, ReadReport
 
 if TYPE_CHECKING:
     from paraload._items import Item
-    from paraload._task import TaskResult
+    from paraload._result import TaskResult
 
 __all__ = ["Ledger"]
 

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from paraload._alike import Alike, land_alike
 from paraload._checks import check_payload, check_range, check_stored, most_bytes
-from paraload._task import Failed, LandedItems
+from paraload._result import Failed, LandedItems
 from paraload._work import NarrowedTensor, item_error
 from paraload.errors import TransformError
 from paraload.formats._archive import check_archive
@@ -25,7 +25,8 @@ from paraload.transforms import decode, slice_stream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from paraload._task import Outcome, RecordSpec, RecordsTask
+    from paraload._result import Outcome
+    from paraload._task import RecordSpec, RecordsTask
     from paraload._work import Meter, Sink, Work
     from paraload.formats._base import ItemFormat
 

@@ -17,8 +17,8 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from paraload._result import ReadTally, TaskResult
 from paraload._sink import SlotOverflowError, SlotSink, TargetSink, deliver
-from paraload._task import ReadTally, TaskResult
 from paraload._worker import run_task
 from paraload.errors import CheckpointReadError
 

@@ -13,25 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from paraload import _geometry as geometry
 from paraload._alike import Ways
 from paraload._region import is_fragmented, staging_region
+from paraload._result import Cut, Landed, Outcome, Raw, Span, Staged, TaskResult
 from paraload._strided import copy_runs
-from paraload._task import (
-    Cut,
-    Landed,
-    Outcome,
-    Raw,
-    RecordSpec,
-    RunsTask,
-    SharedTask,
-    Span,
-    Staged,
-    TaskResult,
-)
+from paraload._task import RecordSpec, RunsTask, SharedTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from paraload._region import Region
-    from paraload._task import LandedItems
+    from paraload._result import LandedItems
     from paraload._work import NarrowedTensor
     from paraload.formats._base import TensorRecord
 

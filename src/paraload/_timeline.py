@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from paraload.report import TaskTiming
 
 if TYPE_CHECKING:
-    from paraload._task import TaskResult
+    from paraload._result import TaskResult
 
 __all__ = ["MAX_ENTRIES", "Timeline"]
 

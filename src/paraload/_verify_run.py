@@ -19,7 +19,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from paraload._task import ReadTally
+from paraload._result import ReadTally
 from paraload._verify_records import check_record, new_scratch, sum_piece
 from paraload._verify_report import Finding
 from paraload._work import Meter, item_error

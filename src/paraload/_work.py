@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from paraload._result import Failed, ReadTally
 from paraload._retry import is_transient, pauses, storage_error
-from paraload._task import Failed, ReadTally
 from paraload.errors import ItemReadError
 from paraload.formats._torch_zip import TorchZipFormat
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from paraload import _geometry as geometry
     from paraload._alike import Ways
+    from paraload._result import Outcome
     from paraload._sink import TargetMemory
-    from paraload._task import Outcome, RecordSpec, RunsTask
+    from paraload._task import RecordSpec, RunsTask
     from paraload.formats._base import ItemFormat, TensorRecord
     from paraload.sources._base import ByteSource
     from paraload.transforms import Decoder

@@ -21,17 +21,9 @@ from paraload import _geometry as geometry
 from paraload._checks import check_range, check_stored, trailer_crc
 from paraload._checksum import crc32
 from paraload._records import read_records, read_streams
+from paraload._result import Failed, Landed, Located, TaskResult
 from paraload._strided import gather, is_gathered
-from paraload._task import (
-    Failed,
-    Landed,
-    Located,
-    LocateTask,
-    RecordsTask,
-    RunsTask,
-    SharedTask,
-    TaskResult,
-)
+from paraload._task import LocateTask, RecordsTask, RunsTask, SharedTask
 from paraload._work import Meter, guarded, item_error
 from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_zip import FIRST_HEAD_BYTES
@@ -39,7 +31,8 @@ from paraload.formats._torch_zip import FIRST_HEAD_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from paraload._task import LandedItems, Outcome, ReadTask, RecordSpec
+    from paraload._result import LandedItems, Outcome
+    from paraload._task import ReadTask, RecordSpec
     from paraload._work import Sink, Work
 
 __all__ = ["run_task"]

@@ -54,6 +54,7 @@ LAYERS: list[set[str]] = [
     {"paraload._retry"},
     {"paraload.sources*", "paraload.formats*", "paraload.transforms"},
     {"paraload._strided", "paraload._region", "paraload._coverage"},
+    {"paraload._result"},
     {"paraload._task", "paraload._geometry", "paraload._checksum", "paraload._opcodes"},
     {"paraload.options", "paraload.errors", "paraload.progress", "paraload.report", "paraload._gc"},
     {"paraload._trace"},

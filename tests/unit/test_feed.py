@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from paraload._budget import MemoryBudget
 from paraload._feed import Feed
-from paraload._task import (
-    LandedItems,
-    LocateTask,
-    Raw,
-    ReadTally,
-    ReadTask,
-    RecordsTask,
-    TaskResult,
-)
+from paraload._result import LandedItems, Raw, ReadTally, TaskResult
+from paraload._task import LocateTask, ReadTask, RecordsTask
 
 
 def task(item, cost=0, path="a"):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from paraload import ParallelFileSystemReader, ReadReport, load
-from paraload._task import ReadTally, ReadTask, TaskResult
+from paraload._result import ReadTally, TaskResult
+from paraload._task import ReadTask
 from paraload._timeline import Timeline
 from paraload._trace import throughput_steps, trace_of, workers_of
 from paraload.report import TaskTiming

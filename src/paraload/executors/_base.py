@@ -18,8 +18,9 @@ from paraload.errors import StalledReadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
 
+    from paraload._result import TaskResult
     from paraload._sink import TargetMemory
-    from paraload._task import ReadTask, TaskResult
+    from paraload._task import ReadTask
     from paraload._work import Work
 
 __all__ = ["ReadExecutor", "drive", "stalled"]

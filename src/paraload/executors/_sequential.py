@@ -12,8 +12,9 @@ from paraload.executors._base import drive
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
+    from paraload._result import TaskResult
     from paraload._sink import TargetMemory
-    from paraload._task import ReadTask, TaskResult
+    from paraload._task import ReadTask
     from paraload._work import Work
 
 __all__ = ["SequentialExecutor"]

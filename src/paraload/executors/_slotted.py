@@ -36,9 +36,10 @@ from paraload.executors._base import drive, stalled
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
+    from paraload._result import TaskResult
     from paraload._sink import TargetMemory
     from paraload._spawn import WorkerContext
-    from paraload._task import ReadTask, TaskResult
+    from paraload._task import ReadTask
     from paraload._work import Work
 
 __all__ = ["WorkerPool", "run_in_slots"]

@@ -37,8 +37,9 @@ from paraload.executors._ramp import Ramp
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
+    from paraload._result import TaskResult
     from paraload._sink import TargetMemory
-    from paraload._task import ReadTask, TaskResult
+    from paraload._task import ReadTask
     from paraload._work import Work
     from paraload.executors._ramp import RampLimits, Sample
 

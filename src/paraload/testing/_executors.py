@@ -11,8 +11,9 @@ import psutil
 
 from paraload._checksum import crc32
 from paraload._geometry import Run
+from paraload._result import Failed, Landed
 from paraload._sink import TargetMemory
-from paraload._task import Failed, Landed, ReadTask, RunsTask
+from paraload._task import ReadTask, RunsTask
 from paraload._work import Work
 from paraload.errors import ShortFileError
 from paraload.testing._faulty import FaultySource
@@ -22,7 +23,7 @@ from paraload.testing._sources import FILES, expect
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from paraload._task import TaskResult
+    from paraload._result import TaskResult
     from paraload.executors._base import ReadExecutor
     from paraload.sources._base import ByteSource, Receipt
 
