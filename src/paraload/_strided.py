@@ -1,8 +1,11 @@
-"""Series of short rows, moved by numpy: a column slice has thousands of them.
+"""Series of short rows: a column slice has thousands of them.
 
-    file     |##......|##......|##......|      read through, a block at a time
-    scratch  |##......|##......|##             in the processor's cache
-    target   |##|##|##|                        the rows alone, in one strided copy
+    gather   file     |##......|##......|##......|    read through, a block at a time
+             scratch  |##......|##......|##           in the processor's cache
+             target   |##|##|##|                      the rows alone, in one strided copy
+
+    pick     file     |##......|##......|##......|    in the page cache
+             target   |##|##|##|                      the rows alone, copied by the system
 
 A row that is placed by a statement of Python costs more than reading it does, and a statement for
 each row lets one thread run at a time. numpy is imported when the first series is met: a worker
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
     from paraload._geometry import Run
 
-__all__ = ["copy_runs", "gather", "is_gathered"]
+__all__ = ["copy_runs", "gather", "is_gathered", "pick"]
 
 #: From so many rows on, one strided copy is faster than a statement for each.
 _MIN_ROWS: Final = 8
@@ -27,6 +30,12 @@ _MIN_ROWS: Final = 8
 _MAX_ROW_BYTES: Final = 16 << 10
 #: Of 64 KiB to 4 MiB, 1 MiB and more were the fastest; this much stays in the processor's cache.
 _SCRATCH_BYTES: Final = 1 << 20
+#: To pick a row takes as long as to read through so much, where rows lie together in the target...
+_PACKED_ROW_COSTS_BYTES: Final = 2 << 10
+#: ...and where they do not.
+_SPREAD_ROW_COSTS_BYTES: Final = 12 << 10
+#: Rows so far apart are as fast one by one: to find each of them in the cache is most of the work.
+_MAX_PICKED_STEP_BYTES: Final = 512 << 10
 
 
 def copy_runs(runs: Sequence[Run], data: memoryview, memory: memoryview) -> int:
@@ -47,6 +56,33 @@ def is_gathered(run: Run, max_gap_bytes: int) -> bool:
     """Whether :func:`gather` is the fastest way to read ``run``."""
     gap = run.src_step - run.nbytes
     return run.count >= _MIN_ROWS and run.nbytes <= _MAX_ROW_BYTES and 0 <= gap <= max_gap_bytes
+
+
+def pick(
+    wanted: Sequence[tuple[Run, memoryview]],
+    read_rows: Callable[[int, Run, memoryview], bool],
+    base: int,
+) -> bool:
+    """Read rows without what lies between them, if it is faster.
+
+    Args:
+        wanted: runs of the same rows, and the memory that each goes to.
+        read_rows: reads a run from a position of the file on, or says that it cannot.
+        base: where in the file the payload begins.
+
+    Returns:
+        Whether all of them are where they belong; if not, read them in another way.
+    """
+    skipped_bytes = wanted[0][0].src_step
+    for run, _ in wanted:
+        is_packed = run.dst_step == run.nbytes
+        skipped_bytes -= run.nbytes
+        skipped_bytes -= _PACKED_ROW_COSTS_BYTES if is_packed else _SPREAD_ROW_COSTS_BYTES
+        if run.count < _MIN_ROWS or run.nbytes > _MAX_ROW_BYTES:
+            return False
+    if skipped_bytes < 0 or wanted[0][0].src_step > _MAX_PICKED_STEP_BYTES:
+        return False
+    return all(read_rows(base, run, memory) for run, memory in wanted)
 
 
 def gather(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from paraload._sink import TargetMemory
     from paraload._task import RecordSpec, RunsTask
     from paraload.formats._base import ItemFormat, TensorRecord
-    from paraload.sources._base import ByteSource
+    from paraload.sources._base import ByteSource, Receipt
     from paraload.transforms import Decoder
 
 Answer = TypeVar("Answer")
@@ -135,6 +135,24 @@ class Meter:
         except OSError as error:
             read = partial(source.read_into, self.path, start, buffers)
             receipt = self._try_again(error, start, start + nbytes, read)
+        self._count(receipt, nbytes)
+
+    def read_rows(self, base: int, run: geometry.Run, memory: memoryview) -> bool:
+        """Copy rows alone to where they belong; ``False`` if they are to be read through.
+
+        Whatever is wrong with the file is left for those reads to find.
+        """
+        if self.work.is_cancelled is not None and self.work.is_cancelled():
+            raise Cancelled
+        try:
+            receipt = self.work.source.read_rows(self.path, base, run, memory)
+        except OSError:
+            return False
+        if receipt is not None:
+            self._count(receipt, run.total_bytes)
+        return receipt is not None
+
+    def _count(self, receipt: Receipt, nbytes: int) -> None:
         tally = self.tally
         tally.reads += receipt.requests
         tally.bytes_read += nbytes

@@ -22,7 +22,7 @@ from paraload._checks import check_range, check_stored, trailer_crc
 from paraload._checksum import crc32
 from paraload._records import read_records, read_streams
 from paraload._result import Failed, Landed, Located, TaskResult
-from paraload._strided import gather, is_gathered
+from paraload._strided import gather, is_gathered, pick
 from paraload._task import LocateTask, RecordsTask, RunsTask, SharedTask
 from paraload._work import Meter, guarded, item_error
 from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
@@ -130,7 +130,9 @@ def _read_shared(task: SharedTask, meter: Meter, sink: Sink) -> list[Outcome | L
         for part in task.parts:
             memory, (run,) = sink.memory(part)
             wanted.append((run, memory))
-        gather(wanted, meter.read_into, task.parts[0].base)
+        base = task.parts[0].base
+        if not pick(wanted, meter.read_rows, base):
+            gather(wanted, meter.read_into, base)
     except Exception as error:  # noqa: BLE001 - becomes the failure of each item
         failure = item_error(error)
         failure.locate(path=task.path, start=task.start, end=task.end)
@@ -155,6 +157,8 @@ def _read_into(
         crc = crc32(data, crc)
 
     seen = add if task.checksum else None
+    if seen is None:
+        runs = tuple(run for run in runs if not pick([(run, memory)], meter.read_rows, task.base))
     for gathered, group in groupby(runs, key=lambda run: is_gathered(run, task.max_gap_bytes)):
         if gathered:
             for run in group:

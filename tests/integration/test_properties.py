@@ -36,6 +36,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from paraload import ParallelFileSystemReader, _execution, _plan, _region, _strided, _worker
 from paraload._task import LocateTask, RecordsTask, RunsTask
 from paraload.executors import _threads
+from paraload.sources import _local
+from paraload.sources._rows import copy_rows
 
 DTYPES = [
     getattr(torch, name)
@@ -70,6 +72,8 @@ def small_knobs(monkeypatch):
     monkeypatch.setattr(_execution, "_SHARE_FROM_BYTES", 0)
     monkeypatch.setattr(_strided, "_MIN_ROWS", 2)
     monkeypatch.setattr(_strided, "_SCRATCH_BYTES", 200)
+    monkeypatch.setattr(_strided, "_PACKED_ROW_COSTS_BYTES", 100)
+    monkeypatch.setattr(_strided, "_SPREAD_ROW_COSTS_BYTES", 120)
     monkeypatch.setattr(_region, "_MANY_SERIES", 4)
     monkeypatch.setattr(_region, "_SMALL_SERIES_BYTES", 64)
     # Defaults of parameters are bound when a function is made: other names do not reach them.
@@ -256,8 +260,14 @@ def same_bytes(one, other):
 
 def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
     """Without this, a renamed constant would leave the tests below with nothing but small reads."""
-    gathered = Mock(wraps=_strided.gather)
+    gathered, copied = Mock(wraps=_strided.gather), []
+
+    def noting(*arguments):
+        copied.append(copy_rows(*arguments))
+        return copied[-1]
+
     monkeypatch.setattr(_worker, "gather", gathered)
+    monkeypatch.setattr(_local, "copy_rows", noting)
     saved = Saved((40, 33), torch.complex128, "contiguous", "plain", 1)
     with checkpoint({"t": saved.tensor(), "small": torch.ones(3)}, Writing(1, True, False)) as at:
         reader = Reading().reader(at)
@@ -269,6 +279,14 @@ def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
     assert all(task.needed_bytes <= 512 for task in tasks_done if isinstance(task, RunsTask))
     assert sum(isinstance(task, RunsTask) for task in tasks_done) > 3 * 20
     assert gathered.call_count > 20
+    assert not copied
+    dims = [Cuts(40, (), 0, 40), Cuts(33, (), 3, 5)]
+    with tempfile.TemporaryDirectory() as at:
+        write_chunks(at, saved.tensor(), dims, Writing(1, True, False))
+        for layout in ("contiguous", "inside"):
+            read_slice(Reading().reader(at), dims, saved.dtype, layout)
+    assert len(copied) > 10
+    assert all(copied)
 
 
 @slow_enough

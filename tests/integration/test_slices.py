@@ -9,6 +9,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from paraload import CheckpointReadError, ParallelFileSystemReader
+from paraload.testing import FaultySource
 from tests.integration import support
 
 SHAPE = (900, 800)
@@ -73,6 +74,46 @@ def test_columns_of_one_matrix_are_read_once_for_all_who_want_them(saved, execut
     assert report.reads < 20
 
 
+#: Columns of a matrix so wide that what lies between them is worth going past.
+NARROW = {name: (ROWS, slice(at, at + 9)) for name, at in (("one", 0), ("two", 5), ("last", 3991))}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wide")
+    matrix = torch.randn(900, 4000)
+    support.save(folder, {"w": matrix})
+    return folder, matrix
+
+
+@pytest.mark.parametrize("executor", support.EXECUTORS)
+def test_of_narrow_columns_nothing_else_is_read(wide, executor):
+    folder, matrix = wide
+    reader = ParallelFileSystemReader(folder, executor=executor, max_workers=2)
+    targets = empty(NARROW)
+    targets["two"] = torch.zeros(9, 900).t()  # by way of a buffer
+    reader.read_data(*wanted(reader, targets, NARROW)).wait()
+    for name, window in NARROW.items():
+        assert torch.equal(targets[name], matrix[window]), name
+    report = reader.last_report
+    assert report.bytes_needed == 3 * 900 * 9 * 4
+    assert report.bytes_needed < report.bytes_read < report.bytes_needed + 10_000
+    assert report.reads < 20
+
+
+def test_a_source_that_cannot_read_rows_reads_through_them(wide):
+    class Reader(ParallelFileSystemReader):
+        def _make_source(self):
+            return FaultySource(super()._make_source())
+
+    folder, matrix = wide
+    reader, targets = Reader(folder), empty(NARROW)
+    reader.read_data(*wanted(reader, targets, NARROW)).wait()
+    for name, window in NARROW.items():
+        assert torch.equal(targets[name], matrix[window]), name
+    assert reader.last_report.bytes_read > matrix.nbytes
+
+
 def test_who_cannot_share_reads_alone(saved):
     folder, matrix = saved
     windows = WINDOWS | {
@@ -88,10 +129,13 @@ def test_who_cannot_share_reads_alone(saved):
 
 
 @pytest.mark.parametrize("executor", ["sequential", "threads", "processes"])
-def test_a_file_that_ends_early_fails_all_who_share_it(saved, tmp_path, executor, monkeypatch):
-    folder, _ = saved
+@pytest.mark.parametrize(("matrix", "windows"), [("saved", WINDOWS), ("wide", NARROW)])
+def test_a_file_that_ends_early_fails_all_who_share_it(
+    matrix, windows, tmp_path, executor, monkeypatch, request
+):
+    folder, _ = request.getfixturevalue(matrix)
     reader = ParallelFileSystemReader(folder, executor=executor)
-    plan, planner = wanted(reader, empty(WINDOWS), WINDOWS)
+    plan, planner = wanted(reader, empty(windows), windows)
     path, _, _ = support.records_of(folder)["w"]
     content = path.read_bytes()
     # The records are located, and then the file is cut.
@@ -113,7 +157,7 @@ def test_a_file_that_ends_early_fails_all_who_share_it(saved, tmp_path, executor
         whole(reader, plan, planner)
     failures = caught.value.failures
     assert {failure.fqn for failure in failures} == {"w"}
-    assert len(failures) == len(WINDOWS)
+    assert len(failures) == len(windows)
     assert len({id(failure) for failure in failures}) == len(failures)
     assert all("ends too early" in str(failure) for failure in failures)
 

@@ -20,6 +20,7 @@ from paraload.sources._wrapped import WrappedSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from paraload._geometry import Run
     from paraload.sources._base import ByteSource, Receipt
 
 __all__ = ["GaugedSource"]
@@ -84,4 +85,11 @@ class GaugedSource(WrappedSource):
         """As it is, and counted."""
         receipt = self.inner.read_into(path, start, buffers)
         self.count(sum(map(len, buffers)))
+        return receipt
+
+    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> Receipt | None:
+        """As it is, and counted."""
+        receipt = self.inner.read_rows(path, base, run, memory)
+        if receipt is not None:
+            self.count(run.total_bytes)
         return receipt

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
+    from paraload._geometry import Run
+
 __all__ = ["ByteSource", "FileIdentity", "Receipt"]
 
 
@@ -77,6 +79,20 @@ class ByteSource(Protocol):
 
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
         """Fill ``buffers``, in order, with the bytes from ``start`` on."""
+
+    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> Receipt | None:
+        """Read rows without what lies between them, where that is faster than reading through.
+
+        Args:
+            path: the file.
+            base: what ``run.src`` counts from.
+            run: the rows; ``run.dst`` counts from the beginning of ``memory``.
+            memory: takes them.
+
+        Returns:
+            ``None``: it is not faster here, or did not work. The rows are to be read with
+            :meth:`read_into`, and an error, if there is one, is for that to find.
+        """
 
     def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
         """A seekable stream of the whole file, for hooks; leaving the context closes it."""

@@ -15,13 +15,13 @@ import ctypes
 import errno
 import mmap
 import os
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from paraload.sources._pages import address_of, is_resident, residency_is_told
+from paraload.sources._pages import address_of, residency_is_told
+from paraload.sources._view import FileView
 
 __all__ = ["MIN_BYTES", "READ_BYTES", "DirectFile", "DirectRefusedError", "Scratch"]
 
@@ -35,13 +35,6 @@ _HUGE_PAGE_BYTES: Final = 2 << 20
 _BLOCK_BYTES: Final = 4096
 _REFUSALS: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 _O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
-
-if sys.platform == "linux":
-    _libc = ctypes.CDLL(None, use_errno=True)
-    _mmap, _munmap = _libc.mmap, _libc.munmap
-    _mmap.restype = ctypes.c_void_p
-    _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
 class DirectRefusedError(Exception):
@@ -75,40 +68,35 @@ def _huge_pages(nbytes: int) -> memoryview:
 class DirectFile:
     """The file of ``fd`` once more, opened for O_DIRECT, and a view of what is cached of it.
 
-    The view is a mapping that nobody reads: it costs addresses, no memory. Where the system does
-    not tell what is cached, nothing counts as cached.
+    Where the system does not tell what is cached, nothing counts as cached.
 
     Raises:
         DirectRefusedError: it cannot be had.
     """
 
-    __slots__ = ("_address", "_fd", "_size")
+    __slots__ = ("_fd", "_size", "_view")
 
     def __init__(self, fd: int, size: int) -> None:
-        self._fd, self._address, self._size = -1, None, size
+        self._fd, self._size = -1, size
+        self._view: FileView | None = None
         if not _O_DIRECT:
             raise DirectRefusedError("not on this system")
         name = f"/proc/self/fd/{fd}"  # the same file, whatever has its name by now
         try:
             self._fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
-            is_told = residency_is_told(Path(name))
+            if size and residency_is_told(Path(name)):
+                self._view = FileView(fd, 0, size)
         except OSError as error:
             self.close()
             raise DirectRefusedError(error.strerror) from error
-        if not size or not is_told:
-            return
-        address = _mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-        if address == _MAP_FAILED:
-            self.close()
-            raise DirectRefusedError(os.strerror(ctypes.get_errno()))
-        self._address = address
 
     def is_cached(self, start: int, nbytes: int) -> bool:
         """Whether the page in the middle of the range is known to be in the page cache."""
-        middle = (start + nbytes // 2) // mmap.PAGESIZE * mmap.PAGESIZE
+        middle = start + nbytes // 2
         if middle >= self._size:
             return True  # reads by way of the cache tell that the file ends before
-        return self._address is not None and is_resident(self._address + middle)
+        view = self._view
+        return view is not None and view.is_cached(middle)
 
     def read_into(self, start: int, buffer: memoryview, scratch: memoryview) -> tuple[int, int]:
         """Fill ``buffer`` from ``start`` on by way of ``scratch``.
@@ -143,12 +131,12 @@ class DirectFile:
     def close(self) -> None:
         """Close it, and end the view; what is reading gets an error."""
         fd, self._fd = self._fd, -1
-        address, self._address = self._address, None
         if fd >= 0:
             with suppress(OSError):  # what was read was read
                 os.close(fd)
-        if address is not None:
-            _munmap(ctypes.c_void_p(address), ctypes.c_size_t(self._size))
+        view, self._view = self._view, None
+        if view is not None:
+            view.close()
 
     def __del__(self) -> None:
         self.close()

@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -15,10 +15,13 @@ from paraload._interrupts import interrupts_deferred
 from paraload.errors import FormatError, MissingFileError, ShortFileError
 from paraload.sources._base import FileIdentity, Receipt
 from paraload.sources._direct import MIN_BYTES, DirectFile, DirectRefusedError, Scratch
-from paraload.sources._pages import populate
+from paraload.sources._pages import populate, residency_is_told
+from paraload.sources._rows import copy_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from paraload._geometry import Run
 
 __all__ = ["LocalSource"]
 
@@ -28,8 +31,6 @@ _MAX_OPEN_FILES: Final = 64
 
 class _Handle:
     """One open file. It closes when the last reader lets go of it, so no reader has to lock."""
-
-    __slots__ = ("_direct", "fd", "refusal", "size")
 
     def __init__(self, path: str, *, direct_io: bool) -> None:
         self.fd = -1
@@ -74,6 +75,22 @@ class _Handle:
         if got < len(buffer):
             requests += self.read_into(start + got, (buffer[got:],))
         return Receipt(requests, bytes_direct=got, fallback=self.refusal)
+
+    def read_rows(self, base: int, run: Run, memory: memoryview) -> Receipt | None:
+        """Copy rows out of the page cache; ``None`` if they have to be read through."""
+        last_byte = base + run.src + (run.count - 1) * run.src_step + run.nbytes
+        if last_byte > self.size or not self._is_told:
+            return None
+        calls = copy_rows(self.fd, base, run, memory)
+        return Receipt(calls) if calls else None
+
+    @cached_property
+    def _is_told(self) -> bool:
+        """Whether it can be known what of the file is cached."""
+        try:
+            return residency_is_told(Path(f"/proc/self/fd/{self.fd}"))
+        except OSError:
+            return False
 
     def _refuse(self, error: DirectRefusedError) -> None:
         self._direct = None  # it closes when the last reader lets go of it
@@ -138,6 +155,10 @@ class LocalSource:
         except EOFError:
             end = start + sum(map(len, buffers))
             raise _too_short(path, start, end, handle.fd) from None
+
+    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> Receipt | None:
+        """Copy the rows out of the page cache, if they are there; see :class:`ByteSource`."""
+        return self._handle(path).read_rows(base, run, memory)
 
     def open_stream(self, path: str) -> IO[bytes]:
         """A stream of its own; the caller closes it."""

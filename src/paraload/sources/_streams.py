@@ -18,6 +18,8 @@ from paraload.sources._base import Receipt
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from paraload._geometry import Run
+
 __all__ = ["StreamSource"]
 
 #: Streams that wait for the next task of their file; each may hold a connection.
@@ -55,6 +57,9 @@ class StreamSource:
                     raise ShortFileError("file ends too early", path=path, start=start, end=end)
                 buffer[:] = data
         return Receipt(requests=1)
+
+    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> None:
+        """A stream has no way past what lies between."""
 
     @contextmanager
     def open_stream(self, path: str) -> Iterator[IO[bytes]]:

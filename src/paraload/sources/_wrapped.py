@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
+    from paraload._geometry import Run
     from paraload.sources._base import ByteSource, FileIdentity, Receipt
 
 __all__ = ["WrappedSource"]
@@ -34,6 +35,9 @@ class WrappedSource:
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
         """As it is."""
         return self.inner.read_into(path, start, buffers)
+
+    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> Receipt | None:
+        """Not at all: it would pass by those that change or watch ``read_into`` alone."""
 
     def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
         """As it is."""

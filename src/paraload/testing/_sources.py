@@ -7,6 +7,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
+from paraload._geometry import Run, rows
 from paraload.errors import MissingFileError, ShortFileError
 
 if TYPE_CHECKING:
@@ -72,6 +73,17 @@ class SourceContract:
             assert receipt.requests >= 1 or not sizes
             assert 0 <= receipt.bytes_direct <= sum(sizes)
             assert b"".join(buffers) == data[start : start + sum(sizes)]
+
+    def test_rows(self, source: ByteSource) -> None:
+        """Rows arrive as they are, and nothing between them; or this source has no such way."""
+        data = FILES["sub/large"]
+        for run in (Run(50, 0, 100, 2000, 140, 100), Run(50, 10, 100, 70, 3999, 110)):
+            memory = bytearray(b"." * (10 + 2000 * 100))
+            expected = bytearray(memory)
+            for src, dst, nbytes in rows([run]):
+                expected[dst : dst + nbytes] = data[5 + src : 5 + src + nbytes]
+            receipt = source.read_rows("sub/large", 5, run, memoryview(memory))
+            assert receipt is None or (receipt.requests >= 1 and memory == expected)
 
     def test_a_short_file_is_an_error(self, source: ByteSource) -> None:
         """Reading past the end never gives fewer bytes."""

@@ -1,0 +1,162 @@
+"""Rows that the system copies out of the page cache, against rows that are moved one by one."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import closing
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.page_cache import ensure_cold, resident_fraction
+from paraload import _geometry as geometry
+from paraload._geometry import Run
+from paraload.errors import MissingFileError
+from paraload.sources import _local, _rows
+from paraload.sources._local import LocalSource
+from paraload.sources._rows import copy_rows
+
+SIZE = 3 << 20
+DATA = random.Random(11).randbytes(SIZE)
+ROOM = 400_000
+#: More rows than one call takes; they lie in the first MiB.
+MANY = Run(7, 3, 100, 2500, 400, 100)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "file"
+    path.write_bytes(DATA)
+    return path
+
+
+@pytest.fixture
+def fd(file):
+    file.read_bytes()
+    fd = os.open(file, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def one_by_one(run, base=0):
+    target = bytearray(b"\xa5" * ROOM)
+    for src, dst, nbytes in geometry.rows([run]):
+        target[dst : dst + nbytes] = DATA[base + src : base + src + nbytes]
+    return target
+
+
+@st.composite
+def series(draw):
+    nbytes = draw(st.integers(1, 130))
+    count = draw(st.integers(1, 1500))
+    return Run(
+        src=draw(st.integers(0, 9000)),
+        dst=draw(st.integers(0, 50)),
+        nbytes=nbytes,
+        count=count,
+        src_step=nbytes + draw(st.integers(0, 1500)),
+        dst_step=nbytes + draw(st.sampled_from([0, 0, 1, 100])),
+    )
+
+
+@settings(max_examples=200)
+@example(MANY, 5000)
+@given(series(), st.integers(0, 5000))
+def test_rows_are_where_they_belong_and_nothing_else_is_touched(file, run, base):
+    target = bytearray(b"\xa5" * ROOM)
+    with file.open("rb") as opened:
+        assert copy_rows(opened.fileno(), base, run, memoryview(target)) == -(-run.count // 1024)
+    assert target == one_by_one(run, base)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run(0, 1, 100, 4000, 200, 100),  # the last byte is one too far
+        Run(0, 0, 100, 2000, 200, 201),
+        Run(0, -1, 100, 20, 200, 100),
+    ],
+)
+def test_rows_outside_of_their_memory_are_refused(fd, run):
+    around = bytearray(b"\xa5" * (ROOM + 400_000))
+    memory = memoryview(around)[200_000 : 200_000 + ROOM]
+    with pytest.raises((TypeError, ValueError)):
+        copy_rows(fd, 0, run, memory)
+    assert around == b"\xa5" * len(around)
+
+
+def test_memory_that_must_not_be_written_to_stays_as_it_is(fd):
+    frozen = bytes(ROOM)
+    with pytest.raises(TypeError, match="not writable"):
+        copy_rows(fd, 0, MANY, memoryview(frozen))
+    assert frozen == bytes(ROOM)
+
+
+def test_a_file_that_was_cut_is_copied_as_far_as_it_goes_and_kills_nobody(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    target = bytearray(ROOM)
+    with path.open("r+b") as file:
+        file.truncate(600_000)  # behind the row in the middle of the second thousand
+        assert copy_rows(file.fileno(), 0, MANY, memoryview(target)) == 0
+        file.truncate(0)
+        assert copy_rows(file.fileno(), 0, MANY, memoryview(target)) == 0
+
+
+def test_what_is_not_cached_is_left_to_be_read_through(file):
+    ensure_cold([file])
+    target = bytearray(ROOM)
+    with file.open("rb") as opened:
+        assert copy_rows(opened.fileno(), 0, MANY, memoryview(target)) == 0
+    assert not any(target)
+    assert resident_fraction([file]) == 0
+
+
+def no_view(*_arguments):
+    raise OSError("No such device")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("_writev", None), ("_writev", lambda *_: -1), ("FileView", no_view)],
+    ids=["another system", "forbidden", "a file system without mappings"],
+)
+def test_where_there_is_no_such_way(fd, monkeypatch, name, value):
+    monkeypatch.setattr(_rows, name, value)
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM))) == 0
+
+
+# ------------------------------------------------------------------- by way of the source
+
+
+def test_a_source_counts_the_calls(file):
+    file.read_bytes()
+    target = bytearray(b"\xa5" * ROOM)
+    with closing(LocalSource(file.parent)) as source:
+        receipt = source.read_rows("file", 4, MANY, memoryview(target))
+    assert receipt == (3, 0, "")
+    assert target == one_by_one(MANY, 4)
+
+
+def test_rows_behind_the_end_of_the_file_are_for_reads_to_complain_about(file, monkeypatch):
+    monkeypatch.setattr(_local, "copy_rows", None)
+    last = Run(SIZE - 1000, 0, 100, 10, 100, 100)
+    with closing(LocalSource(file.parent)) as source:
+        assert source.read_rows("file", 1, last, memoryview(bytearray(ROOM))) is None
+        with pytest.raises(TypeError):  # it ends with the file, and would be copied
+            source.read_rows("file", 0, last, memoryview(bytearray(ROOM)))
+
+
+@pytest.mark.parametrize("told", [lambda path: False, no_view], ids=["no", "unknown"])
+def test_of_files_of_others_it_is_not_known_what_is_cached(file, monkeypatch, told):
+    monkeypatch.setattr(_local, "residency_is_told", told)
+    monkeypatch.setattr(_local, "copy_rows", None)
+    with closing(LocalSource(file.parent)) as source:
+        assert source.read_rows("file", 0, MANY, memoryview(bytearray(ROOM))) is None
+
+
+def test_a_missing_file_is_named(file):
+    with closing(LocalSource(file.parent)) as source, pytest.raises(MissingFileError, match="gone"):
+        source.read_rows("gone", 0, MANY, memoryview(bytearray(ROOM)))
