@@ -262,8 +262,8 @@ def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
     """Without this, a renamed constant would leave the tests below with nothing but small reads."""
     gathered, copied = Mock(wraps=_strided.gather), []
 
-    def noting(*arguments):
-        copied.append(copy_rows(*arguments))
+    def noting(*arguments, is_told):
+        copied.append(copy_rows(*arguments, is_told=is_told))
         return copied[-1]
 
     monkeypatch.setattr(_worker, "gather", gathered)

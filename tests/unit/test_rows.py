@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -62,12 +64,13 @@ def series(draw):
 
 
 @settings(max_examples=200)
-@example(MANY, 5000)
-@given(series(), st.integers(0, 5000))
-def test_rows_are_where_they_belong_and_nothing_else_is_touched(file, run, base):
+@example(MANY, 5000, True)
+@given(series(), st.integers(0, 5000), st.booleans())
+def test_rows_are_where_they_belong_and_nothing_else_is_touched(file, run, base, told):
     target = bytearray(b"\xa5" * ROOM)
     with file.open("rb") as opened:
-        assert copy_rows(opened.fileno(), base, run, memoryview(target)) == -(-run.count // 1024)
+        calls = copy_rows(opened.fileno(), base, run, memoryview(target), is_told=told)
+    assert calls == -(-run.count // 1024)
     assert target == one_by_one(run, base)
 
 
@@ -83,35 +86,41 @@ def test_rows_outside_of_their_memory_are_refused(fd, run):
     around = bytearray(b"\xa5" * (ROOM + 400_000))
     memory = memoryview(around)[200_000 : 200_000 + ROOM]
     with pytest.raises((TypeError, ValueError)):
-        copy_rows(fd, 0, run, memory)
+        copy_rows(fd, 0, run, memory, is_told=True)
     assert around == b"\xa5" * len(around)
 
 
 def test_memory_that_must_not_be_written_to_stays_as_it_is(fd):
     frozen = bytes(ROOM)
     with pytest.raises(TypeError, match="not writable"):
-        copy_rows(fd, 0, MANY, memoryview(frozen))
+        copy_rows(fd, 0, MANY, memoryview(frozen), is_told=True)
     assert frozen == bytes(ROOM)
 
 
-def test_a_file_that_was_cut_is_copied_as_far_as_it_goes_and_kills_nobody(tmp_path):
+@pytest.mark.parametrize("told", [True, False])
+def test_a_file_that_was_cut_is_copied_as_far_as_it_goes_and_kills_nobody(tmp_path, told):
     path = tmp_path / "file"
     path.write_bytes(DATA)
     target = bytearray(ROOM)
     with path.open("r+b") as file:
         file.truncate(600_000)  # behind the row in the middle of the second thousand
-        assert copy_rows(file.fileno(), 0, MANY, memoryview(target)) == 0
+        assert copy_rows(file.fileno(), 0, MANY, memoryview(target), is_told=told) == 0
+        file.truncate(500)  # what lies behind it in its page is zeros
+        one_page = Run(0, 0, 10, 16, 100, 10)
+        assert copy_rows(file.fileno(), 0, one_page, memoryview(target), is_told=told) == 0
         file.truncate(0)
-        assert copy_rows(file.fileno(), 0, MANY, memoryview(target)) == 0
+        assert copy_rows(file.fileno(), 0, MANY, memoryview(target), is_told=told) == 0
 
 
-def test_what_is_not_cached_is_left_to_be_read_through(file):
+@pytest.mark.parametrize("told", [True, False])
+def test_what_is_not_cached_is_left_to_be_read_through(file, told):
     ensure_cold([file])
     target = bytearray(ROOM)
     with file.open("rb") as opened:
-        assert copy_rows(opened.fileno(), 0, MANY, memoryview(target)) == 0
+        assert copy_rows(opened.fileno(), 0, MANY, memoryview(target), is_told=told) == 0
     assert not any(target)
-    assert resident_fraction([file]) == 0
+    if told:  # to try is to begin to read
+        assert resident_fraction([file]) == 0
 
 
 def no_view(*_arguments):
@@ -125,7 +134,27 @@ def no_view(*_arguments):
 )
 def test_where_there_is_no_such_way(fd, monkeypatch, name, value):
     monkeypatch.setattr(_rows, name, value)
-    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM))) == 0
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), is_told=True) == 0
+
+
+def test_a_file_system_that_does_not_know_what_comes_at_once(fd, monkeypatch):
+    def refusing(*_arguments):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), is_told=False) == 0
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), is_told=True) == 3
+
+
+def test_no_view_of_the_file_is_left(file, fd, monkeypatch):
+    memory = memoryview(bytearray(ROOM))
+    copy_rows(fd, 0, MANY, memory, is_told=True)
+    monkeypatch.setattr(_rows, "_writev", None)
+    copy_rows(fd, 0, MANY, memory, is_told=True)
+    monkeypatch.setattr(_rows, "_writev", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        copy_rows(fd, 0, MANY, memory, is_told=True)
+    assert str(file) not in Path("/proc/self/maps").read_text()
 
 
 # ------------------------------------------------------------------- by way of the source
@@ -150,11 +179,15 @@ def test_rows_behind_the_end_of_the_file_are_for_reads_to_complain_about(file, m
 
 
 @pytest.mark.parametrize("told", [lambda path: False, no_view], ids=["no", "unknown"])
-def test_of_files_of_others_it_is_not_known_what_is_cached(file, monkeypatch, told):
+def test_where_nobody_tells_what_is_cached_it_is_tried(file, monkeypatch, told):
     monkeypatch.setattr(_local, "residency_is_told", told)
-    monkeypatch.setattr(_local, "copy_rows", None)
+    file.read_bytes()
+    target = bytearray(b"\xa5" * ROOM)
     with closing(LocalSource(file.parent)) as source:
-        assert source.read_rows("file", 0, MANY, memoryview(bytearray(ROOM))) is None
+        assert source.read_rows("file", 4, MANY, memoryview(target)) == (3, 0, "")
+        monkeypatch.setattr(_rows, "_comes_at_once", lambda *_: False)
+        assert source.read_rows("file", 4, MANY, memoryview(target)) is None
+    assert target == one_by_one(MANY, 4)
 
 
 def test_a_missing_file_is_named(file):

@@ -79,14 +79,14 @@ class _Handle:
     def read_rows(self, base: int, run: Run, memory: memoryview) -> Receipt | None:
         """Copy rows out of the page cache; ``None`` if they have to be read through."""
         last_byte = base + run.src + (run.count - 1) * run.src_step + run.nbytes
-        if last_byte > self.size or not self._is_told:
+        if last_byte > self.size:
             return None
-        calls = copy_rows(self.fd, base, run, memory)
+        calls = copy_rows(self.fd, base, run, memory, is_told=self._is_told)
         return Receipt(calls) if calls else None
 
     @cached_property
     def _is_told(self) -> bool:
-        """Whether it can be known what of the file is cached."""
+        """Whether the system tells what of the file is cached."""
         try:
             return residency_is_told(Path(f"/proc/self/fd/{self.fd}"))
         except OSError:

@@ -35,14 +35,15 @@ if _writev is not None:
 _MAX_PIECES: Final = 1024  #: of a call (UIO_MAXIOV)
 
 
-def copy_rows(fd: int, base: int, run: Run, memory: memoryview) -> int:
+def copy_rows(fd: int, base: int, run: Run, memory: memoryview, *, is_told: bool) -> int:
     """Copy ``run``, whose ``src`` counts from byte ``base`` of the file, to where it belongs.
 
     Args:
-        fd: a file that has all of these bytes, and of which the system tells what is cached.
+        fd: a file that has all of these bytes.
         base: where in the file the payload begins.
         run: the rows.
         memory: takes them.
+        is_told: :func:`~paraload.sources._pages.residency_is_told` of this file.
 
     Returns:
         The calls that it took; 0 if some rows are not there: they are not in the page cache, judged
@@ -53,7 +54,8 @@ def copy_rows(fd: int, base: int, run: Run, memory: memoryview) -> int:
     """
     from numpy import ndarray  # noqa: PLC0415 - worker processes that need it not import it not
 
-    ndarray((run.count,), f"V{run.nbytes}", memory, run.dst, (run.dst_step,))  # refuses what raises
+    # What is written to addresses must lie inside of their memory: numpy looks, and raises.
+    ndarray((run.count,), f"V{run.nbytes}", memory, run.dst, (run.dst_step,))
     address = address_of(memory) + run.dst
     calls = range(0, run.count, _MAX_PIECES)
     for first in calls:
@@ -62,21 +64,23 @@ def copy_rows(fd: int, base: int, run: Run, memory: memoryview) -> int:
             src=base + run.src + first * run.src_step,
             count=min(_MAX_PIECES, run.count - first),
         )
-        if not _copied(fd, part, address + first * run.dst_step):
+        if not _copied(fd, part, address + first * run.dst_step, is_told=is_told):
             return 0
     return len(calls)
 
 
-def _copied(fd: int, run: Run, address: int) -> bool:
+def _copied(fd: int, run: Run, address: int, *, is_told: bool) -> bool:
     """Whether the rows at ``run.src`` of the file are at ``address`` now."""
-    if _writev is None:
+    nbytes = (run.count - 1) * run.src_step + run.nbytes
+    middle = run.count // 2 * run.src_step
+    if _writev is None or not (is_told or _comes_at_once(fd, run.src + middle)):
         return False
     try:
-        view = FileView(fd, run.src, (run.count - 1) * run.src_step + run.nbytes)
+        view = FileView(fd, run.src, nbytes)
     except OSError:
         return False  # files that cannot be mapped can be read
     with closing(view):
-        if not view.is_cached(run.count // 2 * run.src_step):
+        if is_told and not view.is_cached(middle):
             return False
         rows = _pieces(view.address, run.src_step, run.nbytes, run.count)
         if run.dst_step == run.nbytes:
@@ -86,7 +90,16 @@ def _copied(fd: int, run: Run, address: int) -> bool:
         copied: int = _writev(
             os.getpid(), rows.ctypes.data, len(rows), places.ctypes.data, len(places), 0
         )
-    return copied == run.total_bytes
+    # In the page that a file ends in there are zeros behind its end.
+    return copied == run.total_bytes and os.fstat(fd).st_size >= run.src + nbytes
+
+
+def _comes_at_once(fd: int, at: int) -> bool:
+    """Whether byte ``at`` can be read without waiting; who is told what is cached need not try."""
+    try:
+        return os.preadv(fd, (bytearray(1),), at, os.RWF_NOWAIT) == 1
+    except OSError:
+        return False  # BlockingIOError, or the file system does not know either
 
 
 def _pieces(address: int, step: int, nbytes: int, count: int) -> NDArray[uint64]:
