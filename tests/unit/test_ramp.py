@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from itertools import pairwise
 
@@ -115,6 +116,17 @@ def test_one_unlucky_look_is_made_good():
 
     history = looks(stream_rate)
     assert most(history) == 32
+
+
+def test_a_disk_that_is_full_with_two_and_unsteady_is_left_to_few():
+    """Some looks get more than twice what others get; 60 looks are a load of a second."""
+    few = total = 0
+    for seed in range(100):
+        chance = random.Random(seed)
+        history = looks(lambda n, c=chance: 300 / n * c.uniform(0.6, 1.4) * MIB, looks=60)
+        few += sum(readers <= 4 for readers in history)
+        total += len(history)
+    assert few > 0.8 * total
 
 
 def test_what_began_among_other_readers_does_not_count():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,7 +19,7 @@ from paraload._work import Work
 from paraload.executors import _threads
 from paraload.executors._gauge import GaugedSource
 from paraload.executors._ramp import RampLimits
-from paraload.executors._threads import ThreadExecutor, _Crew
+from paraload.executors._threads import ThreadExecutor, _Crew, _RampingCrew
 from paraload.sources._local import LocalSource
 
 TASK_BYTES = 10_000
@@ -110,14 +112,61 @@ def test_a_crew_that_has_become_smaller_has_fewer_threads(source):
     assert threading.active_count() == others
 
 
-def test_a_thread_that_ends_keeps_no_results_back(source):
-    tasks = [task(n) for n in range(3)]
-    crew = _Crew(Work(source=source, verify=False, stall_timeout_s=5.0), TargetSink(targets(tasks)))
+def at_work(source, tasks, kind=_Crew, **limits):
+    """A crew with tasks of 20 ms each before it, and nobody to do them yet."""
+    rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.02)
+    work = Work(source=rated, verify=False, stall_timeout_s=5.0)
+    crew = kind(work, TargetSink(targets(tasks)), **limits)
+    for one in tasks:
+        crew.tasks.put(one)
+    return crew
+
+
+def test_threads_that_are_too_many_leave_before_they_take_another_task(source):
+    others = threading.active_count()
+    crew = at_work(source, [task(n) for n in range(400)])
     try:
-        for one in (*tasks, None):
-            crew.tasks.put(one)
+        crew.resize(4)
+        crew.wait()
         crew.resize(1)
-        assert [crew.wait().task for _ in tasks] == tasks
+        for _ in range(8):
+            crew.wait()
+        assert threading.active_count() - others == 1
+        assert crew.tasks.qsize() > 300
+    finally:
+        crew.dismiss()
+
+
+def test_a_thread_that_ends_keeps_no_results_back(source, monkeypatch):
+    monkeypatch.setattr(_threads, "_TOGETHER_WITHIN_S", 60.0)
+    crew = at_work(source, [task(n) for n in range(400)])
+    try:
+        crew.resize(1)
+        time.sleep(0.03)
+        crew.resize(0)
+        assert crew.wait().task == task(0)
+        assert crew.tasks.qsize() > 300
+    finally:
+        crew.dismiss()
+
+
+def test_samples_count_when_those_who_are_too_many_have_left(source):
+    limits = RampLimits(start=4, limit=4, cores=2)
+    crew = at_work(source, [task(n) for n in range(400)], _RampingCrew, limits=limits)
+    crew._ramp = ramp = Mock(note=Mock(return_value=4))
+    others = threading.active_count()
+    threads_then = []
+    ramp.changed.side_effect = lambda _: threads_then.append(threading.active_count() - others)
+    try:
+        crew.resize(4)
+        assert len(threads_then) == 1
+        crew.wait()
+        crew.resize(2)
+        assert len(threads_then) == 1, "four are reading"
+        for _ in range(8):
+            crew.wait()
+        assert len(threads_then) == 2
+        assert threads_then[1] <= 3, "two, and the last of those who leave"
     finally:
         crew.dismiss()
 

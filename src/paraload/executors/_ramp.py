@@ -6,7 +6,9 @@
                                                                          no: back, try again later
 
 The rate of n readers is n times what one of them gets, bytes over seconds, from samples that began
-after there were n: so it takes no longer to find out than the reads of half of them.
+after there were n: so a look takes no longer than the reads of half of them. A disk gives one read
+four times what it gives the next. So a number is judged by all looks since there are so many, and
+one that seems to bring a little is looked at again before it is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from typing import Final
 __all__ = ["Ramp", "RampLimits", "Sample"]
 
 #: Twice the readers for less than this is not worth their memory.
-_GROWTH: Final = 1.1
+_GROWTH: Final = 1.2
+#: With so much more there is no doubt; with less, this many looks have to say so.
+_SURE_GROWTH: Final = 1.5
+_LOOKS: Final = 4
 #: Readers that work more than this part of their time do not wait for the storage.
 _WORKING_PART: Final = 0.5
 #: After readers that brought nothing: so many looks until the next attempt, then twice as many.
@@ -48,6 +53,26 @@ class Sample:
     working_s: float
 
 
+class _Rate:
+    """What one reader has got, over several looks."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self._nbytes = 0
+        self._seconds = 0.0
+
+    def add(self, nbytes: int, seconds: float) -> None:
+        """Of one more look."""
+        self.looks += 1
+        self._nbytes += nbytes
+        self._seconds += seconds
+
+    @property
+    def of_a_reader(self) -> float:
+        """Bytes a second."""
+        return self._nbytes / self._seconds
+
+
 class Ramp:
     """Says how many readers there should be.
 
@@ -60,6 +85,7 @@ class Ramp:
         self._limits = limits
         self._since_s = float("-inf")
         self._fewer: tuple[int, float] | None = None
+        self._so_far = _Rate()
         self._hold = 0
         self._next_hold = _FIRST_HOLD
         self._begin_look()
@@ -92,14 +118,18 @@ class Ramp:
         self._working_s = 0.0
 
     def _decide(self) -> None:
-        rate = self.workers * self._nbytes / self._seconds
+        self._so_far.add(self._nbytes, self._seconds)
+        rate = self.workers * self._so_far.of_a_reader
         if self._fewer is not None:
             workers, rate_of_fewer = self._fewer
-            self._fewer = None
             if rate < _GROWTH * rate_of_fewer:
+                self._fewer = None
                 self._hold, self._next_hold = self._next_hold, 2 * self._next_hold
                 self._change(workers)
                 return
+            if rate < _SURE_GROWTH * rate_of_fewer and self._so_far.looks < _LOOKS:
+                return
+            self._fewer = None
         if self._hold:
             self._hold -= 1
         elif self.workers < self._limits.limit and not self._is_working():
@@ -113,4 +143,5 @@ class Ramp:
 
     def _change(self, workers: int) -> None:
         self.workers = workers
+        self._so_far = _Rate()
         self._since_s = float("inf")

@@ -111,6 +111,7 @@ class _Crew:
         self.tasks: SimpleQueue[ReadTask | None] = SimpleQueue()
         self._results: SimpleQueue[list[_Answer] | None] = SimpleQueue()
         self._arrived: deque[_Answer] = deque()
+        self._surplus: deque[None] = deque()  # threads that are to end, before they take a task
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
         self._reading: dict[int, ReadTask] = {}  # by the ident of its thread; names come again
@@ -150,7 +151,8 @@ class _Crew:
                 thread.start()
                 self._threads.append(thread)
         for _ in range(size, self.size):
-            self.tasks.put(None)
+            self._surplus.append(None)
+            self.tasks.put(None)  # for those who wait for a task; the others look by themselves
         self.size = size
 
     def dismiss(self) -> None:
@@ -186,12 +188,26 @@ class _Crew:
         outbox.send()
 
     def _next_task(self, outbox: _Outbox) -> ReadTask | None:
-        """Whoever has nothing to do keeps nothing back."""
+        """``None`` for who is to end. Whoever has nothing to do keeps nothing back."""
+        while not self._cancelled.is_set():
+            if self._is_surplus():
+                break
+            try:
+                task = self.tasks.get_nowait()
+            except Empty:
+                outbox.send()
+                task = self.tasks.get()
+            if task is not None:
+                return task
+        return None
+
+    def _is_surplus(self) -> bool:
+        """Whether this thread is one too many; whoever asks first is."""
         try:
-            return self.tasks.get_nowait()
-        except Empty:
-            outbox.send()
-            return self.tasks.get()
+            self._surplus.pop()
+        except IndexError:
+            return False
+        return True
 
     def _run(self, task: ReadTask) -> TaskResult:
         return run_task(task, self._work, self._sink)
@@ -227,22 +243,35 @@ class _RampingCrew(_Crew):
         super().__init__(work, sink)
         self._ramp = Ramp(limits)
         self._wanted = limits.start
+        self._alive = 0
         self._noting = threading.Lock()
         self._gauge = GaugedSource(work.source, self._note)
         self._gauged_work = replace(self._work, source=self._gauge)
 
     def resize(self, size: int) -> None:
         """Start or end threads; what was sampled among fewer or more of them counts no more."""
-        super().resize(size)
+        started = max(0, size - self.size)
         with self._noting:
-            self._ramp.changed(time.monotonic())
+            self._alive += started
+        super().resize(size)
+        self._settle(0)
+
+    def _settle(self, left: int) -> None:
+        """So many threads have left: samples count when there are no more than there should be."""
+        with self._noting:
+            self._alive -= left
+            if self._alive == self.size:
+                self._ramp.changed(time.monotonic())
 
     def _woken(self) -> None:
         self.resize(self._wanted)
 
     def _live(self) -> None:
         self._gauge.begin()
-        super()._live()
+        try:
+            super()._live()
+        finally:
+            self._settle(1)
 
     def _run(self, task: ReadTask) -> TaskResult:
         if isinstance(task, LocateTask):
