@@ -188,7 +188,7 @@ class _Crew:
         outbox.send()
 
     def _next_task(self, outbox: _Outbox) -> ReadTask | None:
-        """``None`` for who is to end. Whoever has nothing to do keeps nothing back."""
+        """The next task; ``None`` ends the thread. Whoever has nothing to do keeps nothing back."""
         while not self._cancelled.is_set():
             if self._is_surplus():
                 break
