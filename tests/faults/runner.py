@@ -38,7 +38,7 @@ __all__ = ["ARMS", "ShimError", "build_shim", "run_cases"]
 #: Who loads: torch's own reader, and each executor of paraload.
 ARMS = ("torch", "sequential", "threads", "processes", "pool")
 #: torch waits for ever where it waits at all.
-ALARM_S = {"torch": 4}
+ALARM_S = {"torch": 10}
 DEFAULT_ALARM_S = 30
 KILL_AFTER_S = 45
 _ROOT = Path(__file__).parents[2]
@@ -242,16 +242,15 @@ def run_case(case: Case, arm: str, base: Path) -> Outcome:
             found["verdict"] = "right" if good else "wrong"
             counted = report.to_dict().items() if report is not None else ()
             found["report"] = [name for name, value in counted if value]
-        except HangError:
-            found["verdict"] = "hang"
         except BaseException as raised:  # noqa: BLE001 - whatever it is, it is the outcome
             error = unwrapped(raised) if arm == "torch" else raised
+            late = isinstance(error, HangError)
             ours = isinstance(error, paraload.CheckpointReadError)
             own = case.expect.own == type(error).__name__
             text = "\n".join([str(error), *getattr(error, "__notes__", ())])
             words = [*scene.words, *case.tells]
             found |= {
-                "verdict": "own" if own else "typed" if ours else "error",
+                "verdict": "hang" if late else "own" if own else "typed" if ours else "error",
                 "kinds": kinds_of(error),
                 "text": text,
                 "missing_words": [word for word in words if word not in text],
