@@ -30,7 +30,8 @@ PARSERS = (
     ),
     "paraload._columns",
     *("paraload._unpickler", "paraload._opcodes"),
-    *("paraload._soundness", "paraload.metadata", "paraload.formats._torch_zip"),
+    *("paraload._soundness", "paraload.metadata"),
+    *("paraload.formats._torch_zip", "paraload.formats._torch_pickle"),
     *("paraload.formats._archive", "paraload._records", "paraload._checks"),
 )
 

@@ -96,6 +96,7 @@ PURE = [
     "paraload._trace",
     "paraload.cli._bench_advice",
     "paraload.executors._ramp",
+    "paraload.formats._torch_pickle",
     "paraload.formats._torch_zip",
 ]
 IMPURE_IMPORTS = {"os", "time", "threading", "socket", "subprocess", "pathlib", "shutil"}

@@ -1,0 +1,148 @@
+"""``data.pkl`` of a ``torch.save`` archive that holds one tensor: what the tensor is. PURE.
+
+It is read by an unpickler that can build nothing but the marks below: a pickle that asks for more
+is odd, and left to torch.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any, Final
+
+from paraload._opcodes import require_modest
+from paraload.formats._base import DTYPE_BYTES
+
+__all__ = ["OddError", "tensor_in"]
+
+_STORAGE_DTYPES: Final = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+}
+
+
+class OddError(Exception):
+    """Not what torch writes for a plain tensor; the text says in what. Never leaves the format."""
+
+
+def tensor_in(pickled: bytes) -> dict[str, Any]:
+    """What the pickle of one plain tensor says of it, and the key of its payload.
+
+    Raises:
+        OddError: it is something else.
+    """
+    try:
+        require_modest(pickled)
+        mark = _HeaderUnpickler(io.BytesIO(pickled)).load()
+    except OddError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything; the fallback decides
+        raise OddError("data.pkl not understood") from error
+    if not isinstance(mark, _Tensor):
+        raise OddError("no plain tensor")
+    return mark.fields
+
+
+class _Tensor:
+    """The mark that stands for a rebuilt tensor; it has no state that a pickle could set."""
+
+    __slots__ = ("fields",)
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.fields = fields
+
+    def __setstate__(self, state: object) -> None:
+        raise OddError("tensor with state")
+
+
+class _Hooks:
+    """The mark for the (empty) ``OrderedDict`` of backward hooks."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: object, value: object) -> None:
+        raise OddError("tensor with hooks")
+
+
+def _rebuild_v2(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _Tensor:
+    if len(rest) > 2:  # noqa: PLR2004 - requires_grad, hooks; a third is conj and neg bits
+        raise OddError("tensor with math bits")
+    return _rebuild(storage, offset, shape, strides, storage[0])
+
+
+def _rebuild_v3(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _grad: Any,
+    _hooks: Any,
+    dtype: Any,
+    *rest: Any,
+) -> _Tensor:
+    if rest:
+        raise OddError("tensor with math bits")
+    return _rebuild(storage, offset, shape, strides, dtype)
+
+
+def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any) -> _Tensor:
+    kind, key, numel = storage
+    itemsize = DTYPE_BYTES.get(dtype)
+    if itemsize is None:
+        raise OddError(f"dtype {dtype}")
+    numbers = (offset, numel, *shape, *strides)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise OddError("numbers of no tensor")
+    if len(shape) != len(strides):
+        raise OddError("numbers of no tensor")
+    return _Tensor(
+        {
+            "dtype": dtype,
+            "itemsize": itemsize,
+            "shape": shape,
+            "strides": strides,
+            "storage_offset": offset,
+            "key": key,
+            "nbytes": numel if kind == "untyped" else numel * itemsize,
+        }
+    )
+
+
+def _rebuild_parameter(tensor: Any, _requires_grad: Any, _hooks: Any) -> Any:
+    return tensor
+
+
+class _HeaderUnpickler(pickle.Unpickler):
+    """Builds marks only: every global is one of the names below or refused."""
+
+    _GLOBALS: Final = {
+        ("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
+        ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
+        ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+        ("collections", "OrderedDict"): _Hooks,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (mark := self._GLOBALS.get((module, name))) is not None:
+            return mark
+        if (module, name) == ("torch.storage", "UntypedStorage"):
+            return "untyped"
+        if module == "torch":
+            return _STORAGE_DTYPES.get(name, name)  # the dtype of a storage class, or a dtype
+        raise OddError(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> tuple[str, str, int]:
+        tag, kind, key, _location, numel = pid
+        if tag != "storage" or not isinstance(kind, str) or not isinstance(key, str):
+            raise OddError("no plain storage")
+        return kind, key, numel
