@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from benchmarks.page_cache import ensure_cold, resident_fraction
 from paraload.errors import ShortFileError
-from paraload.sources import _direct
+from paraload.sources import _direct, _local
 from paraload.sources._local import LocalSource
 from paraload.sources._pages import address_of
 
@@ -79,7 +79,7 @@ def test_what_is_cached_is_taken_from_there(file, source):
 
 
 def test_what_is_cached_of_a_file_of_somebody_else_is_not_known(file, monkeypatch):
-    monkeypatch.setattr(_direct, "residency_is_told", lambda path: False)
+    monkeypatch.setattr(_local, "residency_is_told", lambda path: False)
     file.read_bytes()
     with closing(LocalSource(file.parent, direct_io=True)) as source:
         receipt, data = read(source, 3, 2 * MIB)
@@ -169,7 +169,7 @@ def test_it_is_the_file_that_was_opened_whatever_has_its_name_now(tmp_path):
     ensure_cold([path])
     fd = os.open(path, os.O_RDONLY)
     other.rename(path)
-    direct = _direct.DirectFile(fd, SIZE)
+    direct = _direct.DirectFile(fd, SIZE, is_told=True)
     buffer = bytearray(MIB)
     direct.read_into(0, memoryview(buffer), _direct.Scratch().memory)
     direct.close()

@@ -17,10 +17,9 @@ import mmap
 import os
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
-from paraload.sources._pages import address_of, residency_is_told
+from paraload.sources._pages import address_of
 from paraload.sources._view import FileView
 
 __all__ = ["MIN_BYTES", "READ_BYTES", "DirectFile", "DirectRefusedError", "Scratch"]
@@ -68,7 +67,8 @@ def _huge_pages(nbytes: int) -> memoryview:
 class DirectFile:
     """The file of ``fd`` once more, opened for O_DIRECT, and a view of what is cached of it.
 
-    Where the system does not tell what is cached, nothing counts as cached.
+    Unless ``is_told`` what is cached (:func:`~paraload.sources._pages.residency_is_told`), nothing
+    counts as cached.
 
     Raises:
         DirectRefusedError: it cannot be had.
@@ -76,7 +76,7 @@ class DirectFile:
 
     __slots__ = ("_fd", "_size", "_view")
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int, *, is_told: bool) -> None:
         self._fd, self._size = -1, size
         self._view: FileView | None = None
         if not _O_DIRECT:
@@ -84,7 +84,7 @@ class DirectFile:
         name = f"/proc/self/fd/{fd}"  # the same file, whatever has its name by now
         try:
             self._fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
-            if size and residency_is_told(Path(name)):
+            if size and is_told:
                 self._view = FileView(fd, 0, size)
         except OSError as error:
             self.close()

@@ -43,7 +43,7 @@ class _Handle:
         self.size = status.st_size
         if direct_io:
             try:
-                self._direct = DirectFile(self.fd, self.size)
+                self._direct = DirectFile(self.fd, self.size, is_told=self._is_told)
             except DirectRefusedError as error:
                 self._refuse(error)
 
