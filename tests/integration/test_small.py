@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import LoadPlan
 
 from paraload import CheckpointReadError, ParallelFileSystemReader, _alike, _records
 from paraload.errors import ChecksumMismatchError, FormatError
@@ -139,11 +140,23 @@ def test_only_so_many_layouts_are_remembered(saved, monkeypatch):
 # ----------------------------------------------------------------- where they go
 
 
-def test_a_whole_tensor_is_resolved_to_what_the_planner_would(saved):
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda items: items,
+        lambda items: items[::-1],
+        lambda items: items[1::3],
+        lambda items: items[7:] + items[:7],
+        lambda items: [item for item in items[:9] for _ in range(2)],
+    ],
+    ids=["as it is", "backwards", "a part", "turned round", "twice each"],
+)
+def test_a_whole_tensor_is_resolved_to_what_the_planner_would(saved, order):
     folder, state = saved
     from paraload import _intake as intake
 
     plan, planner = support.plan_for(FileSystemReader(folder), support.empty_like(state))
+    plan = LoadPlan(order(plan.items))
     for item, got in zip(plan.items, intake.resolved_tensors(plan, planner), strict=True):
         if got is not None:
             expected = planner.resolve_tensor(item)
