@@ -45,8 +45,8 @@ _SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
 _BASE: Final = 10_000
 _ROUNDS: Final = 3
 #: Items of all plans of one size, but for the sizes that are larger.
-_ITEMS_OF_A_SIZE: Final = 300_000
-_MOST_PLANS: Final = 30
+_ITEMS_OF_A_SIZE: Final = 100_000
+_MOST_PLANS: Final = 20
 _FILES: Final = 8
 _SHAPE: Final = torch.Size((8, 16))
 _ORIGIN: Final = torch.Size((0, 0))

@@ -84,8 +84,11 @@ def _meet(one: Box, other: Box) -> bool:
 
 def _is_grid(shape: Shape, blocks: list[Box], dim: int = 0) -> bool:
     """Whether they tile it in the usual way, which takes one look at each: slab by slab."""
+    if len(blocks) == 1:
+        offsets, lengths = blocks[0]
+        return not any(offsets[dim:]) and lengths[dim:] == shape[dim:]
     if dim == len(shape):
-        return len(blocks) == 1
+        return False
     slabs: defaultdict[tuple[int, int], list[Box]] = defaultdict(list)
     for block in blocks:
         slabs[block[0][dim], block[1][dim]].append(block)

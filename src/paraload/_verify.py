@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from paraload._adapter import stock_decoders
 from paraload._execution import progress_hook
 from paraload._files import look_at_files, path_failures
+from paraload._gc import collector_paused
 from paraload._resources import choose_ramp
 from paraload._verify_plan import inventory_of, misplaced, orphans
 from paraload._verify_report import Finding, VerifyReport
@@ -80,8 +81,9 @@ def verify(
     metadata = read_metadata(
         folder / _METADATA, allow_globals=options.allow_globals, retries=options.retries
     )
-    inventory = inventory_of(metadata)
-    problems = [*inventory.findings, *misplaced(inventory.specs, inventory.parts)]
+    with collector_paused():
+        inventory = inventory_of(metadata)
+        problems = [*inventory.findings, *misplaced(inventory.specs, inventory.parts)]
     source = LocalSource(folder, direct_io=options.direct_io)
     try:
         specs, files, missing = _present(source, inventory, options)

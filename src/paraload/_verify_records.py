@@ -1,42 +1,45 @@
-"""Whether the bytes of one record are those that were written. Runs in threads; no torch.
+"""Whether the bytes of records are those that were written. Runs in threads; no torch.
 
-    small, decoded   in memory: header, metadata, every entry of the archive
+    small, decoded   in memory, many with one read: header, metadata, every entry of the archive
     big tensor       head and tail in memory, the payload in pieces: read, summed, forgotten
     big other        through zipfile, which reads the record piece by piece
 
-Every entry of a record's archive is compared with its CRC-32: torch reads ``data.pkl`` and the
-central directory, so damage there is damage, although paraload could do without.
+What is wrong with a record is its answer; no record keeps another from being looked at.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-import zipfile
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from paraload._checks import (
-    check_payload,
-    check_range,
-    check_stored,
-    checksum_mismatch,
-    trailer_crc,
-)
+from paraload._checks import check_range, check_stored, checksum_mismatch, trailer_crc
 from paraload._checksum import combined, crc32
 from paraload._records import decoded, locate_in
+from paraload._verify_alike import Glance
+from paraload._verify_entries import Around, RecordFile, check_entries
+from paraload._work import item_error
 from paraload.errors import DAMAGED_HINT, FormatError, ItemReadError
-from paraload.formats._archive import check_entry
 from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_zip import FIRST_HEAD_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from paraload._task import RecordSpec
+    from paraload._verify_alike import KnownArchives
+    from paraload._verify_entries import Directory
     from paraload._work import Meter
+    from paraload.formats._base import ItemFormat
 
-__all__ = ["IN_MEMORY_BYTES", "Checked", "PayloadCheck", "check_record"]
+__all__ = [
+    "IN_MEMORY_BYTES",
+    "SCRATCH_BYTES",
+    "Checked",
+    "PayloadCheck",
+    "check_records",
+    "sum_piece",
+]
 
 #: Records up to here are read with one read.
 IN_MEMORY_BYTES: Final = 256 << 10
@@ -44,12 +47,10 @@ IN_MEMORY_BYTES: Final = 256 << 10
 #: and again: so the bytes are summed in the processor's cache, and never leave it. Of 256 KiB to
 #: 8 MiB, 512 KiB to 2 MiB were the fastest.
 PIECE_BYTES: Final = 16 << 20
-_READ_BYTES: Final = 1 << 20
-_ARCHIVE: Final = b"PK\x03\x04"
+SCRATCH_BYTES: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class Checked(NamedTuple):
     """What was proved of a record.
 
     Attributes:
@@ -101,33 +102,64 @@ def sum_piece(meter: Meter, start: int, end: int, scratch: bytearray) -> int:
     return crc
 
 
-def new_scratch() -> bytearray:
-    """Memory that a thread reads pieces into."""
-    return bytearray(_READ_BYTES)
+def check_records(
+    meter: Meter, specs: Sequence[RecordSpec], scratch: bytearray, known: KnownArchives
+) -> list[Checked | ItemReadError]:
+    """Check everything of some records but big payloads, which are handed back.
 
+    Args:
+        meter: reads them.
+        specs: one record; or small ones of a file, so near to each other that they and all that
+            lies between them have room in ``scratch``.
+        scratch: memory that may be overwritten.
+        known: archives that have been taken apart; gets those of these records.
 
-def check_record(meter: Meter, spec: RecordSpec) -> Checked:
-    """Check everything but a big payload, which is handed back.
-
-    Raises:
-        ItemReadError: the record is not what it should be.
+    Returns:
+        For each of them what was proved, or what is wrong.
     """
+    together = _read_together(meter, specs, scratch) if len(specs) > 1 else None
+    answers: list[Checked | ItemReadError] = []
+    for spec in specs:
+        try:
+            data = together[spec.start - specs[0].start :][: spec.length] if together else None
+            answers.append(_check_record(meter, spec, data, known))
+        except Exception as error:  # noqa: BLE001 - damaged bytes provoke anything
+            answers.append(item_error(error))
+    return answers
+
+
+def _read_together(
+    meter: Meter, specs: Sequence[RecordSpec], scratch: bytearray
+) -> memoryview | None:
+    """All their bytes; ``None`` where that fails: alone, each record tells its own problem."""
+    start, end = specs[0].start, max(spec.end for spec in specs)
+    view = memoryview(scratch)[: end - start]
+    try:
+        if end > meter.size():
+            return None
+        meter.read_into(start, [view])
+    except (OSError, ItemReadError):
+        return None
+    return view
+
+
+def _check_record(
+    meter: Meter, spec: RecordSpec, data: memoryview | None, known: KnownArchives
+) -> Checked:
+    """One record, of which ``data`` are the bytes if they have been read already."""
     check_range(spec, meter.size())
-    if spec.wanted.descriptors:
-        return _check_in_memory(meter, spec, decoded(meter.work, spec, _read_all(meter, spec)))
-    if spec.length <= IN_MEMORY_BYTES:
-        return _check_in_memory(meter, spec, _read_all(meter, spec))
+    if data is None and (spec.wanted.descriptors or spec.length <= IN_MEMORY_BYTES):
+        data = memoryview(bytearray(spec.length))
+        meter.read_into(spec.start, [data])
+    if data is not None:
+        if spec.wanted.descriptors:
+            data = decoded(meter.work, spec, data)
+        return _check_in_memory(meter, spec, data, known)
     found = _locate(meter, spec)
     if isinstance(found, TensorRecord):
-        return _check_around(meter, spec, found)
-    file = io.BufferedReader(_RecordFile(meter, spec), 1 << 20)
-    return _without_tensor(spec, *_check_entries(file, spec.length))
-
-
-def _read_all(meter: Meter, spec: RecordSpec) -> memoryview:
-    data = memoryview(bytearray(spec.length))
-    meter.read_into(spec.start, [data])
-    return data
+        return _check_located(meter, spec, found, known)
+    file = io.BufferedReader(RecordFile(meter, spec), 1 << 20)
+    return _check_object(file, spec, spec.length)
 
 
 def _locate(meter: Meter, spec: RecordSpec) -> TensorRecord | Unsupported:
@@ -143,150 +175,73 @@ def _locate(meter: Meter, spec: RecordSpec) -> TensorRecord | Unsupported:
         want = found.nbytes
 
 
-def _check_in_memory(meter: Meter, spec: RecordSpec, data: memoryview) -> Checked:
+def _check_in_memory(
+    meter: Meter, spec: RecordSpec, data: memoryview, known: KnownArchives
+) -> Checked:
     fmt = meter.work.format
     found = Unsupported("an object") if spec.kind == "bytes" else locate_in(fmt, data)
-    if isinstance(found, TensorRecord):
-        check_stored(spec, found.dtype, found.shape)
-        check_payload(fmt, found, data)
-    verified, unverifiable = _check_entries(io.BytesIO(data), len(data))
-    if isinstance(found, TensorRecord):
-        return Checked(verified_bytes=verified, unverifiable_bytes=unverifiable)
-    return _without_tensor(spec, verified, unverifiable)
+    if isinstance(found, Unsupported):
+        return _check_object(io.BytesIO(data), spec, len(data))
+    check_stored(spec, found.dtype, found.shape)
+    head, tail = bytes(data[: found.start]), bytes(data[found.end :])
+    glance = known.glance(head, tail, len(data))
+    if glance is None:
+        directory = check_entries(io.BytesIO(data), len(data), payload_start=found.start)
+        glance = _compared(fmt, found, tail, directory)
+        known.learn(head, tail, len(data), directory)
+    if glance.payload_crc and (got := crc32(data[found.start : found.end])) != glance.payload_crc:
+        raise checksum_mismatch(glance.payload_crc, got)
+    return _proved(found, glance)
 
 
-def _without_tensor(spec: RecordSpec, verified: int, unverifiable: int) -> Checked:
-    return Checked(
-        verified_bytes=verified,
-        unverifiable_bytes=unverifiable,
-        is_compared=spec.kind == "bytes",
-    )
-
-
-def _check_around(meter: Meter, spec: RecordSpec, found: TensorRecord) -> Checked:
+def _check_located(
+    meter: Meter, spec: RecordSpec, found: TensorRecord, known: KnownArchives
+) -> Checked:
     """The small entries before and behind the payload; and what its checksum should be."""
     check_stored(spec, found.dtype, found.shape)
-    around = _Around(meter, spec, found)
-    verified, unverifiable = _check_entries(around, spec.length, payload_start=found.start)
-    expected = found.crc
+    around = Around(meter, spec, head_end=found.start, tail_start=found.end)
+    glance = known.glance(around.head, around.tail, spec.length)
+    if glance is None:
+        directory = check_entries(around, spec.length, payload_start=found.start)
+        glance = _compared(meter.work.format, found, around.tail, directory)
+        known.learn(around.head, around.tail, spec.length, directory)
+    start, end = spec.start + found.start, spec.start + found.end
+    payload = PayloadCheck(start=start, end=end, expected_crc=glance.payload_crc)
+    return _proved(found, glance, payload if glance.payload_crc else None)
+
+
+def _compared(fmt: ItemFormat, found: TensorRecord, tail: bytes, directory: Directory) -> Glance:
+    """What the descriptor behind the payload and the directory say of it, which is the same."""
+    crc = found.crc or 0
     if found.trailer is not None:
-        start, end = found.trailer
-        around.seek(start)
-        trailer = around.read(min(end, spec.length) - start) or b""
-        expected = trailer_crc(meter.work.format, trailer, found.payload_bytes)
-    if not expected:
-        return Checked(
-            verified_bytes=verified, unverifiable_bytes=unverifiable + found.payload_bytes
+        start, end = (at - found.end for at in found.trailer)
+        crc = trailer_crc(fmt, tail[start:end], found.payload_bytes)
+    if directory.payload is None:
+        raise FormatError("the archive's directory lacks the payload", hint=DAMAGED_HINT)
+    if crc != directory.payload.CRC:
+        raise FormatError(
+            "the archive's directory gives the payload another CRC-32",
+            expected=f"CRC-32 {crc:08x}",
+            got=f"{directory.payload.CRC:08x}",
+            hint=DAMAGED_HINT,
         )
-    payload = PayloadCheck(
-        start=spec.start + found.start, end=spec.start + found.end, expected_crc=expected
-    )
+    return Glance(crc, directory.verified_bytes, directory.unverifiable_bytes)
+
+
+def _proved(found: TensorRecord, glance: Glance, payload: PayloadCheck | None = None) -> Checked:
+    summed_bytes = found.payload_bytes if glance.payload_crc else 0
     return Checked(
-        verified_bytes=verified + found.payload_bytes,
-        unverifiable_bytes=unverifiable,
+        verified_bytes=glance.verified_bytes + summed_bytes,
+        unverifiable_bytes=glance.unverifiable_bytes + found.payload_bytes - summed_bytes,
         payload=payload,
     )
 
 
-# ------------------------------------------------------------------------------ entries of archives
-
-
-def _check_entries(
-    file: io.RawIOBase | io.BufferedIOBase, nbytes: int, *, payload_start: int | None = None
-) -> tuple[int, int]:
-    """Check all entries of the archive in ``file`` but the payload.
-
-    Returns:
-        Bytes that were proved right, and bytes that cannot be.
-    """
-    try:
-        archive = zipfile.ZipFile(cast("IO[bytes]", file))  # it reads and seeks, that is all
-    except ItemReadError:
-        raise
-    except Exception as error:  # BadZipFile, struct.error and more, of damaged bytes
-        file.seek(0)
-        if (file.read(len(_ARCHIVE)) or b"") != _ARCHIVE:
-            return 0, nbytes  # written by a torch that knew no archives
-        raise FormatError(
-            "the record's archive has a damaged directory, so that torch cannot open it",
-            got=f"{type(error).__name__}: {error}",
-            hint=DAMAGED_HINT,
-        ) from error
-    verified = unverifiable = 0
-    with archive:
-        for info in archive.infolist():
-            if payload_start is not None and _starts_at(file, info) == payload_start:
-                continue
-            if info.CRC == 0 and info.file_size:
-                unverifiable += info.file_size
-                continue
-            verified += check_entry(archive, info)
-    return verified, unverifiable
-
-
-def _starts_at(file: io.RawIOBase | io.BufferedIOBase, info: zipfile.ZipInfo) -> int:
-    """First byte of an entry, as its local header tells."""
-    file.seek(info.header_offset)
-    header = file.read(30) or b""
-    if len(header) < 30 or not header.startswith(_ARCHIVE):  # noqa: PLR2004 - the format's
-        raise FormatError("an entry's local header is damaged", hint=DAMAGED_HINT)
-    names: tuple[int, int] = struct.unpack("<2H", header[26:30])
-    return info.header_offset + len(header) + sum(names)
-
-
-class _RecordFile(io.RawIOBase):
-    """A record as a file, for zipfile."""
-
-    def __init__(self, meter: Meter, spec: RecordSpec) -> None:
-        super().__init__()
-        self._meter = meter
-        self._spec = spec
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._spec.length}[whence]
-        if base + offset < 0:
-            raise ValueError("before the record")
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        nbytes = max(0, min(len(view), self._spec.length - self._at))
-        if nbytes:
-            self._fill(self._at, view[:nbytes])
-        self._at += nbytes
-        return nbytes
-
-    def _fill(self, start: int, view: memoryview) -> None:
-        self._meter.read_into(self._spec.start + start, [view])
-
-
-class _Around(_RecordFile):
-    """The same without the payload: what is before and behind it was read at once."""
-
-    def __init__(self, meter: Meter, spec: RecordSpec, found: TensorRecord) -> None:
-        super().__init__(meter, spec)
-        self._head_end, self._tail_start = found.start, found.end
-        self._head = memoryview(bytearray(found.start))
-        self._tail = memoryview(bytearray(spec.length - found.end))
-        meter.read_into(spec.start, [self._head])
-        meter.read_into(spec.start + found.end, [self._tail])
-
-    def _fill(self, start: int, view: memoryview) -> None:
-        end = start + len(view)
-        if end <= self._head_end:
-            view[:] = self._head[start:end]
-        elif start >= self._tail_start:
-            view[:] = self._tail[start - self._tail_start : end - self._tail_start]
-        else:
-            super()._fill(start, view)
+def _check_object(file: io.RawIOBase | io.BufferedIOBase, spec: RecordSpec, nbytes: int) -> Checked:
+    """An object, or a tensor that only torch can read."""
+    directory = check_entries(file, nbytes)
+    return Checked(
+        verified_bytes=directory.verified_bytes,
+        unverifiable_bytes=directory.unverifiable_bytes,
+        is_compared=spec.kind == "bytes",
+    )

@@ -1,10 +1,10 @@
 """The records of a checkpoint on their way through the threads that check them.
 
     records, by file and offset --look--> all right, or a finding
-                                   |
+        (small ones together)      |
                                    `--> a big payload --pieces--> sums --compare--> likewise
 
-The caller's thread alone keeps the books. A record's pieces are summed before the next record is
+The caller's thread alone keeps the books. A record's pieces are summed before the next records are
 looked at, so that files are read from front to back.
 """
 
@@ -17,16 +17,18 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from paraload._result import ReadTally
-from paraload._verify_records import check_record, new_scratch, sum_piece
+from paraload._verify_alike import KnownArchives
+from paraload._verify_records import IN_MEMORY_BYTES, SCRATCH_BYTES, check_records, sum_piece
 from paraload._verify_report import Finding
 from paraload._work import Meter, item_error
+from paraload.errors import ItemReadError
 from paraload.progress import ReadProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     from paraload._task import RecordSpec
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from paraload.progress import ProgressHook
 
 __all__ = ["VerifyRun"]
+
+#: Between two records that are read together.
+_MAX_GAP_BYTES: Final = 32 << 10
 
 
 @dataclass(slots=True)
@@ -76,8 +81,9 @@ class VerifyRun:
         self._work = replace(work, is_cancelled=self._cancelled.is_set)
         self._parts = parts
         self._workers = workers
-        self._scratch = threading.local()
-        self._records = deque(sorted(specs, key=attrgetter("path", "start")))
+        self._known = KnownArchives()
+        self._scratch = _Scratch()
+        self._groups = deque(_groups(sorted(specs, key=attrgetter("path", "start"))))
         self._pieces: deque[tuple[_Summing, int]] = deque()
         self._running: dict[Future[Any], tuple[Meter, Callable[[Future[Any]], None]]] = {}
         self._findings: list[Finding] = []
@@ -91,7 +97,7 @@ class VerifyRun:
         """Check all of them; what is wrong."""
         with ThreadPoolExecutor(self._workers, thread_name_prefix="paraload-verify") as pool:
             try:
-                while self._records or self._pieces or self._running:
+                while self._groups or self._pieces or self._running:
                     self._fill(pool)
                     for future in wait(self._running, return_when=FIRST_COMPLETED).done:
                         meter, take = self._running.pop(future)
@@ -107,7 +113,7 @@ class VerifyRun:
 
     def _fill(self, pool: ThreadPoolExecutor) -> None:
         """Twice the threads: each finds its next task before the caller has seen its last."""
-        while (self._records or self._pieces) and len(self._running) < 2 * self._workers:
+        while (self._groups or self._pieces) and len(self._running) < 2 * self._workers:
             future: Future[Any]
             if self._pieces:
                 summing, number = self._pieces.popleft()
@@ -115,23 +121,24 @@ class VerifyRun:
                 future = pool.submit(self._sum, meter, *summing.pieces[number])
                 self._running[future] = meter, partial(self._summed, summing, number)
             else:
-                spec = self._records.popleft()
-                meter = Meter(self._work, spec.path)
-                future = pool.submit(check_record, meter, spec)
-                self._running[future] = meter, partial(self._looked, spec)
+                specs = self._groups.popleft()
+                meter = Meter(self._work, specs[0].path)
+                future = pool.submit(self._check, meter, specs)
+                self._running[future] = meter, partial(self._looked, specs)
 
-    def _looked(self, spec: RecordSpec, future: Future[Any]) -> None:
-        try:
-            checked: Checked = future.result()
-        except Exception as error:  # noqa: BLE001 - damaged bytes provoke anything
-            self._found(spec, error)
-            self._leave(spec, None)
-            return
-        if checked.payload is None:
-            self._leave(spec, checked)
-            return
-        pieces = checked.payload.pieces()
-        summing = _Summing(spec, checked, checked.payload, pieces, left=len(pieces))
+    def _looked(self, specs: Sequence[RecordSpec], future: Future[Any]) -> None:
+        for spec, answer in zip(specs, future.result(), strict=True):
+            if isinstance(answer, ItemReadError):
+                self._found(spec, answer)
+                self._leave(spec, None)
+            elif answer.payload is None:
+                self._leave(spec, answer)
+            else:
+                self._begin_sum(spec, answer, answer.payload)
+
+    def _begin_sum(self, spec: RecordSpec, checked: Checked, payload: PayloadCheck) -> None:
+        pieces = payload.pieces()
+        summing = _Summing(spec, checked, payload, pieces, left=len(pieces))
         self._pieces.extend((summing, number) for number in range(summing.left))
 
     def _summed(self, summing: _Summing, number: int, future: Future[Any]) -> None:
@@ -140,9 +147,9 @@ class VerifyRun:
             summing.crcs[number] = future.result()
             if not summing.left and not summing.is_failed:
                 summing.payload.compare(crc for _, crc in sorted(summing.crcs.items()))
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - becomes a finding
             if not summing.is_failed:
-                self._found(summing.spec, error)
+                self._found(summing.spec, item_error(error))
             summing.is_failed = True
         if not summing.left:
             self._leave(summing.spec, None if summing.is_failed else summing.checked)
@@ -156,8 +163,7 @@ class VerifyRun:
         self._bytes_done += spec.length
         self._items_left[spec.path] -= 1
 
-    def _found(self, spec: RecordSpec, raised: Exception) -> None:
-        error = item_error(raised)
+    def _found(self, spec: RecordSpec, error: ItemReadError) -> None:
         self._findings.append(
             Finding(
                 kind=type(error).__name__,
@@ -183,9 +189,38 @@ class VerifyRun:
             seconds=time.monotonic() - self._started_s,
         )
 
+    def _check(self, meter: Meter, specs: Sequence[RecordSpec]) -> list[Checked | ItemReadError]:
+        """On a thread: look at some records."""
+        return check_records(meter, specs, self._scratch.memory, self._known)
+
     def _sum(self, meter: Meter, start: int, end: int) -> int:
         """On a thread: the CRC-32 of a piece."""
-        scratch = getattr(self._scratch, "memory", None)
-        if scratch is None:
-            scratch = self._scratch.memory = new_scratch()
-        return sum_piece(meter, start, end, scratch)
+        return sum_piece(meter, start, end, self._scratch.memory)
+
+
+class _Scratch(threading.local):
+    """Memory of each thread, that it reads into again and again."""
+
+    def __init__(self) -> None:
+        self.memory = bytearray(SCRATCH_BYTES)
+
+
+def _groups(specs: Iterable[RecordSpec]) -> Iterator[list[RecordSpec]]:
+    """Small records that lie beside each other are looked at together, each other one alone."""
+    group: list[RecordSpec] = []
+    for spec in specs:
+        is_small = spec.start >= 0 and 0 <= spec.length <= IN_MEMORY_BYTES
+        if group and not (
+            is_small
+            and spec.path == group[0].path
+            and spec.start <= group[-1].end + _MAX_GAP_BYTES
+            and spec.end <= group[0].start + SCRATCH_BYTES
+        ):
+            yield group
+            group = []
+        group.append(spec)
+        if not is_small:
+            yield group
+            group = []
+    if group:
+        yield group

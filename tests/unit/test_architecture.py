@@ -20,6 +20,8 @@ LAYERS: list[set[str]] = [
     {"paraload._load", "paraload._safe_planner", "paraload._verify"},
     {"paraload._verify_plan", "paraload._verify_run", "paraload.manifest"},
     {"paraload._verify_records", "paraload._verify_report"},
+    {"paraload._verify_alike"},
+    {"paraload._verify_entries"},
     {"paraload._quick_planner"},
     {"paraload.readers"},
     {"paraload._reading"},

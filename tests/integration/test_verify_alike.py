@@ -1,0 +1,228 @@
+"""Archives like a known one: what is found at a glance is what taking them apart would find."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import zipfile
+from contextlib import ExitStack, closing
+
+import pytest
+import torch
+
+import paraload
+from paraload import _verify_records
+from paraload._task import RecordSpec, Stored, Wanted
+from paraload._verify_alike import KnownArchives
+from paraload._verify_records import SCRATCH_BYTES, Checked, check_records
+from paraload._work import Meter, Work
+from paraload.errors import FormatError
+from paraload.sources._local import LocalSource
+from tests.integration import support
+
+#: Looked at in memory; and located, with the payload left to be summed.
+LENGTHS = [40, 70_000]
+
+
+@pytest.fixture
+def taken_apart(monkeypatch):
+    """The lengths of the archives that were."""
+    seen = []
+    apart = _verify_records.check_entries
+
+    def check(file, nbytes, **keywords):
+        seen.append(nbytes)
+        return apart(file, nbytes, **keywords)
+
+    monkeypatch.setattr(_verify_records, "check_entries", check)
+    return seen
+
+
+class Records:
+    """Tensors of one shape in one file, as the records of a checkpoint."""
+
+    def __init__(self, folder, count, length):
+        self.path = folder / "data"
+        self.specs = []
+        wanted = Wanted("tensor", (0,), (length,), (), Stored("float32", (length,)))
+        with self.path.open("wb") as file:
+            for number in range(count):
+                start = file.tell()
+                torch.save(torch.randn(length), file)
+                spec = RecordSpec(number, "data", start, file.tell(), f"w{number}", wanted)
+                self.specs.append(spec)
+        self._source = LocalSource(folder)
+
+    def meter(self):
+        return Meter(Work(source=self._source, verify=True), "data")
+
+    def close(self):
+        self._source.close()
+
+    def check(self, specs, known):
+        return check_records(self.meter(), specs, bytearray(SCRATCH_BYTES), known)
+
+
+@pytest.fixture
+def make_records(tmp_path):
+    """Records that are closed at the end."""
+    with ExitStack() as stack:
+        yield lambda count, length: stack.enter_context(closing(Records(tmp_path, count, length)))
+
+
+@pytest.fixture(params=LENGTHS)
+def records(make_records, request):
+    return make_records(3, request.param)
+
+
+def said(answer):
+    """An answer, to be compared."""
+    return answer if isinstance(answer, Checked) else (type(answer), str(answer))
+
+
+def test_a_flip_of_any_byte_is_found_as_if_nothing_was_known(records):
+    known = KnownArchives()
+    first, second, _ = records.specs
+    [good] = records.check([first], known)
+    payload = good.payload or Checked()  # a payload in memory is summed at once
+    found = 0
+    for at in range(second.start, second.end):
+        if (
+            getattr(payload, "start", at)
+            <= at - second.start + first.start
+            < getattr(payload, "end", at)
+        ):
+            continue  # not looked at here
+        support.flip(records.path, at, 1 << at % 8)
+        [expected] = records.check([second], KnownArchives())
+        [got] = records.check([second], copy.deepcopy(known))  # what is accepted becomes known
+        assert said(got) == said(expected), at - second.start
+        found += not isinstance(got, Checked)
+        support.flip(records.path, at, 1 << at % 8)
+    assert found > 500
+
+
+def test_only_the_first_of_a_kind_is_taken_apart(tmp_path, taken_apart):
+    tensors = {f"a{n:03}": torch.randn(40) for n in range(50)}
+    tensors |= {f"b{n:03}": torch.randn(40).to(torch.bfloat16) for n in range(50)}
+    tensors |= {f"c{n}": torch.randn(70_000 + n % 2) for n in range(8)}
+    support.save(tmp_path, tensors, files=2)
+    report = paraload.verify(tmp_path, max_workers=1)
+    assert report.ok
+    assert len(taken_apart) == 4
+    payload = sum(tensor.nbytes for tensor in tensors.values())
+    assert report.bytes_checked > payload
+    taken_apart.clear()
+    # Two threads may meet the first of a kind at once, and no more than that.
+    assert paraload.verify(tmp_path, max_workers=2).bytes_checked == report.bytes_checked
+    assert len(taken_apart) <= 8
+
+
+def test_one_damaged_record_among_alike_ones_is_the_only_finding(tmp_path):
+    tensors = {f"a{n:03}": torch.randn(40) for n in range(50)}
+    support.save(tmp_path, tensors, files=1)
+    file, offset, length = support.records_of(tmp_path)["a031"]
+    data = file.read_bytes()[offset : offset + length]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("serialization_id"))
+        identity = data.index(archive.read(name))
+    for at in (710, identity + 5, archive.start_dir):
+        support.flip(file, offset + at)
+        [finding] = paraload.verify(tmp_path).problems
+        assert finding.parts[0].name == "a031"
+        support.flip(file, offset + at)
+    assert paraload.verify(tmp_path).ok
+
+
+def test_a_payload_is_compared_although_all_around_it_is_as_known(records):
+    known = KnownArchives()
+    first, second, _ = records.specs
+    records.check([first], known)
+    support.flip(records.path, second.start + 704)
+    [answer] = records.check([second], known)
+    if isinstance(answer, Checked):
+        assert answer.payload.expected_crc
+    else:
+        assert answer.problem == "the tensor's bytes are damaged"
+
+
+def test_a_record_of_the_same_kind_that_is_not_what_the_metadata_says_is_found(make_records):
+    records = make_records(2, 40)
+    known = KnownArchives()
+    first, second = records.specs
+    records.check([first], known)
+    other = second.wanted._replace(stored=Stored("float32", (41,)))
+    [answer] = records.check([second._replace(wanted=other)], known)
+    assert "not the one that the metadata describes" in str(answer)
+
+
+def test_the_directory_and_the_descriptor_of_a_payload_are_compared(records):
+    """Torch does not look; but one of them was written for other bytes."""
+    first = records.specs[0]
+    data = records.path.read_bytes()[first.start : first.end]
+    at = data.rindex(b"archive/data/0" if b"archive/data/0" in data else b"data/data/0") - 30
+    support.flip(records.path, first.start + at)
+    [answer] = records.check([first], KnownArchives())
+    assert isinstance(answer, FormatError)
+    assert "gives the payload another CRC-32" in str(answer)
+
+
+def test_small_records_are_read_with_one_read(make_records):
+    records = make_records(20, 40)
+    meter = records.meter()
+    answers = check_records(meter, records.specs, bytearray(SCRATCH_BYTES), KnownArchives())
+    assert all(isinstance(answer, Checked) for answer in answers)
+    assert meter.tally.reads == 1
+
+
+def test_of_records_that_a_cut_file_has_not_each_says_so_and_the_others_are_good(make_records):
+    records = make_records(20, 40)
+    os.truncate(records.path, records.specs[15].start + 10)
+    answers = records.check(records.specs, KnownArchives())
+    assert [isinstance(answer, Checked) for answer in answers] == [True] * 15 + [False] * 5
+    assert {answer.problem for answer in answers[15:]} == {"file ends too early"}
+
+
+def test_impossible_ranges_are_told_one_by_one(make_records):
+    records = make_records(3, 40)
+    first, second, third = records.specs
+    impossible = second._replace(start=second.end, end=second.start)
+    good, bad, also_good = records.check([first, impossible, third], KnownArchives())
+    assert (type(good), type(also_good)) == (Checked, Checked)
+    assert bad.problem == "metadata gives an impossible range"
+
+
+def test_without_checksums_all_is_counted_as_unverifiable(tmp_path, taken_apart):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        tensors = {f"a{n}": torch.randn(40) for n in range(5)} | {"big": torch.randn(70_000)}
+        support.save(tmp_path, tensors, files=1)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    report = paraload.verify(tmp_path)
+    assert report.ok
+    assert report.bytes_checked == 0
+    assert report.bytes_unverifiable > sum(tensor.nbytes for tensor in tensors.values())
+    assert len(taken_apart) == len(tensors)  # such are never known
+
+
+def test_archives_of_others_are_taken_apart_each_time(tmp_path, taken_apart):
+    """No descriptors behind their entries: the CRC-32 is in the head, and differs."""
+    buffer = io.BytesIO()
+    torch.save(torch.arange(40.0), buffer)
+    rewritten = io.BytesIO()
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(rewritten, "w") as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    data = rewritten.getvalue()
+    (tmp_path / "data").write_bytes(data * 2)
+    wanted = Wanted("tensor", (0,), (40,), (), None)
+    specs = [
+        RecordSpec(n, "data", n * len(data), (n + 1) * len(data), f"w{n}", wanted) for n in range(2)
+    ]
+    meter = Meter(Work(source=LocalSource(tmp_path), verify=True), "data")
+    answers = check_records(meter, specs, bytearray(SCRATCH_BYTES), KnownArchives())
+    assert [type(answer) for answer in answers] == [Checked] * 2
+    assert len(taken_apart) == 2
