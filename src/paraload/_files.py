@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import posixpath
-from collections import defaultdict
+import time
+from collections import defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = ["changed_files", "look_at_files", "path_failures", "require_inside", "seen_files"]
 
-#: A look at a file of a network file system takes a millisecond, and there may be thousands.
+#: A look at a file of a network file system takes a millisecond, and there may be thousands. To a
+#: disk it takes some microseconds, and handing it to a thread a hundred.
 _LOOKERS: Final = 8
-_SHARED_FROM_FILES: Final = 16
+_QUICK_LOOK_S: Final = 1e-4
+_ALONE_S: Final = 2e-3
 
 
 def require_inside(specs: Sequence[RecordSpec], *, path: str) -> None:
@@ -158,11 +161,16 @@ def _look(source: ByteSource, paths: Iterable[str]) -> Looks:
         except Exception as error:  # noqa: BLE001 - told together with those of the other files
             return item_error(error) if not isinstance(error, OSError) else error
 
-    names = list(paths)
-    if len(names) < _SHARED_FROM_FILES:
-        return dict(zip(names, map(look, names), strict=True))
-    with ThreadPoolExecutor(_LOOKERS, thread_name_prefix="paraload-look") as pool:
-        return dict(zip(names, pool.map(look, names), strict=True))
+    looks: Looks = {}
+    left = deque(paths)
+    started_s = time.monotonic()
+    while left and time.monotonic() - started_s < max(_ALONE_S, len(looks) * _QUICK_LOOK_S):
+        path = left.popleft()
+        looks[path] = look(path)
+    if left:  # this storage takes its time
+        with ThreadPoolExecutor(_LOOKERS, thread_name_prefix="paraload-look") as pool:
+            looks.update(zip(left, pool.map(look, left), strict=True))
+    return looks
 
 
 def _is_worth_a_look(look: object) -> bool:
