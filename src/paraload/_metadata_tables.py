@@ -17,20 +17,16 @@ from array import array
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint import metadata
 
+from paraload._metadata_kinds import StorageInfo, attributes_of, place_kind, tensor_kind
 from paraload._plain_opcodes import index_at, number_at
 from paraload._plain_values import Made, Table, require
 
 if TYPE_CHECKING:
-    from paraload._columns import PlaceKind, TensorKind
     from paraload._plain_pickle import PlainPickle
 
-__all__ = ["Entries", "Paths", "Places", "StorageInfo", "attributes_of"]
-
-#: The name that is in every file.
-StorageInfo: Final = filesystem._StorageInfo  # noqa: SLF001 - torch has no other
+__all__ = ["Entries", "Paths", "Places"]
 
 
 class _Way:
@@ -122,7 +118,7 @@ class Entries(_Pairs):
     def put(self, key: Any, value: Any) -> None:
         require(type(key) is str)
         self.names.append(key)
-        self.kind_of.append(self.kinds[_kind(value)])
+        self.kind_of.append(self.kinds[tensor_kind(value)])
 
     def take_known(self, pickle: PlainPickle, way: _Way) -> _Way:
         data, at, memo, memo_length = pickle.data, pickle.at, pickle.memo, pickle.memo_length
@@ -175,7 +171,7 @@ class Places(_Pairs):
         self.names.append(index["fqn"])
         self.offsets.append(info["offset"])
         self.lengths.append(info["length"])
-        self.kind_of.append(self.kinds[_place_kind(index, info)])
+        self.kind_of.append(self.kinds[place_kind(index, info)])
 
     def take_known(self, pickle: PlainPickle, way: _Way) -> _Way:
         data, at, memo, memo_length = pickle.data, pickle.at, pickle.memo, pickle.memo_length
@@ -272,55 +268,3 @@ _TUPLES: Final = {0x85: 2, 0x86: 3, 0x87: 4}
 def _numbers() -> defaultdict[Any, int]:
     """Gives every new key the next number."""
     return defaultdict(itertools.count().__next__)
-
-
-# ------------------------------------------------------------------------------ what it must be
-
-
-def attributes_of(made: Any, kind: type) -> dict[str, Any]:
-    """The attributes of an object, which is of this class.
-
-    Raises:
-        NotPlainError: it is not.
-    """
-    require(type(made) is Made and made.kind is kind and type(made.state) is dict)
-    attributes: dict[str, Any] = made.state
-    return attributes
-
-
-def _values(made: Any, kind: type, *names: str) -> list[Any]:
-    attributes = attributes_of(made, kind)
-    require(attributes.keys() == set(names))
-    return [attributes[name] for name in names]
-
-
-def _kind(entry: Any) -> TensorKind | None:
-    if type(entry) is Made and entry.kind is metadata.BytesStorageMetadata:
-        require(entry.state is None)
-        return None
-    properties, size, chunks = _values(
-        entry, metadata.TensorStorageMetadata, "properties", "size", "chunks"
-    )
-    require(type(properties) is Made and properties.kind is metadata.TensorProperties)
-    dtype, layout, requires_grad, memory_format, pin_memory = properties.state
-    require(type(dtype) is torch.dtype and type(layout) is torch.layout)
-    require(type(memory_format) is torch.memory_format)
-    require(type(requires_grad) is type(pin_memory) is bool)
-    require(type(properties.state) is tuple and type(size) is torch.Size and type(chunks) is list)
-    spans = []
-    for chunk in chunks:
-        offsets, sizes = _values(chunk, metadata.ChunkStorageMetadata, "offsets", "sizes")
-        require(type(offsets) is type(sizes) is torch.Size)
-        spans.append((offsets, sizes))
-    return properties.state, size, tuple(spans)
-
-
-def _place_kind(index: dict[str, Any], info: dict[str, Any]) -> PlaceKind:
-    offset, hint, path = index.get("offset"), index.get("index"), info["relative_path"]
-    require(type(offset) in {torch.Size, type(None)})
-    require(type(hint) in {int, type(None)} and type(path) is str)
-    descriptors = info.get("transform_descriptors")
-    if descriptors is not None:
-        require(type(descriptors) in {list, tuple} and set(map(type, descriptors)) <= {str})
-        descriptors = tuple(descriptors)
-    return offset, hint, path, descriptors

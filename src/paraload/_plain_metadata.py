@@ -18,7 +18,8 @@ import torch
 from torch.distributed.checkpoint import metadata
 
 from paraload._columns import SEPARATOR, Columns
-from paraload._metadata_tables import Entries, Paths, Places, StorageInfo, attributes_of
+from paraload._metadata_kinds import StorageInfo, attributes_of
+from paraload._metadata_tables import Entries, Paths, Places
 from paraload._plain_pickle import PlainPickle
 from paraload._plain_values import Call, NotPlainError, require
 from paraload._unpickler import CONSTANTS, with_old_homes

@@ -25,6 +25,7 @@ PARSERS = (
     *(
         "paraload._plain_pickle",
         "paraload._plain_opcodes",
+        "paraload._metadata_kinds",
         "paraload._metadata_tables",
         "paraload._plain_metadata",
     ),
