@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch.distributed.checkpoint import DefaultLoadPlanner
+from paraload._quick_planner import QuickLoadPlanner
 
 if TYPE_CHECKING:
     import io
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["BytesPlanner"]
 
 
-class BytesPlanner(DefaultLoadPlanner):
+class BytesPlanner(QuickLoadPlanner):
     """Leaves objects as bytes.
 
     Unpickling them would need the classes of the job that saved them, and run whatever code a
