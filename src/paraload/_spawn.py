@@ -174,8 +174,8 @@ def worker_context(*, with_main: bool, niceness: int) -> Iterator[WorkerContext]
             if process.pid is not None and process.exitcode is not None:
                 process.close()
         mp_context.processes.clear()
-        alone = not multiprocessing.active_children()
-        if not was_running and alone and mp_context.locks_are_gone():
+        are_gone = mp_context.locks_are_gone()  # or else they stay until somebody collects them
+        if are_gone and not was_running and not multiprocessing.active_children():
             tracker._stop()  # noqa: SLF001 - there is no public way to end it
 
 
