@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from paraload._task import RecordSpec
     from paraload._verify_alike import KnownArchives
-    from paraload._verify_entries import Directory
     from paraload._work import Meter
     from paraload.formats._base import ItemFormat
 
@@ -184,11 +183,9 @@ def _check_in_memory(
         return _check_object(io.BytesIO(data), spec, len(data))
     check_stored(spec, found.dtype, found.shape)
     head, tail = bytes(data[: found.start]), bytes(data[found.end :])
-    glance = known.glance(head, tail, len(data))
-    if glance is None:
-        directory = check_entries(io.BytesIO(data), len(data), payload_start=found.start)
-        glance = _compared(fmt, found, tail, directory)
-        known.learn(head, tail, len(data), directory)
+    glance = known.glance(head, tail, len(data)) or _taken_apart(
+        io.BytesIO(data), fmt, found, head, tail, known
+    )
     if glance.payload_crc and (got := crc32(data[found.start : found.end])) != glance.payload_crc:
         raise checksum_mismatch(glance.payload_crc, got)
     return _proved(found, glance)
@@ -200,18 +197,26 @@ def _check_located(
     """The small entries before and behind the payload; and what its checksum should be."""
     check_stored(spec, found.dtype, found.shape)
     around = Around(meter, spec, head_end=found.start, tail_start=found.end)
-    glance = known.glance(around.head, around.tail, spec.length)
-    if glance is None:
-        directory = check_entries(around, spec.length, payload_start=found.start)
-        glance = _compared(meter.work.format, found, around.tail, directory)
-        known.learn(around.head, around.tail, spec.length, directory)
+    head, tail = around.head, around.tail
+    glance = known.glance(head, tail, spec.length) or _taken_apart(
+        around, meter.work.format, found, head, tail, known
+    )
     start, end = spec.start + found.start, spec.start + found.end
     payload = PayloadCheck(start=start, end=end, expected_crc=glance.payload_crc)
     return _proved(found, glance, payload if glance.payload_crc else None)
 
 
-def _compared(fmt: ItemFormat, found: TensorRecord, tail: bytes, directory: Directory) -> Glance:
-    """What the descriptor behind the payload and the directory say of it, which is the same."""
+def _taken_apart(
+    file: io.RawIOBase | io.BufferedIOBase,
+    fmt: ItemFormat,
+    found: TensorRecord,
+    head: bytes,
+    tail: bytes,
+    known: KnownArchives,
+) -> Glance:
+    """All entries but the payload, of which directory and descriptor must say the same."""
+    nbytes = found.end + len(tail)
+    directory = check_entries(file, nbytes, payload_start=found.start)
     crc = found.crc or 0
     if found.trailer is not None:
         start, end = (at - found.end for at in found.trailer)
@@ -225,6 +230,7 @@ def _compared(fmt: ItemFormat, found: TensorRecord, tail: bytes, directory: Dire
             got=f"{directory.payload.CRC:08x}",
             hint=DAMAGED_HINT,
         )
+    known.learn(head, tail, nbytes, directory)
     return Glance(crc, directory.verified_bytes, directory.unverifiable_bytes)
 
 
