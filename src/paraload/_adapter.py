@@ -110,7 +110,7 @@ class ReaderTraits:
         self, specs: Iterable[RecordSpec], *, in_plan_order: bool = False
     ) -> list[ReadTask]:
         """The tasks that begin the load of ``specs``."""
-        return first_tasks(
+        tasks = first_tasks(
             specs,
             whole=self.needs_whole,
             as_stream=self.needs_stream,
@@ -118,6 +118,7 @@ class ReaderTraits:
             in_plan_order=in_plan_order,
             straight_through=self.options.is_sequential,
         )
+        return [*tasks]
 
     def work(self, specs: Iterable[RecordSpec]) -> Work:
         """What workers need to read ``specs``."""

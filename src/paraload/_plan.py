@@ -72,7 +72,7 @@ def first_tasks(
     in_plan_order: bool = False,
     straight_through: bool = False,
     knobs: PlanKnobs = DEFAULT_KNOBS,
-) -> list[ReadTask]:
+) -> list[LocateTask | RecordsTask]:
     """The tasks that begin a load.
 
     Args:
@@ -88,7 +88,7 @@ def first_tasks(
     by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
     for spec in specs:
         by_file[spec.path].append(spec)
-    tasks: list[ReadTask] = []
+    tasks: list[LocateTask | RecordsTask] = []
     for records in by_file.values():
         if not in_plan_order:
             records.sort(key=attrgetter("start"))  # stable: the plan decides between equals
@@ -102,7 +102,7 @@ def first_tasks(
 
 def _file_tasks(
     records: list[RecordSpec], locate_batch: int, *, whole: bool, knobs: PlanKnobs
-) -> Iterable[ReadTask]:
+) -> Iterable[LocateTask | RecordsTask]:
     def is_located(spec: RecordSpec) -> bool:
         is_big = spec.end - spec.start >= knobs.locate_from_bytes
         return is_big and not whole and not spec.wanted.descriptors

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from paraload._work import Meter, Sink, Work
     from paraload.formats._base import ItemFormat
 
-__all__ = ["decoded", "locate_in", "read_records", "read_streams"]
+__all__ = ["decoded", "locate_in", "read_block", "read_records", "read_streams"]
 
 
 class _Taken:
@@ -79,7 +79,7 @@ def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
     """Read the range of ``task`` at once and cut the records out of it."""
     taken = _Taken()
     try:
-        block = _read_block(task, meter)
+        block = read_block(task, meter)
     except Exception:  # noqa: BLE001 - read one by one, so that each item tells its own problem
         for spec in task.specs:
             taken.take(spec, _read_record, meter, sink, taken, spec)
@@ -100,7 +100,12 @@ def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
     return [landed, *taken.outcomes()] if landed.items else taken.outcomes()
 
 
-def _read_block(task: RecordsTask, meter: Meter) -> bytearray:
+def read_block(task: RecordsTask, meter: Meter) -> bytearray:
+    """The range of ``task``.
+
+    Raises:
+        ItemReadError: one of the records has an impossible range, or it cannot be read.
+    """
     file_bytes = meter.size()
     if task.start < 0 or task.end > file_bytes:
         for spec in task.specs:

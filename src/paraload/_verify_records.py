@@ -10,12 +10,14 @@ What is wrong with a record is its answer; no record keeps another from being lo
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from paraload._checks import check_range, check_stored, checksum_mismatch, trailer_crc
 from paraload._checksum import combined, crc32
-from paraload._records import decoded, locate_in
+from paraload._records import decoded, locate_in, read_block
+from paraload._task import RecordsTask
 from paraload._verify_alike import Glance
 from paraload._verify_entries import Around, RecordFile, check_entries
 from paraload._work import item_error
@@ -24,9 +26,9 @@ from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_zip import FIRST_HEAD_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from paraload._task import RecordSpec
+    from paraload._task import LocateTask, RecordSpec
     from paraload._verify_alike import KnownArchives
     from paraload._work import Meter
     from paraload.formats._base import ItemFormat
@@ -102,44 +104,30 @@ def sum_piece(meter: Meter, start: int, end: int, scratch: bytearray) -> int:
 
 
 def check_records(
-    meter: Meter, specs: Sequence[RecordSpec], scratch: bytearray, known: KnownArchives
+    meter: Meter, task: RecordsTask | LocateTask, known: KnownArchives
 ) -> list[Checked | ItemReadError]:
     """Check everything of some records but big payloads, which are handed back.
 
     Args:
         meter: reads them.
-        specs: one record; or small ones of a file, so near to each other that they and all that
-            lies between them have room in ``scratch``.
-        scratch: memory that may be overwritten.
+        task: records that are read together, or those that are located.
         known: archives that have been taken apart; gets those of these records.
 
     Returns:
         For each of them what was proved, or what is wrong.
     """
-    together = _read_together(meter, specs, scratch) if len(specs) > 1 else None
+    block = None
+    if isinstance(task, RecordsTask):
+        with suppress(Exception):  # read one by one, so that each item tells its own problem
+            block = memoryview(read_block(task, meter))
     answers: list[Checked | ItemReadError] = []
-    for spec in specs:
+    for spec in task.specs:
         try:
-            data = together[spec.start - specs[0].start :][: spec.length] if together else None
+            data = None if block is None else block[spec.start - task.start :][: spec.length]
             answers.append(_check_record(meter, spec, data, known))
         except Exception as error:  # noqa: BLE001 - damaged bytes provoke anything
             answers.append(item_error(error))
     return answers
-
-
-def _read_together(
-    meter: Meter, specs: Sequence[RecordSpec], scratch: bytearray
-) -> memoryview | None:
-    """All their bytes; ``None`` where that fails: alone, each record tells its own problem."""
-    start, end = specs[0].start, max(spec.end for spec in specs)
-    view = memoryview(scratch)[: end - start]
-    try:
-        if end > meter.size():
-            return None
-        meter.read_into(start, [view])
-    except (OSError, ItemReadError):
-        return None
-    return view
 
 
 def _check_record(

@@ -19,6 +19,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
+from paraload._plan import PlanKnobs, first_tasks
 from paraload._result import ReadTally
 from paraload._verify_alike import KnownArchives
 from paraload._verify_records import IN_MEMORY_BYTES, SCRATCH_BYTES, check_records, sum_piece
@@ -28,10 +29,10 @@ from paraload.errors import ItemReadError
 from paraload.progress import ReadProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from paraload._task import RecordSpec
+    from paraload._task import LocateTask, RecordSpec, RecordsTask
     from paraload._verify_records import Checked, PayloadCheck
     from paraload._verify_report import Part
     from paraload._work import Work
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = ["VerifyRun"]
 
-#: Between two records that are read together.
-_MAX_GAP_BYTES: Final = 32 << 10
+#: A thread needs so much memory, for small records or for a piece of a big one.
+_KNOBS: Final = PlanKnobs(
+    locate_from_bytes=IN_MEMORY_BYTES + 1, locate_batch=1, block_bytes=SCRATCH_BYTES
+)
 
 
 @dataclass(slots=True)
@@ -83,7 +86,9 @@ class VerifyRun:
         self._workers = workers
         self._known = KnownArchives()
         self._scratch = _Scratch()
-        self._groups = deque(_groups(sorted(specs, key=attrgetter("path", "start"))))
+        self._tasks = deque(
+            first_tasks(sorted(specs, key=attrgetter("path", "start")), knobs=_KNOBS)
+        )
         self._pieces: deque[tuple[_Summing, int]] = deque()
         self._running: dict[Future[Any], tuple[Meter, Callable[[Future[Any]], None]]] = {}
         self._findings: list[Finding] = []
@@ -97,7 +102,7 @@ class VerifyRun:
         """Check all of them; what is wrong."""
         with ThreadPoolExecutor(self._workers, thread_name_prefix="paraload-verify") as pool:
             try:
-                while self._groups or self._pieces or self._running:
+                while self._tasks or self._pieces or self._running:
                     self._fill(pool)
                     for future in wait(self._running, return_when=FIRST_COMPLETED).done:
                         meter, take = self._running.pop(future)
@@ -113,7 +118,7 @@ class VerifyRun:
 
     def _fill(self, pool: ThreadPoolExecutor) -> None:
         """Twice the threads: each finds its next task before the caller has seen its last."""
-        while (self._groups or self._pieces) and len(self._running) < 2 * self._workers:
+        while (self._tasks or self._pieces) and len(self._running) < 2 * self._workers:
             future: Future[Any]
             if self._pieces:
                 summing, number = self._pieces.popleft()
@@ -121,13 +126,13 @@ class VerifyRun:
                 future = pool.submit(self._sum, meter, *summing.pieces[number])
                 self._running[future] = meter, partial(self._summed, summing, number)
             else:
-                specs = self._groups.popleft()
-                meter = Meter(self._work, specs[0].path)
-                future = pool.submit(self._check, meter, specs)
-                self._running[future] = meter, partial(self._looked, specs)
+                task = self._tasks.popleft()
+                meter = Meter(self._work, task.path)
+                future = pool.submit(check_records, meter, task, self._known)
+                self._running[future] = meter, partial(self._looked, task)
 
-    def _looked(self, specs: Sequence[RecordSpec], future: Future[Any]) -> None:
-        for spec, answer in zip(specs, future.result(), strict=True):
+    def _looked(self, task: RecordsTask | LocateTask, future: Future[Any]) -> None:
+        for spec, answer in zip(task.specs, future.result(), strict=True):
             if isinstance(answer, ItemReadError):
                 self._found(spec, answer)
                 self._leave(spec, None)
@@ -189,10 +194,6 @@ class VerifyRun:
             seconds=time.monotonic() - self._started_s,
         )
 
-    def _check(self, meter: Meter, specs: Sequence[RecordSpec]) -> list[Checked | ItemReadError]:
-        """On a thread: look at some records."""
-        return check_records(meter, specs, self._scratch.memory, self._known)
-
     def _sum(self, meter: Meter, start: int, end: int) -> int:
         """On a thread: the CRC-32 of a piece."""
         return sum_piece(meter, start, end, self._scratch.memory)
@@ -203,24 +204,3 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.memory = bytearray(SCRATCH_BYTES)
-
-
-def _groups(specs: Iterable[RecordSpec]) -> Iterator[list[RecordSpec]]:
-    """Small records that lie beside each other are looked at together, each other one alone."""
-    group: list[RecordSpec] = []
-    for spec in specs:
-        is_small = spec.start >= 0 and 0 <= spec.length <= IN_MEMORY_BYTES
-        if group and not (
-            is_small
-            and spec.path == group[0].path
-            and spec.start <= group[-1].end + _MAX_GAP_BYTES
-            and spec.end <= group[0].start + SCRATCH_BYTES
-        ):
-            yield group
-            group = []
-        group.append(spec)
-        if not is_small:
-            yield group
-            group = []
-    if group:
-        yield group

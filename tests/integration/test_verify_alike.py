@@ -13,9 +13,11 @@ import torch
 
 import paraload
 from paraload import _verify_records
+from paraload._plan import first_tasks
 from paraload._task import RecordSpec, Stored, Wanted
 from paraload._verify_alike import KnownArchives
-from paraload._verify_records import SCRATCH_BYTES, Checked, check_records
+from paraload._verify_records import Checked, check_records
+from paraload._verify_run import _KNOBS
 from paraload._work import Meter, Work
 from paraload.errors import FormatError
 from paraload.sources._local import LocalSource
@@ -37,6 +39,14 @@ def taken_apart(monkeypatch):
 
     monkeypatch.setattr(_verify_records, "check_entries", check)
     return seen
+
+
+def checked(meter, specs, known):
+    """The answers for ``specs``, in their order."""
+    answers = {}
+    for task in first_tasks(specs, knobs=_KNOBS):
+        answers |= zip(task.items, check_records(meter, task, known), strict=True)
+    return [answers[spec.item] for spec in specs]
 
 
 class Records:
@@ -61,7 +71,7 @@ class Records:
         self._source.close()
 
     def check(self, specs, known):
-        return check_records(self.meter(), specs, bytearray(SCRATCH_BYTES), known)
+        return checked(self.meter(), specs, known)
 
 
 @pytest.fixture
@@ -171,7 +181,7 @@ def test_the_directory_and_the_descriptor_of_a_payload_are_compared(records):
 def test_small_records_are_read_with_one_read(make_records):
     records = make_records(20, 40)
     meter = records.meter()
-    answers = check_records(meter, records.specs, bytearray(SCRATCH_BYTES), KnownArchives())
+    answers = checked(meter, records.specs, KnownArchives())
     assert all(isinstance(answer, Checked) for answer in answers)
     assert meter.tally.reads == 1
 
@@ -223,6 +233,6 @@ def test_archives_of_others_are_taken_apart_each_time(tmp_path, taken_apart):
         RecordSpec(n, "data", n * len(data), (n + 1) * len(data), f"w{n}", wanted) for n in range(2)
     ]
     meter = Meter(Work(source=LocalSource(tmp_path), verify=True), "data")
-    answers = check_records(meter, specs, bytearray(SCRATCH_BYTES), KnownArchives())
+    answers = checked(meter, specs, KnownArchives())
     assert [type(answer) for answer in answers] == [Checked] * 2
     assert len(taken_apart) == 2
