@@ -1,8 +1,8 @@
-"""Targets that share memory must have been saved with the same values there.
+"""Targets that share memory: the one that is committed last has its values there.
 
 Tied weights have two names and one memory, and both load. Where they were saved with different
-values, torch's reader lets the last one win and says nothing; here the first one, whose values are
-gone, is an error.
+values, torch's reader lets the last one win and says nothing. The result is the same here, but each
+target whose values are lost is named, together with the one that replaced them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from paraload._destination import checksum
+from paraload._tensor_memory import extent
 from paraload.errors import AliasedTargetError
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
     from paraload._task import RecordSpec
 
-__all__ = ["Aliases"]
+__all__ = ["Aliases", "aliased_target"]
 
 
 class Aliases:
-    """What was loaded into memory that several targets share."""
+    """What was loaded into memory that several targets share, in the order of commits."""
 
     def __init__(self) -> None:
         self._loaded: list[tuple[RecordSpec, torch.Tensor, int]] = []
@@ -32,15 +33,27 @@ class Aliases:
         """``target`` has its values now."""
         self._loaded.append((spec, target, checksum(target)))
 
-    def overwritten(self) -> Iterator[tuple[RecordSpec, AliasedTargetError]]:
-        """The items whose values are not in their targets any more."""
-        for spec, target, before in self._loaded:
+    def overwritten(self) -> Iterator[tuple[RecordSpec, RecordSpec]]:
+        """Items whose values are not in their targets any more, each with its successor."""
+        for at, (spec, target, before) in enumerate(self._loaded):
             if checksum(target) != before:
-                yield (
-                    spec,
-                    AliasedTargetError(
-                        "the target shares memory with another one, into which other values were"
-                        " loaded",
-                        hint="Give it memory of its own, or load only one of the two",
-                    ),
-                )
+                yield spec, self._last_over(at)
+
+    def _last_over(self, at: int) -> RecordSpec:
+        """The last item that was loaded into memory of item ``at``."""
+        first, end = extent(self._loaded[at][1])
+        for later in range(len(self._loaded) - 1, at, -1):
+            spec, target, _ = self._loaded[later]
+            later_first, later_end = extent(target)
+            if later_first < end and first < later_end:
+                return spec
+        return self._loaded[at][0]
+
+
+def aliased_target(by: RecordSpec) -> AliasedTargetError:
+    """The error for a target whose values were replaced by those of ``by``."""
+    return AliasedTargetError(
+        f"the target shares memory with {by.fqn!r}, which was saved with other values",
+        hint="Give it memory of its own, or load only one of the two; without strict=True the last"
+        " one wins, as in torch",
+    )

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from paraload._destination import dtype_name, require_shape
+from paraload._destination import dtype_name, require_shape, target_without_memory
+from paraload._tensor_memory import memory_fault
 from paraload.errors import DtypeMismatchError, ItemReadError
 
 if TYPE_CHECKING:
@@ -35,13 +36,17 @@ class Converter:
 
         Raises:
             ShapeMismatchError: the shapes differ; ``copy_`` would broadcast some of these silently.
+            TargetMemoryError: the target has no memory; ``copy_`` would crash, or do nothing.
             DtypeMismatchError: the dtypes differ more than they may.
         """
         require_shape(target, tuple(source.shape))
+        if (fault := memory_fault(target)) is not None:
+            raise target_without_memory(target, fault)
         if source.dtype != target.dtype:
             self._convert(source.dtype, target.dtype, item)
         try:
-            target.copy_(source)
+            # Detached, or else copy_ refuses what was created, or cut, from an inference tensor.
+            target.detach().copy_(source)
         except (RuntimeError, TypeError, NotImplementedError) as error:
             raise ItemReadError(
                 "torch cannot copy the stored tensor into its target",

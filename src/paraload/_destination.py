@@ -11,12 +11,11 @@ have to come back into the processor's cache, and did, for a third of the time t
 
 from __future__ import annotations
 
-import ctypes
 from array import array
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +24,8 @@ from paraload import _geometry as geometry
 from paraload._checks import check_stored
 from paraload._checksum import crc32
 from paraload._sink import Layout, TargetMemory
-from paraload.errors import ShapeMismatchError
+from paraload._tensor_memory import extent, memory_at, memory_fault, note_writes, own_memory
+from paraload.errors import ShapeMismatchError, TargetMemoryError
 from paraload.formats import _torch_load
 
 if TYPE_CHECKING:
@@ -36,15 +36,6 @@ if TYPE_CHECKING:
     from paraload._task import RecordSpec
 
 __all__ = ["Destination", "Destinations", "DirectTargets", "Staging", "as_tensor", "dtype_name"]
-
-_WRITABLE: Final = 0x200  # PyBUF_WRITE
-_memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
-_memory_at.restype = ctypes.py_object
-_memory_at.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-#: All addresses that a process can have: to slice this takes 0.06 us, and 0.4 us to make a view of
-#: each tensor by a call through ctypes.
-_FIRST_ADDRESS: Final = 4096
-_EVERYWHERE: Final[memoryview] = _memory_at(_FIRST_ADDRESS, 1 << 62, _WRITABLE)
 
 
 class Destination(NamedTuple):
@@ -66,14 +57,16 @@ class Destinations:
         self._layouts: list[Layout | None] = []
         self._addresses = array("q")
         for resolved in tensors:
-            tensor, layout = resolved, None
+            tensor, layout, address = resolved, None, 0
             if tensor is not None:
                 if type(tensor) is not torch.Tensor or tensor.requires_grad:
                     tensor = tensor.detach()  # a parameter becomes a plain tensor
                 layout = _direct_layout(tensor)
+                if layout is not None and (address := _address(tensor, layout.nbytes)) < 0:
+                    layout, address = None, 0
             self._tensors.append(tensor)
             self._layouts.append(layout)
-            self._addresses.append(tensor.data_ptr() if tensor is not None and layout else 0)
+            self._addresses.append(address)
 
     def get(self, item: int) -> Destination | None:
         """The item's destination; ``None`` if it was not resolved."""
@@ -85,7 +78,7 @@ class Destinations:
         layout = self._layouts[item] if 0 <= item < len(self._layouts) else None
         if layout is None:
             return None
-        return TargetMemory(_view(self._addresses[item], layout.nbytes), layout)
+        return TargetMemory(memory_at(self._addresses[item], layout.nbytes), layout)
 
     def needed_bytes(self, item: int) -> int | None:
         """Bytes of the item's target; ``None`` if it was not resolved."""
@@ -104,15 +97,43 @@ class Destinations:
                 if any(stride == 0 and size > 1 for stride, size in pairs):
                     yield item, tensor
 
+    def without_memory(self) -> Iterator[tuple[int, torch.Tensor, str]]:
+        """Items whose target has no memory to write to, and why."""
+        for item, (tensor, layout) in enumerate(zip(self._tensors, self._layouts, strict=True)):
+            if layout is None and tensor is not None and (fault := memory_fault(tensor)):
+                yield item, tensor, fault
+
+    def note_writes(self) -> None:
+        """Tell autograd of the direct writes that follow; torch itself tells it of copies."""
+        note_writes(
+            [
+                tensor
+                for tensor, layout in zip(self._tensors, self._layouts, strict=True)
+                if tensor is not None and layout is not None
+            ]
+        )
+
     def direct_items(self) -> Iterator[int]:
         """Those that workers may write to."""
         return (item for item, layout in enumerate(self._layouts) if layout is not None)
 
     def spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The addresses ``[first, end)`` of each item; both are 0 where there is no telling."""
-        first = np.array(self._addresses, dtype=np.int64)
-        sizes = [0 if layout is None else layout.nbytes for layout in self._layouts]
-        return first, first + np.array(sizes, dtype=np.int64)
+        """The addresses ``[first, end)`` of each item; both are 0 where there is no telling.
+
+        Addresses of two devices may be equal by chance: these items are then read in order, which
+        is slower and not wrong.
+        """
+        first, sizes = self._addresses[:], array("q")
+        for item, (tensor, layout) in enumerate(zip(self._tensors, self._layouts, strict=True)):
+            if layout is not None:
+                sizes.append(layout.nbytes)
+            elif type(tensor) is torch.Tensor and tensor.layout is torch.strided:
+                first[item], end = extent(tensor)
+                sizes.append(end - first[item])
+            else:
+                sizes.append(0)
+        starts = np.array(first, dtype=np.int64)
+        return starts, starts + np.array(sizes, dtype=np.int64)
 
 
 class DirectTargets(Mapping[int, TargetMemory]):
@@ -167,15 +188,14 @@ class DirectTargets(Mapping[int, TargetMemory]):
 class Staging:
     """Memory that collects bytes until torch can take them.
 
-    Pages of a fresh tensor are not touched before bytes arrive in them.
+    Its pages are not touched before bytes arrive in them.
     """
 
-    __slots__ = ("memory", "nbytes", "tensor")
+    __slots__ = ("_owner", "memory", "nbytes")
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        self.tensor = torch.empty(nbytes, dtype=torch.uint8)
-        self.memory = _view(self.tensor.data_ptr(), nbytes)
+        self._owner, self.memory = own_memory(nbytes)
 
 
 def _direct_layout(tensor: torch.Tensor) -> Layout | None:
@@ -189,6 +209,18 @@ def _direct_layout(tensor: torch.Tensor) -> Layout | None:
     ):
         return None
     return _layout_of(tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _address(tensor: torch.Tensor, nbytes: int) -> int:
+    """Where the ``nbytes`` of ``tensor`` begin; -1 if its storage does not hold them."""
+    try:
+        address = tensor.data_ptr()
+        offset = tensor.storage_offset()
+        end = offset * tensor.itemsize + nbytes if offset else nbytes
+        holds = address and tensor.untyped_storage().nbytes() >= end
+    except RuntimeError:  # tensors of function transforms have no address
+        return -1
+    return address if holds or not nbytes else -1
 
 
 @lru_cache(maxsize=4096)
@@ -222,26 +254,20 @@ def _elements_are_apart(shape: geometry.Shape, strides: geometry.Shape) -> bool:
     return True
 
 
-def _view(address: int, nbytes: int) -> memoryview:
-    if not nbytes:
-        return memoryview(bytearray())
-    return _EVERYWHERE[address - _FIRST_ADDRESS : address - _FIRST_ADDRESS + nbytes]
-
-
 def as_tensor(
     data: memoryview, dtype: str, lengths: geometry.Shape, order: geometry.Shape
 ) -> torch.Tensor:
     """A tensor over packed bytes; it shares them, and must not outlive them."""
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    if not len(data):
-        return torch.empty(lengths, dtype=torch_dtype)
-    flat = torch.frombuffer(data, dtype=torch.uint8).view(torch_dtype)
+    # Not torch.empty for a tensor without elements: a default device would place it elsewhere.
+    content = data if len(data) else bytearray(torch_dtype.itemsize)
+    flat = torch.frombuffer(content, dtype=torch.uint8).view(torch_dtype)
     return flat.as_strided(lengths, geometry.packed_strides(lengths, order))
 
 
 def checksum(tensor: torch.Tensor) -> int:
-    """The CRC-32 of a CPU tensor's elements."""
-    flat = tensor.contiguous().reshape(-1)
+    """The CRC-32 of a tensor's elements."""
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return crc32(flat.view(torch.uint8).numpy().data) if len(flat) else 0
 
 
@@ -268,6 +294,18 @@ def require_shape(target: torch.Tensor, lengths: geometry.Shape) -> None:
     """Refuse a target that does not have the shape of the planned slice."""
     if tuple(target.shape) != tuple(lengths):
         raise _mismatch(tuple(lengths), tuple(target.shape), "target")
+
+
+def target_without_memory(
+    target: torch.Tensor, fault: str, *, fqn: str | None = None
+) -> TargetMemoryError:
+    """The error for a target of which ``memory_fault`` says why it takes nothing."""
+    return TargetMemoryError(
+        f"the target has no memory to load into: {fault}",
+        fqn=fqn,
+        expected=f"memory for {target.numel()} elements of {dtype_name(target.dtype)}",
+        hint="Allocate the target before loading (model.to_empty(device=...), torch.empty_like)",
+    )
 
 
 def _mismatch(stored: geometry.Shape, wanted: geometry.Shape, what: str) -> ShapeMismatchError:

@@ -18,6 +18,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from paraload import _destination as destination
+from paraload._aliases import aliased_target
 from paraload._assembly import Assembly, Workshop
 from paraload._commits import Commits
 from paraload._feed import Feed
@@ -114,9 +115,13 @@ class Load:
         )
 
     def _require_everything(self) -> None:
-        for spec, error in self._commits.aliases.overwritten():
-            error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
-            self._failures.append(error)
+        for spec, by in self._commits.aliases.overwritten():
+            if self._job.strict:
+                error = aliased_target(by)
+                error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
+                self._failures.append(error)
+            else:
+                self._ledger.overwrote(spec.fqn, by.fqn)
         if self._failures:
             raise summarize(self._failures, items=len(self._items.specs), path=self._job.path)
         if missing := [spec.fqn for spec in self._items.left()]:

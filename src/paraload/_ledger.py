@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from paraload._result import ReadTally
 from paraload._timeline import Timeline
 from paraload.progress import ReadProgress
-from paraload.report import FileTiming, ReadReport
+from paraload.report import FileTiming, ReadReport, pairs_text
 
 if TYPE_CHECKING:
     from paraload._items import Item
@@ -43,6 +43,7 @@ class Ledger:
         self._fallbacks: Counter[str] = Counter()
         self._items_fallen_back: set[int] = set()
         self._unverified: Counter[str] = Counter()
+        self._overwritten: dict[str, str] = {}
 
     def count(self, result: TaskResult) -> None:
         """Note what a task has read, and when."""
@@ -83,6 +84,10 @@ class Ledger:
             logger.warning("reading in a slower way: %s", reason)
         self._fallbacks[reason] += items
 
+    def overwrote(self, target: str, by: str) -> None:
+        """The values of ``target`` were replaced by those of ``by``, which has the same memory."""
+        self._overwritten[target] = by
+
     def _fell_back(self, result: TaskResult) -> None:
         """A task says so; items that are read by several tasks are counted once."""
         items = set(result.task.items) - self._items_fallen_back
@@ -111,6 +116,12 @@ class Ledger:
         self, *, workers: int, executor: str, peak_bytes: int, conversions: dict[str, int]
     ) -> ReadReport:
         """What it was."""
+        if self._overwritten:
+            logger.warning(
+                "targets that share memory were saved with different values; the last one wins, as"
+                " in torch (strict=True refuses): %s",
+                pairs_text(self._overwritten),
+            )
         return ReadReport(
             bytes_needed=self._bytes_done,
             bytes_read=self._tally.bytes_read,
@@ -126,6 +137,7 @@ class Ledger:
             fallbacks=dict(self._fallbacks),
             unverified=dict(self._unverified),
             conversions=conversions,
+            overwritten=self._overwritten,
             peak_in_flight_bytes=peak_bytes,
             file_timings=self._files,
             tasks=self._timeline.tasks,

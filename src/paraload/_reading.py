@@ -22,6 +22,7 @@ from paraload._files import changed_files, require_inside, seen_files
 from paraload._gc import collector_paused, objects_frozen
 from paraload._job import Job
 from paraload._overlap import overlapping_items
+from paraload._tensor_memory import dispatch_modes_off
 from paraload._wholeness import require_whole_tensors, require_writable
 from paraload.errors import CheckpointReadError, StalledReadError
 
@@ -91,6 +92,7 @@ def read_with(
     steps = ReaderSteps(reader, defaults)
     process = steps["_process_results"]
     with ExitStack() as stack:
+        stack.enter_context(dispatch_modes_off())
         hook = stack.enter_context(progress_hook(options, file_callback))
         stack.enter_context(closing(traits.source))
         with collector_paused():
@@ -106,6 +108,7 @@ def read_with(
             )
             if (before := getattr(reader, "_metadata_before", None)) is not None:
                 seen |= before
+            job.destinations.note_writes()
             stack.enter_context(objects_frozen())
         report = _run(load, execution, traits.source, seen, traits.options.retries)
         reader.last_report = report

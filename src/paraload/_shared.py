@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import traceback
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from paraload._result import ReadTally, TaskResult
 from paraload._sink import SlotOverflowError, SlotSink, TargetSink, deliver
@@ -82,8 +84,14 @@ class SlotRing:
             return run_task(result.task, work, TargetSink(targets))
         start = slot * self.slot_bytes
         view = _buffer(self._segment)[start : start + self.slot_bytes]
-        delivered = deliver(result, view, targets)
-        self._lent = [view, *_views(delivered)]
+        self._lent = [view]
+        try:
+            delivered = deliver(result, view, targets)
+        except BaseException as error:
+            # Its frames hold parts of the slot, which would keep the segment open.
+            traceback.clear_frames(error.__traceback__)
+            raise
+        self._lent += _views(delivered)
         return delivered
 
     def recycle(self, slot: int) -> None:
@@ -93,7 +101,8 @@ class SlotRing:
 
     def _release(self) -> None:
         for view in reversed(self._lent):
-            view.release()
+            with suppress(BufferError):  # a caller has kept a part of it
+                view.release()
         self._lent = []
 
     def __enter__(self) -> Self:
@@ -104,7 +113,10 @@ class SlotRing:
         """Unlink first: the name must be gone whatever happens next."""
         self._segment.unlink()
         self._release()
-        self._segment.close()
+        try:
+            self._segment.close()
+        except BufferError:
+            _close_later(self._segment)
 
     @staticmethod
     def _require_room(nbytes: int) -> None:
@@ -122,6 +134,15 @@ def _buffer(segment: SharedMemory) -> memoryview:
     if segment.buf is None:
         raise ValueError("the segment of shared memory is closed")
     return segment.buf
+
+
+def _close_later(segment: Any) -> None:
+    """Let the memory go with the last view of it, which a caller has kept.
+
+    A BufferError here would take the place of the error that ends the load, or end a good one.
+    """
+    segment._buf = segment._mmap = None  # noqa: SLF001 - close() cannot be told to wait
+    segment.close()
 
 
 def _views(result: TaskResult) -> list[memoryview]:

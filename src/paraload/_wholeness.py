@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from paraload._coverage import coverage_fault
+from paraload._destination import target_without_memory
 from paraload.errors import (
     CoverageError,
     ItemReadError,
@@ -97,12 +98,13 @@ def require_whole_tensors(plan: LoadPlan, planner: Any, *, path: str) -> None:
 
 
 def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -> None:
-    """Every target has a place for each of its elements.
+    """Every target has a place of its own for each of its elements.
 
     Raises:
-        CheckpointReadError: with a :class:`ShapeMismatchError` for each target that has not.
+        CheckpointReadError: with a :class:`ShapeMismatchError` for each target that has one place
+            for several elements, and a :class:`TargetMemoryError` for each that has no memory.
     """
-    failures = [
+    failures: list[ItemReadError] = [
         ShapeMismatchError(
             "the target has one place for several elements",
             fqn=plan.items[item].dest_index.fqn,
@@ -111,6 +113,10 @@ def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -
             hint="Load into target.contiguous(), or into the tensor that it was expanded from",
         )
         for item, tensor in destinations.expanded()
+    ]
+    failures += [
+        target_without_memory(tensor, fault, fqn=plan.items[item].dest_index.fqn)
+        for item, tensor, fault in destinations.without_memory()
     ]
     if failures:
         raise refuse_to_begin(failures, items=len(plan.items), path=path)

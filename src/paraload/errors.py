@@ -32,6 +32,7 @@ __all__ = [
     "ShortFileError",
     "StalledReadError",
     "StorageReadError",
+    "TargetMemoryError",
     "TransformError",
     "UnsafeMetadataError",
     "UnsafeObjectError",
@@ -176,6 +177,10 @@ class FormatError(ItemReadError, ValueError):
 
 class ShapeMismatchError(ItemReadError, ValueError):
     """The stored tensor, the planned slice and the target do not fit each other."""
+
+
+class TargetMemoryError(ItemReadError, ValueError):
+    """A target has no memory: it is on the meta device, or its storage was freed or shrunk."""
 
 
 class DtypeMismatchError(ItemReadError, TypeError):

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-__all__ = ["FileTiming", "ReadReport", "TaskTiming", "format_bytes"]
+__all__ = ["FileTiming", "ReadReport", "TaskTiming", "format_bytes", "pairs_text"]
+
+_SHOWN_PAIRS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,8 @@ class ReadReport:
         bytes_direct: bytes of ``bytes_read`` that did not go through the page cache.
         fallbacks: reason -> items that could not go the fast way.
         conversions: conversion of the dtype -> items.
+        overwritten: target -> the target that replaced its values: both have the same memory, and
+            were saved with different values.
         unverified: reason -> items whose bytes could not be checked.
         peak_in_flight_bytes: most staging memory that was reserved at once.
         file_timings: by path.
@@ -92,6 +96,7 @@ class ReadReport:
     fallbacks: Mapping[str, int] = field(default_factory=dict)
     unverified: Mapping[str, int] = field(default_factory=dict)
     conversions: Mapping[str, int] = field(default_factory=dict)
+    overwritten: Mapping[str, str] = field(default_factory=dict)
     peak_in_flight_bytes: int = 0
     file_timings: Mapping[str, FileTiming] = field(default_factory=dict)
     tasks: int = 0
@@ -142,6 +147,8 @@ class ReadReport:
             lines.append(f"not checked: {_counts(self.unverified)}")
         if self.conversions:
             lines.append(f"converted: {_counts(self.conversions)}")
+        if self.overwritten:
+            lines.append(f"overwritten: {pairs_text(self.overwritten)}")
         if self.fallbacks:
             lines.append(f"slow paths: {_counts(self.fallbacks)}")
         if self.retries:
@@ -151,6 +158,18 @@ class ReadReport:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} ({count})" for reason, count in sorted(counts.items()))
+
+
+def pairs_text(overwritten: Mapping[str, str]) -> str:
+    """The first of the pairs, and how many more there are.
+
+    >>> pairs_text({"head.weight": "embedding.weight"})
+    "'head.weight' by 'embedding.weight'"
+    """
+    pairs = [f"{target!r} by {by!r}" for target, by in overwritten.items()]
+    hidden = len(pairs) - _SHOWN_PAIRS
+    more = f" and {hidden} more" if hidden > 0 else ""
+    return ", ".join(pairs[:_SHOWN_PAIRS]) + more
 
 
 def format_bytes(nbytes: float) -> str:

@@ -92,15 +92,26 @@ def expanded(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def shared(scene: Scene) -> None:
-    """Two targets are one memory, and stand for different values."""
+    """Two targets are one memory, and stand for different values: torch's last one wins."""
     scene.targets["big.1"] = scene.targets["big.0"]
-    scene.words += ["shares memory"]
+    scene.expected["big.0"] = scene.expected["big.1"]
+    scene.words += ["shares memory", "big.0", "big.1"]
 
 
 def partly_shared(scene: Scene) -> None:
     memory = torch.zeros(450, 700)
     scene.targets["big.0"], scene.targets["big.1"] = memory[:300], memory[150:]
-    scene.words += ["shares memory"]
+    first, last = scene.expected["big.0"], scene.expected["big.1"]
+    scene.expected["big.0"] = torch.cat([first[:150], last[:150]])
+    scene.words += ["shares memory", "big.0", "big.1"]
+
+
+def strictly(arrange: Any) -> Any:
+    def arrange_strict(scene: Scene) -> None:
+        arrange(scene)
+        scene.options["strict"] = True
+
+    return arrange_strict
 
 
 def _rows() -> list[tuple[str, Any, Any]]:
@@ -136,8 +147,10 @@ def _rows() -> list[tuple[str, Any, Any]]:
             (f"target of {fqn} expanded", target(fqn, expanded), fails("CheckpointReadError")),
         ]
     rows += [
-        ("two targets are one memory", shared, fails("CheckpointReadError")),
-        ("two targets overlap", partly_shared, fails("CheckpointReadError")),
+        ("two targets are one memory", shared, loads("overwritten")),
+        ("two targets are one memory, strict", strictly(shared), fails("AliasedTargetError")),
+        ("two targets overlap", partly_shared, loads("overwritten")),
+        ("two targets overlap, strict", strictly(partly_shared), fails("AliasedTargetError")),
     ]
     for step in ("resolve_tensor", "commit_tensor", "load_bytes"):
         rows += [
