@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shutil
 import traceback
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -101,8 +100,7 @@ class SlotRing:
 
     def _release(self) -> None:
         for view in reversed(self._lent):
-            with suppress(BufferError):  # a caller has kept a part of it
-                view.release()
+            view.release()
         self._lent = []
 
     def __enter__(self) -> Self:

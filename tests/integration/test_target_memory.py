@@ -6,7 +6,7 @@ import contextlib
 import gc
 import warnings
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -300,7 +300,7 @@ def test_who_keeps_a_view_of_a_result_ends_no_load(saved, executor):
         def _process_results(self, results, plan, planner):
             for result in results:
                 if result.data is not None:
-                    kept.extend([result.data[:1], numpy.frombuffer(result.data, numpy.uint8)])
+                    kept.extend([result.data[:1], np.frombuffer(result.data, np.uint8)])
             super()._process_results(results, plan, planner)
 
     target = targets(state)
