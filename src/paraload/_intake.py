@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "block_in_target",
+    "is_just_a_tensor",
     "lean_specs",
     "may_resolve_ahead",
     "plain_index",
@@ -172,6 +173,24 @@ def may_resolve_ahead(planner: LoadPlanner) -> bool:
     )
 
 
+def is_just_a_tensor(target: Any) -> bool:
+    """Whether ``target`` stands for itself alone: a local tensor that is saved and loaded whole.
+
+    torch lets a tensor describe itself as a part of a global one, by a method
+    (``__create_chunk_list__``) or, from torch 2.14 on, by attributes of a plain tensor
+    (``CheckpointableTensor``). A later torch may give a meaning to any attribute, so a tensor that
+    has one is left to torch's own planner.
+    """
+    return (
+        type(target) in _TENSORS
+        and not vars(target)
+        and not hasattr(target, "__create_chunk_list__")
+    )
+
+
+_TENSORS: Final = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
 def resolved_tensors(plan: LoadPlan, planner: Any) -> Iterator[torch.Tensor | None]:
     """The target of each item, by a planner that :func:`may_resolve_ahead`; ``None`` for bytes.
 
@@ -196,6 +215,7 @@ def resolved_tensors(plan: LoadPlan, planner: Any) -> Iterator[torch.Tensor | No
             yield None
         elif (
             type(tensor) is not torch.Tensor
+            or vars(tensor)
             or item.lengths != tensor.shape
             or (
                 index.offset is not None

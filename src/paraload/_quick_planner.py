@@ -16,6 +16,8 @@ from torch.distributed.checkpoint.default_planner import create_default_local_lo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
+from paraload._intake import is_just_a_tensor
+
 __all__ = ["QuickLoadPlanner"]
 
 
@@ -54,9 +56,9 @@ class QuickLoadPlanner(DefaultLoadPlanner):
 
 def _whole_item(fqn: str, entry: Any, target: Any) -> ReadItem | None:
     """The one item of a tensor that was saved whole and is wanted whole."""
-    if type(target) not in _TENSORS or type(entry) is not TensorStorageMetadata:
+    if not is_just_a_tensor(target) or type(entry) is not TensorStorageMetadata:
         return None
-    if len(entry.chunks) != 1 or hasattr(target, "__create_chunk_list__"):
+    if len(entry.chunks) != 1:
         return None
     [chunk] = entry.chunks
     size = target.size()
@@ -73,9 +75,6 @@ def _whole_item(fqn: str, entry: Any, target: Any) -> ReadItem | None:
         storage_offsets=start,
         lengths=size,
     )
-
-
-_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 @cache

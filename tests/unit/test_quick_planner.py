@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from torch.distributed.checkpoint import (
     FileSystemWriter,
     _version,
 )
+from torch.distributed.checkpoint import utils as planner_utils
+from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -25,6 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import LoadItemType
 
+import paraload
 from paraload import _quick_planner
 from paraload._quick_planner import QuickLoadPlanner
 
@@ -159,6 +163,80 @@ def test_tensors_that_say_their_chunks_themselves():
     own.__create_chunk_list__ = lambda: [ChunkStorageMetadata(torch.Size([1]), torch.Size([1]))]
     ((item, _, _),) = assert_same_plan({"a": own}, saved)
     assert item.lengths == torch.Size([1])
+
+
+def describes_itself(tensor, *, global_shape, global_offset, local_offset, local_size):
+    """A ``CheckpointableTensor`` of torch 2.14: a plain tensor, but for its attributes."""
+    tensor.global_shape = global_shape
+    tensor.global_offsets, tensor.local_offsets = (global_offset,), (local_offset,)
+    tensor.local_sizes = (local_size,)
+    return tensor
+
+
+def test_tensors_with_attributes_are_left_to_torch_s_planner(monkeypatch):
+    saved = Metadata({name: entry((4,), ((0,), (4,))) for name in "abc"})
+    asked = []
+
+    def noting(state_dict, *arguments):
+        asked.extend(state_dict)
+        return create_default_local_load_plan(state_dict, *arguments)
+
+    monkeypatch.setattr(_quick_planner, "create_default_local_load_plan", noting)
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    parameter.tensor_model_parallel = True
+    part = describes_itself(
+        torch.zeros(4), global_shape=(4,), global_offset=(2,), local_offset=(2,), local_size=(2,)
+    )
+    state = {"a": torch.zeros(4), "b": part, "c": parameter}
+    assert_same_plan(state, saved)
+    assert asked == ["b", "c"]
+
+
+def test_tensors_that_describe_themselves_load_as_with_torch(tmp_path):
+    """Torch up to 2.13 takes them for plain ones, and later ones for parts of a global tensor."""
+    dcp.save({"w": torch.arange(8.0)}, checkpoint_id=tmp_path, no_dist=True)
+
+    def targets():
+        memory = torch.full((8,), -7.0)
+        part = {"global_offset": (4,), "local_offset": (2,), "local_size": (3,)}
+        return {"w": describes_itself(memory, global_shape=(8,), **part)}
+
+    expected, got, read = targets(), targets(), targets()
+    dcp.load(expected, checkpoint_id=tmp_path, no_dist=True)
+    paraload.load(got, tmp_path, no_dist=True)
+    dcp.load(read, storage_reader=paraload.ParallelFileSystemReader(tmp_path), no_dist=True)
+    assert torch.equal(got["w"], expected["w"])
+    assert torch.equal(read["w"], expected["w"])
+
+
+class AsPart(DefaultLoadPlanner):
+    """Looks tensors up as torch 2.14 does: its target is a part of the tensor."""
+
+    def create_local_plan(self):
+        plan = super().create_local_plan()
+        index = dataclasses.replace(plan.items[0].dest_index, offset=torch.Size([0]))
+        item = dataclasses.replace(plan.items[0], dest_index=index)
+        return dataclasses.replace(plan, items=[item])
+
+
+def test_targets_with_attributes_are_resolved_by_the_planner(tmp_path, monkeypatch):
+    """Torch 2.14 resolves a part of the memory where the plan wants all of a global tensor."""
+    dcp.save({"w": torch.arange(4.0)}, checkpoint_id=tmp_path, no_dist=True)
+    memory = torch.full((4,), -7.0)
+    memory.global_shape = (4,)
+    beside = torch.full((4,), -7.0)
+    real = planner_utils.find_state_dict_object
+
+    def of_later_torch(state_dict, index):
+        found = real(state_dict, index)
+        return beside if hasattr(found, "global_shape") else found
+
+    monkeypatch.setattr(
+        "torch.distributed.checkpoint.default_planner.find_state_dict_object", of_later_torch
+    )
+    reader = paraload.ParallelFileSystemReader(tmp_path)
+    dcp.load({"w": memory}, storage_reader=reader, planner=AsPart(), no_dist=True)
+    assert torch.equal(beside, torch.arange(4.0))
 
 
 shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
