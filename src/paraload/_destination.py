@@ -62,8 +62,15 @@ class Destinations:
                 if type(tensor) is not torch.Tensor or tensor.requires_grad:
                     tensor = tensor.detach()  # a parameter becomes a plain tensor
                 layout = _direct_layout(tensor)
-                if layout is not None and (address := _address(tensor, layout.nbytes)) < 0:
-                    layout, address = None, 0
+                if layout is not None:
+                    try:
+                        address, end = tensor.data_ptr(), layout.nbytes
+                        if offset := tensor.storage_offset():
+                            end += offset * tensor.itemsize
+                        if tensor.untyped_storage().nbytes() < end or (end and not address):
+                            layout, address = None, 0  # staged, if it is not refused
+                    except RuntimeError:  # tensors of function transforms have no address
+                        layout = None
             self._tensors.append(tensor)
             self._layouts.append(layout)
             self._addresses.append(address)
@@ -91,17 +98,24 @@ class Destinations:
 
     def expanded(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Items whose target has one place for several elements, as ``expand`` makes it."""
-        for item, (tensor, layout) in enumerate(zip(self._tensors, self._layouts, strict=True)):
-            if layout is None and tensor is not None and tensor.layout is torch.strided:
+        for item, tensor in self._staged():
+            if tensor.layout is torch.strided:
                 pairs = zip(tensor.stride(), tensor.shape, strict=True)
                 if any(stride == 0 and size > 1 for stride, size in pairs):
                     yield item, tensor
 
     def without_memory(self) -> Iterator[tuple[int, torch.Tensor, str]]:
         """Items whose target has no memory to write to, and why."""
-        for item, (tensor, layout) in enumerate(zip(self._tensors, self._layouts, strict=True)):
-            if layout is None and tensor is not None and (fault := memory_fault(tensor)):
+        for item, tensor in self._staged():
+            if (fault := memory_fault(tensor)) is not None:
                 yield item, tensor, fault
+
+    def _staged(self) -> list[tuple[int, torch.Tensor]]:
+        """Those that workers may not write to."""
+        pairs = enumerate(zip(self._tensors, self._layouts, strict=True))
+        return [
+            (n, tensor) for n, (tensor, layout) in pairs if layout is None and tensor is not None
+        ]
 
     def note_writes(self) -> None:
         """Tell autograd of the direct writes that follow; torch itself tells it of copies."""
@@ -123,17 +137,13 @@ class Destinations:
         Addresses of two devices may be equal by chance: these items are then read in order, which
         is slower and not wrong.
         """
-        first, sizes = self._addresses[:], array("q")
-        for item, (tensor, layout) in enumerate(zip(self._tensors, self._layouts, strict=True)):
-            if layout is not None:
-                sizes.append(layout.nbytes)
-            elif type(tensor) is torch.Tensor and tensor.layout is torch.strided:
-                first[item], end = extent(tensor)
-                sizes.append(end - first[item])
-            else:
-                sizes.append(0)
-        starts = np.array(first, dtype=np.int64)
-        return starts, starts + np.array(sizes, dtype=np.int64)
+        first = np.array(self._addresses, dtype=np.int64)
+        sizes = [0 if layout is None else layout.nbytes for layout in self._layouts]
+        end = first + np.array(sizes, dtype=np.int64)
+        for item, tensor in self._staged():
+            if type(tensor) is torch.Tensor and tensor.layout is torch.strided:
+                first[item], end[item] = extent(tensor)
+        return first, end
 
 
 class DirectTargets(Mapping[int, TargetMemory]):
@@ -209,18 +219,6 @@ def _direct_layout(tensor: torch.Tensor) -> Layout | None:
     ):
         return None
     return _layout_of(tensor.dtype, tensor.shape, tensor.stride())
-
-
-def _address(tensor: torch.Tensor, nbytes: int) -> int:
-    """Where the ``nbytes`` of ``tensor`` begin; -1 if its storage does not hold them."""
-    try:
-        address = tensor.data_ptr()
-        offset = tensor.storage_offset()
-        end = offset * tensor.itemsize + nbytes if offset else nbytes
-        holds = address and tensor.untyped_storage().nbytes() >= end
-    except RuntimeError:  # tensors of function transforms have no address
-        return -1
-    return address if holds or not nbytes else -1
 
 
 @lru_cache(maxsize=4096)
