@@ -66,7 +66,7 @@ class Destinations:
                     try:
                         address, end = tensor.data_ptr(), layout.nbytes
                         if offset := tensor.storage_offset():
-                            end += offset * tensor.itemsize
+                            end += int(offset) * tensor.itemsize
                         if tensor.untyped_storage().nbytes() < end or (end and not address):
                             layout, address = None, 0  # staged, if it is not refused
                     except RuntimeError:  # tensors of function transforms have no address

@@ -67,7 +67,8 @@ def _whole_item(fqn: str, entry: Any, target: Any) -> ReadItem | None:
     if chunk.sizes != size or entry.size != size or chunk.offsets != start or 0 in size:
         return None
     # Frozen dataclasses assign one attribute after the other, which took half of all planning.
-    index, item = _new(MetadataIndex), _new(ReadItem)
+    index: MetadataIndex = _new(MetadataIndex)
+    item: ReadItem = _new(ReadItem)
     vars(index).update(fqn=fqn, index=0, offset=start)
     vars(item).update(
         type=LoadItemType.TENSOR,
