@@ -7,8 +7,10 @@ is here; the engine knows none of it, so that another checkpoint library can hav
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._extension import StreamTransformExtension, ZStandard
@@ -22,7 +24,7 @@ from paraload.sources._streams import StreamSource
 from paraload.transforms import ExtensionDecoder, ZstdDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch.distributed.checkpoint.planner import LoadPlan
 
@@ -30,7 +32,15 @@ if TYPE_CHECKING:
     from paraload.sources._base import ByteSource
     from paraload.transforms import Decoder
 
-__all__ = ["ReaderTraits", "default_source", "options_of", "path_text", "stock_decoders"]
+__all__ = [
+    "ReaderTraits",
+    "default_source",
+    "options_of",
+    "path_text",
+    "planning_with",
+    "stock_decoders",
+    "traits_for_tasks",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +147,40 @@ class ReaderTraits:
             retries=self.options.retries,
             stall_timeout_s=self.options.stall_timeout_s,
         )
+
+
+#: The reader whose tasks are being made for a load, and the configuration of that load. A context
+#: variable, since `_create_read_tasks` has a signature that users override and call.
+_planning: Final[ContextVar[tuple[Any, ReaderTraits] | None]] = ContextVar(
+    "paraload_planning", default=None
+)
+
+
+@contextmanager
+def planning_with(reader: Any, traits: ReaderTraits) -> Iterator[None]:
+    """Within it, :func:`traits_for_tasks` of ``reader`` are ``traits``."""
+    token = _planning.set((reader, traits))
+    try:
+        yield
+    finally:
+        _planning.reset(token)
+
+
+@contextmanager
+def traits_for_tasks(reader: Any) -> Iterator[ReaderTraits]:
+    """The configuration of the load that asks ``reader`` for tasks; outside of a load, a new one.
+
+    A load closes its own source; the source of a new configuration is closed here.
+    """
+    planning = _planning.get()
+    if planning is not None and planning[0] is reader:
+        yield planning[1]
+        return
+    traits = ReaderTraits.of(reader, options_of(reader))
+    try:
+        yield traits
+    finally:
+        traits.source.close()
 
 
 def default_source(reader: Any) -> ByteSource:

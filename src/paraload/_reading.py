@@ -90,11 +90,11 @@ def read_with(
     options = adapter.options_of(reader, executor=executor, max_workers=max_workers)
     traits = adapter.ReaderTraits.of(reader, options)
     steps = ReaderSteps(reader, defaults)
-    process = steps["_process_results"]
     with ExitStack() as stack:
         stack.enter_context(dispatch_modes_off())
-        hook = stack.enter_context(progress_hook(options, file_callback))
         stack.enter_context(closing(traits.source))
+        process = steps["_process_results"]
+        hook = stack.enter_context(progress_hook(options, file_callback))
         with collector_paused():
             job, execution = plan_job(reader, steps, traits, plan, planner, started_s)
             load = Load(
@@ -148,7 +148,8 @@ def plan_job(
 ) -> tuple[Job, Execution]:
     """Everything that can be said before the first byte is read."""
     path = adapter.path_text(reader.path)
-    first = steps["_create_read_tasks"](plan, reader.storage_data)
+    with adapter.planning_with(reader, traits):
+        first = steps["_create_read_tasks"](plan, reader.storage_data)
     specs = intake.specs_of(first)
     if not traits.options.allow_outside_paths:
         require_inside(specs, path=path)

@@ -140,21 +140,21 @@ class ParallelFileReader:
 
     def _create_read_tasks(self, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:
         """The tasks that begin the load of ``plan``: grouped by file, ordered by offset."""
-        traits = adapter.ReaderTraits.of(self, adapter.options_of(self))
         steps = reading.ReaderSteps(self, ParallelFileReader)
         path = adapter.path_text(self.path)
         names = ("_serialize_read_item", "_serialize_storage_metadata")
-        if traits.tells_hooks or steps.are_own(*names):
-            tell_item, tell_storage = (steps[name] for name in names)
-            specs = intake.told_specs(plan, storage_data, tell_item, tell_storage, path=path)
-        else:
-            specs = intake.lean_specs(plan, storage_data, path=path, entries=traits.entries)
-        return traits.first_tasks(specs)
+        with adapter.traits_for_tasks(self) as traits:
+            if traits.tells_hooks or steps.are_own(*names):
+                tell_item, tell_storage = (steps[name] for name in names)
+                specs = intake.told_specs(plan, storage_data, tell_item, tell_storage, path=path)
+            else:
+                specs = intake.lean_specs(plan, storage_data, path=path, entries=traits.entries)
+            return traits.first_tasks(specs)
 
     def _make_source(self) -> ByteSource:
         """Where the bytes come from. A reader for another storage returns its own ``ByteSource``.
 
-        Called several times for a load: a source opens nothing before it is read from.
+        Called once for each load, which closes it. A source opens nothing before it is read from.
         """
         return adapter.default_source(self)
 
