@@ -28,11 +28,16 @@ from paraload.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import Protocol
 
     from paraload._task import RecordSpec
     from paraload.sources._base import ByteSource, FileIdentity
 
     Looks = dict[str, FileIdentity | Exception | None]
+
+    class _Looked(Protocol):
+        def identify(self, path: str) -> FileIdentity | None: ...
+
 
 __all__ = ["changed_files", "look_at_files", "path_failures", "require_inside", "seen_files"]
 
@@ -108,7 +113,7 @@ def look_at_files(
     by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
     for spec in specs:
         by_file[spec.path].append(spec)
-    looks, tries = _look_again(source, by_file, retries)
+    looks, tries = _look_again(_FirstLook(source), by_file, retries)
     failures: dict[int, ItemReadError] = {}
     seen: dict[str, FileIdentity] = {}
     for path, look in looks.items():
@@ -118,6 +123,25 @@ def look_at_files(
             seen[path] = look
             failures |= _outside(by_file[path], look.size_bytes)
     return seen, failures
+
+
+class _FirstLook:
+    """Identifies the files of a source that can be read."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._require_readable = getattr(source, "require_readable", None)
+
+    def identify(self, path: str) -> FileIdentity | None:
+        """As the source does.
+
+        Raises:
+            OSError: the file is there, but the system refuses to open it.
+        """
+        identity = self._source.identify(path)
+        if identity is not None and self._require_readable is not None:
+            self._require_readable(path)
+        return identity
 
 
 def changed_files(
@@ -142,7 +166,7 @@ def changed_files(
     )
 
 
-def _look_again(source: ByteSource, paths: Iterable[str], retries: int) -> tuple[Looks, int]:
+def _look_again(source: _Looked, paths: Iterable[str], retries: int) -> tuple[Looks, int]:
     """Looks at each file, more of them where one failed for the moment; and how many there were."""
     looks = _look(source, paths)
     tries, waits = 1, pauses(retries)
@@ -154,7 +178,7 @@ def _look_again(source: ByteSource, paths: Iterable[str], retries: int) -> tuple
     return looks, tries
 
 
-def _look(source: ByteSource, paths: Iterable[str]) -> Looks:
+def _look(source: _Looked, paths: Iterable[str]) -> Looks:
     def look(path: str) -> FileIdentity | Exception | None:
         try:
             return source.identify(path)
@@ -181,7 +205,7 @@ def _all_failed(
     error: Exception, specs: Iterable[RecordSpec], tries: int
 ) -> dict[int, ItemReadError]:
     if isinstance(error, OSError):
-        error = storage_error(error, start=0, end=0, tries=tries)
+        error = storage_error(error, start=None, end=None, tries=tries)
     known = item_error(error)
     known.traceback_text = ""  # of a look at a file it says nothing more
     known.start = known.end = None

@@ -10,6 +10,7 @@ planning (``_quick_planner``).
 from __future__ import annotations
 
 import gc
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,6 @@ from paraload.errors import InvalidOptionError, MetadataError
 from paraload.readers import ParallelFileSystemReader
 
 if TYPE_CHECKING:
-    import os
-
     from torch.distributed import ProcessGroup
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
@@ -128,7 +127,8 @@ class _LoadReader(ParallelFileSystemReader):
             return super().read_metadata(*args, **kwargs)
         except MetadataError as error:
             own = self._get_metadata_path(self._own_rank)
-            if "rank" in kwargs or not self.fs.exists(own):
+            # Path.exists, as in torch's file system, raises where a folder may not be searched.
+            if "rank" in kwargs or not os.path.exists(own):  # noqa: PTH110
                 raise _UnreadableError(error) from None
             raise  # torch tries that one next
 

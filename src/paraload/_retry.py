@@ -1,8 +1,9 @@
 """Reads that fail for the moment, and are tried again.
 
 A network file system answers once with EIO, ESTALE or EAGAIN where nothing is wrong with the file,
-and just after a write with ENOENT or EACCES. Damage is none of these: a short file or a wrong
-checksum is the same the next time, and is never tried again.
+and just after a write with ENOENT. Damage is none of these: a short file or a wrong checksum is the
+same the next time, and is never tried again. Neither is a refusal (EACCES, EPERM) or an impossible
+path: waiting changes neither permissions nor names.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ _TRANSIENT: Final = frozenset(
         errno.ENETUNREACH,
         errno.ENETDOWN,
         errno.EREMOTEIO,
-        errno.EACCES,
         errno.ENOENT,
     }
 )
@@ -87,22 +87,36 @@ def again(read: Callable[[], Answer], retries: int) -> Answer:
                 raise
 
 
-def storage_error(error: OSError, *, start: int, end: int, tries: int) -> OSError:
-    """``error``, which has outlasted all tries, as it is told to the user."""
+_HINTS: Final = {
+    errno.EMFILE: "Too many files are open: raise `ulimit -n`, or close some",
+    errno.ENFILE: "Too many files are open: raise `ulimit -n`, or close some",
+    errno.EACCES: "Let this user read the file, and search all folders on the way to it",
+    errno.EPERM: "Let this user read the file, and search all folders on the way to it",
+    errno.ELOOP: "A symbolic link leads back to itself; restore the file that it stood for",
+    errno.ENAMETOOLONG: "The metadata is damaged, or this file system takes only shorter names",
+    errno.ENOTDIR: "A file has taken the place of a folder on the way to it",
+    errno.EISDIR: "A folder has taken the place of the file",
+}
+_OTHER_HINT: Final = (
+    "Is the storage all right (see dmesg, or its own log)? retries= sets how often to try"
+)
+
+
+def storage_error(error: OSError, *, start: int | None, end: int | None, tries: int) -> OSError:
+    """``error``, which has outlasted all tries, as it is told to the user.
+
+    ``start`` and ``end`` are ``None`` where it concerns the file as a whole: the range of each item
+    is filled in where the items are known.
+    """
     if error.errno is None:
         return error  # a typed one already
     name = errno.errorcode.get(error.errno, str(error.errno))
     times = "" if tries == 1 else f" {tries} times"
-    hint = "Is the storage all right (see dmesg, or its own log)? retries= sets how often to try"
-    if error.errno in {errno.EMFILE, errno.ENFILE}:
-        hint = "Too many files are open: raise `ulimit -n`, or close some"
-    elif error.errno in {errno.EACCES, errno.EPERM}:
-        hint = "May this user read the file?"
     told = StorageReadError(
         f"the file cannot be read: the system answered {name} ({error.strerror}){times}",
         start=start,
         end=end,
-        hint=hint,
+        hint=_HINTS.get(error.errno, _OTHER_HINT),
     )
     told.errno = error.errno
     told.__cause__ = error

@@ -123,7 +123,7 @@ class Meter:
         try:
             return self.work.source.size(self.path)
         except OSError as error:
-            return self._try_again(error, 0, 0, partial(self.work.source.size, self.path))
+            return self._try_again(error, None, None, partial(self.work.source.size, self.path))
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
         """Fill ``buffers`` from ``start`` on."""
@@ -160,7 +160,7 @@ class Meter:
         tally.fallback = tally.fallback or receipt.fallback
 
     def _try_again(
-        self, error: OSError, start: int, end: int, read: Callable[[], Answer]
+        self, error: OSError, start: int | None, end: int | None, read: Callable[[], Answer]
     ) -> Answer:
         tries = 1
         for _ in pauses(self._retries_left if is_transient(error) else 0, self.work.is_cancelled):

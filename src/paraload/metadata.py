@@ -155,13 +155,14 @@ def _is_settled(identity: FileIdentity, now_ns: int) -> bool:
 def _read_file(name: str, retries: int) -> tuple[bytes, FileIdentity | None]:
     """The bytes, and what to know the file by; ``None`` if it may be changing just now."""
     now_ns = time.time_ns()
-    is_folder_there = Path(name).parent.is_dir()
+    # Path.is_dir raises where a folder above may not be searched.
+    is_folder_there = os.path.isdir(Path(name).parent)  # noqa: PTH112
     try:
         before, data, after = again(lambda: _bytes_of(name), retries if is_folder_there else 0)
     except FileNotFoundError:
         raise _missing(name, is_folder_there=is_folder_there) from None
     except (OSError, MemoryError) as error:
-        raise MetadataError(f"cannot be read ({type(error).__name__}: {error})", name) from error
+        raise MetadataError(_unreadable(error), name) from error
     identity = FileIdentity.of(before)
     is_same = identity == FileIdentity.of(after) and len(data) == identity.size_bytes
     return data, identity if is_same and _is_settled(identity, now_ns) else None
@@ -192,8 +193,14 @@ def _read_stream(fs: Any, path: Any, retries: int) -> bytes:
     except FileNotFoundError:
         raise _missing(str(path), is_folder_there=True) from None
     except OSError as error:
-        what = f"{type(error).__name__}: {error}"
-        raise MetadataError(f"cannot be read ({what})", str(path)) from error
+        raise MetadataError(_unreadable(error), str(path)) from error
+
+
+def _unreadable(error: Exception) -> str:
+    what = f"cannot be read ({type(error).__name__}: {error})"
+    if isinstance(error, PermissionError):
+        what += ". Let this user read it, and search all folders on the way to it"
+    return what
 
 
 def _missing(name: str, *, is_folder_there: bool) -> MissingMetadataError:

@@ -196,7 +196,7 @@ def interrupted(scene: Scene) -> None:
 
 def _calls() -> list[tuple[str, Any, Any]]:
     rows: list[tuple[str, Any, Any]] = []
-    for name in ("EIO", "ESTALE", "EAGAIN", "ENOENT", "EACCES"):
+    for name in ("EIO", "ESTALE", "EAGAIN", "ENOENT"):
         number = getattr(errno, name)
         rows += [
             (f"read fails once with {name}", call("read", 3, number), loads()),
@@ -206,6 +206,8 @@ def _calls() -> list[tuple[str, Any, Any]]:
     storage = ("StorageReadError",)
     return [
         *rows,
+        ("read fails once with EACCES", call("read", 3, errno.EACCES), fails(*storage)),
+        ("open fails once with EACCES", call("open", 2, errno.EACCES), fails(*storage)),
         ("open of .metadata fails once with ENOENT", call("open", 1, errno.ENOENT), loads()),
         ("read of .metadata fails once with ESTALE", call("read", 1, errno.ESTALE), loads()),
         ("fstat fails once with EIO", call("stat", 4, errno.EIO), loads()),

@@ -26,7 +26,7 @@ from paraload.testing import FaultySource, leaked, resources
 from tests.integration import support
 from tests.integration.support import EXECUTORS
 
-TRANSIENT = ["EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "ENOENT", "EACCES"]
+TRANSIENT = ["EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "ENOENT"]
 
 
 def refused(name):
@@ -98,7 +98,10 @@ def test_a_thousand_small_records_do_not_wait_one_by_one(tmp_path):
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize("name", ["EINVAL", "EFAULT"])
+@pytest.mark.parametrize(
+    "name",
+    ["EINVAL", "EFAULT", "EACCES", "EPERM", "ELOOP", "ENAMETOOLONG", "ENOTDIR", "EISDIR"],
+)
 def test_what_is_no_passing_fault_is_not_tried_again(folder, saved, name):
     faults = {"fail_at": 1, "times": 10**6, "error": refused(name)}
     error, _ = failing(FaultyReader(folder, faults, executor="sequential"), saved)

@@ -27,6 +27,7 @@ __all__ = ["LocalSource"]
 
 #: Handles kept open. A checkpoint of a thousand ranks must not need a thousand descriptors.
 _MAX_OPEN_FILES: Final = 64
+_EFFECTIVE_IDS: Final = os.access in os.supports_effective_ids
 
 
 class _Handle:
@@ -132,10 +133,21 @@ class LocalSource:
         """One look at the file, by its name."""
         try:
             status = Path(self.root, path).stat()
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except FileNotFoundError as error:
             raise self._missing(path) from error
         _require_regular(status)
         return FileIdentity.of(status)
+
+    def require_readable(self, path: str) -> None:
+        """Raise what the system would answer to a read, if it would refuse one.
+
+        Not a part of :meth:`identify`: a file that was read already may become unreadable.
+        """
+        name = os.path.join(self.root, path)
+        # A look at the permissions costs a microsecond, an open may cost a round trip. It can be
+        # wrong (access lists, capabilities), so a refusal counts only if opening fails as well.
+        if not os.access(name, os.R_OK, effective_ids=_EFFECTIVE_IDS):
+            os.close(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
 
     def size(self, path: str) -> int:
         """Bytes of the file."""

@@ -28,6 +28,11 @@ class WrappedSource:
         """As it is."""
         return self.inner.identify(path)
 
+    def require_readable(self, path: str) -> None:
+        """As it is, where ``inner`` can tell."""
+        if (require := getattr(self.inner, "require_readable", None)) is not None:
+            require(path)
+
     def size(self, path: str) -> int:
         """As it is."""
         return self.inner.size(path)
