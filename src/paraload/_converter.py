@@ -17,7 +17,34 @@ from paraload.errors import DtypeMismatchError, ItemReadError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Converter"]
+__all__ = ["Converter", "refused_conversion"]
+
+
+def refused_conversion(
+    stored: torch.dtype, target: torch.dtype, *, strict: bool
+) -> DtypeMismatchError | None:
+    """The error for a target whose dtype is not the stored one; ``None`` if torch may convert.
+
+    Args:
+        stored: dtype of the stored tensor.
+        target: another dtype.
+        strict: convert no dtype.
+    """
+    if stored.is_complex and not target.is_complex:
+        return DtypeMismatchError(
+            "the stored tensor is complex and its target is not",
+            expected=f"a complex target for {dtype_name(stored)}",
+            got=dtype_name(target),
+            hint="Load it into a complex tensor, and take what you need of that",
+        )
+    if strict:
+        return DtypeMismatchError(
+            "the target has another dtype than the stored tensor",
+            expected=dtype_name(stored),
+            got=dtype_name(target),
+            hint="Make the target of the stored dtype; without strict=True it is converted",
+        )
+    return None
 
 
 class Converter:
@@ -60,18 +87,6 @@ class Converter:
         return {conversion: len(items) for conversion, items in sorted(self._items.items())}
 
     def _convert(self, stored: torch.dtype, wanted: torch.dtype, item: int) -> None:
-        if stored.is_complex and not wanted.is_complex:
-            raise DtypeMismatchError(
-                "the stored tensor is complex and its target is not",
-                expected=f"a complex target for {dtype_name(stored)}",
-                got=dtype_name(wanted),
-                hint="Load it into a complex tensor, and take what you need of that",
-            )
-        if self._strict:
-            raise DtypeMismatchError(
-                "the target has another dtype than the stored tensor",
-                expected=dtype_name(stored),
-                got=dtype_name(wanted),
-                hint="Make the target of the stored dtype; without strict=True it is converted",
-            )
+        if (refused := refused_conversion(stored, wanted, strict=self._strict)) is not None:
+            raise refused
         self._items[f"{dtype_name(stored)} to {dtype_name(wanted)}"].add(item)

@@ -29,7 +29,7 @@ from paraload.errors import ShapeMismatchError, TargetMemoryError
 from paraload.formats import _torch_load
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -74,6 +74,11 @@ class Destinations:
             self._tensors.append(tensor)
             self._layouts.append(layout)
             self._addresses.append(address)
+
+    @property
+    def layouts(self) -> Sequence[Layout | None]:
+        """How each target lies in memory, one object for equal ones; ``None`` if it is staged."""
+        return self._layouts
 
     def get(self, item: int) -> Destination | None:
         """The item's destination; ``None`` if it was not resolved."""

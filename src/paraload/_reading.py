@@ -23,7 +23,12 @@ from paraload._gc import collector_paused, objects_frozen
 from paraload._job import Job
 from paraload._overlap import overlapping_items
 from paraload._tensor_memory import dispatch_modes_off
-from paraload._wholeness import require_whole_tensors, require_writable
+from paraload._wholeness import (
+    require_decoders,
+    require_fitting,
+    require_whole_tensors,
+    require_writable,
+)
 from paraload.errors import CheckpointReadError, StalledReadError
 
 if TYPE_CHECKING:
@@ -154,12 +159,18 @@ def plan_job(
     if not traits.options.allow_outside_paths:
         require_inside(specs, path=path)
     traits.remember(specs, plan, reader.storage_data)
+    work = traits.work(specs)
+    require_decoders(specs, work, path=path)
     # The commit of a planner that may be resolved ahead is torch's, which does nothing.
     is_plain = intake.may_resolve_ahead(planner)
+    has_own_commit = steps.are_own("_process_results")
     if is_plain:
         require_whole_tensors(plan, planner, path=path)
         destinations = Destinations(intake.resolved_tensors(plan, planner))
         require_writable(destinations, plan, path=path)
+        # A hook may cut another shape or dtype than the stored one, and a step may do without.
+        if work.narrow_tensor is None and not has_own_commit:
+            require_fitting(specs, destinations, strict=traits.options.strict, path=path)
         ordered = overlapping_items(*destinations.spans(), partial(intake.block_in_target, plan))
     else:
         destinations, ordered = Destinations(), {spec.item for spec in specs}
@@ -177,10 +188,10 @@ def plan_job(
         first=first,
         destinations=destinations,
         ordered=ordered,
-        work=traits.work(specs),
+        work=work,
         split_bytes=execution.sizes.next_split_bytes,
         task_limit_bytes=execution.task_limit_bytes,
-        hand_over_landed=not is_plain or steps.are_own("_process_results"),
+        hand_over_landed=not is_plain or has_own_commit,
         watch_targets=is_plain,
         slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],
         strict=traits.options.strict,

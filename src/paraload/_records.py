@@ -16,11 +16,10 @@ from paraload._alike import Alike, land_alike
 from paraload._checks import check_payload, check_range, check_stored, most_bytes
 from paraload._result import Failed, LandedItems
 from paraload._work import NarrowedTensor, item_error
-from paraload.errors import TransformError
 from paraload.formats._archive import check_archive
 from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_zip import FIRST_HEAD_BYTES
-from paraload.transforms import decode, slice_stream
+from paraload.transforms import decode, no_decoder, slice_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,10 +175,7 @@ def decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
     descriptors = spec.wanted.descriptors
     decoders, unknown = work.decoders.get(descriptors, ((), descriptors))
     if unknown and work.transform is None:
-        raise TransformError(
-            f"no decoder for transform {unknown[0]!r}",
-            hint="Register its extension with _extension_registry=, or pass transform=",
-        )
+        raise no_decoder(unknown[0])
     data = decode(data, decoders, most_bytes(spec))
     if work.transform is None:
         return data

@@ -1,4 +1,6 @@
-"""What has to be there before the first byte is read: a place for each item, all of each tensor.
+"""What has to hold before the first byte is read.
+
+A place for each item, all of each tensor, targets that can take it, and decoders.
 
 Nothing has been written into a target when one of these errors is raised.
 """
@@ -6,12 +8,15 @@ Nothing has been written into a target when one of these errors is raised.
 from __future__ import annotations
 
 from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from paraload._converter import refused_conversion
 from paraload._coverage import coverage_fault
-from paraload._destination import target_without_memory
+from paraload._destination import require_shape, target_without_memory
 from paraload.errors import (
     CoverageError,
     ItemReadError,
@@ -19,17 +24,25 @@ from paraload.errors import (
     ShapeMismatchError,
     refuse_to_begin,
 )
+from paraload.transforms import no_decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    import torch
     from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
     from paraload._coverage import Box
     from paraload._destination import Destinations
+    from paraload._task import RecordSpec
+    from paraload._work import Work
 
-__all__ = ["require_places", "require_whole_tensors", "require_writable"]
+__all__ = [
+    "require_decoders",
+    "require_fitting",
+    "require_places",
+    "require_whole_tensors",
+    "require_writable",
+]
 
 
 def require_places(plan: LoadPlan, storage_data: Any, *, path: str) -> None:
@@ -120,6 +133,77 @@ def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -
     ]
     if failures:
         raise refuse_to_begin(failures, items=len(plan.items), path=path)
+
+
+def require_fitting(
+    specs: Sequence[RecordSpec], destinations: Destinations, *, strict: bool, path: str
+) -> None:
+    """Every target has the shape of what is wanted, and a dtype that the stored one may become.
+
+    A stored dtype that the metadata does not tell is checked when the record has been read.
+
+    Raises:
+        CheckpointReadError: with a :class:`ShapeMismatchError` or a :class:`DtypeMismatchError` for
+            each target that cannot take what is stored.
+    """
+    layouts = destinations.layouts
+    wanted_ids = map(id, map(attrgetter("wanted"), specs))
+    layout_ids = map(id, map(layouts.__getitem__, map(attrgetter("item"), specs)))
+    # Like items share both objects, so one of each kind is looked at: 0.1 us an item. Targets
+    # without a layout may differ.
+    kinds = dict(zip(zip(wanted_ids, layout_ids, strict=True), specs, strict=True))
+    doubtful = {
+        kind
+        for kind, spec in kinds.items()
+        if layouts[spec.item] is None or _misfit(spec, destinations, strict=strict) is not None
+    }
+    if not doubtful:
+        return
+    failures = [
+        failure
+        for spec in specs
+        if (id(spec.wanted), id(layouts[spec.item])) in doubtful
+        and (failure := _misfit(spec, destinations, strict=strict)) is not None
+    ]
+    if failures:
+        raise refuse_to_begin(failures, items=len(specs), path=path)
+
+
+def _misfit(spec: RecordSpec, destinations: Destinations, *, strict: bool) -> ItemReadError | None:
+    destination = destinations.get(spec.item)
+    if destination is None:
+        return None
+    failure: ItemReadError | None = None
+    tensor, stored = destination.tensor, spec.wanted.stored
+    try:
+        require_shape(tensor, spec.wanted.lengths)
+    except ShapeMismatchError as error:
+        failure = error.with_traceback(None)
+    else:
+        dtype = tensor.dtype if stored is None else getattr(torch, stored.dtype, tensor.dtype)
+        if dtype != tensor.dtype:
+            failure = refused_conversion(dtype, tensor.dtype, strict=strict)
+    if failure is not None:
+        failure.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
+    return failure
+
+
+def require_decoders(specs: Sequence[RecordSpec], work: Work, *, path: str) -> None:
+    """Every transform that the records need is known, unless a hook decodes them.
+
+    Raises:
+        CheckpointReadError: with a :class:`TransformError` for each item that nothing can decode.
+    """
+    unknown = {names: left[0] for names, (_, left) in work.decoders.items() if left}
+    if not unknown or work.transform is not None:
+        return
+    failures = []
+    for spec in specs:
+        if (descriptor := unknown.get(spec.wanted.descriptors)) is not None:
+            failure = no_decoder(descriptor)
+            failure.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
+            failures.append(failure)
+    raise refuse_to_begin(failures, items=len(specs), path=path)
 
 
 @lru_cache(maxsize=4096)

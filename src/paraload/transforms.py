@@ -88,6 +88,14 @@ def _too_long(what: str, limit_bytes: int) -> TransformError:
     )
 
 
+def no_decoder(descriptor: str) -> TransformError:
+    """The error for a record that needs an unknown transform."""
+    return TransformError(
+        f"no decoder for transform {descriptor!r}",
+        hint="Register its extension with _extension_registry=, or pass transform=",
+    )
+
+
 def decode(data: memoryview, decoders: Iterable[Decoder], limit_bytes: int) -> memoryview:
     """Apply ``decoders`` in order; none may give more than ``limit_bytes``."""
     for decoder in decoders:

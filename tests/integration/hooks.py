@@ -26,6 +26,15 @@ def doubled(tensor, storage_offsets, lengths):
     return narrowed(tensor, storage_offsets, lengths) * 2
 
 
+def to_double(tensor, storage_offsets, lengths):
+    return narrowed(tensor, storage_offsets, lengths).double()
+
+
+def decoded(read_item, transform_descriptors, stream):
+    assert transform_descriptors == ("stream.unheard-of/7",)
+    return stream
+
+
 def passed(read_item, transform_descriptors, stream):
     assert read_item.storage_index.fqn
     assert transform_descriptors == ()
