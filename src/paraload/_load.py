@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 
 from paraload._gc import collector_paused, collector_resumed
+from paraload._misplanned import misplanned_named
 from paraload._quick_planner import QuickLoadPlanner
 from paraload.errors import InvalidOptionError, MetadataError
 from paraload.readers import ParallelFileSystemReader
@@ -81,6 +82,7 @@ def load(
     is_alone = no_dist or not (distributed.is_available() and distributed.is_initialized())
     rank = 0 if is_alone else distributed.get_rank(process_group)
     reader = _LoadReader(Path(path), rank, options=options, **keywords)
+    planner = QuickLoadPlanner() if planner is None else planner
     # As in dcp.load: every rank in the same order.
     names = sorted(state_dict)
     stateful = {name: state_dict[name] for name in names if _is_stateful(state_dict[name])}
@@ -89,13 +91,13 @@ def load(
         for name in names
     }
     try:
-        with collector_paused():
+        with collector_paused(), misplanned_named(planner, str(path)):
             _load_state_dict(
                 values,
                 reader,
                 process_group=process_group,
                 no_dist=is_alone,
-                planner=QuickLoadPlanner() if planner is None else planner,
+                planner=planner,
             )
     except CheckpointException as error:
         raise _told(error, is_alone=is_alone) from None

@@ -24,9 +24,11 @@ __all__ = [
     "HookNotPicklableError",
     "InvalidOptionError",
     "ItemReadError",
+    "KindMismatchError",
     "MetadataError",
     "MissingEntryError",
     "MissingFileError",
+    "MissingKeyError",
     "MissingMetadataError",
     "ShapeMismatchError",
     "ShortFileError",
@@ -149,6 +151,14 @@ class AliasedTargetError(ItemReadError, ValueError):
 
 class MissingEntryError(ItemReadError, KeyError):
     """The metadata does not say where an item is stored."""
+
+
+class MissingKeyError(ItemReadError, KeyError):
+    """The state dict has a name that the checkpoint does not have."""
+
+
+class KindMismatchError(ItemReadError, TypeError):
+    """The checkpoint has a tensor where the state dict has another object."""
 
 
 class CoverageError(ItemReadError, ValueError):

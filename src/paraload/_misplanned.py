@@ -1,0 +1,201 @@
+"""Names everything in a state dict that cannot be planned, where torch's planner names the first.
+
+torch raises for the first entry that does not fit, so that ten faults take ten runs of the program.
+Here its error leads to a second walk, which asks torch about every entry by itself: torch alone
+decides what fits.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from paraload._quick_planner import QuickLoadPlanner
+from paraload.errors import (
+    CheckpointReadError,
+    ItemReadError,
+    KindMismatchError,
+    MissingKeyError,
+    ShapeMismatchError,
+    refuse_to_begin,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+
+__all__ = ["misplanned_named"]
+
+#: Planners of other classes keep their own plans and errors.
+_EXPLAINED: Final = {DefaultLoadPlanner.create_local_plan, QuickLoadPlanner.create_local_plan}
+#: Similar names are looked for on behalf of so many missing ones, among so many: 10 ms for each.
+_EXPLAINED_NAMES: Final = 10
+_MOST_CANDIDATES: Final = 1000
+
+
+@contextmanager
+def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
+    """Within it, an error of ``planner`` while it plans is one that names all that does not fit.
+
+    Args:
+        planner: torch's or ours; any other one is left alone.
+        path: of the checkpoint, for texts.
+    """
+    plan = getattr(type(planner), "create_local_plan", None)
+    if plan not in _EXPLAINED or "create_local_plan" in vars(planner):
+        yield
+        return
+
+    def create_local_plan() -> LoadPlan:
+        try:
+            return plan(planner)  # type: ignore[no-any-return]
+        except Exception:
+            if (error := _refusal(planner, path)) is None:
+                raise
+            raise error from None
+
+    # Set on the planner, for this load alone: the reader, and the steps that a user overrides, are
+    # to see the planner that was given, not one around it.
+    vars(planner)["create_local_plan"] = create_local_plan
+    try:
+        yield
+    finally:
+        del vars(planner)["create_local_plan"]
+
+
+def _refusal(planner: Any, path: str) -> CheckpointReadError | None:
+    """The error that names every entry which torch does not plan.
+
+    ``None`` where it would not tell more than torch's own error does.
+    """
+    metadata = getattr(planner, "metadata", None)
+    state_dict = getattr(planner, "state_dict", None)
+    if metadata is None or state_dict is None:
+        return None
+    entries = metadata.state_dict_metadata
+    failures: list[ItemReadError] = []
+    for fqn, target in state_dict.items():
+        try:
+            create_default_local_load_plan({fqn: target}, metadata, not planner.allow_partial_load)
+        except Exception as error:  # noqa: BLE001 - targets can have any code in them
+            failures.append(_fault(fqn, target, entries, error))
+    if all(type(failure) is ItemReadError for failure in failures):
+        return None
+    missing = [failure for failure in failures if isinstance(failure, MissingKeyError)]
+    advice = _advise(missing, [name for name in entries if name not in state_dict], planner)
+    refused = refuse_to_begin(failures, items=len(state_dict), path=path)
+    return CheckpointReadError("\n".join([str(refused), *advice]), refused.failures)
+
+
+def _fault(fqn: str, target: Any, entries: Any, error: Exception) -> ItemReadError:
+    if fqn not in entries:
+        return MissingKeyError("the checkpoint has nothing of this name", fqn=fqn)
+    entry = entries[fqn]
+    if isinstance(entry, TensorStorageMetadata):
+        stored = tuple(entry.size)
+        if not _is_tensor(target):
+            dtype = entry.properties.dtype
+            return KindMismatchError(
+                "the checkpoint has a tensor of this name, and the target is another object",
+                fqn=fqn,
+                expected=f"a tensor of shape {stored}",
+                got=f"an object of type {type(target).__name__}",
+                hint=f"Put torch.empty({stored}, dtype={dtype}) into the state dict instead",
+            )
+        size = getattr(target, "size", None)
+        # torch raises a ValueError for sizes, and asked for this one before any other.
+        if isinstance(error, ValueError) and size and (shape := tuple(size())) != stored:
+            return ShapeMismatchError(
+                "the target has another shape than the tensor in the checkpoint",
+                fqn=fqn,
+                expected=f"shape {stored}, as it was saved",
+                got=f"shape {shape}",
+                hint="Build the model with the sizes that it was saved with",
+            )
+    return ItemReadError(f"it cannot be planned ({type(error).__name__}: {error})", fqn=fqn)
+
+
+def _is_tensor(target: Any) -> bool:
+    """Whether torch makes chunks of it: a tensor, one of its own protocol, a ``ShardedTensor``."""
+    return (
+        isinstance(target, torch.Tensor)
+        or hasattr(target, "__create_chunk_list__")
+        or hasattr(target, "local_shards")
+    )
+
+
+# --------------------------------------------------------------------------------- missing names
+
+
+def _advise(
+    missing: Sequence[MissingKeyError], unclaimed: Sequence[str], planner: DefaultLoadPlanner
+) -> list[str]:
+    """Lines on what to do about ``missing``, each of which gets the names that it may stand for.
+
+    Args:
+        missing: what the checkpoint does not have.
+        unclaimed: what it has and the state dict does not.
+        planner: that could leave out what is missing.
+    """
+    if not missing:
+        return []
+    advice = []
+    names = [str(failure.fqn) for failure in missing]
+    those = "the missing name" if len(names) == 1 else f"the {len(names)} missing names"
+    added, removed = _prefix(names, set(unclaimed))
+    if added:
+        advice.append(
+            f"The checkpoint has {those} with {added!r} in front: rename the keys of the state"
+            f" dict, or load into {{{added.removesuffix('.')!r}: state_dict}}"
+        )
+    elif removed:
+        advice.append(
+            f"The checkpoint has {those} without {removed!r} in front: rename the keys of the state"
+            f" dict with name.removeprefix({removed!r})"
+        )
+    else:
+        for failure, name in zip(missing[:_EXPLAINED_NAMES], names, strict=False):
+            if similar := _similar(name, unclaimed):
+                failure.hint = f"Is it {' or '.join(map(repr, similar))}?"
+    kind = DefaultLoadPlanner if type(planner) is QuickLoadPlanner else type(planner)
+    advice.append(
+        "To load only what the checkpoint has, and leave the other targets as they are:"
+        f" planner={kind.__name__}(allow_partial_load=True)"
+    )
+    return advice
+
+
+def _prefix(names: Sequence[str], unclaimed: Collection[str]) -> tuple[str, str]:
+    """What is to be put before all ``names``, or taken off them, to be in ``unclaimed``; or "".
+
+    >>> _prefix(["w", "b"], {"module.w", "module.b", "x.w"})
+    ('module.', '')
+    >>> _prefix(["module.w"], {"w"})
+    ('', 'module.')
+    """
+    first = names[0]
+    fronts = {name.removesuffix(first) for name in unclaimed if name.endswith(f".{first}")}
+    for front in sorted(fronts, key=len):
+        if all(front + name in unclaimed for name in names):
+            return front, ""
+    parts = first.split(".")
+    for count in range(1, len(parts)):
+        front = ".".join(parts[:count]) + "."
+        if all(n.startswith(front) and n.removeprefix(front) in unclaimed for n in names):
+            return "", front
+    return "", ""
+
+
+def _similar(name: str, unclaimed: Sequence[str]) -> list[str]:
+    candidates = unclaimed
+    if len(candidates) > _MOST_CANDIDATES:
+        last = name.rpartition(".")[2]
+        candidates = [other for other in candidates if other.rpartition(".")[2] == last]
+    return get_close_matches(name, candidates[:_MOST_CANDIDATES], n=2)
