@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from paraload._checks import check_stored
 from paraload._converter import refused_conversion
 from paraload._coverage import coverage_fault
 from paraload._destination import require_shape, target_without_memory
@@ -138,9 +139,9 @@ def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -
 def require_fitting(
     specs: Sequence[RecordSpec], destinations: Destinations, *, strict: bool, path: str
 ) -> None:
-    """Every target has the shape of what is wanted, and a dtype that the stored one may become.
+    """Every slice lies inside of what is stored, and its target has its shape and a fitting dtype.
 
-    A stored dtype that the metadata does not tell is checked when the record has been read.
+    Where the metadata does not describe the stored tensor, it is checked when it has been read.
 
     Raises:
         CheckpointReadError: with a :class:`ShapeMismatchError` or a :class:`DtypeMismatchError` for
@@ -176,6 +177,8 @@ def _misfit(spec: RecordSpec, destinations: Destinations, *, strict: bool) -> It
     failure: ItemReadError | None = None
     tensor, stored = destination.tensor, spec.wanted.stored
     try:
+        if stored is not None:
+            check_stored(spec, stored.dtype, stored.shape)
         require_shape(tensor, spec.wanted.lengths)
     except ShapeMismatchError as error:
         failure = error.with_traceback(None)

@@ -208,6 +208,31 @@ def test_targets_of_another_shape_than_planned_are_all_named(tmp_path, executor)
     assert {type(failure) for failure in error.failures} == {ShapeMismatchError}
 
 
+class OutsideOfStored(DefaultLoadPlanner):
+    """Plans slices that begin too late in what is stored."""
+
+    def create_local_plan(self):
+        items = super().create_local_plan().items
+        return LoadPlan([shifted(item) for item in items])
+
+
+def shifted(item):
+    from dataclasses import replace
+
+    if item.dest_index.fqn not in {"w0", "w3"}:
+        return item
+    return replace(item, storage_offsets=torch.Size([3, 0]))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_slices_outside_of_what_is_stored_are_all_named(tmp_path, executor):
+    support.save(tmp_path, {f"w{n}": torch.randn(4, 5) for n in range(5)})
+    targets = {f"w{n}": torch.zeros(4, 5) for n in range(5)}
+    error = refusal(tmp_path, targets, OutsideOfStored(), executor=executor, max_workers=2)
+    assert {failure.fqn for failure in error.failures} == {"w0", "w3"}
+    assert "planned slice does not lie inside the stored tensor" in str(error)
+
+
 # -------------------------------------------------------------------------------------- decoders
 
 
