@@ -36,6 +36,7 @@ from torch.distributed._shard.sharded_tensor import metadata as old_properties
 from torch.distributed.checkpoint import filesystem, metadata, planner
 from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 
+from paraload._global_names import is_class_of_package
 from paraload._opcodes import require_modest
 
 if TYPE_CHECKING:
@@ -55,12 +56,18 @@ class GlobalRefusedError(pickle.UnpicklingError):
     """The pickle names something that is not allowed.
 
     Args:
-        name: of it, with its module.
+        module: where it is.
+        qualified: its name within the module.
+
+    Attributes:
+        name: the whole name.
+        is_class: it looks like a class that an honest writer may need.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    def __init__(self, module: str, qualified: str) -> None:
+        self.name = f"{module}.{qualified}"
+        self.is_class = is_class_of_package(module, qualified)
+        super().__init__(self.name)
 
 
 def unpickle(data: bytes, allow_globals: Iterable[Any] = ()) -> Any:
@@ -100,7 +107,7 @@ class _Unpickler(pickle.Unpickler):
             if place in _STAND_INS:
                 return _STAND_INS[place]
         if (stand_in := _of_loaded(full)) is None:
-            raise GlobalRefusedError(full)
+            raise GlobalRefusedError(module_name, global_name)
         return stand_in
 
 

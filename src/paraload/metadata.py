@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from paraload._gc import collector_paused
+from paraload._global_names import printable
 from paraload._late_metadata import LateMetadata, made, stamp
 from paraload._opcodes import ExcessError
 from paraload._plain_metadata import NotPlainError, columns_in
@@ -113,10 +114,10 @@ def _unpickled(
         try:
             metadata: Metadata = unpickle(data, allow_globals)
         except GlobalRefusedError as error:
-            raise _unsafe(error.name, name) from None
+            raise _unsafe(error, name) from None
         except Exception as error:  # unpickling damaged bytes can raise anything
             is_told = isinstance(error, ExcessError)  # in words for whoever reads them
-            what = str(error) if is_told else f"{type(error).__name__}: {error}"
+            what = str(error) if is_told else printable(f"{type(error).__name__}: {error}")
             raise MetadataError(f"cannot be unpickled ({what}). {_DAMAGED}", name) from error
         fault = fault_of(metadata, is_torchs=not allow_globals)
     if fault is not None:
@@ -125,15 +126,21 @@ def _unpickled(
     return metadata
 
 
-def _unsafe(global_name: str, name: str) -> UnsafeMetadataError:
-    shown = global_name[:_SHOWN_OF_NAME]
-    return UnsafeMetadataError(
-        f"names {shown!r}, which the metadata of torch's writers does not; nothing was executed."
-        " The file is damaged, or somebody wants to run code here. If your own writer puts this"
-        f" into it, allow it: allow_globals=({shown!r},) or PARALOAD_ALLOW_GLOBALS={shown}",
-        name,
-        shown,
-    )
+def _unsafe(error: GlobalRefusedError, name: str) -> UnsafeMetadataError:
+    shown = error.name[:_SHOWN_OF_NAME]
+    if error.is_class and shown == error.name:
+        what = (
+            "which the metadata of torch's writers does not; nothing was executed. The file is"
+            " damaged, a newer torch wrote it, or it was made to run code here. If your own writer"
+            f" puts this class into it, allow it: allow_globals=({shown!r},) or"
+            f" PARALOAD_ALLOW_GLOBALS={shown}"
+        )
+    else:
+        what = (
+            "which metadata never needs; nothing was executed. Do not trust this file: it is"
+            " damaged, or it was made to run code here"
+        )
+    return UnsafeMetadataError(f"names {shown!r}, {what}", name, shown)
 
 
 # --------------------------------------------------------------------------------------- reading

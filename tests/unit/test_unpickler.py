@@ -123,6 +123,9 @@ GLOBALS = {
     "pathlib.Path.unlink": named("pathlib", "Path.unlink"),
     "pathlib.os.system": named("pathlib", "os.system"),
     "no_such_module.x": named("no_such_module", "x"),
+    "acme.subprocess.Popen": called(named("acme", "subprocess.Popen"), ECHO),
+    "datetime.datetime": named("datetime", "datetime"),
+    "commands.Getter": line("commands", "Getter"),  # Python 2's
     "this.s": named("this", "s"),  # importing it prints
     ".": named("", ""),
     "os.posix.system": b"(S'echo ran >&2'\nios\nposix.system\n",  # INST
@@ -138,12 +141,45 @@ def test_other_names_are_refused_and_named(tmp_path, capfd, name, where):
     with pytest.raises(UnsafeMetadataError) as caught:
         metadata.read_metadata(path)
     assert caught.value.global_name == name
-    for words in (repr(name), str(path), "nothing was executed", f"allow_globals=({name!r},)"):
+    for words in (repr(name), str(path), "nothing was executed"):
         assert words in str(caught.value)
+    has_recipe = name == "torch.Tensor"
+    assert ("allow_globals" in str(caught.value)) == has_recipe
+    assert ("ALLOW_GLOBALS" in str(caught.value)) == has_recipe
+    assert ("Do not trust this file" in str(caught.value)) != has_recipe
     back = pickle.loads(pickle.dumps(caught.value))
     assert (type(back), str(back)) == (UnsafeMetadataError, str(caught.value))
     assert (back.global_name, back.path) == (name, str(path))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["Info", "_Info", "Writer.Info", "Ünfo"])
+def test_a_class_of_another_package_is_refused_with_the_way_to_allow_it(tmp_path, name):
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle_of(named("acme.writer", name)))
+    with pytest.raises(UnsafeMetadataError, match="nothing was executed") as caught:
+        metadata.read_metadata(path)
+    assert f"allow_globals=('acme.writer.{name}',)" in str(caught.value)
+    assert f"PARALOAD_ALLOW_GLOBALS=acme.writer.{name}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Bad\x1b[2J", "Bad\u202e", "Bad`x`", "Bad\rName"])
+def test_a_name_that_is_none_is_shown_escaped_and_not_to_be_allowed(tmp_path, name):
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle_of(named("acme.writer", name)))
+    with pytest.raises(UnsafeMetadataError) as caught:
+        metadata.read_metadata(path)
+    assert repr(f"acme.writer.{name}") in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert "GLOBALS" not in str(caught.value).upper()
+
+
+def test_other_errors_show_what_is_in_the_file_escaped(tmp_path):
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle_of(called(named("torch.serialization", "_get_layout"), text("a\x1bb"))))
+    with pytest.raises(MetadataError) as caught:
+        metadata.read_metadata(path)
+    assert str(caught.value).isprintable()
 
 
 def test_a_name_of_any_length_makes_a_short_text(tmp_path):
