@@ -14,8 +14,8 @@ A pickle is a program. It names anything that can be imported and has it called,
   opcodes BUILD, APPEND and REDUCE would set attributes of it, for the whole process. It holds
   stand-ins: classes that nobody can change and that make one empty instance, or the look-up of a
   dict. What they make is fresh, or cannot be changed.
-- The code that does run is ``TensorProperties.__setstate__``, which assigns attributes, and what
-  hashes and compares keys.
+- The code that does run is torch's ``TensorProperties.__setstate__``, which assigns attributes, and
+  what hashes and compares keys.
 
 Not in it: whether the program survives (a small file can ask for much time and memory, or nest
 deeper than the stack), and what the values mean: ranges and paths are checked by who uses them.
@@ -24,6 +24,7 @@ Names in ``allow_globals`` are given as they are, so whoever allows one vouches 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 import sys
@@ -183,6 +184,23 @@ class _LateWriteItem(planner.WriteItem):
             vars(self)[name] = value[0] if type(value) is _Member else value
 
 
+def _late(kind: type) -> _Inert:
+    """Makes properties of tensors, which may have been written by a newer torch.
+
+    Their state is a tuple without names. torch adds new values at its end: there were 5 of them up
+    to torch 2.14, and 6 (``strides``) since. torch's ``__setstate__`` reads what older versions
+    wrote, but not what newer ones do, so it gets as many values as this torch has fields. The rest
+    is safe to drop: dtype and shape come first, and each record in the files describes itself.
+    """
+    known = len(dataclasses.fields(kind))
+
+    def set_state(properties: Any, state: tuple[Any, ...]) -> None:
+        properties.__class__ = kind
+        properties.__setstate__(state[:known])
+
+    return _empty(type(kind.__name__, (kind,), {"__setstate__": set_state}))
+
+
 #: Writers outside of torch that need nothing but a class for attributes. Only where the program
 #: has imported the module already: nothing is imported for a file's sake.
 _OF_OTHERS: Final = {
@@ -231,8 +249,6 @@ def _data_classes() -> dict[str, Any]:
         metadata.TensorStorageMetadata,
         metadata.BytesStorageMetadata,
         metadata.ChunkStorageMetadata,
-        metadata.TensorProperties,
-        old_properties.TensorProperties,  # before torch 2.3
         filesystem._StorageInfo,  # noqa: SLF001 - the name that is in every file
         _HFStorageInfo,
         # Megatron keeps its save plans in the metadata.
@@ -242,6 +258,9 @@ def _data_classes() -> dict[str, Any]:
         planner.BytesIOWriteData,
     )
     table = {full_name(kind): _empty(kind) for kind in kinds}
+    # The second is from before torch 2.3.
+    for properties in (metadata.TensorProperties, old_properties.TensorProperties):
+        table[full_name(properties)] = _late(properties)
     return table | {full_name(planner.WriteItem): _empty(_LateWriteItem)}
 
 

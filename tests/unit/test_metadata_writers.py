@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 from collections import OrderedDict
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.distributed._shard.sharded_tensor.metadata import TensorProperties as OldProperties
 from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 from torch.distributed.checkpoint.filesystem import _StoragePrefix
@@ -29,9 +31,10 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
+import paraload
 from paraload import ParallelFileSystemReader, metadata
 from paraload._unpickler import unpickle
-from paraload.errors import UnsafeMetadataError
+from paraload.errors import MetadataError, UnsafeMetadataError
 from tests.unit.metadata_cases import example, same, tensor, write
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
@@ -65,6 +68,61 @@ def test_properties_from_before_torch_2_3(tmp_path):
         if isinstance(entry, TensorStorageMetadata):
             entry.properties = OldProperties(memory_format=torch.channels_last)
     same(metadata.read_metadata(write(tmp_path, made)), made)
+
+
+STRIDES = (6, 1)
+
+
+@pytest.mark.parametrize(
+    "more", [(STRIDES,), (None,), (STRIDES, "later"), (STRIDES, {"a": [1]}, 3)]
+)
+@pytest.mark.parametrize("kind", [TensorProperties, OldProperties])
+def test_properties_of_newer_torch(tmp_path, monkeypatch, kind, more):
+    """They have values that this torch may have no name for."""
+    made = example()
+    for entry in made.state_dict_metadata.values():
+        if isinstance(entry, TensorStorageMetadata):
+            entry.properties = kind(dtype=entry.properties.dtype, memory_format=torch.channels_last)
+    expected = copy.deepcopy(made)
+    has_strides = "strides" in {field.name for field in dataclasses.fields(kind)}
+    for entry in expected.state_dict_metadata.values():
+        if isinstance(entry, TensorStorageMetadata) and has_strides:
+            entry.properties.strides = more[0]
+    get_state = kind.__getstate__
+    monkeypatch.setattr(kind, "__getstate__", lambda self: (*get_state(self)[:5], *more))
+    path = write(tmp_path, made)
+    monkeypatch.undo()
+    for _ in range(2):
+        got = metadata.read_metadata(path)
+        same(got, expected)
+        properties = got.state_dict_metadata["whole"].properties
+        assert vars(properties).keys() == {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize("state", [(), (torch.float32,), "abcdef", {"dtype": torch.float32}, None])
+def test_properties_of_no_torch_are_damaged(tmp_path, monkeypatch, state):
+    monkeypatch.setattr(TensorProperties, "__getstate__", lambda _: state)
+    path = write(tmp_path, example())
+    monkeypatch.undo()
+    with pytest.raises(MetadataError, match="The file is damaged"):
+        metadata.read_metadata(path)
+
+
+def test_a_load_from_properties_of_newer_torch(tmp_path, monkeypatch):
+    dcp.save({"w": torch.arange(6.0).reshape(2, 3), "n": 4}, checkpoint_id=tmp_path, no_dist=True)
+    made = pickle.loads((tmp_path / ".metadata").read_bytes())
+    get_state = TensorProperties.__getstate__
+    monkeypatch.setattr(
+        TensorProperties, "__getstate__", lambda self: (*get_state(self)[:5], (3, 1))
+    )
+    write(tmp_path, made)
+    monkeypatch.undo()
+    for keywords in ({}, {"executor": "processes", "max_workers": 2}):
+        state = {"w": torch.zeros(2, 3), "n": 0}
+        paraload.load(state, tmp_path, no_dist=True, **keywords)
+        assert torch.equal(state["w"], torch.arange(6.0).reshape(2, 3))
+        assert state["n"] == 4
+    assert paraload.verify(tmp_path).ok
 
 
 def test_attributes_that_older_torch_did_not_write(tmp_path):
