@@ -10,7 +10,7 @@ planning (``_quick_planner``).
 from __future__ import annotations
 
 import gc
-import os
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,18 @@ from torch.distributed.checkpoint.stateful import Stateful
 from paraload._gc import collector_paused, collector_resumed
 from paraload._misplanned import misplanned_named
 from paraload._quick_planner import QuickLoadPlanner
-from paraload.errors import InvalidOptionError, MetadataError
+from paraload._rank_files import rank_files
+from paraload.errors import (
+    InvalidOptionError,
+    MetadataError,
+    MissingMetadataError,
+    UnsafeMetadataError,
+)
 from paraload.readers import ParallelFileSystemReader
 
 if TYPE_CHECKING:
+    import os
+
     from torch.distributed import ProcessGroup
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
@@ -36,6 +44,8 @@ if TYPE_CHECKING:
     from paraload.report import ReadReport
 
 __all__ = ["load"]
+
+_log = logging.getLogger("paraload")
 
 
 def load(
@@ -124,15 +134,30 @@ class _LoadReader(ParallelFileSystemReader):
         self._resumed = collector_resumed if gc.isenabled() else nullcontext
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """As the reader does, but with an error that arrives."""
+        """As the reader does, but with an error that arrives; or the rank's own metadata.
+
+        torch itself would ask for these next. But it logs the first error with its traceback, and
+        then lets each rank fail alone: the others wait for it without an end.
+        """
         try:
             return super().read_metadata(*args, **kwargs)
         except MetadataError as error:
-            own = self._get_metadata_path(self._own_rank)
-            # Path.exists, as in torch's file system, raises where a folder may not be searched.
-            if "rank" in kwargs or not os.path.exists(own):  # noqa: PTH110
+            if not self._has_own_metadata(error):
                 raise _UnreadableError(error) from None
-            raise  # torch tries that one next
+        try:
+            return super().read_metadata(rank=self._own_rank)
+        except MetadataError as error:
+            raise _UnreadableError(error) from None
+
+    def _has_own_metadata(self, error: MetadataError) -> bool:
+        """Whether the rank's own metadata are to be read instead of those for all ranks."""
+        if isinstance(error, MissingMetadataError):
+            return bool(rank_files(self.path))
+        if isinstance(error, UnsafeMetadataError):
+            return False
+        if is_there := self._own_rank in rank_files(self.path):
+            _log.warning("%s. Reading the metadata of rank %d instead", error, self._own_rank)
+        return is_there
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """As the reader does, which pauses the collector where that pays."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from paraload._adapter import stock_decoders
 from paraload._execution import progress_hook
 from paraload._files import look_at_files, path_failures
+from paraload._folder_metadata import folder_metadata
 from paraload._gc import collector_paused
 from paraload._resources import choose_ramp
 from paraload._verify_plan import inventory_of, misplaced, orphans
@@ -24,13 +25,12 @@ from paraload._verify_report import Finding, VerifyReport
 from paraload._verify_run import VerifyRun
 from paraload._work import Work
 from paraload.manifest import compare_manifest
-from paraload.metadata import read_metadata
 from paraload.options import ReadOptions
 from paraload.sources._local import LocalSource
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from paraload._task import RecordSpec
     from paraload._verify_plan import Inventory
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from paraload.sources._base import FileIdentity
 
 __all__ = ["verify"]
-
-_METADATA = ".metadata"
 
 
 def verify(
@@ -78,12 +76,11 @@ def verify(
     started_s = time.monotonic()
     options = ReadOptions.resolve(options, keywords)
     folder = Path(path)
-    metadata = read_metadata(
-        folder / _METADATA, allow_globals=options.allow_globals, retries=options.retries
-    )
+    found = folder_metadata(folder, allow_globals=options.allow_globals, retries=options.retries)
     with collector_paused():
-        inventory = inventory_of(metadata)
+        inventory = inventory_of(found.metadata)
         problems = [*inventory.findings, *misplaced(inventory.specs, inventory.parts)]
+    problems += map(_missing_rank, found.missing)
     source = LocalSource(folder, direct_io=options.direct_io)
     try:
         specs, files, missing = _present(source, inventory, options)
@@ -100,7 +97,10 @@ def verify(
             problems += run.findings(hook)
     finally:
         source.close()
-    remarks = [*orphans(inventory.specs, files), *_orphan_files(folder, inventory.specs, manifest)]
+    known = {*found.files, *(spec.path for spec in inventory.specs)}
+    remarks = [*orphans(inventory.specs, files), *_orphan_files(folder, known, manifest)]
+    if found.starts_late:
+        remarks.append(Finding(kind="ranks elsewhere", problem=found.starts_late))
     if manifest is not None:
         problems += compare_manifest(folder, manifest, key=key)
     tensors = {part.name for part in inventory.parts if part.lengths is not None}
@@ -151,11 +151,19 @@ def _by_file(failures: Mapping[int, ItemReadError], parts: Sequence[Part]) -> It
         )
 
 
+def _missing_rank(rank: int) -> Finding:
+    return Finding(
+        kind="missing metadata",
+        problem=f"what rank {rank} has saved cannot be loaded without its metadata",
+        path=f"__{rank}.metadata",
+        hint="The save did not end on this rank; save again, or load another checkpoint",
+    )
+
+
 def _orphan_files(
-    folder: Path, specs: Iterable[RecordSpec], manifest: str | os.PathLike[str] | None
+    folder: Path, known: Container[str], manifest: str | os.PathLike[str] | None
 ) -> Iterator[Finding]:
     apart = Path(manifest).resolve() if manifest is not None else None
-    known = {_METADATA, *(spec.path for spec in specs)}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         if name not in known and not file.is_dir() and file.resolve() != apart:

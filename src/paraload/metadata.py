@@ -17,18 +17,20 @@ clock.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from paraload._gc import collector_paused
 from paraload._global_names import printable
 from paraload._late_metadata import LateMetadata, made, stamp
 from paraload._opcodes import ExcessError
 from paraload._plain_metadata import NotPlainError, columns_in
+from paraload._rank_files import GLOBAL_METADATA, is_left_out, only_ranks
 from paraload._retry import again
 from paraload._soundness import fault_of
 from paraload._unpickler import GlobalRefusedError, unpickle
@@ -36,13 +38,15 @@ from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataE
 from paraload.sources._base import FileIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch.distributed.checkpoint.metadata import Metadata
 
     from paraload._columns import Columns
 
 __all__ = ["forget", "identity_of", "read_metadata"]
+
+Answer = TypeVar("Answer")
 
 _MOST_FILES: Final = 4
 #: Of the files; what is kept of them takes a third.
@@ -165,7 +169,11 @@ def _read_file(name: str, retries: int) -> tuple[bytes, FileIdentity | None]:
     # Path.is_dir raises where a folder above may not be searched.
     is_folder_there = os.path.isdir(Path(name).parent)  # noqa: PTH112
     try:
-        before, data, after = again(lambda: _bytes_of(name), retries if is_folder_there else 0)
+        before, data, after = _again(
+            lambda: _bytes_of(name),
+            retries if is_folder_there else 0,
+            lambda: is_left_out(Path(name)),
+        )
     except FileNotFoundError:
         raise _missing(name, is_folder_there=is_folder_there) from None
     except (OSError, MemoryError) as error:
@@ -173,6 +181,27 @@ def _read_file(name: str, retries: int) -> tuple[bytes, FileIdentity | None]:
     identity = FileIdentity.of(before)
     is_same = identity == FileIdentity.of(after) and len(data) == identity.size_bytes
     return data, identity if is_same and _is_settled(identity, now_ns) else None
+
+
+class _LeftOutError(Exception):
+    """The file is missing for good: no ``OSError``, so that it is not looked for again."""
+
+
+def _again(read: Callable[[], Answer], retries: int, is_final: Callable[[], bool]) -> Answer:
+    """What ``read`` returns, tried again unless its file was left out by the writer."""
+
+    def once() -> Answer:
+        try:
+            return read()
+        except FileNotFoundError:
+            if is_final():
+                raise _LeftOutError from None
+            raise
+
+    try:
+        return again(once, retries)
+    except _LeftOutError:
+        raise FileNotFoundError from None
 
 
 def _bytes_of(name: str) -> tuple[os.stat_result, bytes, os.stat_result]:
@@ -195,8 +224,16 @@ def _read_stream(fs: Any, path: Any, retries: int) -> bytes:
             data: bytes = stream.read()
         return data
 
+    def is_final() -> bool:
+        # Like torch's writer: not every file system can list, so rank 0 stands for all.
+        text = str(path)
+        if re.split(r"[/\\]", text)[-1] != GLOBAL_METADATA or not hasattr(fs, "exists"):
+            return False
+        of_rank_0 = type(path)(f"{text.removesuffix(GLOBAL_METADATA)}__0{GLOBAL_METADATA}")
+        return bool(fs.exists(of_rank_0)) and not fs.exists(path)
+
     try:
-        return again(read, retries)
+        return _again(read, retries, is_final)
     except FileNotFoundError:
         raise _missing(str(path), is_folder_there=True) from None
     except OSError as error:
@@ -212,7 +249,7 @@ def _unreadable(error: Exception) -> str:
 
 def _missing(name: str, *, is_folder_there: bool) -> MissingMetadataError:
     what = _INCOMPLETE if is_folder_there else "nor is there its folder"
-    return MissingMetadataError(f"no such file; {what}", name)
+    return MissingMetadataError(only_ranks(Path(name)) or f"no such file; {what}", name)
 
 
 # --------------------------------------------------------------------------------------- keeping

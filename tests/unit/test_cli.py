@@ -299,7 +299,7 @@ def test_ctrl_c_ends_with_130(capsys, whole, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(paraload, "load", interrupt)
+    monkeypatch.setattr(paraload.ParallelFileSystemReader, "read_data", interrupt)
     assert call(capsys, "load", whole) == (130, "", "paraload: interrupted\n")
 
 

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 
 from paraload._checksum import crc32
 from paraload.cli._page_cache import FileRange
-from paraload.cli._planner import BytesPlanner
+from paraload.cli._planner import QUANTISED, BytesPlanner
 from paraload.errors import CheckpointReadError
 
 if TYPE_CHECKING:
@@ -138,7 +138,10 @@ def records_of(metadata: Metadata) -> list[Record]:
             dtype = item.properties.dtype
             for chunk in item.chunks:
                 index = MetadataIndex(name, chunk.offsets)
-                records.append(_record(metadata, index, tuple(chunk.sizes), dtype))
+                if dtype in QUANTISED:  # has no target to be read into
+                    records.append(_record(metadata, index, None, None))
+                else:
+                    records.append(_record(metadata, index, tuple(chunk.sizes), dtype))
         else:
             records.append(_record(metadata, MetadataIndex(name), None, None))
     return records

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from paraload.cli._errors import UsageError
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint import Metadata
+    from paraload._folder_metadata import FolderMetadata
 
 __all__ = ["CheckpointFile", "Contents", "Entry", "contents", "existing_folder", "read_metadata"]
 
@@ -70,10 +70,11 @@ class CheckpointFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """All entries and files, by name."""
+    """All entries and files, by name; and the metadata files that are missing."""
 
     entries: list[Entry]
     files: list[CheckpointFile]
+    missing: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def tensors(self) -> list[Entry]:
@@ -100,7 +101,8 @@ class Contents:
     @property
     def problems(self) -> list[str]:
         """What is wrong with the files."""
-        return [file.problem for file in self.files if file.problem is not None]
+        missing = [f"{name}: the metadata of this rank is missing" for name in self.missing]
+        return missing + [file.problem for file in self.files if file.problem is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain types for JSON."""
@@ -132,39 +134,38 @@ def existing_folder(text: str) -> Path:
     return path
 
 
-def read_metadata(path: Path) -> Metadata:
+def read_metadata(path: Path) -> FolderMetadata:
     """The metadata of the checkpoint in this folder.
 
     Raises:
         MetadataError: there is none, or it cannot be read.
     """
-    from paraload import metadata  # noqa: PLC0415 - imports torch
+    from paraload._folder_metadata import folder_metadata  # noqa: PLC0415 - imports torch
     from paraload.options import ReadOptions  # noqa: PLC0415 - likewise
 
     options = ReadOptions.resolve()
-    return metadata.read_metadata(
-        path / _METADATA, allow_globals=options.allow_globals, retries=options.retries
-    )
+    return folder_metadata(path, allow_globals=options.allow_globals, retries=options.retries)
 
 
-def contents(metadata: Metadata, path: Path) -> Contents:
+def contents(found: FolderMetadata, path: Path) -> Contents:
     """Entries and files of a checkpoint.
 
     Args:
-        metadata: of it.
+        found: its metadata.
         path: its folder, where the sizes of the files are looked up.
     """
     records: dict[str, list[Any]] = {}
     by_file: dict[str, list[Any]] = {}
-    for index, info in metadata.storage_data.items():
+    for index, info in found.metadata.storage_data.items():
         records.setdefault(index.fqn, []).append(info)
         by_file.setdefault(info.relative_path, []).append(info)
     return Contents(
         entries=[
             _entry(name, item, records.get(name, []))
-            for name, item in sorted(metadata.state_dict_metadata.items())
+            for name, item in sorted(found.metadata.state_dict_metadata.items())
         ],
         files=[_file(path, name, infos) for name, infos in sorted(by_file.items())],
+        missing=[f"__{rank}.metadata" for rank in found.missing],
     )
 
 

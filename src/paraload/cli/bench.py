@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = checkpoint.existing_folder(arguments.path)
     _check_targets(arguments, path)
     limit_bytes = None if arguments.limit_bytes is None else parse_bytes(arguments.limit_bytes)
-    metadata = checkpoint.read_metadata(path)
+    metadata = checkpoint.read_metadata(path).metadata
 
     from paraload.cli import _bench_run as bench  # noqa: PLC0415 - imports torch
     from paraload.cli._bench_show import show_plan, show_result  # noqa: PLC0415 - likewise

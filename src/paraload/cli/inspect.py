@@ -50,10 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Print tables, or JSON; 1 if files are missing or cut."""
     check_json_target(arguments.json)
     path = checkpoint.existing_folder(arguments.path)
-    found = checkpoint.contents(checkpoint.read_metadata(path), path)
+    metadata = checkpoint.read_metadata(path)
+    found = checkpoint.contents(metadata, path)
     write_json({"path": str(path), **found.to_dict()}, arguments.json)
     if arguments.json != STANDARD_OUTPUT:
         _show(found, sort=arguments.sort, limit=arguments.limit)
+    if metadata.starts_late:
+        print(f"paraload: remark: {metadata.starts_late}", file=sys.stderr)
     for problem in found.problems:
         print(f"paraload: {problem}", file=sys.stderr)
     return 1 if found.problems else 0

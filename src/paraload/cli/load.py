@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-    from torch.distributed.checkpoint import Metadata
-
+    from paraload._folder_metadata import FolderMetadata
     from paraload.errors import ItemReadError
     from paraload.report import ReadReport
 
@@ -84,27 +83,26 @@ def _options(arguments: argparse.Namespace) -> ReadOptions:
     return ReadOptions.resolve(overrides=given)
 
 
-def _load(path: Path, metadata: Metadata, options: ReadOptions) -> ReadReport:
-    import paraload  # noqa: PLC0415 - imports torch
-    from paraload.cli._planner import BytesPlanner  # noqa: PLC0415 - likewise
+def _load(path: Path, found: FolderMetadata, options: ReadOptions) -> ReadReport:
+    """What ``dcp.load`` does, but with the metadata of all ranks."""
+    from paraload._gc import collector_paused  # noqa: PLC0415 - these import torch
+    from paraload.cli._planner import BytesPlanner, empty_state  # noqa: PLC0415
+    from paraload.readers import ParallelFileSystemReader  # noqa: PLC0415
 
-    require_memory(checkpoint.contents(metadata, path).tensor_bytes, "the checkpoint")
-    return paraload.load(
-        _empty_state(metadata), path, planner=BytesPlanner(), no_dist=True, options=options
-    )
-
-
-def _empty_state(metadata: Metadata) -> dict[str, Any]:
-    """A place for everything in the checkpoint."""
-    import torch  # noqa: PLC0415 - takes seconds
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: PLC0415
-
-    return {
-        name: torch.empty(item.size, dtype=item.properties.dtype)
-        if isinstance(item, TensorStorageMetadata)
-        else None
-        for name, item in metadata.state_dict_metadata.items()
-    }
+    require_memory(checkpoint.contents(found, path).tensor_bytes, "the checkpoint")
+    reader = ParallelFileSystemReader(path, options=options)
+    reader._metadata_before = found.seen  # noqa: SLF001 - it has not read them itself
+    planner = BytesPlanner()
+    with collector_paused():
+        planner.set_up_planner(empty_state(found.metadata), found.metadata, is_coordinator=True)
+        reader.set_up_storage_reader(found.metadata, is_coordinator=True)
+        plan = reader.prepare_local_plan(planner.create_local_plan())
+        (plan,) = reader.prepare_global_plan(planner.create_global_plan([plan]))
+        plan = planner.finish_plan(plan)
+    reader.read_data(plan, planner)
+    if (report := reader.last_report) is None:
+        raise RuntimeError("the reader made no report")
+    return report
 
 
 def _failure(failure: ItemReadError) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""The metadata of the checkpoint in a folder, for tools: whichever way its ranks have saved it.
+
+    .metadata                     one file for all ranks; it wins, as in torch
+    __0.metadata, __1.metadata    one for each rank: saved with use_collectives=False
+                --several--> one Metadata of all entries, by the names "rank 1: w"
+
+Ranks that save alone may use one name for different tensors, so the names are told apart.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from itertools import chain, islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from torch.distributed.checkpoint.metadata import Metadata
+
+from paraload._rank_files import GLOBAL_METADATA, rank_files
+from paraload.metadata import identity_of, read_metadata
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from paraload.sources._base import FileIdentity
+
+__all__ = ["FolderMetadata", "folder_metadata"]
+
+#: Where a rank that saves alone puts its tensors.
+_DATA_FILE: Final = re.compile(r"__(0|[1-9]\d*)_\d+\.distcp")
+
+#: A stray file with a huge number in its name must not make a list of billions.
+_MOST_MISSING: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderMetadata:
+    """The metadata of a checkpoint.
+
+    Attributes:
+        metadata: all entries of all ranks.
+        seen: the files that it was read from, by their whole names, as they were before.
+        ranks: those with metadata of their own; empty where one file is for all.
+        missing: ranks whose metadata must have been there: others have a higher number, or their
+            data files are there.
+    """
+
+    metadata: Metadata
+    seen: dict[str, FileIdentity]
+    ranks: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the metadata files."""
+        return tuple(f"__{rank}.metadata" for rank in self.ranks) or (GLOBAL_METADATA,)
+
+    @property
+    def starts_late(self) -> str:
+        """A remark if the first rank is not 0: lower ones may have a folder of their own."""
+        if not self.ranks or not (first := self.ranks[0]):
+            return ""
+        below = "rank 0 has" if first == 1 else f"ranks 0 to {first - 1} have"
+        return f"{below} no metadata here; were these ranks saved to another folder?"
+
+
+def folder_metadata(
+    folder: str | os.PathLike[str], *, allow_globals: Iterable[Any] = (), retries: int = 0
+) -> FolderMetadata:
+    """The metadata of the checkpoint in ``folder``.
+
+    Raises:
+        MetadataError: there is none, or it cannot be read.
+    """
+    folder = Path(folder)
+    path = folder / GLOBAL_METADATA
+    of_ranks = {} if path.exists() else rank_files(folder)
+    paths = [folder / name for name in of_ranks.values()] or [path]
+    seen: dict[str, FileIdentity] = {}
+    for path in paths:
+        seen |= identity_of(path)
+    allowed = tuple(allow_globals)
+    found = [read_metadata(path, allow_globals=allowed, retries=retries) for path in paths]
+    return FolderMetadata(
+        metadata=found[0] if len(found) == 1 else _joined(dict(zip(of_ranks, found, strict=True))),
+        seen=seen,
+        ranks=tuple(of_ranks),
+        missing=_missing(folder, of_ranks) if of_ranks else (),
+    )
+
+
+def _joined(by_rank: dict[int, Metadata]) -> Metadata:
+    entries: dict[str, Any] = {}
+    storage: dict[Any, Any] = {}
+    for rank, metadata in by_rank.items():
+        for name, entry in metadata.state_dict_metadata.items():
+            entries[f"rank {rank}: {name}"] = entry
+        for index, info in (metadata.storage_data or {}).items():
+            storage[replace(index, fqn=f"rank {rank}: {index.fqn}")] = info
+    first = next(iter(by_rank.values()))
+    return Metadata(entries, storage_data=storage, version=getattr(first, "version", None))
+
+
+def _missing(folder: Path, ranks: Iterable[int]) -> tuple[int, ...]:
+    there = list(ranks)
+    gaps = chain.from_iterable(range(first + 1, second) for first, second in pairwise(there))
+    with_data = {
+        int(found[1]) for file in folder.iterdir() if (found := _DATA_FILE.fullmatch(file.name))
+    }
+    return tuple(sorted({*islice(gaps, _MOST_MISSING), *with_data.difference(there)}))
