@@ -28,7 +28,9 @@ QUANTISED: Final = frozenset(
 
 
 def empty_state(metadata: Metadata) -> dict[str, Any]:
-    """A place for everything in the checkpoint; ``None`` for objects and quantised tensors.
+    """A place for everything in the checkpoint; ``None`` for objects.
+
+    A quantised tensor has a stand-in of its size and of one byte, which is never read into.
 
     Raises:
         ItemReadError: torch cannot make a tensor that the metadata describes.
@@ -37,11 +39,13 @@ def empty_state(metadata: Metadata) -> dict[str, Any]:
 
 
 def _empty(name: str, item: Any) -> torch.Tensor | None:
-    if not isinstance(item, TensorStorageMetadata) or item.properties.dtype in QUANTISED:
+    if not isinstance(item, TensorStorageMetadata):
         return None
     try:
+        if item.properties.dtype in QUANTISED:
+            return torch.zeros((), dtype=torch.uint8, device="cpu").expand(item.size)
         return torch.empty(item.size, dtype=item.properties.dtype, device="cpu")
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, OverflowError) as error:
         raise ItemReadError(
             "torch cannot make the tensor that the metadata describes",
             fqn=name,
@@ -61,18 +65,11 @@ class BytesPlanner(QuickLoadPlanner):
 
     def create_local_plan(self) -> LoadPlan:
         """As torch plans; quantised tensors by their records."""
-        whole, entries = self.state_dict, self._entries()
-        self.state_dict = {fqn: it for fqn, it in whole.items() if not _is_quantised(entries, fqn)}
-        try:
-            plan = super().create_local_plan()
-        finally:
-            self.state_dict = whole
-        plan.items += [
-            item
-            for fqn in whole
-            if _is_quantised(entries, fqn)
-            for item in _record_items(fqn, entries[fqn])
-        ]
+        plan, entries = super().create_local_plan(), self._entries()
+        plan.items = [it for it in plan.items if not _is_quantised(entries, it.dest_index.fqn)]
+        for fqn in self.state_dict:
+            if _is_quantised(entries, fqn):
+                plan.items += _record_items(fqn, entries[fqn])
         return plan
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
