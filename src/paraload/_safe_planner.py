@@ -13,6 +13,7 @@ from torch.distributed.checkpoint._nested_dict import set_element
 
 from paraload._quick_planner import QuickLoadPlanner
 from paraload.errors import UnsafeObjectError
+from paraload.formats._torch_load import reason_of, refusal
 
 if TYPE_CHECKING:
     import io
@@ -45,19 +46,15 @@ class SafeLoadPlanner(QuickLoadPlanner):
         """
         try:
             loaded = torch.load(value, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged bytes can raise anything
-            raise UnsafeObjectError(
-                f"the object was not unpickled ({_first_line(error)})",
-                fqn=read_item.dest_index.fqn,
-                hint="If you trust whoever wrote it: torch.serialization.add_safe_globals([...]),"
-                " or torch's DefaultLoadPlanner, which runs whatever it contains",
-            ) from error
+        except Exception as error:  # noqa: BLE001 - damaged bytes can raise anything
+            told = refusal(error, "object") or UnsafeObjectError(
+                f"the object was not unpickled ({reason_of(error)})",
+                hint="It is damaged, or not made of what weights_only=True can load",
+            )
+            told.fqn = read_item.dest_index.fqn
+            raise told from None
         fqn = read_item.dest_index.fqn
         if self.flatten_state_dict:
             set_element(self.original_state_dict, self.mappings[fqn], loaded)
         else:
             self.state_dict[fqn] = loaded
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -48,7 +48,7 @@ def test_a_part_is_taken_from_all_files_in_turn(limit_bytes, expected):
 def test_the_raw_limit_reads_the_very_bytes(tmp_path):
     state = {f"layers.{n}": torch.randn(256, 512) for n in range(3)}
     make_checkpoint(tmp_path, state | {"scale": torch.tensor(0.5), "note": "hello"})
-    metadata = read_metadata(tmp_path)
+    metadata = read_metadata(tmp_path).metadata
     case = Case.of(tmp_path, metadata, records_of(metadata))
     arms = make_arms(case, executors=["threads"], workers=[2], with_cold=False)
     checksums = {}

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from paraload.errors import DAMAGED_HINT, FormatError
+from paraload._global_names import is_class_of_package, printable
+from paraload.errors import DAMAGED_HINT, FormatError, UnsafeObjectError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from paraload._geometry import Shape
 
-__all__ = ["can_open", "load_tensor", "narrow_tensor", "narrow_with_hook"]
+__all__ = ["can_open", "load_tensor", "narrow_tensor", "narrow_with_hook", "reason_of", "refusal"]
 
 _SHOWN_OF_REASON: Final = 200
+_SHOWN_OF_NAME: Final = 500
+#: How torch names what it does not let a record use.
+_REFUSED: Final = re.compile(
+    r"Unsupported global: GLOBAL (.+?) was not an allowed global"
+    r"|unsupported GLOBAL (.+?) whose module .+ is blocked",
+    re.DOTALL,
+)
+_NOT_IMPORTED: Final = re.compile(r"[`\w. ]+ must be imported to load [\w ]+")
 
 
 def load_tensor(data: memoryview) -> torch.Tensor:
     """``torch.load`` of a whole record, on the CPU, weights only.
 
     Raises:
+        UnsafeObjectError: it needs a class that is not imported, or that is not allowed.
         FormatError: torch cannot read it either, or it is no tensor.
     """
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises anything for damaged bytes
         # Without torch's own text, which advises to run whatever is in the file.
-        raise FormatError(
-            "torch cannot read the record either", got=_reason(error), hint=DAMAGED_HINT
+        raise refusal(error, "tensor") or FormatError(
+            "torch cannot read the record either", got=reason_of(error), hint=DAMAGED_HINT
         ) from None
     if not isinstance(loaded, torch.Tensor):
         raise FormatError(
@@ -39,6 +51,52 @@ def load_tensor(data: memoryview) -> torch.Tensor:
             hint="File and metadata do not belong together",
         )
     return loaded
+
+
+def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
+    """The error for a record that is intact, but needs what torch does not let it use.
+
+    Args:
+        error: of ``torch.load(weights_only=True)``.
+        what: is in the record.
+
+    Returns:
+        ``None`` if ``error`` is about something else.
+    """
+    text = str(error)
+    if told := _NOT_IMPORTED.search(text):
+        return UnsafeObjectError(
+            f"the {what} needs modules that this program has not imported", hint=told[0].strip()
+        )
+    if (refused := _REFUSED.search(text)) is None:
+        return None
+    name = printable((refused[1] or refused[2])[:_SHOWN_OF_NAME])
+    module, _, kind = name.rpartition(".")
+    if not is_class_of_package(module, kind):
+        return UnsafeObjectError(
+            f"the {what} names {name}, which torch does not let it use; nothing was executed",
+            hint="Do not trust this file: it is damaged, or it was made to run code here",
+        )
+    is_a = f"the {what} is an instance of {name}, or contains one: a class that this program has"
+    allow = f"torch.serialization.add_safe_globals([{name}])"
+    package = module.split(".")[0]
+    if module not in sys.modules:
+        # A submodule of a package that is imported has to be named itself.
+        to_import = module if package in sys.modules else package
+        return UnsafeObjectError(
+            f"{is_a} not imported",
+            hint=f"`import {to_import}` before loading; if {package} does not allow its classes"
+            f" itself, and you trust the file, call {allow}, too",
+        )
+    if not hasattr(sys.modules[module], kind):
+        cure = f"Install the version of {package} that has it"
+        if module == "__main__":
+            cure = "The script that saved the checkpoint defines it; this one has to do so, too"
+        return UnsafeObjectError(f"{is_a} not got, although {module} is imported", hint=cure)
+    return UnsafeObjectError(
+        f"{is_a} imported, but not allowed torch to load",
+        hint=f"If you trust the file, call {allow} before loading",
+    )
 
 
 def can_open(data: memoryview) -> bool:
@@ -50,11 +108,11 @@ def can_open(data: memoryview) -> bool:
     return True
 
 
-def _reason(error: Exception) -> str:
-    """What is wrong, of all that torch says."""
+def reason_of(error: Exception) -> str:
+    """What is wrong, of all that torch says: not its advice to allow whatever is in the file."""
     lines = str(error).splitlines() or [""]
     told = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])
-    return f"{type(error).__name__}: {told.strip()[:_SHOWN_OF_REASON]}"
+    return printable(f"{type(error).__name__}: {told.strip()[:_SHOWN_OF_REASON]}")
 
 
 def narrow_tensor(tensor: torch.Tensor, storage_offsets: Shape, lengths: Shape) -> torch.Tensor:
@@ -72,7 +130,13 @@ def narrow_with_hook(
     data: memoryview, hook: Callable[..., Any], storage_offsets: Shape, lengths: Shape
 ) -> dict[str, Any]:
     """Load, cut with the user's hook, and give the bytes: the fields of a ``NarrowedTensor``."""
-    tensor = hook(load_tensor(data), storage_offsets, lengths).detach().contiguous()
+    try:
+        loaded = load_tensor(data)
+    except UnsafeObjectError as error:
+        # Worker processes import neither __main__ nor what it has imported.
+        error.hint = f"{error.hint}. Process executors need that in the module of the hook"
+        raise
+    tensor = hook(loaded, storage_offsets, lengths).detach().contiguous()
     nbytes = tensor.numel() * tensor.element_size()
     flat = tensor.reshape(-1).view(torch.uint8) if nbytes else torch.empty(0, dtype=torch.uint8)
     return {
