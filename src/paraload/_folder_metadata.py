@@ -10,6 +10,7 @@ Ranks that save alone may use one name for different tensors, so the names are t
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from torch.distributed.checkpoint.metadata import Metadata
 
 from paraload._rank_files import GLOBAL_METADATA, rank_files
+from paraload.errors import MetadataError
 from paraload.metadata import identity_of, read_metadata
 
 if TYPE_CHECKING:
@@ -83,12 +85,29 @@ def folder_metadata(
         seen |= identity_of(path)
     allowed = tuple(allow_globals)
     found = [read_metadata(path, allow_globals=allowed, retries=retries) for path in paths]
+    for path, metadata in zip(paths, found, strict=True):
+        _require_places(metadata, path)
     return FolderMetadata(
         metadata=found[0] if len(found) == 1 else _joined(dict(zip(of_ranks, found, strict=True))),
         seen=seen,
         ranks=tuple(of_ranks),
         missing=_missing(folder, of_ranks) if of_ranks else (),
     )
+
+
+def _require_places(metadata: Metadata, path: Path) -> None:
+    """Refuse what a reader of files cannot read: other storages keep places of their own kinds."""
+    storage = getattr(metadata, "storage_data", None)
+    if not isinstance(storage, Mapping):
+        raise MetadataError("does not say where anything is stored", str(path))
+    infos = {type(info): info for info in storage.values()}
+    for kind, info in infos.items():
+        if not all(hasattr(info, name) for name in ("relative_path", "offset", "length")):
+            raise MetadataError(
+                f"keeps the places of its tensors as {kind.__name__}, which has no byte ranges;"
+                " only the reader that belongs to its writer can load it",
+                str(path),
+            )
 
 
 def _joined(by_rank: dict[int, Metadata]) -> Metadata:

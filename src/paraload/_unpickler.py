@@ -53,6 +53,9 @@ __all__ = [
 ]
 
 
+_OF_TORCH: Final = frozenset(vars(torch))
+
+
 class GlobalRefusedError(pickle.UnpicklingError):
     """The pickle names something that is not allowed.
 
@@ -63,11 +66,13 @@ class GlobalRefusedError(pickle.UnpicklingError):
     Attributes:
         name: the whole name.
         is_class: it looks like a class that an honest writer may need.
+        is_new: it may be a dtype, or the like, of a newer torch.
     """
 
     def __init__(self, module: str, qualified: str) -> None:
         self.name = f"{module}.{qualified}"
         self.is_class = is_class_of_package(module, qualified)
+        self.is_new = module == "torch" and qualified.isidentifier() and qualified not in _OF_TORCH
         super().__init__(self.name)
 
 

@@ -139,6 +139,11 @@ def _unsafe(error: GlobalRefusedError, name: str) -> UnsafeMetadataError:
             f" puts this class into it, allow it: allow_globals=({shown!r},) or"
             f" PARALOAD_ALLOW_GLOBALS={shown}"
         )
+    elif error.is_new:
+        what = (
+            "which this version of torch does not have; nothing was executed. A newer torch wrote"
+            " the file, or it is damaged"
+        )
     else:
         what = (
             "which metadata never needs; nothing was executed. Do not trust this file: it is"

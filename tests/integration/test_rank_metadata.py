@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
@@ -310,6 +311,19 @@ def test_a_stray_file_with_a_huge_number_makes_no_huge_list(one):
     (one / "__007.metadata").write_bytes(b"not torch's spelling")
     found = folder_metadata(one)
     assert (found.ranks, len(found.missing)) == ((0, 999_999_999), 1000)
+
+
+def test_metadata_without_byte_ranges_is_an_error_of_the_tools(one, capsys):
+    made = metadata.read_metadata(one / "__0.metadata")
+    info = _HFStorageInfo("x.safetensors", torch.Size([3]), torch.float32)
+    for storage in (None, dict.fromkeys(made.storage_data, info)):
+        made.storage_data = storage
+        (one / "__0.metadata").write_bytes(pickle.dumps(made))
+        for command in ("inspect", "verify", "load", "bench"):
+            status, _, err = call(capsys, command, one)
+            assert (status, "__0.metadata: " in err) == (1, True)
+        with pytest.raises(MetadataError, match=r"__0\.metadata: (does not say|keeps)"):
+            paraload.verify(one)
 
 
 def test_a_damaged_own_one_is_an_error_of_the_tools(two, capsys):

@@ -198,6 +198,8 @@ def test_an_object_of_an_unknown_class_has_the_same_text(tmp_path, package):
     ("name", "words"),
     [
         ("__main__.Sub", ["not got", "The script that saved the checkpoint defines it"]),
+        ("torch.float3_e1m1", ["A newer torch wrote the file"]),
+        ("torch.load", ["Do not trust this file"]),
         ("acme.mod.rebuild", ["Do not trust this file"]),
         ("acme.Bad\x1b[2J", ["Do not trust this file", r"Bad\x1b[2J"]),
     ],

@@ -163,6 +163,16 @@ def test_a_class_of_another_package_is_refused_with_the_way_to_allow_it(tmp_path
     assert f"PARALOAD_ALLOW_GLOBALS=acme.writer.{name}" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["float3_e1m1", "int9"])
+def test_a_dtype_of_a_newer_torch_is_told(tmp_path, name):
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle_of(inside(named("torch", name))))
+    with pytest.raises(UnsafeMetadataError, match="A newer torch wrote the file") as caught:
+        metadata.read_metadata(path)
+    assert "trust" not in str(caught.value)
+    assert "GLOBALS" not in str(caught.value).upper()
+
+
 @pytest.mark.parametrize("name", ["Bad\x1b[2J", "Bad\u202e", "Bad`x`", "Bad\rName"])
 def test_a_name_that_is_none_is_shown_escaped_and_not_to_be_allowed(tmp_path, name):
     path = tmp_path / ".metadata"

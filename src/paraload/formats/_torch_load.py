@@ -72,11 +72,21 @@ def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
         return None
     name = printable((refused[1] or refused[2])[:_SHOWN_OF_NAME])
     module, _, kind = name.rpartition(".")
-    if not is_class_of_package(module, kind):
+    if is_class_of_package(module, kind):
+        return _class_refusal(module, kind, what)
+    if module == "torch" and kind.isidentifier() and kind not in vars(torch):  # a dtype, perhaps
         return UnsafeObjectError(
-            f"the {what} names {name}, which torch does not let it use; nothing was executed",
-            hint="Do not trust this file: it is damaged, or it was made to run code here",
+            f"the {what} needs {name}, which this version of torch does not have",
+            hint="A newer torch wrote the file: load it with that, or the file is damaged",
         )
+    return UnsafeObjectError(
+        f"the {what} names {name}, which torch does not let it use; nothing was executed",
+        hint="Do not trust this file: it is damaged, or it was made to run code here",
+    )
+
+
+def _class_refusal(module: str, kind: str, what: str) -> UnsafeObjectError:
+    name = f"{module}.{kind}"
     is_a = f"the {what} is an instance of {name}, or contains one: a class that this program has"
     allow = f"torch.serialization.add_safe_globals([{name}])"
     package = module.split(".")[0]
