@@ -89,7 +89,7 @@ def _class_refusal(module: str, kind: str, what: str) -> UnsafeObjectError:
     name = f"{module}.{kind}"
     is_a = f"the {what} is an instance of {name}, or contains one: a class that this program has"
     allow = f"torch.serialization.add_safe_globals([{name}])"
-    package = module.split(".")[0]
+    package = module.split(".", maxsplit=1)[0]
     if module not in sys.modules:
         # A submodule of a package that is imported has to be named itself.
         to_import = module if package in sys.modules else package
