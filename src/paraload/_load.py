@@ -144,9 +144,11 @@ class _LoadReader(ParallelFileSystemReader):
         except MetadataError as error:
             if not self._has_own_metadata(error):
                 raise _UnreadableError(error) from None
+        except Exception as error:  # noqa: BLE001 - raised again behind torch
+            raise _UnreadableError(error) from None
         try:
             return super().read_metadata(rank=self._own_rank)
-        except MetadataError as error:
+        except Exception as error:  # noqa: BLE001 - likewise
             raise _UnreadableError(error) from None
 
     def _has_own_metadata(self, error: MetadataError) -> bool:
@@ -166,7 +168,7 @@ class _LoadReader(ParallelFileSystemReader):
 
 
 class _UnreadableError(BaseException):
-    """Takes a metadata error past torch, which makes an AssertionError of every ``Exception``."""
+    """Takes an error past torch, which makes an AssertionError of every ``Exception``."""
 
 
 def _told(error: CheckpointException, *, is_alone: bool) -> BaseException:

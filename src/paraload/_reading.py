@@ -20,6 +20,7 @@ from paraload._engine import Load
 from paraload._execution import choose_execution, progress_hook
 from paraload._files import changed_files, require_inside, seen_files
 from paraload._gc import collector_paused, objects_frozen
+from paraload._interrupts import stopped_by_signals
 from paraload._job import Job
 from paraload._overlap import overlapping_items
 from paraload._tensor_memory import dispatch_modes_off
@@ -69,6 +70,7 @@ class ReaderSteps:
         )
 
 
+@stopped_by_signals
 def read_with(
     reader: Any,
     plan: LoadPlan,

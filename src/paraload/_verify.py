@@ -19,6 +19,7 @@ from paraload._execution import progress_hook
 from paraload._files import look_at_files, path_failures
 from paraload._folder_metadata import folder_metadata
 from paraload._gc import collector_paused
+from paraload._interrupts import stopped_by_signals
 from paraload._resources import choose_ramp
 from paraload._verify_plan import inventory_of, misplaced, orphans
 from paraload._verify_report import Finding, VerifyReport
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["verify"]
 
 
+@stopped_by_signals
 def verify(
     path: str | os.PathLike[str],
     *,

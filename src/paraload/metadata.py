@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from paraload._gc import collector_paused
 from paraload._global_names import printable
+from paraload._interrupts import stopped_by_signals
 from paraload._late_metadata import LateMetadata, made, stamp
 from paraload._opcodes import ExcessError
 from paraload._plain_metadata import NotPlainError, columns_in
@@ -58,6 +59,7 @@ _DAMAGED: Final = "The file is damaged, or a newer torch wrote it"
 _SHOWN_OF_NAME: Final = 200
 
 
+@stopped_by_signals
 def read_metadata(
     path: str | os.PathLike[str],
     *,

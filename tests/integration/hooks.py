@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import time
 
 #: A cipher that any reviewer can break.
 SCRAMBLED = bytes(byte ^ 0x5A for byte in range(256))
@@ -52,3 +53,32 @@ def kill_worker(stream, item_metadata):
 
 def refuse(read_item, transform_descriptors, stream):
     raise ValueError(f"no key for {read_item.storage_index.fqn}")
+
+
+class SlowSource:
+    """A source whose reads and looks take their time, in each process."""
+
+    def __init__(self, inner, seconds=0.2):
+        self._inner, self._seconds = inner, seconds
+
+    def __reduce__(self):
+        return SlowSource, (self._inner, self._seconds)
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def identify(self, path):
+        time.sleep(self._seconds)
+        return self._inner.identify(path)
+
+    def read_into(self, path, start, buffers):
+        time.sleep(self._seconds)
+        return self._inner.read_into(path, start, buffers)
+
+    def read_rows(self, path, base, run, memory):
+        return None
+
+
+def slow_slice(stream, item_metadata):
+    time.sleep(0.2)
+    return sliced(stream, item_metadata)

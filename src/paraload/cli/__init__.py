@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from paraload import __version__
+from paraload._interrupts import stopped_by_signals
 from paraload.cli import bench, inspect, load, verify
 from paraload.cli._errors import UsageError
 from paraload.errors import CheckpointReadError, InvalidOptionError
@@ -28,6 +29,7 @@ _BAD_CHECKPOINT, _BAD_CALL = 1, 2
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 
+@stopped_by_signals
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 

@@ -1,0 +1,288 @@
+"""What a program's signal handler raises ends a load at once, unchanged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+import paraload
+from paraload import ParallelFileSystemReader, _interrupts, cli
+from paraload._interrupts import interrupts_deferred, stopped_by_signals
+from paraload.metadata import forget, read_metadata
+from tests.integration import hooks, support
+from tests.integration.support import EXECUTORS
+
+
+class ExpiredError(OSError):
+    """As ``TimeoutError`` one of those that reads raise, too."""
+
+
+@contextmanager
+def alarm(error, after_s):
+    """A handler that raises ``error`` once, ``after_s`` seconds from now."""
+
+    def expired(number, frame):
+        raise error
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, after_s)
+    try:
+        yield
+        assert signal.getsignal(signal.SIGALRM) is expired, "the program's handler is back"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class SlowReader(ParallelFileSystemReader):
+    def _make_source(self):
+        return hooks.SlowSource(super()._make_source())
+
+
+@pytest.mark.parametrize("kind", [ExpiredError, ValueError, TimeoutError])
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_an_exception_of_a_signal_handler_ends_a_load_at_once(folder, saved, executor, kind):
+    reader = SlowReader(folder, executor=executor, max_workers=2)
+    plan, planner = support.plan_for(reader, support.empty_like(saved))
+    error = kind("time is up")
+    with alarm(error, 0.9), pytest.raises(kind) as caught:
+        reader.read_data(plan, planner)
+    assert caught.value is error
+    assert (error.__cause__, error.__context__) == (None, None)
+    assert not hasattr(error, "__notes__")
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.3])
+@pytest.mark.parametrize("executor", ["processes", "pool"])
+def test_workers_that_are_just_starting_are_ended(folder, saved, executor, after_s):
+    reader = ParallelFileSystemReader(
+        folder, executor=executor, max_workers=2, slice_file=hooks.slow_slice
+    )
+    plan, planner = support.plan_for(reader, support.empty_like(saved))
+    with alarm(ExpiredError("time is up"), after_s), pytest.raises(ExpiredError):
+        reader.read_data(plan, planner)
+
+
+def test_a_whole_load_raises_it_itself(folder, saved, monkeypatch):
+    make = ParallelFileSystemReader._make_source
+    monkeypatch.setattr(
+        ParallelFileSystemReader, "_make_source", lambda self: hooks.SlowSource(make(self))
+    )
+    error = ExpiredError("time is up")
+    with alarm(error, 0.5), pytest.raises(ExpiredError) as caught:
+        paraload.load(support.empty_like(saved), folder, no_dist=True, executor="sequential")
+    assert caught.value is error
+
+
+def test_torch_wraps_the_exception_itself_and_nothing_of_ours(folder, saved):
+    reader = SlowReader(folder, executor="sequential")
+    error = ExpiredError("time is up")
+    with alarm(error, 0.5), pytest.raises(CheckpointException) as caught:
+        support.load(reader, support.empty_like(saved))
+    assert caught.value.failures[0][0] is error
+
+
+def raise_it(number=signal.SIGALRM):
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)
+
+
+def read_alone(folder, saved):
+    read_metadata(folder / ".metadata")
+
+
+def load_whole(folder, saved):
+    paraload.load(support.empty_like(saved), folder, no_dist=True)
+
+
+@pytest.mark.parametrize("act", [read_alone, load_whole])
+def test_metadata_that_is_being_read(folder, saved, monkeypatch, act):
+    forget()
+    error = ExpiredError("time is up")
+
+    def columns(data):
+        try:
+            raise_it()
+        except Exception:  # noqa: BLE001 - as what unpickles damaged bytes does
+            raise AssertionError("taken for damage") from None
+
+    monkeypatch.setattr(paraload.metadata, "columns_in", columns)
+    with alarm(error, 60), pytest.raises(ExpiredError) as caught:
+        act(folder, saved)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("run", [paraload.verify, lambda folder: cli.main(["verify", str(folder)])])
+def test_verify(folder, saved, monkeypatch, run):
+    from paraload import _verify_run
+
+    error = ExpiredError("time is up")
+    snapshot = _verify_run.VerifyRun._summed
+
+    def summed(self, *args):
+        raise_it()
+        return snapshot(self, *args)
+
+    monkeypatch.setattr(_verify_run.VerifyRun, "_summed", summed)
+    monkeypatch.setattr(_verify_run.VerifyRun, "_looked", summed)
+    with alarm(error, 60), pytest.raises(ExpiredError) as caught:
+        run(folder)
+    assert caught.value is error
+
+
+def test_a_hook_of_the_program_that_swallows_it_does_not_hide_it(folder, saved):
+    def progress(_):
+        try:
+            raise_it()
+        except BaseException:  # noqa: BLE001 - as a destructor would
+            return
+
+    reader = ParallelFileSystemReader(folder, executor="sequential", progress=progress)
+    plan, planner = support.plan_for(reader, support.empty_like(saved))
+    with alarm(ExpiredError("time is up"), 60), pytest.raises(ExpiredError):
+        reader.read_data(plan, planner)
+
+
+def test_a_handler_that_the_program_sets_meanwhile_stays(folder, saved):
+    def other(number, frame):
+        raise AssertionError
+
+    def progress(_):
+        signal.signal(signal.SIGALRM, other)
+
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        reader = ParallelFileSystemReader(folder, executor="sequential", progress=progress)
+        plan, planner = support.plan_for(reader, support.empty_like(saved))
+        reader.read_data(plan, planner)
+        assert signal.getsignal(signal.SIGALRM) is other
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_handler_that_raises_nothing_is_called_as_ever(folder, saved):
+    called = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: called.append((number, frame)))
+    try:
+        reader = ParallelFileSystemReader(
+            folder, executor="sequential", progress=lambda _: raise_it(signal.SIGUSR1)
+        )
+        support.assert_same(support.load(reader, support.empty_like(saved)), saved)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert called
+    assert all(number == signal.SIGUSR1 and frame is not None for number, frame in called)
+
+
+def test_a_handler_that_the_program_has_kept_is_its_own_again_after_the_load():
+    error = ExpiredError("time is up")
+    kept = []
+    with alarm(error, 60):
+        stopped_by_signals(lambda: kept.append(signal.getsignal(signal.SIGALRM)))()
+        with pytest.raises(ExpiredError):
+            kept[0](signal.SIGALRM, None)
+
+
+def test_inner_ones_leave_it_to_the_outer_one():
+    error = ExpiredError("time is up")
+    seen = []
+
+    @stopped_by_signals
+    def inner():
+        raise_it()
+
+    @stopped_by_signals
+    def outer():
+        try:
+            inner()
+        except Exception as wrong:  # noqa: BLE001 - the very thing
+            seen.append(wrong)
+
+    with alarm(error, 60), pytest.raises(ExpiredError) as caught:
+        outer()
+    assert caught.value is error
+    assert seen == []
+    assert _interrupts._state.depth == 0
+
+
+def test_other_threads_change_no_handlers():
+    with alarm(ExpiredError(), 60):
+        before = signal.getsignal(signal.SIGALRM)
+        seen = []
+        look = stopped_by_signals(lambda: seen.append(signal.getsignal(signal.SIGALRM)))
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        assert seen == [before]
+
+
+def test_guarded_signals_wait_like_ctrl_c_where_that_waits():
+    steps = []
+
+    @stopped_by_signals
+    def run():
+        with interrupts_deferred():
+            raise_it()
+            with interrupts_deferred():
+                raise_it()
+            steps.append("done")
+        steps.append("not reached")
+
+    with alarm(ExpiredError(), 60), pytest.raises(ExpiredError):
+        run()
+    assert steps == ["done"]
+    assert _interrupts._state.deferring == 0
+
+
+def test_ctrl_c_and_a_handler_of_its_own(folder, saved):
+    class PreemptedError(Exception):
+        pass
+
+    def progress(_):
+        raise_it(signal.SIGINT)
+
+    reader = ParallelFileSystemReader(folder, executor="sequential", progress=progress)
+    plan, planner = support.plan_for(reader, support.empty_like(saved))
+    with pytest.raises(KeyboardInterrupt):
+        reader.read_data(plan, planner)
+
+    def handler(number, frame):
+        raise PreemptedError
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(PreemptedError):
+            reader.read_data(plan, planner)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_it_costs_next_to_nothing():
+    nothing = stopped_by_signals(lambda: None)
+    best = float("inf")
+    for _ in range(200):
+        started = time.perf_counter()
+        nothing()
+        best = min(best, time.perf_counter() - started)
+    assert best < 5e-5
+
+
+def test_objects_that_are_being_unpickled(tmp_path):
+    error = ExpiredError("time is up")
+
+    class Slow:
+        def __reduce__(self):
+            return raise_it, ()
+
+    support.save(tmp_path, {"w": torch.zeros(3), "note": Slow()})
+    with alarm(error, 60), pytest.raises(ExpiredError) as caught:
+        paraload.load({"w": torch.zeros(3), "note": None}, tmp_path, no_dist=True)
+    assert caught.value is error
