@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import threading
 import time
 from collections import OrderedDict
@@ -35,8 +34,9 @@ from paraload._rank_files import GLOBAL_METADATA, is_left_out, only_ranks
 from paraload._retry import again
 from paraload._soundness import fault_of
 from paraload._unpickler import GlobalRefusedError, unpickle
-from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
+from paraload.errors import FormatError, MetadataError, MissingMetadataError, UnsafeMetadataError
 from paraload.sources._base import FileIdentity
+from paraload.sources._open import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -213,16 +213,12 @@ def _again(read: Callable[[], Answer], retries: int, is_final: Callable[[], bool
 
 def _bytes_of(name: str) -> tuple[os.stat_result, bytes, os.stat_result]:
     """All of them, and what the file was before and after."""
-    # A FIFO would wait for a writer.
-    with open(name, "rb", buffering=0, opener=_open_at_once) as file:
-        before = os.fstat(file.fileno())
-        if not stat.S_ISREG(before.st_mode):
-            raise MetadataError("is no regular file", name)
-        return before, file.read(), os.fstat(file.fileno())
-
-
-def _open_at_once(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        file = open_regular(name)
+    except FormatError:
+        raise MetadataError("is no regular file", name) from None
+    with file:
+        return os.fstat(file.fileno()), file.read(), os.fstat(file.fileno())
 
 
 def _read_stream(fs: Any, path: Any, retries: int) -> bytes:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
-import stat
 import threading
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from paraload._interrupts import interrupts_deferred
 from paraload.errors import FormatError, MissingFileError, ShortFileError
 from paraload.sources._base import FileIdentity, Receipt
 from paraload.sources._direct import MIN_BYTES, DirectFile, DirectRefusedError, Scratch
+from paraload.sources._open import open_regular, require_regular
 from paraload.sources._pages import populate, residency_is_told
 from paraload.sources._rows import copy_rows
 
@@ -34,14 +34,12 @@ class _Handle:
     """One open file. It closes when the last reader lets go of it, so no reader has to lock."""
 
     def __init__(self, path: str, *, direct_io: bool) -> None:
-        self.fd = -1
+        self._file: IO[bytes] | None = None
         self._direct: DirectFile | None = None
         self.refusal = ""
-        # O_NONBLOCK: opening a FIFO that nobody writes to must be an error, not a hang.
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        status = os.fstat(self.fd)
-        _require_regular(status)
-        self.size = status.st_size
+        self._file = open_regular(path)
+        self.fd = self._file.fileno()
+        self.size = os.fstat(self.fd).st_size
         if direct_io:
             try:
                 self._direct = DirectFile(self.fd, self.size, is_told=self._is_told)
@@ -101,11 +99,12 @@ class _Handle:
         direct, self._direct = self._direct, None
         if direct is not None:
             direct.close()
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
+        file, self._file = self._file, None
+        if file is not None:
+            self.fd = -1
             # Whatever the system says: the descriptor is free, and what was read was read.
             with suppress(OSError):
-                os.close(fd)
+                file.close()
 
     def __del__(self) -> None:
         self.close()
@@ -135,7 +134,7 @@ class LocalSource:
             status = Path(self.root, path).stat()
         except FileNotFoundError as error:
             raise self._missing(path) from error
-        _require_regular(status)
+        require_regular(status)
         return FileIdentity.of(status)
 
     def require_readable(self, path: str) -> None:
@@ -174,8 +173,8 @@ class LocalSource:
 
     def open_stream(self, path: str) -> IO[bytes]:
         """A stream of its own; the caller closes it."""
-        self._handle(path)  # refuses what is no regular file before it is opened again
-        return open(os.path.join(self.root, path), "rb")
+        self._handle(path)  # tells a missing file from others
+        return io.BufferedReader(open_regular(os.path.join(self.root, path)))
 
     def forget(self, path: str) -> None:
         """Let go of the file; who is reading it may go on."""
@@ -202,30 +201,20 @@ class LocalSource:
     def _open(self, path: str) -> _Handle:
         name = os.path.join(self.root, path)
         try:
-            with interrupts_deferred():  # a descriptor that nobody has yet cannot be closed
-                try:
-                    return _Handle(name, direct_io=self._direct_io)
-                except OSError as error:
-                    if error.errno not in {errno.EMFILE, errno.ENFILE}:
-                        raise
-                    with self._lock:
-                        self._handles.clear()  # do with fewer; who reads one may go on
-                    return _Handle(name, direct_io=self._direct_io)
+            try:
+                return _Handle(name, direct_io=self._direct_io)
+            except OSError as error:
+                if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                    raise
+                with self._lock:
+                    self._handles.clear()  # do with fewer; who reads one may go on
+                return _Handle(name, direct_io=self._direct_io)
         except FileNotFoundError as error:
             raise self._missing(path) from error
 
     def _missing(self, path: str) -> MissingFileError:
         hint = f"Is the checkpoint in {self.root!r} complete?"
         return MissingFileError("file is missing", path=path, hint=hint)
-
-
-def _require_regular(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise FormatError(
-            "not a regular file",
-            got=stat.filemode(status.st_mode),
-            hint="Something else has taken the place of a file of the checkpoint",
-        )
 
 
 def _rest(buffers: Sequence[memoryview], skip: int) -> list[memoryview]:

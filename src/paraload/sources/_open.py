@@ -1,0 +1,72 @@
+"""Opening a regular file, which may take its time, but never anything else, which may hang.
+
+open without waiting --> regular: done          anything else: refused
+        |
+      EAGAIN: a lease (NFS delegation, SMB oplock, HSM recall)
+        |
+        `--> O_PATH --> regular: open it once more, and wait for it
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+
+from paraload._interrupts import interrupts_deferred
+from paraload.errors import FormatError
+
+__all__ = ["open_regular", "require_regular"]
+
+
+def open_regular(path: str) -> io.FileIO:
+    """The regular file ``path``, opened for reading; reads of it wait for their bytes.
+
+    Raises:
+        FormatError: it is something else. A FIFO would wait for its writer.
+        OSError: it cannot be opened.
+    """
+    try:
+        with interrupts_deferred():  # a bare descriptor would stay open
+            return io.FileIO(path, opener=_open_at_once)
+    except BlockingIOError:
+        return _open_in_time(path)
+
+
+def require_regular(status: os.stat_result) -> None:
+    """Refuse what is not a regular file."""
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError(
+            "not a regular file",
+            got=stat.filemode(status.st_mode),
+            hint="Something else has taken the place of a file of the checkpoint",
+        )
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        require_regular(os.fstat(fd))
+        os.set_blocking(fd, True)  # some file systems heed it in reads
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open_in_time(path: str) -> io.FileIO:
+    """Open a file whose lease has to be broken first, for which Linux gives its holder 45 s.
+
+    Not by trying without waiting again and again: that need not make an archive recall the file.
+    By way of ``/proc``, it is the file that was looked at, whatever has its name by now. Ctrl-C and
+    other signals are handled while it waits: a file object closes itself.
+    """
+    looked_at = -1
+    try:
+        with interrupts_deferred():
+            looked_at = os.open(path, os.O_PATH | os.O_CLOEXEC)  # which no lease holds up
+        require_regular(os.fstat(looked_at))
+        return io.FileIO(f"/proc/self/fd/{looked_at}")
+    finally:
+        if looked_at >= 0:
+            os.close(looked_at)
