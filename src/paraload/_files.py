@@ -13,10 +13,10 @@ import copy
 import posixpath
 import time
 from collections import defaultdict, deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from paraload._checks import check_range
+from paraload._daemons import PATIENCE_WITH_STALLED_S, DaemonThreads
 from paraload._retry import is_transient, pauses, storage_error
 from paraload._work import item_error
 from paraload.errors import (
@@ -27,7 +27,7 @@ from paraload.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Protocol
 
     from paraload._task import RecordSpec
@@ -46,6 +46,7 @@ __all__ = ["changed_files", "look_at_files", "path_failures", "require_inside", 
 _LOOKERS: Final = 8
 _QUICK_LOOK_S: Final = 1e-4
 _ALONE_S: Final = 2e-3
+_LOOKS_TOGETHER: Final = 256
 
 
 def require_inside(specs: Sequence[RecordSpec], *, path: str) -> None:
@@ -85,13 +86,19 @@ def _unsafe(path: str) -> str | None:
 
 
 def seen_files(
-    source: ByteSource, specs: Sequence[RecordSpec], *, path: str, retries: int
+    source: ByteSource,
+    specs: Sequence[RecordSpec],
+    thread: DaemonThreads,
+    *,
+    path: str,
+    retries: int,
 ) -> dict[str, FileIdentity]:
     """What the files are now, of those that the storage can tell it of.
 
     Args:
         source: has them.
         specs: the records in them.
+        thread: looks, so that the caller waits no longer than the storage may stand still.
         path: of the checkpoint, for texts.
         retries: how often to look again at files that are not there: just after a write, a network
             file system may not show them yet.
@@ -99,21 +106,22 @@ def seen_files(
     Raises:
         CheckpointReadError: with an error for each item whose file is missing, unreadable, or
             shorter than its range.
+        StalledReadError: the storage has not answered in time.
     """
-    seen, failures = look_at_files(source, specs, retries=retries)
+    seen, failures = look_at_files(source, specs, thread, retries=retries)
     if failures:
         raise refuse_to_begin(list(failures.values()), items=len(specs), path=path)
     return seen
 
 
 def look_at_files(
-    source: ByteSource, specs: Sequence[RecordSpec], *, retries: int
+    source: ByteSource, specs: Sequence[RecordSpec], thread: DaemonThreads, *, retries: int
 ) -> tuple[dict[str, FileIdentity], dict[int, ItemReadError]]:
     """What :func:`seen_files` returns, and its errors by item."""
     by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
     for spec in specs:
         by_file[spec.path].append(spec)
-    looks, tries = _look_again(_FirstLook(source), by_file, retries)
+    looks, tries = _look_again(_FirstLook(source), by_file, thread, retries)
     failures: dict[int, ItemReadError] = {}
     seen: dict[str, FileIdentity] = {}
     for path, look in looks.items():
@@ -145,11 +153,11 @@ class _FirstLook:
 
 
 def changed_files(
-    source: ByteSource, seen: Mapping[str, FileIdentity], *, retries: int
+    source: ByteSource, seen: Mapping[str, FileIdentity], thread: DaemonThreads, *, retries: int
 ) -> ChangedFileError | None:
     """The error for files that are not what they were; ``None`` if all are."""
     changes = {}
-    looks, _ = _look_again(source, seen, retries)
+    looks, _ = _look_again(source, seen, thread, retries)
     for path, look in looks.items():
         if isinstance(look, Exception):
             changes[path] = f"cannot be looked at any more ({look})"
@@ -166,19 +174,21 @@ def changed_files(
     )
 
 
-def _look_again(source: _Looked, paths: Iterable[str], retries: int) -> tuple[Looks, int]:
+def _look_again(
+    source: _Looked, paths: Iterable[str], thread: DaemonThreads, retries: int
+) -> tuple[Looks, int]:
     """Looks at each file, more of them where one failed for the moment; and how many there were."""
-    looks = _look(source, paths)
+    looks = _look(source, paths, thread)
     tries, waits = 1, pauses(retries)
     while again := [path for path, look in looks.items() if _is_worth_a_look(look)]:
         if not (number := next(waits, 0)):
             break
-        looks |= _look(source, again)
+        looks |= _look(source, again, thread)
         tries = number
     return looks, tries
 
 
-def _look(source: _Looked, paths: Iterable[str]) -> Looks:
+def _look(source: _Looked, paths: Iterable[str], thread: DaemonThreads) -> Looks:
     def look(path: str) -> FileIdentity | Exception | None:
         try:
             return source.identify(path)
@@ -187,13 +197,44 @@ def _look(source: _Looked, paths: Iterable[str]) -> Looks:
 
     looks: Looks = {}
     left = deque(paths)
-    started_s = time.monotonic()
-    while left and time.monotonic() - started_s < max(_ALONE_S, len(looks) * _QUICK_LOOK_S):
-        path = left.popleft()
-        looks[path] = look(path)
+
+    def look_alone() -> None:
+        started_s = time.monotonic()
+        while left and time.monotonic() - started_s < max(_ALONE_S, len(looks) * _QUICK_LOOK_S):
+            path = left[0]
+            looks[path] = look(path)
+            left.popleft()
+            if not len(looks) % _LOOKS_TOGETHER:
+                thread.goes_on()
+
+    if left:
+        thread.call(lambda: f"{left[0]!r} was being looked at", look_alone)
     if left:  # this storage takes its time
-        with ThreadPoolExecutor(_LOOKERS, thread_name_prefix="paraload-look") as pool:
-            looks.update(zip(left, pool.map(look, left), strict=True))
+        looks |= _look_together(look, left, thread.timeout_s)
+    return looks
+
+
+def _look_together(
+    look: Callable[[str], FileIdentity | Exception | None],
+    paths: Iterable[str],
+    timeout_s: float | None,
+) -> Looks:
+    looks: Looks = dict.fromkeys(paths)  # in this order, whatever is answered first
+    waiting = dict.fromkeys(looks)
+
+    def what() -> str:
+        return f"{len(waiting)} files were being looked at, {next(iter(waiting))!r} among them"
+
+    patience_s = PATIENCE_WITH_STALLED_S
+    with DaemonThreads(
+        _LOOKERS, "paraload-look", timeout_s=timeout_s, patience_s=patience_s
+    ) as threads:
+        for path in waiting:
+            threads.submit(path, look, path)
+        while waiting:
+            answer = threads.next(what)
+            looks[answer.key] = answer.result()
+            del waiting[answer.key]
     return looks
 
 

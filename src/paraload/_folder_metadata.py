@@ -20,7 +20,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from paraload._rank_files import GLOBAL_METADATA, rank_files
 from paraload.errors import MetadataError
-from paraload.metadata import identity_of, read_metadata
+from paraload.metadata import read_metadata
+from paraload.options import DEFAULT_STALL_TIMEOUT_S
 
 if TYPE_CHECKING:
     import os
@@ -69,7 +70,11 @@ class FolderMetadata:
 
 
 def folder_metadata(
-    folder: str | os.PathLike[str], *, allow_globals: Iterable[Any] = (), retries: int = 0
+    folder: str | os.PathLike[str],
+    *,
+    allow_globals: Iterable[Any] = (),
+    retries: int = 0,
+    stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
 ) -> FolderMetadata:
     """The metadata of the checkpoint in ``folder``.
 
@@ -81,10 +86,17 @@ def folder_metadata(
     of_ranks = {} if path.exists() else rank_files(folder)
     paths = [folder / name for name in of_ranks.values()] or [path]
     seen: dict[str, FileIdentity] = {}
-    for path in paths:
-        seen |= identity_of(path)
     allowed = tuple(allow_globals)
-    found = [read_metadata(path, allow_globals=allowed, retries=retries) for path in paths]
+    found = [
+        read_metadata(
+            path,
+            allow_globals=allowed,
+            retries=retries,
+            stall_timeout_s=stall_timeout_s,
+            seen=seen,
+        )
+        for path in paths
+    ]
     for path, metadata in zip(paths, found, strict=True):
         _require_places(metadata, path)
     return FolderMetadata(

@@ -15,6 +15,7 @@ from torch.futures import Future
 from paraload import _adapter as adapter
 from paraload import _intake as intake
 from paraload._budget import MemoryBudget
+from paraload._daemons import DaemonThreads
 from paraload._destination import Destinations
 from paraload._engine import Load
 from paraload._execution import choose_execution, progress_hook
@@ -102,6 +103,7 @@ def read_with(
         stack.enter_context(closing(traits.source))
         process = steps["_process_results"]
         hook = stack.enter_context(progress_hook(options, file_callback))
+        looker = stack.enter_context(DaemonThreads.for_looks(options.stall_timeout_s))
         with collector_paused():
             job, execution = plan_job(reader, steps, traits, plan, planner, started_s)
             load = Load(
@@ -111,13 +113,13 @@ def read_with(
                 on_progress=hook,
             )
             seen = seen_files(
-                traits.source, job.specs, path=job.path, retries=traits.options.retries
+                traits.source, job.specs, looker, path=job.path, retries=traits.options.retries
             )
             if (before := getattr(reader, "_metadata_before", None)) is not None:
                 seen |= before
             job.destinations.note_writes()
             stack.enter_context(objects_frozen())
-        report = _run(load, execution, traits.source, seen, traits.options.retries)
+        report = _run(load, execution, traits.source, seen, looker, traits.options.retries)
         reader.last_report = report
     done: Future[None] = Future()
     done.set_result(None)
@@ -129,6 +131,7 @@ def _run(
     execution: Execution,
     source: ByteSource,
     seen: Mapping[str, FileIdentity],
+    looker: DaemonThreads,
     retries: int,
 ) -> ReadReport:
     """Run ``load``, on files that are the same at its end."""
@@ -137,10 +140,15 @@ def _run(
     except StalledReadError:
         raise  # to look at the files of a storage that stands still would stand still as well
     except CheckpointReadError as error:
-        if (changed := changed_files(source, seen, retries=0)) is not None:
-            error.add_note(str(changed))  # the reason, more likely than not
+        try:
+            changed = changed_files(source, seen, looker, retries=0)
+        except StalledReadError as stalled:
+            error.add_note(f"whether files have changed is not known: {stalled}")
+        else:
+            if changed is not None:
+                error.add_note(str(changed))  # the reason, more likely than not
         raise
-    if (changed := changed_files(source, seen, retries=retries)) is not None:
+    if (changed := changed_files(source, seen, looker, retries=retries)) is not None:
         raise changed
     return report
 

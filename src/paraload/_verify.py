@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraload._adapter import stock_decoders
+from paraload._daemons import DaemonThreads
 from paraload._execution import progress_hook
 from paraload._files import look_at_files, path_failures
 from paraload._folder_metadata import folder_metadata
@@ -59,7 +60,7 @@ def verify(
         key: of the manifest.
         options: a whole :class:`~paraload.ReadOptions` instead of single keywords.
         **keywords: of its fields, these count: ``max_workers``, ``progress``, ``retries``,
-            ``direct_io``, ``allow_globals``, ``allow_outside_paths``.
+            ``stall_timeout_s``, ``direct_io``, ``allow_globals``, ``allow_outside_paths``.
 
     Returns:
         What was found. Damage is no exception here, but for damage of the metadata itself.
@@ -67,6 +68,7 @@ def verify(
     Raises:
         InvalidOptionError: an option, or the manifest, is none.
         MetadataError: the ``.metadata`` is missing, damaged, or asks for code.
+        StalledReadError: the storage stood still for ``stall_timeout_s``.
 
     >>> import tempfile, torch, paraload, torch.distributed.checkpoint as dcp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +80,12 @@ def verify(
     started_s = time.monotonic()
     options = ReadOptions.resolve(options, keywords)
     folder = Path(path)
-    found = folder_metadata(folder, allow_globals=options.allow_globals, retries=options.retries)
+    found = folder_metadata(
+        folder,
+        allow_globals=options.allow_globals,
+        retries=options.retries,
+        stall_timeout_s=options.stall_timeout_s,
+    )
     with collector_paused():
         inventory = inventory_of(found.metadata)
         problems = [*inventory.findings, *misplaced(inventory.specs, inventory.parts)]
@@ -92,6 +99,7 @@ def verify(
             verify=True,
             decoders=stock_decoders(spec.wanted.descriptors for spec in specs),
             retries=options.retries,
+            stall_timeout_s=options.stall_timeout_s,
         )
         workers = options.max_workers or choose_ramp(str(folder)).start
         run = VerifyRun(work, specs, inventory.parts, workers)
@@ -100,11 +108,19 @@ def verify(
     finally:
         source.close()
     known = {*found.files, *(spec.path for spec in inventory.specs)}
-    remarks = [*orphans(inventory.specs, files), *_orphan_files(folder, known, manifest)]
+    with DaemonThreads.for_looks(options.stall_timeout_s) as looker:
+        unknown = looker.call(
+            lambda: f"{str(folder)!r} was being listed",
+            list,
+            _orphan_files(folder, known, manifest),
+        )
+    remarks = [*orphans(inventory.specs, files), *unknown]
     if found.starts_late:
         remarks.append(Finding(kind="ranks elsewhere", problem=found.starts_late))
     if manifest is not None:
-        problems += compare_manifest(folder, manifest, key=key)
+        problems += compare_manifest(
+            folder, manifest, key=key, stall_timeout_s=options.stall_timeout_s
+        )
     tensors = {part.name for part in inventory.parts if part.lengths is not None}
     return VerifyReport(
         path=str(folder),
@@ -130,7 +146,8 @@ def _present(
     """The records whose files are there, these files, and what is wrong with all others."""
     outside = {} if options.allow_outside_paths else path_failures(inventory.specs)
     inside = [spec for spec in inventory.specs if spec.item not in outside]
-    files, missing = look_at_files(source, inside, retries=options.retries)
+    with DaemonThreads.for_looks(options.stall_timeout_s) as looker:
+        files, missing = look_at_files(source, inside, looker, retries=options.retries)
     specs = [spec for spec in inside if spec.item not in missing]
     return specs, files, list(_by_file(outside | missing, inventory.parts))
 

@@ -10,15 +10,17 @@ looked at, so that files are read from front to back.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from paraload._daemons import Answer, DaemonThreads
 from paraload._plan import PlanKnobs, first_tasks
 from paraload._result import ReadTally
 from paraload._verify_alike import KnownArchives
@@ -30,7 +32,6 @@ from paraload.progress import ReadProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from concurrent.futures import Future
 
     from paraload._task import LocateTask, RecordSpec, RecordsTask
     from paraload._verify_records import Checked, PayloadCheck
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from paraload.progress import ProgressHook
 
 __all__ = ["VerifyRun"]
+
+logger = logging.getLogger("paraload")
 
 #: A thread needs so much memory, for small records or for a piece of a big one.
 _KNOBS: Final = PlanKnobs(
@@ -57,6 +60,18 @@ class _Summing:
     crcs: dict[int, int] = field(default_factory=dict)
     left: int = 0
     is_failed: bool = False
+
+
+class _Running(NamedTuple):
+    """What a thread does, or is about to do."""
+
+    meter: Meter
+    take: Callable[[Answer], None]
+    extent: tuple[int, int]
+
+    def __str__(self) -> str:
+        start, end = self.extent
+        return f"{self.meter.path!r} bytes [{start}, {end})"
 
 
 class VerifyRun:
@@ -90,7 +105,8 @@ class VerifyRun:
             first_tasks(sorted(specs, key=attrgetter("path", "start")), knobs=_KNOBS)
         )
         self._pieces: deque[tuple[_Summing, int]] = deque()
-        self._running: dict[Future[Any], tuple[Meter, Callable[[Future[Any]], None]]] = {}
+        self._running: dict[int, _Running] = {}
+        self._keys = count()
         self._findings: list[Finding] = []
         self._items_left = Counter(spec.path for spec in specs)
         self._files_total = len(self._items_left)
@@ -100,39 +116,53 @@ class VerifyRun:
 
     def findings(self, hook: ProgressHook | None) -> list[Finding]:
         """Check all of them; what is wrong."""
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="paraload-verify") as pool:
+        timeout_s = self._work.stall_timeout_s
+        with DaemonThreads(self._workers, "paraload-verify", timeout_s=timeout_s) as threads:
             try:
                 while self._tasks or self._pieces or self._running:
-                    self._fill(pool)
-                    for future in wait(self._running, return_when=FIRST_COMPLETED).done:
-                        meter, take = self._running.pop(future)
-                        self.tally.add(meter.tally)
-                        take(future)
+                    self._fill(threads)
+                    answer = threads.next(self._running_now)
+                    running = self._running.pop(answer.key)
+                    self.tally.add(running.meter.tally)
+                    running.take(answer)
                     if hook is not None:
                         hook(self._snapshot())
-            except BaseException:
+            finally:
                 self._cancelled.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            if threads.refusal:
+                self._fall_back(threads.refusal)
         return self._findings
 
-    def _fill(self, pool: ThreadPoolExecutor) -> None:
+    def _running_now(self) -> str:
+        return f"these were being read: {'; '.join(map(str, self._running.values()))}"
+
+    def _fall_back(self, refusal: str) -> None:
+        reason = f"threads: {refusal}"
+        logger.warning("reading in a slower way: %s", reason)
+        known = self.tally.fallback
+        self.tally.fallback = f"{known}; {reason}" if known else reason
+
+    def _fill(self, threads: DaemonThreads) -> None:
         """Twice the threads: each finds its next task before the caller has seen its last."""
         while (self._tasks or self._pieces) and len(self._running) < 2 * self._workers:
-            future: Future[Any]
+            key = next(self._keys)
             if self._pieces:
                 summing, number = self._pieces.popleft()
+                piece = summing.pieces[number]
                 meter = Meter(self._work, summing.spec.path)
-                future = pool.submit(self._sum, meter, *summing.pieces[number])
-                self._running[future] = meter, partial(self._summed, summing, number)
+                take = partial(self._summed, summing, number)
+                self._running[key] = _Running(meter, take, piece)
+                threads.submit(key, self._sum, meter, *piece)
             else:
                 task = self._tasks.popleft()
                 meter = Meter(self._work, task.path)
-                future = pool.submit(check_records, meter, task, self._known)
-                self._running[future] = meter, partial(self._looked, task)
+                self._running[key] = _Running(
+                    meter, partial(self._looked, task), (task.start, task.end)
+                )
+                threads.submit(key, check_records, meter, task, self._known)
 
-    def _looked(self, task: RecordsTask | LocateTask, future: Future[Any]) -> None:
-        for spec, answer in zip(task.specs, future.result(), strict=True):
+    def _looked(self, task: RecordsTask | LocateTask, looked: Answer) -> None:
+        for spec, answer in zip(task.specs, looked.result(), strict=True):
             if isinstance(answer, ItemReadError):
                 self._found(spec, answer)
                 self._leave(spec, None)
@@ -146,10 +176,10 @@ class VerifyRun:
         summing = _Summing(spec, checked, payload, pieces, left=len(pieces))
         self._pieces.extend((summing, number) for number in range(summing.left))
 
-    def _summed(self, summing: _Summing, number: int, future: Future[Any]) -> None:
+    def _summed(self, summing: _Summing, number: int, summed: Answer) -> None:
         summing.left -= 1
         try:
-            summing.crcs[number] = future.result()
+            summing.crcs[number] = summed.result()
             if not summing.left and not summing.is_failed:
                 summing.payload.compare(crc for _, crc in sorted(summing.crcs.items()))
         except Exception as error:  # noqa: BLE001 - becomes a finding

@@ -12,12 +12,14 @@ import hashlib
 import hmac
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from paraload._daemons import DaemonThreads
 from paraload._verify_report import Finding
 from paraload.errors import InvalidOptionError
+from paraload.options import DEFAULT_STALL_TIMEOUT_S
+from paraload.sources._open import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,11 +29,18 @@ __all__ = ["compare_manifest", "write_manifest"]
 _VERSION: Final = 1
 _PLAIN, _KEYED = "sha256", "blake2b-keyed"
 _BLAKE2B_KEY_BYTES: Final = 64
+#: Hashing drops the GIL: as many at once as most machines have cores.
+_DIGESTERS: Final = 16
+_PIECE_BYTES: Final = 1 << 20
 _REPLACED: Final = "Somebody has written to the checkpoint since the manifest was made"
 
 
 def write_manifest(
-    path: str | os.PathLike[str], target: str | os.PathLike[str], *, key: bytes | None = None
+    path: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    key: bytes | None = None,
+    stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
 ) -> int:
     """Write the digests of all files in the folder ``path``, its ``.metadata`` among them.
 
@@ -39,12 +48,14 @@ def write_manifest(
         path: folder of the checkpoint.
         target: the manifest; a file in the folder does not list itself.
         key: of the digests; a plain SHA-256 when not given.
+        stall_timeout_s: how long to wait for an answer of the storage; ``None`` waits for ever.
 
     Returns:
         The number of files.
 
     Raises:
         OSError: a file cannot be read, or the manifest not be written.
+        StalledReadError: the storage has not answered in time.
 
     >>> import tempfile, pathlib
     >>> from paraload.manifest import compare_manifest, write_manifest
@@ -56,23 +67,28 @@ def write_manifest(
     >>> written, [finding.path for finding in found]
     (1, ['__0_0.distcp'])
     """
-    files = _digests(Path(path), Path(target), key)
+    files = _digests(Path(path), Path(target), key, stall_timeout_s)
     manifest = {"version": _VERSION, "digest": _PLAIN if key is None else _KEYED, "files": files}
     Path(target).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return len(files)
 
 
 def compare_manifest(
-    path: str | os.PathLike[str], manifest: str | os.PathLike[str], *, key: bytes | None = None
+    path: str | os.PathLike[str],
+    manifest: str | os.PathLike[str],
+    *,
+    key: bytes | None = None,
+    stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
 ) -> Iterator[Finding]:
     """What is different from ``manifest``: files that are replaced, missing, or new.
 
     Raises:
         InvalidOptionError: it is no manifest, or one that needs a key, or none.
         OSError: a file cannot be read.
+        StalledReadError: the storage has not answered in time.
     """
     known = _read(Path(manifest), key)
-    found = _digests(Path(path), Path(manifest), key)
+    found = _digests(Path(path), Path(manifest), key, stall_timeout_s)
     for name in sorted(known.keys() | found.keys()):
         if name not in found:
             yield _finding(name, "the file is missing", "a file of the manifest", "none")
@@ -110,22 +126,34 @@ def _read(manifest: Path, key: bytes | None) -> dict[str, Any]:
     return files
 
 
-def _digests(folder: Path, manifest: Path, key: bytes | None) -> dict[str, dict[str, Any]]:
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.is_file() and not (manifest.exists() and file.samefile(manifest))
-    )
+def _digests(
+    folder: Path, manifest: Path, key: bytes | None, stall_timeout_s: float | None
+) -> dict[str, dict[str, Any]]:
+    def names() -> list[str]:
+        return [
+            file.relative_to(folder).as_posix()
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and not (manifest.exists() and file.samefile(manifest))
+        ]
 
-    def digest(file: Path) -> dict[str, Any]:
-        with file.open("rb") as opened:
+    def digest(name: str) -> dict[str, Any]:
+        hashed = _hasher(key)
+        with open_regular(str(folder / name)) as opened:
             nbytes = os.fstat(opened.fileno()).st_size
-            hashed = hashlib.file_digest(opened, lambda: _hasher(key))
+            while piece := opened.read(_PIECE_BYTES):
+                hashed.update(piece)
+                threads.goes_on()
         return {"bytes": nbytes, "digest": hashed.hexdigest()}
 
-    with ThreadPoolExecutor(thread_name_prefix="paraload-digest") as pool:
-        names = (file.relative_to(folder).as_posix() for file in files)
-        return dict(zip(names, pool.map(digest, files), strict=True))
+    with DaemonThreads(_DIGESTERS, "paraload-digest", timeout_s=stall_timeout_s) as threads:
+        wanted = threads.call(lambda: f"{str(folder)!r} was being listed", names)
+        for name in wanted:
+            threads.submit(name, digest, name)
+        digests: dict[str, dict[str, Any]] = {}
+        while len(digests) < len(wanted):
+            answer = threads.next(lambda: f"{len(wanted) - len(digests)} files were being read")
+            digests[answer.key] = answer.result()
+    return {name: digests[name] for name in wanted}
 
 
 def _hasher(key: bytes | None) -> Any:

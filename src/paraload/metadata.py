@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 import time
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from paraload._daemons import DaemonThreads
 from paraload._gc import collector_paused
 from paraload._global_names import printable
 from paraload._interrupts import stopped_by_signals
@@ -34,7 +37,14 @@ from paraload._rank_files import GLOBAL_METADATA, is_left_out, only_ranks
 from paraload._retry import again
 from paraload._soundness import fault_of
 from paraload._unpickler import GlobalRefusedError, unpickle
-from paraload.errors import FormatError, MetadataError, MissingMetadataError, UnsafeMetadataError
+from paraload.errors import (
+    FormatError,
+    MetadataError,
+    MissingMetadataError,
+    StalledReadError,
+    UnsafeMetadataError,
+)
+from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.sources._base import FileIdentity
 from paraload.sources._open import open_regular
 
@@ -57,6 +67,8 @@ SETTLED_AFTER_NS: Final = 2_000_000_000
 _INCOMPLETE: Final = "an incomplete checkpoint? This file is written when all else is there"
 _DAMAGED: Final = "The file is damaged, or a newer torch wrote it"
 _SHOWN_OF_NAME: Final = 200
+#: What one answer of the storage may bring, as in tasks.
+_PIECE_BYTES: Final = 32 << 20
 
 
 @stopped_by_signals
@@ -67,6 +79,8 @@ def read_metadata(
     allow_globals: Iterable[Any] = (),
     load_id: str | None = None,
     retries: int = 0,
+    stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
+    seen: dict[str, FileIdentity] | None = None,
 ) -> Metadata:
     """The metadata of a checkpoint.
 
@@ -77,6 +91,8 @@ def read_metadata(
             ("module.name"), or the classes and functions themselves.
         load_id: to be written into its ``storage_meta``.
         retries: how often to try again what the system has refused for the moment.
+        stall_timeout_s: how long to wait for an answer of the storage; ``None`` waits for ever.
+        seen: gets what :func:`identity_of` said of a file before it was read.
 
     Returns:
         An object of the caller's own: whatever he does to it, the next call does not see it.
@@ -85,14 +101,19 @@ def read_metadata(
         MissingMetadataError: there is no such file.
         UnsafeMetadataError: it names something that is not allowed; nothing was run.
         MetadataError: it is empty, cut, damaged, or no metadata.
+        StalledReadError: the storage has not answered in time.
     """
     if fs is None:
         name = str(Path(path).absolute())
-        if (columns := _cache.get(name)) is not None:
-            return LateMetadata(columns, load_id)
-        data, identity = _read_file(name, retries)
+        found = _ask(partial(_look, name), name, retries, stall_timeout_s)
+        if seen is not None:
+            seen |= found.seen
+        if found.columns is not None:
+            return LateMetadata(found.columns, load_id)
+        data, identity = found.data, found.identity
     else:
-        name, data, identity = str(path), _read_stream(fs, path, retries), None
+        name, identity = str(path), None
+        data = _read_stream(fs, path, retries, stall_timeout_s)
     if not data:
         raise MetadataError(f"is empty; {_INCOMPLETE}", name)
     try:
@@ -170,62 +191,96 @@ def _is_settled(identity: FileIdentity, now_ns: int) -> bool:
     return now_ns - max(identity.mtime_ns, identity.ctime_ns) > SETTLED_AFTER_NS
 
 
-def _read_file(name: str, retries: int) -> tuple[bytes, FileIdentity | None]:
-    """The bytes, and what to know the file by; ``None`` if it may be changing just now."""
-    now_ns = time.time_ns()
-    # Path.is_dir raises where a folder above may not be searched.
-    is_folder_there = os.path.isdir(Path(name).parent)  # noqa: PTH112
+class _MissingForGoodError(Exception):
+    """The file is missing, and to look again would not help."""
+
+    def __init__(self, *, is_folder_there: bool) -> None:
+        super().__init__()
+        self.is_folder_there = is_folder_there
+
+
+class _Found(NamedTuple):
+    """What there is of a file: what is kept of it, or its bytes and what to know them by."""
+
+    seen: dict[str, FileIdentity]
+    columns: Columns | None = None
+    data: bytes = b""
+    #: ``None`` if the file may be changing just now.
+    identity: FileIdentity | None = None
+
+
+def _ask(
+    read: Callable[[Callable[[], None]], Answer],
+    name: str,
+    retries: int,
+    stall_timeout_s: float | None,
+) -> Answer:
+    """What ``read`` returns, if it does so in time.
+
+    Raises:
+        MetadataError: the file is missing, or cannot be read.
+        StalledReadError: the storage stands still.
+    """
     try:
-        before, data, after = _again(
-            lambda: _bytes_of(name),
-            retries if is_folder_there else 0,
-            lambda: is_left_out(Path(name)),
-        )
+        with DaemonThreads.for_looks(stall_timeout_s) as thread:
+            ask = partial(thread.call, lambda: f"{name!r} was being read", read, thread.goes_on)
+            found: Answer = again(ask, retries)
+    except _MissingForGoodError as error:
+        raise _missing(name, is_folder_there=error.is_folder_there) from None
     except FileNotFoundError:
-        raise _missing(name, is_folder_there=is_folder_there) from None
+        raise _missing(name, is_folder_there=True) from None
+    except StalledReadError:
+        raise
     except (OSError, MemoryError) as error:
         raise MetadataError(_unreadable(error), name) from error
-    identity = FileIdentity.of(before)
-    is_same = identity == FileIdentity.of(after) and len(data) == identity.size_bytes
-    return data, identity if is_same and _is_settled(identity, now_ns) else None
+    return found
 
 
-class _LeftOutError(Exception):
-    """The file is missing for good: no ``OSError``, so that it is not looked for again."""
-
-
-def _again(read: Callable[[], Answer], retries: int, is_final: Callable[[], bool]) -> Answer:
-    """What ``read`` returns, tried again unless its file was left out by the writer."""
-
-    def once() -> Answer:
-        try:
-            return read()
-        except FileNotFoundError:
-            if is_final():
-                raise _LeftOutError from None
-            raise
-
-    try:
-        return again(once, retries)
-    except _LeftOutError:
-        raise FileNotFoundError from None
-
-
-def _bytes_of(name: str) -> tuple[os.stat_result, bytes, os.stat_result]:
-    """All of them, and what the file was before and after."""
+def _look(name: str, goes_on: Callable[[], None]) -> _Found:
+    seen = identity_of(name)
+    if (columns := _cache.get(name)) is not None:
+        return _Found(seen, columns)
+    now_ns = time.time_ns()
     try:
         file = open_regular(name)
     except FormatError:
         raise MetadataError("is no regular file", name) from None
+    except FileNotFoundError:
+        # Path.is_dir raises where a folder above may not be searched.
+        is_folder_there = os.path.isdir(Path(name).parent)  # noqa: PTH112
+        if is_folder_there and not is_left_out(Path(name)):
+            raise
+        raise _MissingForGoodError(is_folder_there=is_folder_there) from None
     with file:
-        return os.fstat(file.fileno()), file.read(), os.fstat(file.fileno())
+        identity = FileIdentity.of(os.fstat(file.fileno()))
+        data = _all_of(file, identity.size_bytes, goes_on)
+        is_same = identity == FileIdentity.of(os.fstat(file.fileno()))
+    is_whole = is_same and len(data) == identity.size_bytes
+    return _Found(
+        seen, data=data, identity=identity if is_whole and _is_settled(identity, now_ns) else None
+    )
 
 
-def _read_stream(fs: Any, path: Any, retries: int) -> bytes:
-    def read() -> bytes:
-        with fs.create_stream(path, "rb") as stream:
-            data: bytes = stream.read()
-        return data
+def _all_of(stream: IO[bytes], size_bytes: int, goes_on: Callable[[], None]) -> bytes:
+    """All bytes of a stream that should have ``size_bytes``, piece by piece."""
+    pieces: list[bytes] = []
+    left = size_bytes
+    while piece := stream.read(min(max(left, 0) + 1, _PIECE_BYTES)):
+        pieces.append(piece)
+        left -= len(piece)
+        goes_on()
+    return b"".join(pieces)
+
+
+def _read_stream(fs: Any, path: Any, retries: int, stall_timeout_s: float | None) -> bytes:
+    def read(goes_on: Callable[[], None]) -> bytes:
+        try:
+            with fs.create_stream(path, "rb") as stream:
+                return _all_of(stream, sys.maxsize, goes_on)
+        except FileNotFoundError:
+            if is_final():
+                raise _MissingForGoodError(is_folder_there=True) from None
+            raise
 
     def is_final() -> bool:
         # Like torch's writer: not every file system can list, so rank 0 stands for all.
@@ -235,12 +290,7 @@ def _read_stream(fs: Any, path: Any, retries: int) -> bytes:
         of_rank_0 = type(path)(f"{text.removesuffix(GLOBAL_METADATA)}__0{GLOBAL_METADATA}")
         return bool(fs.exists(of_rank_0)) and not fs.exists(path)
 
-    try:
-        return _again(read, retries, is_final)
-    except FileNotFoundError:
-        raise _missing(str(path), is_folder_there=True) from None
-    except OSError as error:
-        raise MetadataError(_unreadable(error), str(path)) from error
+    return _ask(read, str(path), retries, stall_timeout_s)
 
 
 def _unreadable(error: Exception) -> str:

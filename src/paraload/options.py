@@ -69,7 +69,8 @@ class ReadOptions:
             moment (EIO, ESTALE, EAGAIN and the like), after pauses from 50 ms on.
         stall_timeout_s: seconds in which no task is done until the load ends with a
             :class:`~paraload.errors.StalledReadError`; ``None`` waits for ever. A task reads at
-            most 32 MiB, or one record where a hook or transform needs it whole. Reads on the
+            most 32 MiB, or one record where a hook or transform needs it whole. ``.metadata`` and
+            looks at files have the same deadline, ``paraload.verify`` too. Reads on the
             caller's own thread are not watched, there is nobody to do it: those of
             ``"sequential"``, and some of ``"processes"`` and ``"pool"`` while workers are busy.
         direct_io: read what is not in the page cache past it, with O_DIRECT: then nothing else is

@@ -21,7 +21,7 @@ from paraload import _adapter as adapter
 from paraload import _intake as intake
 from paraload import _reading as reading
 from paraload._task import ReadItemInfo, ReadTask, StorageItem
-from paraload.metadata import identity_of, read_metadata
+from paraload.metadata import read_metadata
 from paraload.options import ReadOptions
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         """
         path = self._get_metadata_path(kwargs.get("rank"))
         is_local = type(self.fs) is FileSystem
-        self._metadata_before = identity_of(path) if is_local else {}
+        self._metadata_before = {}
         options = adapter.options_of(self)
         return read_metadata(
             path,
@@ -241,6 +241,8 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
             allow_globals=options.allow_globals,
             load_id=self.load_id,
             retries=options.retries,
+            stall_timeout_s=options.stall_timeout_s,
+            seen=self._metadata_before,
         )
 
 

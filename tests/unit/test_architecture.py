@@ -59,7 +59,7 @@ LAYERS: list[set[str]] = [
         "paraload._sink",
         "paraload._alike",
     },
-    {"paraload._retry"},
+    {"paraload._retry", "paraload._daemons"},
     {"paraload.sources*", "paraload.formats*", "paraload.transforms"},
     {"paraload._strided", "paraload._region", "paraload._coverage"},
     {"paraload._result"},

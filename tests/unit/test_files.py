@@ -1,11 +1,14 @@
-"""The looks at the files of a load: the caller takes quick ones alone, threads share slow ones."""
+"""The looks at the files of a load: one thread takes quick ones, several share slow ones."""
 
 from __future__ import annotations
 
 import threading
 from types import SimpleNamespace
 
+import pytest
+
 from paraload import _files
+from paraload._daemons import DaemonThreads
 from paraload._files import look_at_files, seen_files
 from paraload._task import RecordSpec, Wanted
 from paraload.sources._base import FileIdentity
@@ -32,20 +35,34 @@ class Source:
         return FileIdentity(1, NAMES.index(path), 10, 0, 0)
 
     def alone(self):
-        """How many looks the caller has taken by itself."""
-        return sum(thread is threading.current_thread() for _, thread in self.looks)
+        """How many looks the first thread has taken by itself."""
+        return sum(thread is self.looks[0][1] for _, thread in self.looks)
 
 
-def test_quick_looks_start_no_thread(monkeypatch):
+@pytest.fixture
+def looker():
+    with DaemonThreads.for_looks(5.0) as thread:
+        yield thread
+
+
+def test_quick_looks_are_all_taken_by_one_thread(monkeypatch, looker):
     source = Source(monkeypatch, 0.00005)
-    seen = seen_files(source, SPECS, path="c", retries=0)
+    seen = seen_files(source, SPECS, looker, path="c", retries=0)
     assert list(seen) == NAMES
     assert source.alone() == len(NAMES)
+    assert source.looks[0][1] is not threading.current_thread()
 
 
-def test_slow_looks_are_shared_by_threads_and_each_file_is_looked_at_once(monkeypatch):
+def test_without_a_deadline_the_caller_takes_quick_looks(monkeypatch):
+    source = Source(monkeypatch, 0.00005)
+    with DaemonThreads.for_looks(None) as looker:
+        assert list(seen_files(source, SPECS, looker, path="c", retries=0)) == NAMES
+    assert {thread for _, thread in source.looks} == {threading.current_thread()}
+
+
+def test_slow_looks_are_shared_by_threads_and_each_file_is_looked_at_once(monkeypatch, looker):
     source = Source(monkeypatch, 0.001)
-    seen, failures = look_at_files(source, SPECS, retries=0)
+    seen, failures = look_at_files(source, SPECS, looker, retries=0)
     assert failures == {}
     assert sorted(path for path, _ in source.looks) == list(seen) == NAMES
     assert [identity.inode for identity in seen.values()] == list(range(100))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from paraload.errors import StalledReadError
+from paraload._daemons import no_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paraload._sink import TargetMemory
     from paraload._task import ReadTask
     from paraload._work import Work
+    from paraload.errors import StalledReadError
 
 __all__ = ["ReadExecutor", "drive", "stalled"]
 
@@ -60,10 +61,7 @@ class ReadExecutor(Protocol):
 def stalled(tasks: Iterable[ReadTask], timeout_s: float, hint: str) -> StalledReadError:
     """The error for ``tasks`` that were begun and are not heard of any more."""
     held = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
-    return StalledReadError(
-        f"no answer for {timeout_s:g} s from the storage, while these were being read: {held}."
-        f" {hint}. Is the storage all right? stall_timeout_s= sets how long to wait, None for ever"
-    )
+    return no_answer(timeout_s, f"these were being read: {held}", hint)
 
 
 def drive(

@@ -25,6 +25,7 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
+from paraload._daemons import PATIENCE_S, PATIENCE_WITH_STALLED_S
 from paraload._interrupts import interrupts_deferred
 from paraload._sink import TargetSink
 from paraload._task import LocateTask, RecordsTask
@@ -55,10 +56,6 @@ _RESULTS_TOGETHER: Final = 4
 _TOGETHER_WITHIN_S: Final = 0.02
 #: Tasks for each thread: those of one batch, and as many that it does until the next ones come.
 _TASKS_IN_FLIGHT: Final = 2 * _RESULTS_TOGETHER
-#: How long the end of a load waits for threads, which end after the read that they are in. One that
-#: a system call does not let go of cannot be ended, and must not take the caller's Ctrl-C with it.
-_PATIENCE_S: Final = 30.0
-_PATIENCE_WITH_STALLED_S: Final = 1.0
 _STUCK: Final = (
     "A thread that is stuck cannot be ended: it may still write to the tensors that it reads into,"
     " so do not use them again in this process"
@@ -160,7 +157,7 @@ class _Crew:
         self._cancelled.set()
         for _ in self._threads:
             self.tasks.put(None)
-        patience_s = _PATIENCE_WITH_STALLED_S if self._is_stalled else _PATIENCE_S
+        patience_s = PATIENCE_WITH_STALLED_S if self._is_stalled else PATIENCE_S
         until_s = time.monotonic() + patience_s
         for thread in self._threads:
             thread.join(max(0.0, until_s - time.monotonic()))

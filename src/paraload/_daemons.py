@@ -1,0 +1,188 @@
+"""Calls on daemon threads, for which nothing waits longer than the storage may stand still.
+
+    caller --submit--> threads --answers--> caller: next()        or StalledReadError
+
+A system call on a storage that stands still cannot be ended. On a daemon thread it holds up neither
+the caller nor the end of the program; the threads of ``concurrent.futures`` hold up both. Where the
+system lets no thread start, calls are made on the caller's thread, which nothing watches.
+
+A call of its own takes 50 us, most of it the start of a thread, which a small load feels: so there
+are no futures with their locks, and one thread may serve a whole load.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from paraload.errors import StalledReadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PATIENCE_S", "PATIENCE_WITH_STALLED_S", "Answer", "DaemonThreads", "no_answer"]
+
+logger = logging.getLogger("paraload")
+
+#: How long the end of a load waits for threads, which end after the read that they are in. One that
+#: a system call does not let go of cannot be ended, and must not take the caller's Ctrl-C with it.
+PATIENCE_S: Final = 30.0
+PATIENCE_WITH_STALLED_S: Final = 1.0
+
+
+def no_answer(timeout_s: float, what: str, hint: str = "") -> StalledReadError:
+    """The error for a storage that stood still, while ``what``."""
+    return StalledReadError(
+        f"no answer for {timeout_s:g} s from the storage, while {what}.{hint and f' {hint}.'}"
+        " Is the storage all right? stall_timeout_s= sets how long to wait, None for ever"
+    )
+
+
+class _Call(NamedTuple):
+    key: Any
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+class Answer(NamedTuple):
+    """What a call has returned or raised."""
+
+    key: Any
+    value: Any
+    error: BaseException | None
+
+    def result(self) -> Any:
+        """The value.
+
+        Raises:
+            BaseException: of the call.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class _ClosedError(BaseException):
+    """Nothing waits for the call any more."""
+
+
+class DaemonThreads:
+    """Up to ``limit`` threads, started when they are needed. Use as a context manager.
+
+    Args:
+        limit: threads at once.
+        name: what the names of the threads begin with.
+        timeout_s: how long to wait for an answer; ``None`` waits for ever.
+        patience_s: how long the end waits for calls that are still being made.
+
+    Attributes:
+        refusal: why there are fewer threads; "" if there are not.
+    """
+
+    def __init__(
+        self, limit: int, name: str, *, timeout_s: float | None, patience_s: float = PATIENCE_S
+    ) -> None:
+        self.refusal = ""
+        self._limit = limit
+        self._name = name
+        self.timeout_s = timeout_s
+        self._patience_s = patience_s
+        self._pending = 0
+        self._threads: list[threading.Thread] = []
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._answers: SimpleQueue[Answer | None] = SimpleQueue()
+        self._is_closed = False
+
+    @classmethod
+    def for_looks(cls, timeout_s: float | None) -> DaemonThreads:
+        """One thread for short calls; none where nothing is watched."""
+        limit = 0 if timeout_s is None else 1
+        patience_s = PATIENCE_WITH_STALLED_S
+        return cls(limit, "paraload-look", timeout_s=timeout_s, patience_s=patience_s)
+
+    def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have a call made; ``key`` comes back with the answer."""
+        self._calls.put(_Call(key, function, arguments))  # before the thread that looks for it
+        self._pending += 1
+        if len(self._threads) < min(self._pending, self._limit):
+            self._start()
+        if not self._threads:
+            call = self._calls.get()
+            if call is not None:
+                self._answers.put(_made(call, Exception))
+
+    def next(self, what: Callable[[], str]) -> Answer:
+        """The next answer.
+
+        Raises:
+            StalledReadError: none has come in time, while ``what()``.
+        """
+        while True:
+            try:
+                answer = self._answers.get(timeout=self.timeout_s)
+            except Empty:
+                raise no_answer(self.timeout_s or 0.0, what()) from None
+            if answer is not None:
+                self._pending -= 1
+                return answer
+
+    def call(self, what: Callable[[], str], function: Callable[..., Any], *arguments: Any) -> Any:
+        """Make one call, with no others about, and wait for its answer."""
+        self.submit(None, function, *arguments)
+        answer = self.next(what)
+        try:
+            return answer.result()
+        finally:
+            del answer  # the traceback of its error has this frame
+
+    def goes_on(self) -> None:
+        """Say in a long call that the storage has answered; ends a call that is wanted no more."""
+        if self._is_closed:
+            raise _ClosedError
+        self._answers.put(None)
+
+    def __enter__(self) -> Self:
+        """Threads start with the first calls."""
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """End all threads; calls that have not begun are not made."""
+        self._is_closed = True
+        for _thread in self._threads:
+            self._calls.put(None)
+        is_stalled = isinstance(error, StalledReadError)
+        patience_s = PATIENCE_WITH_STALLED_S if is_stalled else self._patience_s
+        until_s = time.monotonic() + patience_s
+        started = [thread for thread in self._threads if thread.ident is not None]
+        for thread in started:
+            thread.join(max(0.0, until_s - time.monotonic()))
+        if stuck := [thread.name for thread in started if thread.is_alive()]:
+            logger.warning("threads that the storage does not let go of: %s", ", ".join(stuck))
+
+    def _start(self) -> None:
+        name = f"{self._name}-{len(self._threads)}"
+        thread = threading.Thread(target=self._live, name=name, daemon=True)
+        self._threads.append(thread)  # before it starts: one that is in no list is never ended
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._threads.pop()
+            started = len(self._threads)
+            self.refusal = f"only {started} of {self._limit} could be started ({error})"
+            self._limit = started  # the system would hardly be kinder to the next call
+
+    def _live(self) -> None:
+        """Make calls until there are no more: the life of one thread."""
+        while (call := self._calls.get()) is not None and not self._is_closed:
+            self._answers.put(_made(call, BaseException))
+            del call  # what it holds is the caller's to let go of
+
+
+def _made(call: _Call, caught: type[BaseException]) -> Answer:
+    try:
+        return Answer(call.key, call.function(*call.arguments), None)
+    except caught as error:
+        return Answer(call.key, None, error)

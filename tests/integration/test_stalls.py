@@ -1,0 +1,209 @@
+"""A storage that stands still ends every wait: for looks, for ``.metadata``, in ``verify``."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+import paraload
+from paraload import CheckpointReadError, ParallelFileSystemReader, metadata
+from paraload._daemons import DaemonThreads
+from paraload.errors import StalledReadError
+from paraload.manifest import write_manifest
+from paraload.sources._local import LocalSource
+from tests.integration import support
+from tests.integration.support import EXECUTORS
+
+TIMEOUT_S = 0.3
+
+
+@pytest.fixture
+def storage():
+    """What hangs until the test is over; then nothing of it may be left."""
+    released = threading.Event()
+    yield released
+    released.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("paraload-"):
+            thread.join(10)
+    gc.collect()  # what the stuck ones have opened since
+
+
+def hang(monkeypatch, storage, where, name, *, from_call=1):
+    really, calls = getattr(where, name), []
+
+    def hanging(*arguments, **keywords):
+        calls.append(arguments)
+        if len(calls) >= from_call:
+            storage.wait()
+        return really(*arguments, **keywords)
+
+    monkeypatch.setattr(where, name, hanging)
+
+
+def stalls(act, match, timeout_s=TIMEOUT_S):
+    started = time.monotonic()
+    with pytest.raises(StalledReadError, match=match) as caught:
+        act()
+    assert time.monotonic() - started < timeout_s + 5
+    assert f"no answer for {timeout_s:g} s" in str(caught.value)
+    assert "stall_timeout_s=" in str(caught.value)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("from_call", [1, 2, 4])
+def test_looks_at_files_before_and_after(folder, saved, monkeypatch, storage, executor, from_call):
+    hang(monkeypatch, storage, LocalSource, "identify", from_call=from_call)
+    timeout_s = (
+        TIMEOUT_S if executor in {"sequential", "threads"} else 3.0
+    )  # they take time to start
+    options = {"executor": executor, "max_workers": 2, "stall_timeout_s": timeout_s}
+    stalls(
+        lambda: paraload.load(support.empty_like(saved), folder, no_dist=True, **options),
+        r"'__0_\d.distcp'.* being looked at|being looked at, '__0_",
+        timeout_s,
+    )
+
+
+def test_slow_looks_that_several_threads_take(folder, saved, monkeypatch, storage):
+    monkeypatch.setattr("paraload._files._ALONE_S", -1)
+    monkeypatch.setattr("paraload._files._QUICK_LOOK_S", -1)
+    hang(monkeypatch, storage, LocalSource, "identify", from_call=2)
+    stalls(
+        lambda: paraload.load(
+            support.empty_like(saved), folder, no_dist=True, stall_timeout_s=TIMEOUT_S
+        ),
+        r"2 files were being looked at, '__0_\d.distcp' among them",
+    )
+
+
+def test_many_looks_may_take_longer_together(folder, saved, monkeypatch):
+    really = LocalSource.identify
+
+    def slow(self, path):
+        time.sleep(0.15)
+        return really(self, path)
+
+    monkeypatch.setattr(LocalSource, "identify", slow)
+    targets = support.empty_like(saved)
+    paraload.load(targets, folder, no_dist=True, stall_timeout_s=TIMEOUT_S)
+    support.assert_same(targets, saved)
+
+
+@pytest.mark.parametrize("step", ["open_regular", "identity_of"])
+@pytest.mark.parametrize("act", ["load", "dcp", "verify"])
+def test_metadata(folder, saved, monkeypatch, storage, step, act):
+    metadata.forget()
+    hang(monkeypatch, storage, metadata, step)
+    acts = {
+        "load": lambda: paraload.load(
+            support.empty_like(saved), folder, no_dist=True, stall_timeout_s=TIMEOUT_S
+        ),
+        "dcp": lambda: ParallelFileSystemReader(folder, stall_timeout_s=TIMEOUT_S).read_metadata(),
+        "verify": lambda: paraload.verify(folder, stall_timeout_s=TIMEOUT_S),
+    }
+    stalls(acts[act], r".metadata' was being read")
+
+
+def test_metadata_that_come_piece_by_piece_may_take_longer(folder, saved, monkeypatch):
+    metadata.forget()
+    monkeypatch.setattr(metadata, "_PIECE_BYTES", 500)
+    pieces = []
+
+    def slow(stream, size_bytes, goes_on, really=metadata._all_of):
+        def pause():
+            pieces.append(1)
+            time.sleep(0.1)
+            goes_on()
+
+        return really(stream, size_bytes, pause)
+
+    monkeypatch.setattr(metadata, "_all_of", slow)
+    found = metadata.read_metadata(folder / ".metadata", stall_timeout_s=TIMEOUT_S)
+    assert found.state_dict_metadata.keys() == saved.keys()
+    assert len(pieces) > 4
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_verify(folder, saved, monkeypatch, storage, workers):
+    hang(monkeypatch, storage, LocalSource, "read_into", from_call=3)
+    stalls(
+        lambda: paraload.verify(folder, max_workers=workers, stall_timeout_s=TIMEOUT_S),
+        r"these were being read: '__0_\d.distcp' bytes \[\d+, \d+\)",
+    )
+
+
+def test_the_listing_and_the_manifest_of_verify(folder, saved, monkeypatch, storage, tmp_path):
+    from paraload import _verify, manifest
+
+    write_manifest(folder, tmp_path / "manifest")
+    hang(monkeypatch, storage, manifest, "open_regular", from_call=2)
+    stalls(
+        lambda: paraload.verify(folder, manifest=tmp_path / "manifest", stall_timeout_s=TIMEOUT_S),
+        r"\d files were being read",
+    )
+    hang(monkeypatch, storage, _verify.Path, "rglob")
+    stalls(lambda: paraload.verify(folder, stall_timeout_s=TIMEOUT_S), "was being listed")
+
+
+def test_an_error_is_told_though_the_looks_after_it_hang(folder, saved, monkeypatch, storage):
+    def broken(self, path, start, buffers):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(LocalSource, "read_into", broken)
+    hang(monkeypatch, storage, LocalSource, "identify", from_call=4)
+    reader = ParallelFileSystemReader(
+        folder, executor="sequential", retries=0, stall_timeout_s=TIMEOUT_S
+    )
+    plan, planner = support.plan_for(reader, support.empty_like(saved))
+    with pytest.raises(CheckpointReadError, match="EIO") as caught:
+        reader.read_data(plan, planner)
+    assert any("not known: no answer for 0.3 s" in note for note in caught.value.__notes__)
+
+
+def test_the_program_ends_though_threads_are_stuck(folder, saved):
+    code = """
+        import sys, threading, paraload, paraload.errors
+        from paraload.sources._local import LocalSource
+        LocalSource.read_into = lambda *_: threading.Event().wait()
+        try:
+            paraload.verify(sys.argv[1], stall_timeout_s=0.3)
+        except paraload.errors.StalledReadError:
+            print("stalled")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(folder)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "stalled\n"
+
+
+def test_none_waits_for_ever_on_the_callers_thread(folder, saved, monkeypatch):
+    monkeypatch.setattr("paraload._files._ALONE_S", 60)
+    threads = set()
+    really = LocalSource.identify
+
+    def identify(self, path):
+        threads.add(threading.current_thread())
+        return really(self, path)
+
+    monkeypatch.setattr(LocalSource, "identify", identify)
+    paraload.load(support.empty_like(saved), folder, no_dist=True, stall_timeout_s=None)
+    assert threads == {threading.current_thread()}
+
+
+def test_an_error_of_a_call_that_is_a_timeout_is_none_of_ours():
+    def refused():
+        raise TimeoutError(110, "Connection timed out")
+
+    with DaemonThreads.for_looks(5.0) as thread, pytest.raises(TimeoutError, match="Connection"):
+        thread.call(str, refused)
