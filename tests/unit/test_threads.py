@@ -222,8 +222,8 @@ def _read_once(source):
     source.read_into("data", 0, [memoryview(bytearray(TASK_BYTES))])
 
 
-def test_threads_of_one_name_do_not_get_in_each_others_way(monkeypatch):
-    """Names come again where a crew has shrunk and grown."""
+def test_threads_of_a_crew_that_has_shrunk_and_grown_do_not_get_in_each_others_way(monkeypatch):
+    """Each has a name of its own, or tracks of a trace would overlap."""
     import threading
     import time
 
@@ -251,7 +251,7 @@ def test_threads_of_one_name_do_not_get_in_each_others_way(monkeypatch):
             time.sleep(0.001)
         crew.resize(3)
         names = [thread.name for thread in crew._threads if thread.is_alive()]
-        assert len(names) > len(set(names))
+        assert len(names) == len(set(names)) == 3
         for task in tasks[3:]:
             crew.tasks.put(task)
         while len(crew._reading) < 3:
@@ -263,3 +263,29 @@ def test_threads_of_one_name_do_not_get_in_each_others_way(monkeypatch):
         for task in tasks:
             task.set()
         crew.dismiss()
+
+
+def test_a_name_is_used_again_only_when_its_thread_has_ended(source):
+    """Or else events of one track of a trace overlap."""
+    tasks = [task(n) for n in range(30)]
+    crew = at_work(source, tasks)
+    try:
+        for size in (3, 1, 3, 1, 4):  # while those that are too many are still reading
+            crew.resize(size)
+            time.sleep(0.005)
+            names = [thread.name for thread in crew._threads if thread.is_alive()]
+            assert len(names) == len(set(names))
+        results = [crew.wait() for _ in tasks]
+        crew.resize(1)
+        crew.resize(0)
+        for thread in crew._threads:
+            thread.join(5)
+        crew.resize(2)
+        assert {thread.name for thread in crew._threads} == {"paraload-0", "paraload-1"}
+    finally:
+        crew.dismiss()
+    by_worker = {}
+    for result in results:
+        by_worker.setdefault(result.worker, []).append((result.started_s, result.ended_s))
+    for spans in by_worker.values():
+        assert all(end <= start for (_, end), (start, _) in pairwise(sorted(spans)))

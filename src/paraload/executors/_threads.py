@@ -22,6 +22,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
@@ -36,7 +37,7 @@ from paraload.executors._gauge import GaugedSource
 from paraload.executors._ramp import Ramp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from paraload._result import TaskResult
     from paraload._sink import TargetMemory
@@ -111,7 +112,7 @@ class _Crew:
         self._surplus: deque[None] = deque()  # threads that are to end, before they take a task
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._reading: dict[int, ReadTask] = {}  # by the ident of its thread; names come again
+        self._reading: dict[int, ReadTask] = {}  # by the ident of its thread
         self._is_stalled = False
         self._work = replace(work, is_cancelled=self._cancelled.is_set)
         self._sink = sink
@@ -143,14 +144,21 @@ class _Crew:
     def resize(self, size: int) -> None:
         """Start threads, or end some as soon as they are free."""
         with interrupts_deferred():  # a thread that is in no list is never waited for
-            for n in range(self.size, size):
-                thread = threading.Thread(target=self._live, name=f"paraload-{n}", daemon=True)
+            names = self._free_names()
+            for _ in range(self.size, size):
+                thread = threading.Thread(target=self._live, name=next(names), daemon=True)
                 thread.start()
                 self._threads.append(thread)
         for _ in range(size, self.size):
             self._surplus.append(None)
             self.tasks.put(None)  # for those who wait for a task; the others look by themselves
         self.size = size
+
+    def _free_names(self) -> Iterator[str]:
+        """Names that no thread has: a trace has a track for each name, which reads alone there."""
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        taken = {thread.name for thread in self._threads}
+        return (name for n in count() if (name := f"paraload-{n}") not in taken)
 
     def dismiss(self) -> None:
         """End all threads, each after the read that it is in."""
