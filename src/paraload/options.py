@@ -29,6 +29,8 @@ EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
 #: staged path that was measured, and eight ranks of a host stay within 2 GiB.
 DEFAULT_MEMORY_BUDGET_BYTES: Final = 256 << 20
 MIN_MEMORY_BUDGET_BYTES: Final = 1 << 20
+#: Far more than any storage wants; the system may refuse so many threads, or run out of memory.
+MOST_WORKERS: Final = 1024
 
 #: A worker answers for at most 32 MiB at once, so this is some 100 KiB a second: nothing comes any
 #: more. NCCL gives up on a rank that does not answer after 600 s; the error should come before.
@@ -55,7 +57,8 @@ class ReadOptions:
 
     Attributes:
         enable_parallel: ``False`` reads with one reader on the caller's thread.
-        max_workers: readers at once; ``None`` chooses from cores, storage and free memory.
+        max_workers: readers at once, 1,024 at most; ``None`` chooses from cores, storage and free
+            memory.
         executor: ``"threads"`` (what ``"auto"`` takes), ``"processes"``, ``"pool"`` or
             ``"sequential"``.
         memory_budget_bytes: upper bound of staging memory in flight, in bytes; ``None`` takes
@@ -116,7 +119,7 @@ class ReadOptions:
         for name in ("enable_parallel", "verify", "direct_io", "strict", "allow_outside_paths"):
             _require(name, getattr(self, name), bool)
         if self.max_workers is not None:
-            _require("max_workers", self.max_workers, int, minimum=1)
+            _require("max_workers", self.max_workers, int, minimum=1, maximum=MOST_WORKERS)
         if self.memory_budget_bytes is not None:
             minimum = MIN_MEMORY_BUDGET_BYTES
             _require("memory_budget_bytes", self.memory_budget_bytes, int, minimum=minimum)
@@ -229,12 +232,21 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _require(name: str, value: object, kind: type, *, minimum: int | None = None) -> None:
+def _require(
+    name: str,
+    value: object,
+    kind: type,
+    *,
+    minimum: int | None = None,
+    maximum: int | None = None,
+) -> None:
     is_bool_for_int = kind is int and isinstance(value, bool)
     if not isinstance(value, kind) or is_bool_for_int:
         raise InvalidOptionError(f"{name}={value!r} is no {kind.__name__}")
     if minimum is not None and isinstance(value, int) and value < minimum:
         raise InvalidOptionError(f"{name}={value} is less than {minimum}")
+    if maximum is not None and isinstance(value, int) and value > maximum:
+        raise InvalidOptionError(f"{name}={value} is more than {maximum}")
 
 
 def _require_seconds(name: str, value: object) -> None:

@@ -1,11 +1,12 @@
 """Progress: frozen snapshots for any hook, and a tqdm bar for people.
 
 The engine calls the hook on the caller's thread after every task. A hook that raises ends the load
-with its error.
+with its error; the bar is a picture, and ends alone.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-__all__ = ["ProgressBar", "ProgressHook", "ReadProgress", "is_quiet_rank"]
+__all__ = ["ProgressBar", "ProgressHook", "ReadProgress", "is_quiet_rank", "is_terminal"]
+
+logger = logging.getLogger("paraload")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,17 @@ class ProgressHook(Protocol):
         """Take note of ``progress``."""
 
 
+def is_terminal(stream: Any) -> bool:
+    """Whether what is written to ``stream`` is shown; without an error, whatever it is.
+
+    A program without a console has ``None`` for it, one in the background perhaps a closed file.
+    """
+    try:
+        return bool(stream.isatty())
+    except Exception:  # noqa: BLE001 - a program may put any object there
+        return False
+
+
 def is_quiet_rank() -> bool:
     """Whether this process is not the first of its job, so that another one shows the bar."""
     distributed = sys.modules.get("torch.distributed")  # not imported for this: then no group lives
@@ -63,10 +77,14 @@ def is_quiet_rank() -> bool:
 
 
 class ProgressBar:
-    """A tqdm bar in bytes with the files done; silent where there is no terminal."""
+    """A tqdm bar in bytes with the files done; silent where there is no terminal.
+
+    A bar that cannot be drawn any more, as its terminal is gone, ends; the load goes on.
+    """
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
+        self._is_wanted = True
 
     def __enter__(self) -> Self:
         """The bar appears with the first snapshot."""
@@ -79,13 +97,28 @@ class ProgressBar:
         traceback: TracebackType | None,
     ) -> None:
         """Leave the last state on the screen."""
-        if self._bar is not None:
-            self._bar.close()
+        try:
+            if self._bar is not None:
+                self._bar.close()
+        except Exception as broken:  # noqa: BLE001 - no load fails for its bar
+            self._end(broken)
 
     def __call__(self, progress: ReadProgress, /) -> None:
         """Move the bar."""
+        try:
+            self._move(progress)
+        except Exception as error:  # noqa: BLE001 - no load fails for its bar
+            self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        if self._bar is not None:
+            self._bar.disable = True  # or else it would try once more when it is collected
+        self._bar, self._is_wanted = None, False
+        logger.warning("the progress bar ends: %s: %s", type(error).__name__, error)
+
+    def _move(self, progress: ReadProgress) -> None:
         if self._bar is None:
-            if is_quiet_rank() or not sys.stderr.isatty():
+            if not self._is_wanted or is_quiet_rank() or not is_terminal(sys.stderr):
                 return
             self._bar = _make_bar()
         bar = self._bar

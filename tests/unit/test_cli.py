@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -252,6 +253,7 @@ def test_a_bad_checkpoint_is_told_as_json_too(capsys, mine):
         (("inspect", "{whole}", "--sort", "colour"), "colour"),
         (("load", "{whole}", "--workers", "two"), "two"),
         (("load", "{whole}", "--executor", "magic"), "magic"),
+        (("bench", "{whole}", "--workers", "1,100000"), "100000 is more than 1024"),
     ],
 )
 def test_argparse_answers_a_wrong_call_with_2(capsys, whole, argv, says):
@@ -269,6 +271,9 @@ def test_argparse_answers_a_wrong_call_with_2(capsys, whole, argv, says):
         (("load", "{whole}/.metadata"), "no folder"),
         (("load", "s3://bucket/checkpoint"), "URL"),
         (("load", "{whole}", "--workers", "0"), "max_workers"),
+        (("load", "{whole}", "--workers", "-5"), "max_workers"),
+        (("load", "{whole}", "--workers", "100000"), "max_workers=100000 is more than 1024"),
+        (("verify", "{whole}", "--workers", "100000"), "max_workers=100000 is more than 1024"),
         (("load", "{whole}", "--memory-budget", "some"), "some"),
         (("load", "{whole}", "--memory-budget", "1"), "memory_budget_bytes"),
         (("load", "{whole}", "--json", "{whole}/not-there/report.json"), "does not exist"),
@@ -283,6 +288,40 @@ def test_a_wrong_call_ends_with_2_and_says_why(capsys, whole, argv, says):
     assert (status, out) == (2, "")
     assert err.startswith("paraload: ")
     assert says in err
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+class Gone(io.StringIO):
+    """A terminal that is not there any more."""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("stream", [lambda: None, closed, Gone, object])
+def test_commands_need_no_standard_error(capsys, whole, monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream())
+    for command in ("load", "verify", "inspect"):
+        assert main([command, str(whole)]) == 0
+    assert main(["load", str(whole / "not-there")]) == 2
+    out = capsys.readouterr().out
+    assert "loaded 5 items" in out
+    assert "not-there" not in out
+
+
+def test_commands_need_no_standard_output(whole):
+    command = "exec >&- 2>&-; exec {} -m paraload load {}"
+    for path, status in ((whole, 0), (whole / "not-there", 2)):
+        line = command.format(sys.executable, path)
+        assert subprocess.run(line, shell=True, check=False).returncode == status
 
 
 def test_a_checkpoint_that_does_not_fit_is_not_begun(capsys, whole, monkeypatch):

@@ -14,6 +14,8 @@ from paraload.options import parse_bytes
     [
         ({"executor": "fork"}, ["executor='fork'", "'threads'"]),
         ({"max_workers": 0}, ["max_workers=0", "less than 1"]),
+        ({"max_workers": -5}, ["max_workers=-5", "less than 1"]),
+        ({"max_workers": 1025}, ["max_workers=1025", "more than 1024"]),
         ({"max_workers": 1.5}, ["max_workers=1.5", "int"]),
         ({"max_workers": True}, ["max_workers=True"]),
         ({"memory_budget_bytes": 5}, ["memory_budget_bytes=5"]),
@@ -43,6 +45,12 @@ def test_the_error_is_a_checkpoint_error_and_a_value_error():
 def test_unknown_options_are_named_with_the_known_ones():
     with pytest.raises(InvalidOptionError, match=r"'workers'.*max_workers"):
         ReadOptions.resolve(None, {"workers": 3})
+
+
+def test_too_many_workers_are_refused_from_the_environment_too():
+    assert ReadOptions(max_workers=1024).max_workers == 1024
+    with pytest.raises(InvalidOptionError, match=r"PARALOAD_MAX_WORKERS='100000'.*more than 1024"):
+        ReadOptions.resolve(None, {}, {"PARALOAD_MAX_WORKERS": "100000"})
 
 
 ENVIRONMENT = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import sys
@@ -49,6 +50,55 @@ def test_the_bar_shows_bytes_rate_and_files_on_a_terminal(monkeypatch):
 
 def test_it_is_silent_where_there_is_no_terminal(monkeypatch):
     assert drawn(monkeypatch, io.StringIO()) == ""
+
+
+class Gone(Terminal):
+    """A terminal that is closed in the middle."""
+
+    def write(self, text):
+        if "0%" in text and "100%" not in text:
+            return super().write(text)
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [None, closed(), object()])
+def test_it_is_silent_where_there_is_no_standard_error(monkeypatch, caplog, stream):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with ProgressBar() as bar:
+        bar(progress(0))
+        bar(progress(4 << 20))
+    assert caplog.text == ""
+
+
+def test_a_bar_whose_terminal_goes_away_ends_alone(monkeypatch, caplog):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with ProgressBar() as bar:
+        bar(progress(0))
+        bar(progress(4 << 20))
+        bar(progress(4 << 20))
+    del bar
+    gc.collect()
+    assert [record.message for record in caplog.records] == [
+        "the progress bar ends: BrokenPipeError: [Errno 32] Broken pipe"
+    ]
+
+
+def test_a_bar_whose_terminal_is_gone_at_its_end(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with ProgressBar() as bar:
+        bar(progress(0))
+        terminal.close()
+    assert bar._bar.disable
 
 
 @pytest.mark.parametrize(("rank", "quiet"), [("", False), ("0", False), ("1", True), ("7", True)])

@@ -17,6 +17,7 @@ from paraload import __version__
 from paraload._interrupts import stopped_by_signals
 from paraload.cli import bench, inspect, load, verify
 from paraload.cli._errors import UsageError
+from paraload.cli._output import say
 from paraload.errors import CheckpointReadError, InvalidOptionError
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
-        sys.stdout.flush()  # so that a closed pipe is met here
+        if sys.stdout is not None:  # as it is where the shell has closed it
+            sys.stdout.flush()  # so that a closed pipe is met here
     except (UsageError, InvalidOptionError) as error:
         return _fail(error, _BAD_CALL)
     except CheckpointReadError as error:
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(what: object, status: int) -> int:
-    print(f"paraload: {what}", file=sys.stderr)
+    say(f"paraload: {what}")
     return status
 
 

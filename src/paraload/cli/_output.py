@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraload.cli._errors import UsageError
+from paraload.progress import is_terminal
 
 if TYPE_CHECKING:
     import argparse
@@ -27,6 +29,7 @@ __all__ = [
     "check_file_target",
     "check_json_target",
     "reading_options",
+    "say",
     "show_tables",
     "write_json",
     "write_trace",
@@ -80,7 +83,7 @@ class Table:
 
 def show_tables(tables: Sequence[Table]) -> None:
     """Print tables that belong together, all of them in one way."""
-    if not (sys.stdout.isatty() and _draw(tables)):
+    if not (is_terminal(sys.stdout) and _draw(tables)):
         print("\n\n".join(table.plain() for table in tables))
 
 
@@ -122,6 +125,13 @@ def _drawn(table: Table) -> RichTable:
     return drawn
 
 
+def say(text: str) -> None:
+    """Print to standard error, if there is one; the exit status does not depend on it."""
+    if sys.stderr is not None:  # print() would take standard output instead
+        with suppress(OSError, ValueError, AttributeError):
+            print(text, file=sys.stderr)
+
+
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """What commands that read a whole checkpoint are told: which, and with how many readers."""
     parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
@@ -137,7 +147,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of ``ReadOptions`` that follow from these, and a bar where somebody looks."""
     # Where nobody looks, tqdm need not even be imported.
-    given: dict[str, Any] = {"progress": sys.stderr.isatty()}
+    given: dict[str, Any] = {"progress": is_terminal(sys.stderr)}
     if arguments.workers is not None:
         given["max_workers"] = arguments.workers
     if arguments.direct_io is not None:

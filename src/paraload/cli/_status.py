@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Self
 
+from paraload.progress import is_terminal
+
 if TYPE_CHECKING:
     from typing import TextIO
 
@@ -16,8 +18,8 @@ _CLEAR = "\r\x1b[K"
 class StatusLine:
     """Use as a context manager: the line is gone at its end."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream if stream.isatty() else None
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream if is_terminal(stream) else None
 
     def __enter__(self) -> Self:
         """The line appears with its first text."""
@@ -32,5 +34,8 @@ class StatusLine:
         if self._stream is not None:
             # A line that is too long goes over to the next one, where nothing would clear it.
             width = shutil.get_terminal_size().columns - 1
-            self._stream.write(_CLEAR + text[:width])
-            self._stream.flush()
+            try:
+                self._stream.write(_CLEAR + text[:width])
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._stream = None  # the terminal is gone

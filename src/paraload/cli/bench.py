@@ -24,7 +24,7 @@ from paraload.cli._output import (
     write_json,
     write_trace,
 )
-from paraload.options import EXECUTORS, parse_bytes
+from paraload.options import EXECUTORS, MOST_WORKERS, parse_bytes
 
 if TYPE_CHECKING:
     from paraload.cli._bench_result import Result
@@ -145,7 +145,10 @@ def _write_files(arguments: argparse.Namespace, result: Result) -> None:
 
 
 def _counts(text: str) -> list[int]:
-    return sorted({_count(word) for word in text.split(",")})
+    counts = sorted({_count(word) for word in text.split(",")})
+    if counts[-1] > MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{counts[-1]} is more than {MOST_WORKERS}")
+    return counts
 
 
 def _count(text: str) -> int:

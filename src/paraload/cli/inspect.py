@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any
 
 from paraload.cli import _checkpoint as checkpoint
@@ -12,6 +11,7 @@ from paraload.cli._output import (
     Table,
     add_json_option,
     check_json_target,
+    say,
     write_json,
 )
 from paraload.report import format_bytes
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if metadata.starts_late:
         print(f"paraload: remark: {metadata.starts_late}", file=sys.stderr)
     for problem in found.problems:
-        print(f"paraload: {problem}", file=sys.stderr)
+        say(f"paraload: {problem}")
     return 1 if found.problems else 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from paraload.cli._output import (
     check_file_target,
     check_json_target,
     reading_options,
+    say,
     write_json,
 )
 from paraload.errors import MetadataError
@@ -102,10 +102,10 @@ def _write_manifest(path: Path, target: str, key: bytes | None) -> None:
 
 def _keep_manifest(target: str, *, is_good: bool) -> None:
     if is_good:
-        print(f"manifest written to {target}", file=sys.stderr)
+        say(f"manifest written to {target}")
     else:
         Path(target).unlink()
-        print(f"no manifest written to {target}: the checkpoint is bad", file=sys.stderr)
+        say(f"no manifest written to {target}: the checkpoint is bad")
 
 
 def _key(arguments: argparse.Namespace) -> bytes | None:
