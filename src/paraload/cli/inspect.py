@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json != STANDARD_OUTPUT:
         _show(found, sort=arguments.sort, limit=arguments.limit)
     if metadata.starts_late:
-        print(f"paraload: remark: {metadata.starts_late}", file=sys.stderr)
+        say(f"paraload: remark: {metadata.starts_late}")
     for problem in found.problems:
         say(f"paraload: {problem}")
     return 1 if found.problems else 0
