@@ -90,7 +90,7 @@ class Load:
             verify=job.work.verify,
             split_bytes=job.split_bytes,
         )
-        self._failures: list[ItemReadError] = []
+        self._failures: dict[int, ItemReadError] = {}
 
     def run(self, executor: ReadExecutor) -> ReadReport:
         """Run to the end.
@@ -119,11 +119,12 @@ class Load:
             if self._job.strict:
                 error = aliased_target(by)
                 error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
-                self._failures.append(error)
+                self._failures[spec.item] = error
             else:
                 self._ledger.overwrote(spec.fqn, by.fqn)
         if self._failures:
-            raise summarize(self._failures, items=len(self._items.specs), path=self._job.path)
+            failures = [self._failures[item] for item in sorted(self._failures)]
+            raise summarize(failures, items=len(self._items.specs), path=self._job.path)
         if missing := [spec.fqn for spec in self._items.left()]:
             raise CheckpointReadError(
                 f"{len(missing)} items were never read, {missing[0]!r} among them; this is a bug in"
@@ -268,7 +269,7 @@ class Load:
         spec = item.spec
         error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
         item.is_failed = True
-        self._failures.append(error)
+        self._failures[spec.item] = error
         self._leave(item)
 
     def _leave(self, item: Item) -> None:

@@ -13,6 +13,7 @@ import gc
 import logging
 from contextlib import nullcontext
 from pathlib import Path
+from traceback import StackSummary
 from typing import TYPE_CHECKING, Any
 
 from torch import distributed
@@ -25,6 +26,7 @@ from paraload._misplanned import misplanned_named
 from paraload._quick_planner import QuickLoadPlanner
 from paraload._rank_files import rank_files
 from paraload.errors import (
+    CheckpointReadError,
     InvalidOptionError,
     MetadataError,
     MissingMetadataError,
@@ -74,6 +76,7 @@ def load(
 
     Raises:
         CheckpointReadError: something could not be read.
+        InvalidOptionError: an option has a value that it cannot have.
         torch.distributed.checkpoint.api.CheckpointException: under a process group, with the
             errors of all ranks, those of this class among them.
 
@@ -172,9 +175,16 @@ class _UnreadableError(BaseException):
 
 
 def _told(error: CheckpointException, *, is_alone: bool) -> BaseException:
-    """The error, with what was really raised."""
+    """The error, with what was really raised.
+
+    Typed errors go without the frames of torch's code and of ours: their text says everything, and
+    under a process group every rank prints the frames of all ranks.
+    """
     for rank, (raised, trace) in error.failures.items():
-        if isinstance(raised, _UnreadableError):
-            error.failures[rank] = raised.args[0], trace
+        told = raised.args[0] if isinstance(raised, _UnreadableError) else raised
+        if isinstance(told, CheckpointReadError | InvalidOptionError):
+            error.failures[rank] = told.with_traceback(None), StackSummary()
+        else:
+            error.failures[rank] = told, trace
     # torch wraps every error, Ctrl-C too, for ranks that are not there.
-    return error.failures[0][0] if is_alone else error
+    return error.failures[0][0] if is_alone else error.with_traceback(None)

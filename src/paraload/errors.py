@@ -1,14 +1,18 @@
-"""The errors of paraload: one tree, each of them picklable with everything it says.
+"""The errors of paraload, each of them picklable with everything it says.
 
 A load that fails raises one :class:`CheckpointReadError`. Its ``failures`` hold an
-:class:`ItemReadError` for every item that could not be read; its text lists them all. Errors cross
-process and rank borders by pickle, so none of them keeps a lock, a tensor or a live traceback: the
-traceback of the worker travels as text.
+:class:`ItemReadError` for every item that could not be read; its text has a line for each cause in
+each file. A wrong call is an :class:`InvalidOptionError` and says nothing of the checkpoint. Errors
+cross process and rank borders by pickle, so none of them keeps a lock, a tensor or a live
+traceback: the traceback of the worker travels as text.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
+
+from paraload._causes import lines_of
+from paraload._text import counted, printable, printable_lines, with_hint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +61,10 @@ class CheckpointReadError(Exception):
     def __init__(self, message: str, failures: tuple[ItemReadError, ...] = ()) -> None:
         super().__init__(message)
         self.failures = failures
+
+    def __str__(self) -> str:
+        """The message, without anything in names that a terminal would obey."""
+        return printable_lines(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException would call cls(*args) alone; a frozen rebuild keeps every attribute and the
@@ -129,9 +137,7 @@ class ItemReadError(CheckpointReadError):
             text += f"; expected {self.expected}"
         if self.got is not None:
             text += f", got {self.got}"
-        if self.hint is not None:
-            text += f". {self.hint}"
-        return text
+        return printable(with_hint(text, self.hint))
 
     def locate(self, *, path: str, start: int, end: int, fqn: str | None = None) -> None:
         """Fill in the place of the error where the code that raised it did not know it."""
@@ -257,22 +263,22 @@ class WorkerDiedError(CheckpointReadError):
     """A worker process ended without an answer."""
 
 
-class InvalidOptionError(CheckpointReadError, ValueError):
-    """An option has a value that it cannot have."""
+class InvalidOptionError(ValueError):
+    """An option has a value that it cannot have: the call is wrong, not the checkpoint."""
 
 
 class HookNotPicklableError(InvalidOptionError, TypeError):
     """A hook cannot be sent to worker processes."""
 
 
-#: How many failures the text of the final error spells out; all of them are in ``failures``.
-_LISTED_FAILURES = 50
+#: Distinct worker tracebacks shown under the final error; each failure carries its own.
+_NOTED_TRACEBACKS: Final = 3
 
 
 def summarize(failures: list[ItemReadError], *, items: int, path: str) -> CheckpointReadError:
-    """The one error that ends a load: every failed item, and the first worker's traceback."""
+    """The one error that ends a load: every cause, its items, and unexpected tracebacks."""
     return _error_of(
-        f"{len(failures)} of {items} items of the checkpoint {path!r} could not be read;"
+        f"{len(failures)} of {counted(items, 'item')} of the checkpoint {path!r} could not be read;"
         " the targets are partly filled and must not be used:",
         failures,
     )
@@ -283,35 +289,28 @@ def refuse_to_begin(
 ) -> CheckpointReadError:
     """The one error of a load in which nothing was read, since it could not have ended well."""
     return _error_of(
-        f"the checkpoint {path!r} cannot fill {len(failures)} of {items} items; nothing was read,"
-        " and the targets are as they were:",
+        f"the checkpoint {path!r} cannot fill {len(failures)} of {counted(items, 'item')}; nothing"
+        " was read, and the targets are as they were:",
         failures,
     )
 
 
-def _one_of_each_file_first(failures: Sequence[ItemReadError]) -> list[ItemReadError]:
-    """So that a file with many items hides no other one."""
-    firsts = {failure.path: failure for failure in reversed(failures)}
-    shown = [failure for failure in failures if firsts[failure.path] is failure]
-    return shown + [failure for failure in failures if firsts[failure.path] is not failure]
-
-
 def _error_of(head: str, failures: Sequence[ItemReadError]) -> CheckpointReadError:
-    lines = [head]
-    shown = _one_of_each_file_first(failures)
-    lines += [f"  - {type(failure).__name__}: {failure}" for failure in shown[:_LISTED_FAILURES]]
-    hidden = len(failures) - _LISTED_FAILURES
-    if hidden > 0:
-        lines.append(f"  - and {hidden} more, in this error's `failures`")
+    lines = [head, *(f"  - {line}" for line in lines_of(failures))]
     error = CheckpointReadError("\n".join(lines), tuple(failures))
-    seen: set[str] = set()
-    for failure in failures:
+    noted: set[str] = set()
+    for failure in filter(_is_unexpected, failures):
         text = failure.traceback_text.strip()
-        if text and text not in seen and len(seen) < _NOTED_TRACEBACKS:
-            seen.add(text)
-            error.add_note(f"in the worker that read {failure.fqn!r}:\n{text}")
+        if text and text not in noted and len(noted) < _NOTED_TRACEBACKS:
+            noted.add(text)
+            error.add_note(f"in the worker that read {failure.fqn!r}:\n{printable_lines(text)}")
     return error
 
 
-#: Distinct worker tracebacks shown under the final error; each failure carries its own.
-_NOTED_TRACEBACKS = 3
+def _is_unexpected(failure: ItemReadError) -> bool:
+    """Whether it was made of another exception: only then its traceback says more than its text.
+
+    A transform of the user's is told without a hint; of ours, the hint says what to do.
+    """
+    kind = type(failure)
+    return kind is ItemReadError or (kind is TransformError and failure.hint is None)

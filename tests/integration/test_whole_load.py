@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import pickle
+import traceback
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 import paraload
 from paraload import metadata
 from paraload._quick_planner import QuickLoadPlanner
-from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
+from paraload.errors import (
+    CheckpointReadError,
+    MetadataError,
+    MissingMetadataError,
+    UnsafeMetadataError,
+)
 from tests.integration import support
 from tests.integration.ranks import run_ranks
 
@@ -286,3 +292,33 @@ def test_a_state_dict_of_a_model_round_trips(tmp_path):
     got = support.empty_like(state)
     paraload.load(got, tmp_path, no_dist=True)
     support.assert_same(got, state)
+
+
+def fail_for_400_items(folder):
+    state = {f"w{n}": torch.zeros(2) for n in range(400)}
+    try:
+        paraload.load(state, f"{folder}/ckpt")
+    except CheckpointException as error:
+        return traceback.format_exception(error)
+
+
+def test_a_missing_file_is_a_few_lines_on_every_rank(tmp_path):
+    state = {f"w{n}": torch.zeros(2) for n in range(400)}
+    dcp.save(state, checkpoint_id=tmp_path / "ckpt", no_dist=True)
+    (tmp_path / "ckpt/__0_0.distcp").unlink()
+    for answer in run_ranks(fail_for_400_items, tmp_path):
+        lines = "".join(answer).splitlines()
+        assert len(lines) <= 14, answer
+        causes = [
+            line for line in lines if "file is missing (file '__0_0.distcp', 400 items" in line
+        ]
+        assert len(causes) == 2
+
+
+def test_a_missing_file_is_a_few_lines_without_ranks(tmp_path):
+    state = {f"w{n}": torch.zeros(2) for n in range(400)}
+    dcp.save(state, checkpoint_id=tmp_path, no_dist=True)
+    (tmp_path / "__0_0.distcp").unlink()
+    with pytest.raises(CheckpointReadError) as caught:
+        paraload.load(state, tmp_path, no_dist=True)
+    assert len("".join(traceback.format_exception(caught.value)).splitlines()) <= 10

@@ -73,7 +73,8 @@ LAYERS: list[set[str]] = [
         "paraload.report",
         "paraload._gc",
     },
-    {"paraload._trace"},
+    {"paraload._trace", "paraload._causes"},
+    {"paraload._text"},
     {"paraload._interrupts"},
     {"paraload"},
 ]

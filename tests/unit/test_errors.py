@@ -67,10 +67,138 @@ def test_the_final_error_lists_every_failure_and_each_traceback_once():
     assert "Traceback: here" in error.__notes__[0]
 
 
-def test_very_many_failures_are_counted_rather_than_printed():
-    error = summarize([example() for _ in range(60)], items=60, path="ckpt")
-    assert "and 10 more" in str(error)
-    assert len(error.failures) == 60
+def failure(kind=ShortFileError, **parts):
+    return kind(**{"problem": "broken", "path": "a", "start": 0, "end": 8, **parts})
+
+
+def lines(failures):
+    failures = list(failures)
+    error = summarize(failures, items=9, path="ckpt")
+    assert len(pickle.loads(pickle.dumps(error)).failures) == len(failures)
+    return str(error).splitlines()[1:]
+
+
+def test_items_with_one_cause_are_one_line_with_three_names():
+    hint = "Is the checkpoint in 'ckpt' complete?"
+    missing = [
+        failure(errors.MissingFileError, problem="file is missing", fqn=f"w{n}", end=n, hint=hint)
+        for n in range(400)
+    ]
+    assert lines(missing) == [
+        (
+            "  - MissingFileError: file is missing (file 'a', 400 items: 'w0', 'w1', 'w2' and 397"
+            f" more). {hint}"
+        )
+    ]
+    assert lines(missing[:2]) == [
+        f"  - MissingFileError: file is missing (file 'a', 2 items: 'w0', 'w1'). {hint}"
+    ]
+
+
+def test_a_line_of_several_items_tells_what_they_have_in_common():
+    cut = [failure(fqn=f"w{n}", expected=f"{n} bytes", got="3 bytes") for n in range(2)]
+    assert lines(cut) == ["  - ShortFileError: broken (file 'a', 2 items: 'w0', 'w1'), got 3 bytes"]
+    chunks = [failure(fqn="w", path=None) for _ in range(4)]
+    assert lines(chunks) == ["  - ShortFileError: broken (4 items of 1 tensor: 'w')"]
+    assert lines([failure(path=None), failure(path=None)]) == [
+        "  - ShortFileError: broken (2 items)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("no key for {}", "no key for {}"),
+        ("no part at (0, 0)", "no part at (12,)"),
+        ("needs 10 bytes", "needs 7 bytes"),
+    ],
+)
+def test_texts_that_differ_only_in_names_and_numbers_are_one_cause(texts):
+    failures = [
+        failure(fqn=name, problem=text.format(name)) for name, text in zip("qk", texts, strict=True)
+    ]
+    assert len(lines(failures)) == 1
+
+
+def test_other_files_classes_and_problems_have_lines_of_their_own_in_the_order_of_the_plan():
+    failures = [
+        failure(fqn="1"),
+        failure(fqn="2", path="b"),
+        failure(fqn="3", kind=errors.FormatError),
+        failure(fqn="4", problem="torn"),
+        failure(fqn="5"),
+    ]
+    assert [line.split()[1:3] for line in lines(failures)] == [
+        ["ShortFileError:", "broken"],
+        ["ShortFileError:", "'2':"],
+        ["FormatError:", "'3':"],
+        ["ShortFileError:", "'4':"],
+    ]
+
+
+def test_very_many_causes_are_counted_rather_than_printed_and_hide_no_file():
+    one_file = [failure(fqn="w", problem="x" * n) for n in range(60)]
+    told = lines([*one_file, failure(path="b", fqn="last"), failure(path="c", fqn="end")])
+    assert len(told) == 21
+    assert told[-1] == "  - and 42 more items in 1 file, in this error's `failures`"
+    assert [line for line in told if "'last'" in line or "'end'" in line] == told[-3:-1]
+    many = lines(failure(path=str(n)) for n in range(50))
+    assert many[-1] == "  - and 30 more items in 30 files, in this error's `failures`"
+
+
+def test_one_item_is_counted_as_one():
+    assert str(summarize([example()], items=1, path="ckpt")).startswith("1 of 1 item of")
+    assert "cannot fill 1 of 1 item;" in str(errors.refuse_to_begin([example()], items=1, path=""))
+
+
+@pytest.mark.parametrize("hint", ["Is it complete?", "Restore it", "Restore it."])
+def test_a_hint_gets_no_second_full_stop(hint):
+    for text in (str(failure(hint=hint)), *lines([failure(hint=hint), failure(hint=hint)])):
+        assert text.endswith(f". {hint}")
+    assert str(failure(problem="Whose?", path=None, hint=hint)) == f"Whose? {hint}"
+
+
+def test_only_tracebacks_of_unexpected_errors_are_noted():
+    for kind in ITEM_ERRORS:
+        error = summarize([example(kind)], items=1, path="ckpt")
+        assert hasattr(error, "__notes__") == (kind is ItemReadError), kind
+    hooked = example(errors.TransformError)
+    hooked.hint = None  # raised by a transform of the user's
+    assert "Traceback: here" in summarize([hooked], items=1, path="ckpt").__notes__[0]
+
+
+ODD = "a\x1b[31m\n\u202eb\udc80\x9b ü"
+SHOWN = "a\\x1b[31m\\n\\u202eb\\udc80\\x9b ü"
+
+
+def test_what_a_terminal_would_obey_is_shown_as_escapes():
+    parts = dict.fromkeys(("problem", "fqn", "path", "expected", "got", "hint"), ODD)
+    single = ItemReadError(**parts, traceback_text=f"Traceback {ODD}")
+    for error in (
+        single,
+        summarize([single], items=1, path=ODD),
+        summarize([single, single], items=2, path=ODD),
+        errors.MetadataError(ODD, ODD),
+        errors.UnsafeMetadataError(ODD, ODD, ODD),
+        CheckpointReadError(ODD.replace("\n", "")),
+    ):
+        text = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        assert SHOWN.partition("\\n")[0] in text
+        assert SHOWN.partition("\\n")[2] in text
+        assert text.replace("\n", "").isprintable()
+    assert "\n" not in str(single)
+
+
+@pytest.mark.parametrize("kind", [errors.InvalidOptionError, errors.HookNotPicklableError])
+def test_a_wrong_call_is_no_bad_checkpoint_and_survives_pickle(kind):
+    assert issubclass(kind, ValueError)
+    assert not issubclass(kind, CheckpointReadError)
+    error = kind("executor='thread'")
+    error.add_note("seen on rank 3")
+    error.option = "executor"
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is kind
+    assert (str(back), vars(back)) == (str(error), vars(error))
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def test_impossible_values_are_refused_by_name(keywords, words):
     assert all(word in str(caught.value) for word in words)
 
 
-def test_the_error_is_a_checkpoint_error_and_a_value_error():
-    assert issubclass(InvalidOptionError, CheckpointReadError)
+def test_the_error_is_a_value_error_and_blames_no_checkpoint():
+    assert not issubclass(InvalidOptionError, CheckpointReadError)
     assert issubclass(InvalidOptionError, ValueError)
 
 

@@ -17,7 +17,7 @@ from paraload.cli._output import (
     write_json,
     write_trace,
 )
-from paraload.errors import CheckpointReadError, InvalidOptionError
+from paraload.errors import CheckpointReadError
 from paraload.options import EXECUTORS, ReadOptions, parse_bytes
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     path = checkpoint.existing_folder(arguments.path)
     try:
         report = _load(path, checkpoint.read_metadata(path), options)
-    except InvalidOptionError:
-        raise
     except CheckpointReadError as error:
         failures = [_failure(failure) for failure in error.failures]
         answer = {"ok": False, "path": str(path), "error": str(error), "failures": failures}

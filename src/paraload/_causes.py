@@ -1,0 +1,86 @@
+"""Many failures in few lines: one for each cause in each file.
+
+A missing file fails each of its items. A line of one item tells everything that is known of it; a
+line of several tells what they have in common.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from paraload._text import counted, printable, with_hint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from paraload.errors import ItemReadError
+
+    #: File, class of the error, problem.
+    Cause = tuple[str | None, type[ItemReadError], str]
+
+__all__ = ["lines_of"]
+
+_LISTED_CAUSES: Final = 20
+_LISTED_NAMES: Final = 3
+_PUNCTUATION: Final = "'\"`.,:;()[]"
+#: Numbers, and tuples of them.
+_NUMBERS: Final = re.compile(r"[\d,()\[\] ]+")
+
+
+def lines_of(failures: Iterable[ItemReadError]) -> list[str]:
+    """Lines for ``failures``, in their order; a bounded number of them."""
+    groups: dict[Cause, list[ItemReadError]] = {}
+    for failure in failures:
+        groups.setdefault(_cause(failure), []).append(failure)
+    shown = set(_one_of_each_file_first(groups)[:_LISTED_CAUSES])
+    lines = [_line(group) for cause, group in groups.items() if cause in shown]
+    if hidden := [cause for cause in groups if cause not in shown]:
+        items = sum(len(groups[cause]) for cause in hidden)
+        files = len({path for path, *_ in hidden if path is not None})
+        where = f" in {counted(files, 'file')}" if files else ""
+        lines.append(f"and {counted(items, 'more item')}{where}, in this error's `failures`")
+    return lines
+
+
+def _cause(failure: ItemReadError) -> Cause:
+    """The same for failures that differ only in their item: in its name, in sizes, in offsets."""
+    problem, name = failure.problem, failure.fqn
+    if name and name in problem:
+        words = problem.replace(repr(name), "").split(" ")
+        problem = " ".join(word for word in words if word.strip(_PUNCTUATION) != name)
+    return failure.path, type(failure), _NUMBERS.sub("", problem)
+
+
+def _one_of_each_file_first(causes: Iterable[Cause]) -> list[Cause]:
+    """So that a file with many causes hides no other one."""
+    firsts: dict[str | None, Cause] = {}
+    later = [cause for cause in causes if firsts.setdefault(cause[0], cause) is not cause]
+    return [*firsts.values(), *later]
+
+
+def _line(group: Sequence[ItemReadError]) -> str:
+    """One cause: of one item all that is known, of several what they have in common."""
+    first = group[0]
+    kind = type(first).__name__
+    if len(group) == 1:
+        return f"{kind}: {first}"
+    where = "" if first.path is None else f"file {first.path!r}, "
+    text = f"{kind}: {first.problem} ({where}{_names(group)})"
+    for label, attribute in (("; expected", "expected"), (", got", "got")):
+        values = {getattr(failure, attribute) for failure in group}
+        if len(values) == 1 and None not in values:
+            text += f"{label} {values.pop()}"
+    return printable(with_hint(text, first.hint))
+
+
+def _names(group: Sequence[ItemReadError]) -> str:
+    names = list(dict.fromkeys(failure.fqn for failure in group if failure.fqn is not None))
+    text = counted(len(group), "item")
+    if not names:
+        return text
+    if len(names) < len(group):
+        text += f" of {counted(len(names), 'tensor')}"
+    more = len(names) - _LISTED_NAMES
+    shown = ", ".join(map(repr, names[:_LISTED_NAMES]))
+    return f"{text}: {shown}{f' and {more} more' if more > 0 else ''}"

@@ -1,0 +1,47 @@
+"""Words for people: counted nouns, hints after sentences, names that a terminal may be shown."""
+
+from __future__ import annotations
+
+__all__ = ["counted", "printable", "printable_lines", "with_hint"]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, with the right ending.
+
+    >>> counted(1, "file"), counted(2, "file")
+    ('1 file', '2 files')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def with_hint(text: str, hint: str | None) -> str:
+    """``text``, and the next step as a sentence after it.
+
+    >>> with_hint("file is missing", "Is the checkpoint complete?")
+    'file is missing. Is the checkpoint complete?'
+    """
+    if not hint:
+        return text
+    return f"{text}{'' if text.endswith(('.', '?', '!')) else '.'} {hint}"
+
+
+def printable(text: str) -> str:
+    r"""``text`` on one line, without characters that a terminal obeys or hides.
+
+    Names come out of a file that anybody may have written. Escapes are those of ``repr``; other
+    letters than ASCII stay.
+
+    >>> printable("größe"), printable("a\x1b[31m")
+    ('größe', 'a\\x1b[31m')
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """The same, with the line breaks of ``text``."""
+    return "\n".join(map(printable, text.split("\n")))
