@@ -42,6 +42,14 @@ __all__ = [
 SLOTS_PER_WORKER: Final = 2
 _SHM_FOLDER: Final = "/dev/shm"  # noqa: S108 - where Linux keeps shared memory, only measured here
 
+#: Behind the slots, a byte for each worker that has started, by the end of its process number. Two
+#: with the same end would only make the text about a dead one less exact.
+_STARTED_BYTES: Final = 4096
+
+
+def _started_at(pid: int) -> int:
+    return -1 - pid % _STARTED_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class SlottedTask:
@@ -57,9 +65,13 @@ class SlotRing:
     def __init__(self, slots: int, slot_bytes: int) -> None:
         self._require_room(slots * slot_bytes)
         self.slot_bytes = slot_bytes
-        self._segment = SharedMemory(create=True, size=slots * slot_bytes)
+        self._segment = SharedMemory(create=True, size=slots * slot_bytes + _STARTED_BYTES)
         self._free = list(range(slots))
         self._lent: list[memoryview] = []
+
+    def has_started(self, pid: int) -> bool:
+        """Whether a worker process got so far that it could take a task."""
+        return bool(_buffer(self._segment)[_started_at(pid)])
 
     @property
     def name(self) -> str:
@@ -164,6 +176,7 @@ def start_worker(work: Work, segment_name: str, slot_bytes: int) -> None:
     _state.work = work
     _state.segment = SharedMemory(name=segment_name)
     _state.slot_bytes = slot_bytes
+    _buffer(_state.segment)[_started_at(os.getpid())] = 1
 
 
 def process_single_file(task: SlottedTask) -> TaskResult:

@@ -17,14 +17,14 @@ import time
 import weakref
 from contextlib import contextmanager
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paraload._interrupts import interrupts_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["WorkerContext", "worker_context"]
+__all__ = ["EndedWorker", "WorkerContext", "worker_context"]
 
 
 class _QuietPopen(popen_spawn_posix.Popen):
@@ -89,6 +89,17 @@ class _LeanProcess(context.SpawnProcess):
         return _LeanPopen(process_obj)
 
 
+class EndedWorker(NamedTuple):
+    """A process that has ended, and how: a negative exit code is a signal."""
+
+    pid: int
+    exitcode: int
+
+    def __str__(self) -> str:
+        """For a person."""
+        return f"process {self.pid} ended with {_ending(self.exitcode)}"
+
+
 class WorkerContext(context.SpawnContext):
     """A spawn context that knows the processes and locks that were made with it."""
 
@@ -120,21 +131,26 @@ class WorkerContext(context.SpawnContext):
         self._locks.append(weakref.ref(lock))
         return lock
 
-    def dead_workers(self, *, patience_s: float = 0.0) -> list[str]:
-        """The processes that have ended although nobody asked them to.
+    def dead_workers(self, *, patience_s: float = 0.0) -> list[EndedWorker]:
+        """The processes that have ended although nothing asked them to.
+
+        A pool ends the others by SIGTERM when one has died: those come only if there are no more.
 
         Args:
             patience_s: how long to wait for one: while another thread collects it, there is no
                 telling how it ended.
         """
         until_s = time.monotonic() + patience_s
-        while not (dead := self._ended()) and time.monotonic() < until_s:
+        while True:
+            dead = self._ended()
+            first = [one for one in dead if one.exitcode != -signal.SIGTERM]
+            if first or time.monotonic() >= until_s:
+                return first or dead
             time.sleep(_LOOK_AGAIN_S)
-        return dead
 
-    def _ended(self) -> list[str]:
+    def _ended(self) -> list[EndedWorker]:
         return [
-            f"process {process.pid} ended with {_ending(process.exitcode)}"
+            EndedWorker(process.pid, process.exitcode)
             for process in list(self.processes)
             if process.pid is not None and process.exitcode is not None
         ]

@@ -82,3 +82,11 @@ class SlowSource:
 def slow_slice(stream, item_metadata):
     time.sleep(0.2)
     return sliced(stream, item_metadata)
+
+
+def exit_worker(stream, item_metadata):
+    os._exit(3)
+
+
+def crash_worker(stream, item_metadata):
+    os.kill(os.getpid(), signal.SIGSEGV)

@@ -13,7 +13,6 @@ exception; for one that cannot, the caller looks after its workers itself while 
 
 from __future__ import annotations
 
-import pickle
 import time
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
@@ -30,17 +29,18 @@ from paraload._sink import TargetSink
 from paraload._spawn import worker_context
 from paraload._task import LocateTask, RunsTask, SharedTask
 from paraload._worker import run_task
-from paraload.errors import HookNotPicklableError, WorkerDiedError
 from paraload.executors._base import drive, stalled
+from paraload.executors._deaths import needs_main, require_startable, worker_died
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from paraload._result import TaskResult
     from paraload._sink import TargetMemory
-    from paraload._spawn import WorkerContext
+    from paraload._spawn import EndedWorker, WorkerContext
     from paraload._task import ReadTask
     from paraload._work import Work
+    from paraload.errors import WorkerDiedError
 
 __all__ = ["WorkerPool", "run_in_slots"]
 
@@ -74,10 +74,9 @@ def run_in_slots(
     targets: Mapping[int, TargetMemory],
 ) -> Generator[TaskResult, None, None]:
     """See :class:`~paraload.executors._base.ReadExecutor`."""
-    _ensure_picklable(work)
+    require_startable(work)
     slots = SLOTS_PER_WORKER * workers
-    hooks = work.hooks.values()
-    with_main = any(getattr(hook, "__module__", None) == "__main__" for hook in hooks)
+    with_main = needs_main(work)
     niceness = 0 if work.hooks or work.decoders else _NICENESS_OF_READERS
     orderly = False
     with ExitStack() as made:
@@ -143,7 +142,7 @@ class _Run:
                 slot, result = self._done.get(timeout=_LOOK_AFTER_WORKERS_S)
             except Empty:
                 if dead := self._context.dead_workers():
-                    raise _workers_died(list(self._in_flight.values()), dead) from None
+                    raise self._died(dead) from None
                 if timeout_s is not None and time.monotonic() - waiting_since_s > timeout_s:
                     hint = "The worker processes were ended"
                     raise stalled(self._in_flight.values(), timeout_s, hint) from None
@@ -152,37 +151,11 @@ class _Run:
                 is_broken = isinstance(result, BrokenExecutor)
                 dead = self._context.dead_workers(patience_s=_PATIENCE_S if is_broken else 0.0)
                 if dead or is_broken:
-                    raise _workers_died(list(self._in_flight.values()), dead) from result
+                    raise self._died(dead) from result
                 raise result
             del self._in_flight[slot]
             return slot, result
 
-
-def _ensure_picklable(work: Work) -> None:
-    """Refuse, before any work, what cannot be sent to a worker process."""
-    for name, hook in work.hooks.items():
-        try:
-            pickle.dumps(hook)
-        except Exception as error:
-            raise HookNotPicklableError(
-                f"{name}={hook!r} cannot be pickled for a worker process ({error}); define it at"
-                " the top level of a module, or use executor='threads'"
-            ) from error
-    try:
-        pickle.dumps(work)
-    except Exception as error:
-        raise HookNotPicklableError(
-            f"a stream transform cannot be pickled for a worker process ({error}); use"
-            " executor='threads'"
-        ) from error
-
-
-def _workers_died(tasks: list[ReadTask], details: list[str]) -> WorkerDiedError:
-    """The error for tasks that were lost with their worker."""
-    held = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
-    return WorkerDiedError(
-        f"a worker process died while these were being read: {held}. "
-        + ("; ".join(details) + ". " if details else "")
-        + "Was it killed for lack of memory (see dmesg)? A smaller memory_budget_bytes, fewer"
-        " max_workers or executor='threads' need less"
-    )
+    def _died(self, ended: list[EndedWorker]) -> WorkerDiedError:
+        tasks = list(self._in_flight.values())
+        return worker_died(tasks, ended, self._work, self._ring.has_started)
