@@ -8,7 +8,7 @@ is always refused.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from paraload._destination import dtype_name, require_shape, target_without_memory
 from paraload._tensor_memory import memory_fault
@@ -47,6 +47,9 @@ def refused_conversion(
     return None
 
 
+_OVERLAPPING: Final = "The target is an expanded tensor; load into target.contiguous()"
+
+
 class Converter:
     """Copies, and knows what it has converted.
 
@@ -79,7 +82,7 @@ class Converter:
                 "torch cannot copy the stored tensor into its target",
                 expected=f"a target that takes {source.dtype}",
                 got=f"{target.dtype} on {target.device}: {error}",
-                hint="Does the target share its own memory, as an expanded tensor does?",
+                hint=_OVERLAPPING if 0 in target.stride() else None,
             ) from error
 
     def counts(self) -> dict[str, int]:

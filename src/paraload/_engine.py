@@ -27,6 +27,7 @@ from paraload._ledger import Ledger
 from paraload._plan import share_reads
 from paraload._result import Failed, Landed, LandedItems, Located, Raw, Staged
 from paraload._task import RunsTask, SharedTask
+from paraload._text import counted
 from paraload.errors import CheckpointReadError, ItemReadError, summarize
 
 if TYPE_CHECKING:
@@ -127,8 +128,8 @@ class Load:
             raise summarize(failures, items=len(self._items.specs), path=self._job.path)
         if missing := [spec.fqn for spec in self._items.left()]:
             raise CheckpointReadError(
-                f"{len(missing)} items were never read, {missing[0]!r} among them; this is a bug in"
-                " paraload, please report it"
+                f"{counted(len(missing), 'item')} left unread, {missing[0]!r} among them; this is a"
+                " bug in paraload, please report it"
             )
 
     # ------------------------------------------------------------------ results

@@ -70,8 +70,8 @@ def path_failures(specs: Sequence[RecordSpec]) -> dict[int, ItemReadError]:
 
 
 _ODD_PATH: Final = (
-    "The metadata is damaged, or somebody wants other files to be read; if the layout is meant to"
-    " be so, pass allow_outside_paths=True"
+    "The metadata is damaged, or was made to read other files. If this layout is intended, pass"
+    " allow_outside_paths=True"
 )
 
 
@@ -169,7 +169,7 @@ def changed_files(
         "files of the checkpoint changed while it was read, so the targets may hold a mixture of"
         " two checkpoints and must not be used: "
         + "; ".join(f"{path!r} {what}" for path, what in changes.items())
-        + ". Load again when nobody writes to this folder",
+        + ". Load again when nothing writes to this folder",
         tuple(changes),
     )
 

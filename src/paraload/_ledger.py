@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from paraload._result import ReadTally
+from paraload._text import printable
 from paraload._timeline import Timeline
 from paraload.progress import ReadProgress
 from paraload.report import FileTiming, ReadReport, pairs_text
@@ -81,7 +82,7 @@ class Ledger:
     def fall_back(self, reason: str, items: int = 1) -> None:
         """Items go a slower way; the log says so once for each reason."""
         if reason not in self._fallbacks:
-            logger.warning("reading in a slower way: %s", reason)
+            logger.warning("reading in a slower way: %s", printable(reason))
         self._fallbacks[reason] += items
 
     def overwrote(self, target: str, by: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["counted", "printable", "printable_lines", "with_hint"]
+__all__ = ["counted", "printable", "printable_lines", "sentence", "with_hint"]
 
 
 def counted(number: int, noun: str) -> str:
@@ -22,7 +22,12 @@ def with_hint(text: str, hint: str | None) -> str:
     """
     if not hint:
         return text
-    return f"{text}{'' if text.endswith(('.', '?', '!')) else '.'} {hint}"
+    return f"{sentence(text)} {hint}"
+
+
+def sentence(text: str) -> str:
+    """``text`` with a full stop, unless it ends a sentence already."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def printable(text: str) -> str:

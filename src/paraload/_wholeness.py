@@ -18,6 +18,7 @@ from paraload._checks import check_stored
 from paraload._converter import refused_conversion
 from paraload._coverage import coverage_fault
 from paraload._destination import require_shape, target_without_memory
+from paraload._text import counted
 from paraload.errors import (
     CoverageError,
     ItemReadError,
@@ -100,8 +101,8 @@ def require_whole_tensors(plan: LoadPlan, planner: Any, *, path: str) -> None:
         CoverageError(
             f"the chunks in the checkpoint do not make up this tensor: {fault}",
             fqn=fqn,
-            expected=f"all of shape {tuple(entries[fqn].size)} once",
-            got=f"{len(entries[fqn].chunks)} chunks",
+            expected=f"each element of shape {tuple(entries[fqn].size)} once",
+            got=counted(len(entries[fqn].chunks), "chunk"),
             hint="The checkpoint is incomplete, or its metadata is damaged; load another one",
         )
         for fqn, fault in broken.items()
@@ -120,7 +121,7 @@ def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -
     """
     failures: list[ItemReadError] = [
         ShapeMismatchError(
-            "the target has one place for several elements",
+            "several elements of the target share one place in memory",
             fqn=plan.items[item].dest_index.fqn,
             expected=f"a place for each element of shape {tuple(tensor.shape)}",
             got=f"strides {tensor.stride()}",

@@ -64,7 +64,7 @@ _MOST_FILES: Final = 4
 _MOST_BYTES: Final = 64 << 20
 SETTLED_AFTER_NS: Final = 2_000_000_000
 
-_INCOMPLETE: Final = "an incomplete checkpoint? This file is written when all else is there"
+_INCOMPLETE: Final = "an incomplete checkpoint? This file is written last"
 _DAMAGED: Final = "The file is damaged, or a newer torch wrote it"
 _SHOWN_OF_NAME: Final = 200
 #: What one answer of the storage may bring, as in tasks.
@@ -244,7 +244,7 @@ def _look(name: str, goes_on: Callable[[], None]) -> _Found:
     try:
         file = open_regular(name)
     except FormatError:
-        raise MetadataError("is no regular file", name) from None
+        raise MetadataError("is not a regular file", name) from None
     except FileNotFoundError:
         # Path.is_dir raises where a folder above may not be searched.
         is_folder_there = os.path.isdir(Path(name).parent)  # noqa: PTH112
@@ -301,7 +301,7 @@ def _unreadable(error: Exception) -> str:
 
 
 def _missing(name: str, *, is_folder_there: bool) -> MissingMetadataError:
-    what = _INCOMPLETE if is_folder_there else "nor is there its folder"
+    what = _INCOMPLETE if is_folder_there else "its folder does not exist either"
     return MissingMetadataError(only_ranks(Path(name)) or f"no such file; {what}", name)
 
 

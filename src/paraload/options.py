@@ -115,7 +115,7 @@ class ReadOptions:
         """Refuse impossible values here, so that nothing behind has to."""
         if self.executor not in EXECUTORS:
             choices = ", ".join(map(repr, EXECUTORS))
-            raise InvalidOptionError(f"executor={self.executor!r} is none of {choices}")
+            raise InvalidOptionError(f"executor={self.executor!r} is not one of {choices}")
         for name in ("enable_parallel", "verify", "direct_io", "strict", "allow_outside_paths"):
             _require(name, getattr(self, name), bool)
         if self.max_workers is not None:
@@ -174,14 +174,14 @@ def parse_bytes(text: str) -> int:
     """
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise InvalidOptionError(f"{text!r} is no size in bytes; write it like 268435456 or 256MiB")
+        raise InvalidOptionError(f"expected a size such as 268435456 or 256MiB, got {text!r}")
     return int(match[1]) * _UNITS[match[2].lower()]
 
 
 def _parse_flag(text: str) -> bool:
     if text.lower() in _TRUE | _FALSE:
         return text.lower() in _TRUE
-    raise InvalidOptionError(f"{text!r} is neither true nor false; write 1 or 0")
+    raise InvalidOptionError(f"expected 1 or 0, got {text!r}")
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ def _parse_count(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise InvalidOptionError(f"{text!r} is no whole number") from None
+        raise InvalidOptionError(f"expected a whole number, got {text!r}") from None
 
 
 def _parse_seconds(text: str) -> float | None:
@@ -202,7 +202,7 @@ def _parse_seconds(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise InvalidOptionError(f"{text!r} is no number of seconds, nor none") from None
+        raise InvalidOptionError(f"expected a number of seconds, or none, got {text!r}") from None
 
 
 #: Environment variable -> the option it sets and how its text is read.
@@ -242,22 +242,23 @@ def _require(
 ) -> None:
     is_bool_for_int = kind is int and isinstance(value, bool)
     if not isinstance(value, kind) or is_bool_for_int:
-        raise InvalidOptionError(f"{name}={value!r} is no {kind.__name__}")
+        expected = "a whole number" if kind is int else "True or False"
+        raise InvalidOptionError(f"{name}={value!r}: expected {expected}")
     if minimum is not None and isinstance(value, int) and value < minimum:
-        raise InvalidOptionError(f"{name}={value} is less than {minimum}")
+        raise InvalidOptionError(f"{name}={value}: expected {minimum} or more")
     if maximum is not None and isinstance(value, int) and value > maximum:
-        raise InvalidOptionError(f"{name}={value} is more than {maximum}")
+        raise InvalidOptionError(f"{name}={value}: expected {maximum} or less")
 
 
 def _require_seconds(name: str, value: object) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise InvalidOptionError(f"{name}={value!r} is no number of seconds above 0")
+        raise InvalidOptionError(f"{name}={value!r}: expected a number of seconds above 0")
 
 
 def _checked_globals(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple | set | frozenset):
         raise InvalidOptionError(
-            f"allow_globals={value!r} is no tuple; write allow_globals=('module.name',)"
+            f"allow_globals={value!r}: expected a tuple such as ('module.name',)"
         )
     for allowed in value:
         is_named = hasattr(allowed, "__module__") and hasattr(allowed, "__qualname__")

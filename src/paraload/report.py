@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paraload._text import counted, printable
 from paraload._trace import trace_of
 
 if TYPE_CHECKING:
@@ -128,19 +129,19 @@ class ReadReport:
 
     def __str__(self) -> str:
         """A few lines for a person."""
-        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         past_cache = ""
         if self.bytes_direct:
             past_cache = f" ({format_bytes(self.bytes_direct)} of it past the page cache)"
         lines = [
             (
-                f"loaded {self.items} items, {format_bytes(self.bytes_needed)} from {self.files}"
-                f" file{'s' * (self.files != 1)} in {self.seconds:.3f} s"
-                f" ({format_bytes(self.bytes_per_second)}/s, {self.executor}, {workers})"
+                f"loaded {counted(self.items, 'item')}, {format_bytes(self.bytes_needed)} from"
+                f" {counted(self.files, 'file')} in {self.seconds:.3f} s"
+                f" ({format_bytes(self.bytes_per_second)}/s, {self.executor},"
+                f" {counted(self.workers, 'worker')})"
             ),
             (
-                f"read {format_bytes(self.bytes_read)} in {self.reads} requests{past_cache},"
-                f" CRC-32 checked for {format_bytes(self.bytes_verified)}"
+                f"read {format_bytes(self.bytes_read)} in {counted(self.reads, 'request')}"
+                f"{past_cache}, CRC-32 checked for {format_bytes(self.bytes_verified)}"
             ),
         ]
         if self.unverified:
@@ -153,7 +154,7 @@ class ReadReport:
             lines.append(f"slow paths: {_counts(self.fallbacks)}")
         if self.retries:
             lines.append(f"retried requests: {self.retries}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -98,4 +98,4 @@ def test_an_expanded_target_is_an_error_that_names_it(mixed, planner):
     [failure] = refusals(folder, targets, planner())
     assert isinstance(failure, ItemReadError)
     assert failure.fqn == "small"
-    assert "one place for several elements" in str(failure) or "an expanded" in str(failure)
+    assert "share one place in memory" in str(failure) or "an expanded" in str(failure)

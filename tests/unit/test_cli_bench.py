@@ -393,7 +393,7 @@ def test_an_arm_that_loads_other_bytes_is_out(capsys, whole, monkeypatch):
     assert status == 1
     errors = [arm["error"] for arm in json.loads(out)["arms"]]
     assert errors[0] is None
-    assert errors[1] == f"ValueError: 'layers.2' has other bytes than {TORCH}, 1 worker loaded"
+    assert errors[1] == f"ValueError: 'layers.2' differs from what {TORCH}, 1 worker loaded"
 
 
 def test_a_damaged_checkpoint_ends_with_1_and_no_recommendation(capsys, tmp_path):

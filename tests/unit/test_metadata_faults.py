@@ -60,7 +60,7 @@ def test_what_is_no_metadata_is_a_typed_error_that_says_so(tmp_path, damage, kin
 def test_a_missing_file_is_a_file_not_found_error_too(tmp_path):
     with pytest.raises(FileNotFoundError, match="incomplete checkpoint"):
         ParallelFileSystemReader(tmp_path).read_metadata()
-    with pytest.raises(FileNotFoundError, match="nor is there its folder"):
+    with pytest.raises(FileNotFoundError, match="its folder does not exist either"):
         ParallelFileSystemReader(tmp_path / "nowhere").read_metadata()
 
 
@@ -147,7 +147,7 @@ def test_what_is_no_file_neither_hangs_nor_passes(tmp_path, kind):
         os.mkfifo(path)
     else:
         path.symlink_to(path)
-    with pytest.raises(MetadataError, match=r"no regular file|cannot be read"):
+    with pytest.raises(MetadataError, match=r"not a regular file|cannot be read"):
         metadata.read_metadata(path)
 
 
@@ -186,6 +186,6 @@ def test_what_is_refused_for_the_moment_is_tried_again(tmp_path, times, retries,
 
 def test_a_folder_that_is_not_there_is_not_waited_for(tmp_path):
     started = time.monotonic()
-    with pytest.raises(MissingMetadataError, match="nor is there its folder"):
+    with pytest.raises(MissingMetadataError, match="its folder does not exist either"):
         metadata.read_metadata(tmp_path / "typo" / ".metadata", retries=10)
     assert time.monotonic() - started < 1

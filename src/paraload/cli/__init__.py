@@ -17,7 +17,7 @@ from paraload import __version__
 from paraload._interrupts import stopped_by_signals
 from paraload.cli import bench, inspect, load, verify
 from paraload.cli._errors import UsageError
-from paraload.cli._output import say
+from paraload.cli._output import prepare_streams, warn
 from paraload.errors import CheckpointReadError, InvalidOptionError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: argparse has answered: help, version, or a wrong call.
     """
+    prepare_streams()
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(what: object, status: int) -> int:
-    say(f"paraload: {what}")
+    warn(f"paraload: {what}")
     return status
 
 

@@ -137,7 +137,7 @@ class Contest:
         for record, expected, got in zip(self._case.records, self._expected, loaded, strict=True):
             if got != expected:
                 raise ValueError(
-                    f"{record.index.fqn!r} has other bytes than {self._expected_of} loaded"
+                    f"{record.index.fqn!r} differs from what {self._expected_of} loaded"
                 )
 
     def _measure(self, entry: Entry, state: str, before_run: Callable[[], object]) -> None:

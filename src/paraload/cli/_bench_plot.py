@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from paraload._text import counted, printable
 from paraload._trace import workers_of
 from paraload.cli._bench_arms import AUTO, RAW, TORCH
 from paraload.cli._errors import UsageError
@@ -65,7 +66,7 @@ def write_plot(result: Result, target: str) -> None:
     )
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
-    figure.suptitle(_title(result), x=0.012, ha="left", fontsize=12, color=_INK)
+    figure.suptitle(_title(result), x=0.012, ha="left", fontsize=12, color=_INK, parse_math=False)
     halves = figure.subfigures(2, 1, height_ratios=(_UPPER_IN, lower_in))
     upper, lower = cast("Sequence[SubFigure]", halves)
     axes = upper.subplots(1, len(result.states), squeeze=False)[0]
@@ -88,8 +89,9 @@ def _timeline_inches(result: Result) -> float:
 def _title(result: Result) -> str:
     part, machine = result.plan.part, result.plan.machine
     return (
-        f"paraload bench {result.plan.path.name}: {part.nbytes / _GIB:.2f} GiB in {part.files}"
-        f" files, {machine.cores} cores, {machine.file_system}, torch {machine.torch}"
+        f"paraload bench {printable(result.plan.path.name)}: {part.nbytes / _GIB:.2f} GiB in"
+        f" {counted(part.files, 'file')}, {counted(machine.cores, 'core')}, {machine.file_system},"
+        f" torch {machine.torch}"
     )
 
 

@@ -74,7 +74,7 @@ def prepare(
     if not records:
         raise UsageError(f"{path}: the checkpoint is empty")
     part = chosen(records, limit_bytes)
-    require_memory(_bytes_of(part), "what shall be read")
+    require_memory(_bytes_of(part), "the part to read")
     case = Case.of(path, metadata, part)
     arms = make_arms(case, executors=executors, workers=workers, with_cold=with_cold)
     plan = Plan(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from paraload._text import counted
 from paraload.cli._bench_arms import AUTO
-from paraload.cli._output import Table, show_tables
+from paraload.cli._output import Table, say, show_tables
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
@@ -27,24 +28,23 @@ _LITTLE_BYTES: Final = 64 << 20
 def show_plan(plan: Plan) -> None:
     """Say what is going to happen, before it takes its time."""
     machine = plan.machine
-    print(f"paraload bench {plan.path}")
-    print(f"  reads    {_part_text(plan.part)}")
-    print("  times    read_data into tensors that are ready; not planning, not .metadata")
-    print(f"  arms     {plan.arms}, in turn, {_count(plan.rounds, 'round')}: {_ARMS}")
-    print(
-        f"  machine  {_count(machine.cores, 'core')}, {format_bytes(machine.free_memory_bytes)}"
+    say(f"paraload bench {plan.path}")
+    say(f"  reads    {_part_text(plan.part)}")
+    say("  times    read_data into tensors that are ready; not planning, not .metadata")
+    say(f"  arms     {plan.arms}, in turn, {counted(plan.rounds, 'round')}: {_ARMS}")
+    say(
+        f"  machine  {counted(machine.cores, 'core')}, {format_bytes(machine.free_memory_bytes)}"
         f" free, {machine.file_system or 'unknown file system'}, torch {machine.torch},"
-        f" paraload {machine.paraload}",
-        flush=True,
+        f" paraload {machine.paraload}"
     )
 
 
 def _part_text(part: Part) -> str:
     size = format_bytes(part.nbytes)
-    what = _count(part.tensors, "tensor")
+    what = counted(part.tensors, "tensor")
     if part.objects:
-        what += f" and {_count(part.objects, 'object')}"
-    files = _count(part.files, "file")
+        what += f" and {counted(part.objects, 'object')}"
+    files = counted(part.files, "file")
     if part.nbytes == part.whole_bytes:
         return f"{size}, all of it: {what} in {files}"
     limit = f"--limit-bytes is {format_bytes(part.limit_bytes)}"
@@ -54,19 +54,19 @@ def _part_text(part: Part) -> str:
 
 def show_result(result: Result) -> None:
     """Print everything that was found out."""
-    print()
+    say()
     show_tables([*(_speed_table(result, state) for state in result.states), _cost_table(result)])
     for title, lines in (("notes", _notes(result)), ("failed", _failures(result))):
         if lines:
-            print(f"\n{title}:")
-            print("\n".join(f"  {line}" for line in lines))
-    print()
-    print("\n".join(_advice_lines(result)))
+            say(f"\n{title}:")
+            say("\n".join(f"  {line}" for line in lines))
+    say()
+    say("\n".join(_advice_lines(result)))
 
 
 def _speed_table(result: Result, state: str) -> Table:
     return Table(
-        title=f"page cache {state}, medians of {_count(result.plan.rounds, 'round')}",
+        title=f"page cache {state}, medians of {counted(result.plan.rounds, 'round')}",
         head=("reader", "workers", "GiB/s", "seconds", "min..max", "x torch", "of raw"),
         rows=[_speed_row(result, entry, state) for entry in result.entries],
         numeric=frozenset(range(1, 7)),
@@ -176,7 +176,3 @@ def _speedups(advice: Advice) -> str:
     (first, ratio), *others = advice.speedups.items()
     told = f"{ratio:.2f} times the speed of torch's reader {first}"
     return told + "".join(f", {ratio:.2f} times {state}" for state, ratio in others)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

@@ -130,7 +130,7 @@ def existing_folder(text: str) -> Path:
     if not path.exists():
         raise UsageError(f"{text}: no such folder")
     if not path.is_dir():
-        raise UsageError(f"{text}: no folder; name the folder that holds {_METADATA}")
+        raise UsageError(f"{text}: not a folder; name the folder that holds {_METADATA}")
     return path
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paraload._text import printable, printable_lines
 from paraload.cli._errors import UsageError
 from paraload.progress import is_terminal
 
@@ -28,6 +31,7 @@ __all__ = [
     "add_trace_option",
     "check_file_target",
     "check_json_target",
+    "prepare_streams",
     "reading_options",
     "say",
     "show_tables",
@@ -42,7 +46,7 @@ _VERY_WIDE = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows of text under a title.
+    """Rows of text under a title, as a terminal may be shown them.
 
     Attributes:
         title: above it.
@@ -55,6 +59,12 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: frozenset[int]
+
+    def __post_init__(self) -> None:
+        """Names in cells are those of a file: nothing in them is obeyed."""
+        object.__setattr__(self, "title", printable(self.title))
+        rows = [[printable(cell) for cell in row] for row in self.rows]
+        object.__setattr__(self, "rows", rows)
 
     def show(self) -> None:
         """Print it, with rich where rich is installed and somebody looks."""
@@ -81,10 +91,32 @@ class Table:
         return max(map(len, self._plain_lines()))
 
 
+def prepare_streams() -> None:
+    """Let no output end a command: print what cannot be encoded as escapes, and allow `>&-`."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: str = "") -> None:
+    """Print ``text``, without anything that a terminal would obey; at once, for who waits."""
+    print(printable_lines(text), flush=True)
+
+
+def warn(text: str) -> None:
+    """The same to standard error, if there is one; the exit status does not depend on it."""
+    if sys.stderr is not None:  # print() would take standard output instead
+        with suppress(OSError, ValueError, AttributeError):
+            print(printable_lines(text), file=sys.stderr, flush=True)
+
+
 def show_tables(tables: Sequence[Table]) -> None:
     """Print tables that belong together, all of them in one way."""
     if not (is_terminal(sys.stdout) and _draw(tables)):
-        print("\n\n".join(table.plain() for table in tables))
+        say("\n\n".join(table.plain() for table in tables))
 
 
 def _draw(tables: Sequence[Table]) -> bool:
@@ -123,13 +155,6 @@ def _drawn(table: Table) -> RichTable:
     for row in table.rows:
         drawn.add_row(*row)
     return drawn
-
-
-def say(text: str) -> None:
-    """Print to standard error, if there is one; the exit status does not depend on it."""
-    if sys.stderr is not None:  # print() would take standard output instead
-        with suppress(OSError, ValueError, AttributeError):
-            print(text, file=sys.stderr)
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:

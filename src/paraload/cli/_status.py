@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Self
 
+from paraload._text import printable
 from paraload.progress import is_terminal
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class StatusLine:
             # A line that is too long goes over to the next one, where nothing would clear it.
             width = shutil.get_terminal_size().columns - 1
             try:
-                self._stream.write(_CLEAR + text[:width])
+                self._stream.write(_CLEAR + printable(text)[:width])
                 self._stream.flush()
             except (OSError, ValueError):
                 self._stream = None  # the terminal is gone

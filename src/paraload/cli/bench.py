@@ -153,12 +153,12 @@ def _counts(text: str) -> list[int]:
 
 def _count(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text!r}")
     return int(text)
 
 
 def _executors(text: str) -> list[str]:
     names = [word.strip() for word in text.split(",")]
     if unknown := [name for name in names if name not in _EXECUTORS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(_EXECUTORS)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(_EXECUTORS)}")
     return list(dict.fromkeys(names))

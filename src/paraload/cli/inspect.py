@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from paraload._text import counted, printable
 from paraload.cli import _checkpoint as checkpoint
 from paraload.cli._output import (
     STANDARD_OUTPUT,
@@ -12,6 +13,7 @@ from paraload.cli._output import (
     add_json_option,
     check_json_target,
     say,
+    warn,
     write_json,
 )
 from paraload.report import format_bytes
@@ -56,35 +58,31 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json != STANDARD_OUTPUT:
         _show(found, sort=arguments.sort, limit=arguments.limit)
     if metadata.starts_late:
-        say(f"paraload: remark: {metadata.starts_late}")
+        warn(f"paraload: remark: {metadata.starts_late}")
     for problem in found.problems:
-        say(f"paraload: {problem}")
+        warn(f"paraload: {printable(problem)}")
     return 1 if found.problems else 0
 
 
 def _count_or_zero(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+        raise argparse.ArgumentTypeError(f"expected a whole number of 0 or more, got {text!r}")
     return int(text)
 
 
 def _show(found: Contents, *, sort: str, limit: int) -> None:
     objects = len(found.entries) - len(found.tensors)
-    print(
-        f"{_count(len(found.tensors), 'tensor')}, {format_bytes(found.tensor_bytes)};"
-        f" {_count(objects, 'object')};"
-        f" {_count(len(found.files), 'file')}, {format_bytes(found.file_bytes)}"
+    say(
+        f"{counted(len(found.tensors), 'tensor')}, {format_bytes(found.tensor_bytes)};"
+        f" {counted(objects, 'object')};"
+        f" {counted(len(found.files), 'file')}, {format_bytes(found.file_bytes)}"
         f" (largest by mean: {found.balance:.2f})"
     )
     key = _by_size if sort == "size" else _by_name
-    print()
+    say()
     _files_table(sorted(found.files, key=key), limit, found).show()
-    print()
+    say()
     _entries_table(sorted(found.entries, key=key), limit).show()
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _by_size(what: Entry | CheckpointFile) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from paraload.cli._output import (
     check_file_target,
     check_json_target,
     reading_options,
+    say,
     write_json,
     write_trace,
 )
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     write_json({"ok": True, "path": str(path), "report": report.to_dict()}, arguments.json)
     if arguments.json != STANDARD_OUTPUT:
-        print(report)
+        say(str(report))
     write_trace(report, arguments.trace)
     return 0
 

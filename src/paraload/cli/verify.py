@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paraload._text import sentence
 from paraload.cli import _checkpoint as checkpoint
 from paraload.cli._errors import UsageError
 from paraload.cli._output import (
@@ -16,6 +17,7 @@ from paraload.cli._output import (
     check_json_target,
     reading_options,
     say,
+    warn,
     write_json,
 )
 from paraload.errors import MetadataError
@@ -52,7 +54,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--key-file",
         metavar="FILE",
-        help="key of the manifest: nobody without it can make one that fits other files",
+        help="key of the manifest: without it, no manifest can be made that fits other files",
     )
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -102,10 +104,10 @@ def _write_manifest(path: Path, target: str, key: bytes | None) -> None:
 
 def _keep_manifest(target: str, *, is_good: bool) -> None:
     if is_good:
-        say(f"manifest written to {target}")
+        warn(f"manifest written to {target}")
     else:
         Path(target).unlink()
-        say(f"no manifest written to {target}: the checkpoint is bad")
+        warn(f"no manifest written to {target}: the checkpoint is bad")
 
 
 def _key(arguments: argparse.Namespace) -> bytes | None:
@@ -113,26 +115,26 @@ def _key(arguments: argparse.Namespace) -> bytes | None:
     if name is None:
         return None
     if arguments.manifest is None and arguments.write_manifest is None:
-        raise UsageError("--key-file: is of no use without --manifest or --write-manifest")
+        raise UsageError("--key-file: needs --manifest or --write-manifest")
     try:
         with open(name, "rb") as file:
             key = file.read()
     except OSError as error:
         raise UsageError(f"--key-file {name}: {error.strerror}") from error
     if not key:
-        raise UsageError(f"--key-file {name}: is empty")
+        raise UsageError(f"--key-file {name}: the file is empty")
     return key
 
 
 def _show(report: VerifyReport) -> None:
-    print(report.summary())
+    say(report.summary())
     for title, findings in (("problems", report.problems), ("remarks", report.remarks)):
         if findings:
-            print()
+            say()
             _table(title, findings).show()
     hints = dict.fromkeys(finding.hint for finding in report.problems if finding.hint)
     for hint in hints:
-        print(f"\n{hint}.")
+        say(f"\n{sentence(hint)}")
 
 
 def _table(title: str, findings: Sequence[Finding]) -> Table:
@@ -140,9 +142,10 @@ def _table(title: str, findings: Sequence[Finding]) -> Table:
     more = "" if len(shown) == len(findings) else f", {len(shown)} of {len(findings)}; JSON has all"
     return Table(
         title=f"{title}{more}",
-        head=("what", "file", "bytes", "affects", "expected", "got"),
+        head=("kind", "problem", "file", "bytes", "affects", "expected", "got"),
         rows=[
             (
+                finding.kind,
                 finding.problem,
                 finding.path or "",
                 "" if finding.end is None else f"[{finding.start}, {finding.end})",

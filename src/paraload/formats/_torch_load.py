@@ -42,7 +42,9 @@ def load_tensor(data: memoryview) -> torch.Tensor:
     except Exception as error:  # noqa: BLE001 - torch raises anything for damaged bytes
         # Without torch's own text, which advises to run whatever is in the file.
         raise refusal(error, "tensor") or FormatError(
-            "torch cannot read the record either", got=reason_of(error), hint=DAMAGED_HINT
+            "neither paraload nor torch can read the record",
+            got=reason_of(error),
+            hint=DAMAGED_HINT,
         ) from None
     if not isinstance(loaded, torch.Tensor):
         raise FormatError(

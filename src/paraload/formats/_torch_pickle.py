@@ -49,7 +49,7 @@ def tensor_in(pickled: bytes) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle can raise anything; the fallback decides
         raise OddError("data.pkl not understood") from error
     if not isinstance(mark, _Tensor):
-        raise OddError("no plain tensor")
+        raise OddError("not a plain tensor")
     return mark.fields
 
 
@@ -102,9 +102,9 @@ def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any) ->
         raise OddError(f"dtype {dtype}")
     numbers = (offset, numel, *shape, *strides)
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise OddError("numbers of no tensor")
+        raise OddError("impossible sizes of a tensor")
     if len(shape) != len(strides):
-        raise OddError("numbers of no tensor")
+        raise OddError("impossible sizes of a tensor")
     return _Tensor(
         {
             "dtype": dtype,
@@ -144,5 +144,5 @@ class _HeaderUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> tuple[str, str, int]:
         tag, kind, key, _location, numel = pid
         if tag != "storage" or not isinstance(kind, str) or not isinstance(key, str):
-            raise OddError("no plain storage")
+            raise OddError("not a plain storage")
         return kind, key, numel

@@ -114,7 +114,7 @@ def _parse(head: bytes, record_bytes: int) -> TensorRecord | NeedBytes | Unsuppo
 def _parse_head(head: bytes) -> TensorRecord:
     name, flags, _, at = _local_header(head, 0)
     if not name.endswith("/data.pkl"):
-        raise OddError("no torch.save archive")
+        raise OddError("not a torch.save archive")
     prefix = name.removesuffix("data.pkl")
     pickled, at = _small_entry(head, at, flags)
     tensor = tensor_in(pickled)
@@ -153,7 +153,7 @@ def _local_header(head: bytes, at: int) -> tuple[str, int, int, int]:
     fields = _LOCAL.unpack_from(head, at)
     signature, _, flags, method, _, _, crc, _, _, name_bytes, extra_bytes = fields
     if signature != _LOCAL_SIGNATURE:
-        raise OddError("no torch.save archive")
+        raise OddError("not a torch.save archive")
     if method:
         raise OddError("compressed archive")
     name_at = at + _LOCAL.size
