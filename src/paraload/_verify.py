@@ -66,7 +66,7 @@ def verify(
         What was found. Damage is no exception here, but for damage of the metadata itself.
 
     Raises:
-        InvalidOptionError: an option, or the manifest, is none.
+        InvalidOptionError: an option, the manifest or its key is wrong.
         MetadataError: the ``.metadata`` is missing, damaged, or asks for code.
         StalledReadError: the storage stood still for ``stall_timeout_s``.
 
@@ -154,20 +154,11 @@ def _present(
 
 def _by_file(failures: Mapping[int, ItemReadError], parts: Sequence[Part]) -> Iterator[Finding]:
     """One finding for each file, with all that it affects."""
-    groups: dict[tuple[str | None, str], list[int]] = {}
+    groups: dict[tuple[str | None, type, str], list[int]] = {}
     for item, failure in failures.items():
-        groups.setdefault((failure.path, failure.problem), []).append(item)
+        groups.setdefault((failure.path, type(failure), failure.problem), []).append(item)
     for items in groups.values():
-        first = failures[items[0]]
-        yield Finding(
-            kind=first.problem,
-            problem=type(first).__name__,
-            path=first.path,
-            parts=tuple(parts[item] for item in items),
-            expected=first.expected,
-            got=first.got,
-            hint=first.hint,
-        )
+        yield Finding.of(failures[items[0]], tuple(parts[item] for item in items))
 
 
 def _missing_rank(rank: int) -> Finding:
@@ -186,4 +177,4 @@ def _orphan_files(
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         if name not in known and not file.is_dir() and file.resolve() != apart:
-            yield Finding(kind="orphan file", problem="no record is in it", path=name)
+            yield Finding(kind="orphan-file", problem="no record is in this file", path=name)

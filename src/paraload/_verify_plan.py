@@ -84,8 +84,8 @@ def inventory_of(metadata: Metadata) -> Inventory:
         part = Part(name=name, offsets=None if offset is None else tuple(offset))
         inventory.findings.append(
             Finding(
-                kind="entry without a chunk",
-                problem="the metadata gives a place to what it does not describe",
+                kind="unused-entry",
+                problem="the metadata says where this is stored, but not what it is",
                 path=info.relative_path,
                 start=info.offset,
                 end=info.offset + info.length,
@@ -109,9 +109,9 @@ def _take(
     if info is not None:
         inventory.add(info, part, stored)
     elif part.lengths is None or 0 not in part.lengths:
-        text = "the metadata does not say where it is stored"
+        text = "the metadata does not say where this is stored"
         inventory.findings.append(
-            Finding(kind="missing entry", problem=text, parts=(part,), hint=_DAMAGED)
+            Finding(kind="missing-entry", problem=text, parts=(part,), hint=_DAMAGED)
         )
 
 
@@ -121,7 +121,7 @@ def misplaced(specs: Iterable[RecordSpec], parts: list[Part]) -> Iterator[Findin
     for spec in sorted(specs, key=attrgetter("path", "start", "end")):
         if previous is not None and previous.path == spec.path and spec.start < previous.end:
             yield Finding(
-                kind="overlapping records",
+                kind="overlapping-records",
                 problem="two records are said to have the same bytes",
                 path=spec.path,
                 start=spec.start,
@@ -134,12 +134,16 @@ def misplaced(specs: Iterable[RecordSpec], parts: list[Part]) -> Iterator[Findin
 
 
 def orphans(specs: Iterable[RecordSpec], files: Mapping[str, FileIdentity]) -> Iterator[Finding]:
-    """Bytes of the files that no record has: harmless, but somebody has put them there."""
+    """Bytes of the files that no record has: harmless, but unexpected."""
     ends = dict.fromkeys(files, 0)
 
     def gap(path: str, start: int, end: int) -> Finding:
         return Finding(
-            kind="orphan bytes", problem="no record has them", path=path, start=start, end=end
+            kind="orphan-bytes",
+            problem="no record has these bytes",
+            path=path,
+            start=start,
+            end=end,
         )
 
     for spec in sorted(specs, key=attrgetter("path", "start")):

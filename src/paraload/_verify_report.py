@@ -4,15 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from paraload import errors
+from paraload._text import counted, printable, with_hint
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from paraload._geometry import Shape
+    from paraload.errors import ItemReadError
 
-__all__ = ["Finding", "Part", "VerifyReport"]
+__all__ = ["KINDS", "Finding", "Part", "VerifyReport"]
 
+#: What a finding's ``kind`` can be.
+KINDS: Final[Mapping[str, str]] = {
+    "missing-file": "a file that the metadata names is not there",
+    "short-file": "a file ends before the bytes that the metadata promises",
+    "unreadable-file": "the system could not read a file",
+    "unsafe-path": "the metadata names a file outside of the checkpoint",
+    "checksum": "bytes do not have the CRC-32 that was written with them",
+    "format": "bytes are not what the format prescribes",
+    "shape": "a slice does not lie inside its tensor",
+    "dtype": "a stored tensor has another dtype than the metadata says",
+    "transform": "a record cannot be decoded",
+    "unsafe-object": "an object needs code that is not allowed",
+    "unexpected": "anything else that reading a record raised",
+    "coverage": "the chunks of a tensor leave a hole, or overlap",
+    "missing-entry": "the metadata does not say where a tensor or object is stored",
+    "unused-entry": "the metadata says where something is stored that it does not describe",
+    "overlapping-records": "two records are said to have the same bytes",
+    "manifest": "a file is not the one that the manifest lists",
+    "orphan-bytes": "no record has these bytes (a remark)",
+    "orphan-file": "no record is in this file (a remark)",
+}
+_KIND_OF_ERROR: Final[Mapping[type[ItemReadError], str]] = {
+    errors.MissingFileError: "missing-file",
+    errors.ShortFileError: "short-file",
+    errors.StorageReadError: "unreadable-file",
+    errors.UnsafePathError: "unsafe-path",
+    errors.ChecksumMismatchError: "checksum",
+    errors.FormatError: "format",
+    errors.ShapeMismatchError: "shape",
+    errors.DtypeMismatchError: "dtype",
+    errors.TransformError: "transform",
+    errors.UnsafeObjectError: "unsafe-object",
+    errors.CoverageError: "coverage",
+    errors.MissingEntryError: "missing-entry",
+    errors.ItemReadError: "unexpected",
+}
 _LISTED_FINDINGS: Final = 20
 _LISTED_PARTS: Final = 5
 
@@ -33,10 +74,11 @@ class Part:
 
     def __str__(self) -> str:
         """Name and slice, as Python would write it."""
+        name = printable(self.name)
         if not self.offsets or not self.lengths:
-            return self.name
+            return name
         pairs = zip(self.offsets, self.lengths, strict=True)
-        return f"{self.name}[{', '.join(f'{start}:{start + n}' for start, n in pairs)}]"
+        return f"{name}[{', '.join(f'{start}:{start + n}' for start, n in pairs)}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +86,8 @@ class Finding:
     """Something that is not as it should be.
 
     Attributes:
-        kind: in a word or two.
-        problem: what it is.
+        kind: one of :data:`KINDS`, for programs; these words stay.
+        problem: what it is, in a sentence for people.
         path: the file, relative to the checkpoint.
         start: first byte in the file.
         end: one past the last.
@@ -65,6 +107,28 @@ class Finding:
     got: str | None = None
     hint: str | None = None
 
+    @classmethod
+    def of(
+        cls,
+        error: ItemReadError,
+        parts: tuple[Part, ...],
+        *,
+        start: int | None = None,
+        end: int | None = None,
+    ) -> Self:
+        """What reading ``parts`` raised."""
+        return cls(
+            kind=next(_KIND_OF_ERROR[c] for c in type(error).__mro__ if c in _KIND_OF_ERROR),
+            problem=error.problem,
+            path=error.path,
+            start=start,
+            end=end,
+            parts=parts,
+            expected=error.expected,
+            got=error.got,
+            hint=error.hint,
+        )
+
     def affected(self) -> str:
         """The parts that are affected; a few of them, if they are many."""
         shown = ", ".join(map(str, self.parts[:_LISTED_PARTS]))
@@ -83,7 +147,7 @@ class Finding:
             text += f", got {self.got}"
         if self.parts:
             text += f"; affects {self.affected()}"
-        return f"{text}. {self.hint}" if self.hint else text
+        return printable(with_hint(text, self.hint))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +200,9 @@ class VerifyReport:
         rate = self.bytes_checked / self.seconds if self.seconds > 0 else 0.0
         lines = [
             (
-                f"{'good' if self.ok else 'BAD'}: {self.tensors} tensors, {self.objects} objects,"
-                f" {self.records} records in {self.files} file{'s' * (self.files != 1)}"
+                f"{'good' if self.ok else 'BAD'}: {counted(self.tensors, 'tensor')},"
+                f" {counted(self.objects, 'object')}, {counted(self.records, 'record')} in"
+                f" {counted(self.files, 'file')}"
             ),
             (
                 f"CRC-32 checked for {format_bytes(self.bytes_checked)} in {self.seconds:.3f} s"
@@ -151,7 +216,7 @@ class VerifyReport:
         if self.bytes_direct:
             lines.append(f"read past the page cache: {format_bytes(self.bytes_direct)}")
         if self.fallback:
-            lines.append(f"slow path: {self.fallback}")
+            lines.append(f"slow path: {printable(self.fallback)}")
         if self.retries:
             lines.append(f"retried requests: {self.retries}")
         return "\n".join(lines)

@@ -199,19 +199,9 @@ class VerifyRun:
         self._items_left[spec.path] -= 1
 
     def _found(self, spec: RecordSpec, error: ItemReadError) -> None:
-        self._findings.append(
-            Finding(
-                kind=type(error).__name__,
-                problem=error.problem,
-                path=spec.path,
-                start=spec.start,
-                end=spec.end,
-                parts=(self._parts[spec.item],),
-                expected=error.expected,
-                got=error.got,
-                hint=error.hint,
-            )
-        )
+        error.path = spec.path
+        parts = (self._parts[spec.item],)
+        self._findings.append(Finding.of(error, parts, start=spec.start, end=spec.end))
 
     def _snapshot(self) -> ReadProgress:
         return ReadProgress(

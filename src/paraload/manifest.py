@@ -1,9 +1,9 @@
-"""Manifests: to know the files of a checkpoint again, when somebody may have replaced them.
+"""Manifests: to tell whether the files of a checkpoint have been replaced.
 
 A CRC-32 tells damage, not a swap: a shard of another step has checksums that are right. A manifest
 has a digest of each file. Without a key it is SHA-256, and proves something only if it is kept
 where those who can write to the checkpoint cannot. With a key it is BLAKE2b, and may lie beside the
-checkpoint: nobody without the key can make one that fits other files.
+checkpoint: without the key, no manifest can be made that fits other files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BLAKE2B_KEY_BYTES: Final = 64
 #: Hashing drops the GIL: as many at once as most machines have cores.
 _DIGESTERS: Final = 16
 _PIECE_BYTES: Final = 1 << 20
-_REPLACED: Final = "Somebody has written to the checkpoint since the manifest was made"
+_REPLACED: Final = "The checkpoint was written to after the manifest was made"
 
 
 def write_manifest(
@@ -69,6 +69,8 @@ def write_manifest(
     """
     files = _digests(Path(path), Path(target), key, stall_timeout_s)
     manifest = {"version": _VERSION, "digest": _PLAIN if key is None else _KEYED, "files": files}
+    if key is not None:
+        manifest["key_digest"] = _hasher(key).hexdigest()  # of nothing: tells a wrong key by itself
     Path(target).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return len(files)
 
@@ -83,7 +85,7 @@ def compare_manifest(
     """What is different from ``manifest``: files that are replaced, missing, or new.
 
     Raises:
-        InvalidOptionError: it is no manifest, or one that needs a key, or none.
+        InvalidOptionError: the file is not a manifest, or one of another key, or of none.
         OSError: a file cannot be read.
         StalledReadError: the storage has not answered in time.
     """
@@ -91,15 +93,17 @@ def compare_manifest(
     found = _digests(Path(path), Path(manifest), key, stall_timeout_s)
     for name in sorted(known.keys() | found.keys()):
         if name not in found:
-            yield _finding(name, "the file is missing", "a file of the manifest", "none")
+            yield _finding(
+                name, "the file is missing", "the file that the manifest lists", "no file"
+            )
         elif name not in known:
-            yield _finding(name, "the manifest does not know the file", "no such file", "a file")
+            yield _finding(name, "the manifest does not list the file", "no such file", "a file")
         elif found[name]["bytes"] != known[name]["bytes"]:
             sizes = (f"{of[name]['bytes']} bytes" for of in (known, found))
-            yield _finding(name, "the file is another one", *sizes)
+            yield _finding(name, "the file is not the one that the manifest lists", *sizes)
         elif not hmac.compare_digest(found[name]["digest"], known[name]["digest"]):
             digests = (f"digest {of[name]['digest'][:16]}..." for of in (known, found))
-            yield _finding(name, "the file is another one", *digests)
+            yield _finding(name, "the file is not the one that the manifest lists", *digests)
 
 
 def _finding(name: str, problem: str, expected: str, got: str) -> Finding:
@@ -117,12 +121,21 @@ def _read(manifest: Path, key: bytes | None) -> dict[str, Any]:
             for name, of in value["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidOptionError(f"{manifest}: is no manifest ({error!r})") from error
+        raise InvalidOptionError(
+            f"{manifest}: is not a manifest of paraload ({error!r})"
+        ) from error
     if version != _VERSION:
-        raise InvalidOptionError(f"{manifest}: version {version}; this paraload reads {_VERSION}")
+        raise InvalidOptionError(
+            f"{manifest}: version {version}; this paraload reads version {_VERSION}"
+        )
     if kind != (_PLAIN if key is None else _KEYED):
         wanted = "with a key" if kind == _KEYED else "without a key"
         raise InvalidOptionError(f"{manifest}: was made {wanted} ({kind})")
+    known_key = value.get("key_digest")  # older manifests have none
+    if known_key is not None and not hmac.compare_digest(
+        str(known_key).encode(), _hasher(key).hexdigest().encode()
+    ):
+        raise InvalidOptionError(f"{manifest}: was made with another key")
     return files
 
 

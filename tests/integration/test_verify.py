@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_a_flip_in_any_piece_of_a_long_payload_is_found(folder):
     for at in (1000, (16 << 20) + 5000, (20 << 20) - 1):
         support.flip(file, offset + 704 + at)
         [finding] = problems(folder)
-        assert finding.kind == "ChecksumMismatchError"
+        assert finding.kind == "checksum"
         assert "affects huge[0:5242880]" in str(finding)
         support.flip(file, offset + 704 + at)
 
@@ -113,8 +114,8 @@ def test_files_that_are_missing_or_cut_are_told_with_all_that_they_affect(folder
     first.unlink()
     os.truncate(second, 0)
     found = {finding.path: finding for finding in problems(folder)}
-    assert found[first.name].kind == "file is missing"
-    assert found[second.name].kind == "file ends too early"
+    assert found[first.name].kind == "missing-file"
+    assert found[second.name].kind == "short-file"
     for path, finding in found.items():
         assert {part.name for part in finding.parts} == affected[path]
 
@@ -135,7 +136,8 @@ def test_paths_that_leave_the_folder_are_not_opened(folder):
     with rewritten(folder) as metadata:
         metadata.storage_data[MetadataIndex("small", torch.Size([0, 0]))].relative_path = "../x"
     [finding] = problems(folder)
-    assert "leaves the folder" in finding.kind
+    assert finding.kind == "unsafe-path"
+    assert "leaves the folder" in finding.problem
     assert finding.parts[0].name == "small"
 
 
@@ -162,9 +164,9 @@ def test_holes_overlaps_and_entries(folder):
         places[MetadataIndex("twin", torch.Size([0]))] = dataclasses.replace(place)
     found = {finding.kind: finding for finding in problems(folder)}
     assert "no chunk has the elements from (20, 0) to (21, 3)" in found["coverage"].problem
-    assert found["missing entry"].parts[0].name == "big"
-    assert found["entry without a chunk"].parts[0].name == "nobody"
-    both = {part.name for part in found["overlapping records"].parts}
+    assert found["missing-entry"].parts[0].name == "big"
+    assert found["unused-entry"].parts[0].name == "nobody"
+    both = {part.name for part in found["overlapping-records"].parts}
     assert both == {"huge", "twin"}
 
 
@@ -177,6 +179,7 @@ def test_orphans_are_remarks(folder):
     report = paraload.verify(folder)
     assert report.ok
     [bytes_, file] = report.remarks
+    assert (bytes_.kind, file.kind) == ("orphan-bytes", "orphan-file")
     assert (bytes_.path, bytes_.start, bytes_.end) == (first.name, size, size + 4)
     assert file.path == "left.tmp"
 
@@ -238,7 +241,7 @@ def test_only_a_manifest_sees_that_shards_were_swapped(tmp_path, key):
     assert problems(tmp_path / "ckpt") == ()
     found = problems(tmp_path / "ckpt", manifest=manifest, key=key)
     assert [finding.path for finding in found] == [first.name, second.name]
-    assert "another one" in found[0].problem
+    assert "not the one that the manifest lists" in found[0].problem
     first.unlink()
     (tmp_path / "ckpt" / "new").touch()
     found = {
@@ -247,7 +250,7 @@ def test_only_a_manifest_sees_that_shards_were_swapped(tmp_path, key):
         if f.kind == "manifest"
     }
     assert found[first.name] == "the file is missing"
-    assert found["new"] == "the manifest does not know the file"
+    assert found["new"] == "the manifest does not list the file"
 
 
 def test_a_key_is_needed_where_there_was_one(folder, tmp_path):
@@ -256,7 +259,18 @@ def test_a_key_is_needed_where_there_was_one(folder, tmp_path):
         with pytest.raises(InvalidOptionError, match=r"made with(out)? a key"):
             paraload.verify(folder, manifest=tmp_path / "m", key=needed)
     write_manifest(folder, tmp_path / "m", key=b"a")
-    assert len(problems(folder, manifest=tmp_path / "m", key=b"b")) == 3
+    with pytest.raises(InvalidOptionError, match="made with another key"):
+        paraload.verify(folder, manifest=tmp_path / "m", key=b"b")
+
+
+def test_a_manifest_that_does_not_know_its_key_still_tells_files_apart(folder, tmp_path):
+    write_manifest(folder, tmp_path / "m", key=b"a")
+    older = json.loads((tmp_path / "m").read_text())
+    del older["key_digest"]
+    (tmp_path / "m").write_text(json.dumps(older))
+    assert problems(folder, manifest=tmp_path / "m", key=b"a") == ()
+    found = problems(folder, manifest=tmp_path / "m", key=b"b")
+    assert [finding.kind for finding in found] == ["manifest"] * 3
 
 
 @pytest.mark.parametrize(
@@ -264,7 +278,7 @@ def test_a_key_is_needed_where_there_was_one(folder, tmp_path):
 )
 def test_other_files_are_no_manifests(folder, tmp_path, text):
     (tmp_path / "m").write_text(text)
-    with pytest.raises(InvalidOptionError, match=r"m: (is no manifest|version 9)"):
+    with pytest.raises(InvalidOptionError, match=r"m: (is not a manifest|version 9)"):
         paraload.verify(folder, manifest=tmp_path / "m")
 
 
@@ -301,7 +315,7 @@ def test_the_command_writes_and_compares_manifests(folder, capsys, tmp_path):
         file.write(b"x")
     status, out, _ = run(capsys, folder, "--manifest", manifest, *words)
     assert status == 1
-    assert "the file is another one" in out
+    assert "the file is not the one that the manifest lists" in out
     support.flip(support.data_files(folder)[0], 1000)
     status, _, err = run(capsys, folder, "--write-manifest", tmp_path / "other", *words)
     assert (status, "no manifest written" in err) == (1, True)
@@ -344,3 +358,80 @@ class Trap:
 
     def __reduce__(self):
         return open, (self.path, "w")
+
+
+# ----------------------------------------------------------------------------------------- kinds
+
+
+def test_every_error_of_an_item_has_a_kind_of_its_own():
+    from paraload import errors
+    from paraload._verify_report import KINDS, Finding
+
+    kinds = {
+        error: Finding.of(error("it is broken", path="a"), ()).kind
+        for error in vars(errors).values()
+        if isinstance(error, type)
+        and issubclass(error, errors.ItemReadError)
+        and error is not errors.AliasedTargetError  # there are no targets
+    }
+    assert set(kinds.values()) <= set(KINDS)
+    assert len(set(kinds.values())) == len(kinds)
+
+    class OwnError(errors.ShortFileError):
+        pass
+
+    assert Finding.of(OwnError("it is broken"), ()).kind == "short-file"
+    assert kinds[errors.ItemReadError] == "unexpected"
+
+
+def test_kinds_are_words_for_programs_and_problems_are_for_people(folder, tmp_path):
+    """Everything at once that a checkpoint can have, or nearly so."""
+    from paraload._verify_report import KINDS
+
+    write_manifest(folder, tmp_path / "m")
+    file, offset, _ = support.records_of(folder)["huge"]
+    support.flip(file, offset + 5000)
+    with rewritten(folder) as metadata:
+        entries, places = metadata.state_dict_metadata, metadata.storage_data
+        entries["small"].size = torch.Size([21, 3])
+        del places[MetadataIndex("big", torch.Size([0, 0]))]
+        places[MetadataIndex("nobody", torch.Size([0]))] = places[MetadataIndex("long note")]
+        for name, path in (("gone", "gone.distcp"), ("out", "../x"), ("cut", file.name)):
+            entries[name] = entries["long note"]
+            info = dataclasses.replace(places[MetadataIndex("long note")], relative_path=path)
+            if name == "cut":
+                info.offset = file.stat().st_size
+            places[MetadataIndex(name)] = info
+        entries["twin"] = entries["huge"]
+        places[MetadataIndex("twin", torch.Size([0]))] = dataclasses.replace(
+            places[MetadataIndex("huge", torch.Size([0]))]
+        )
+    (folder / "left.tmp").touch()
+    report = paraload.verify(folder, manifest=tmp_path / "m")
+    found = [*report.problems, *report.remarks]
+    assert {finding.kind for finding in found} >= {
+        "checksum",
+        "coverage",
+        "manifest",
+        "missing-entry",
+        "missing-file",
+        "orphan-file",
+        "overlapping-records",
+        "short-file",
+        "unsafe-path",
+        "unused-entry",
+    }
+    for finding in found:
+        assert finding.kind in KINDS
+        assert " " in finding.problem
+        assert not finding.problem.endswith("Error")
+        assert finding.kind != finding.problem
+    kinds = [finding["kind"] for finding in report.to_dict()["problems"]]
+    assert kinds == [finding.kind for finding in report.problems]
+
+
+def test_the_table_has_kinds_and_problems(folder, capsys):
+    support.data_files(folder)[0].unlink()
+    assert cli.main(["verify", str(folder)]) == 1
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "__0_0.distcp" in line]
+    assert line.split()[:4] == ["missing-file", "file", "is", "missing"]
