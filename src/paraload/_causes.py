@@ -65,13 +65,24 @@ def _line(group: Sequence[ItemReadError]) -> str:
     kind = type(first).__name__
     if len(group) == 1:
         return f"{kind}: {first}"
-    where = "" if first.path is None else f"file {first.path!r}, "
-    text = f"{kind}: {first.problem} ({where}{_names(group)})"
+    text = f"{kind}: {first.problem} ({_where(group)}{_names(group)})"
     for label, attribute in (("; expected", "expected"), (", got", "got")):
         values = {getattr(failure, attribute) for failure in group}
         if len(values) == 1 and None not in values:
             text += f"{label} {values.pop()}"
     return printable(with_hint(text, first.hint))
+
+
+def _where(group: Sequence[ItemReadError]) -> str:
+    """The file, and the range that holds those of all items; of a missing file it says nothing."""
+    first = group[0]
+    if first.path is None:
+        return ""
+    starts = [failure.start for failure in group if failure.start is not None]
+    ends = [failure.end for failure in group if failure.end is not None]
+    if not starts or not ends or isinstance(first, FileNotFoundError):
+        return f"file {first.path!r}, "
+    return f"file {first.path!r}, bytes [{min(starts)}, {max(ends)}), "
 
 
 def _names(group: Sequence[ItemReadError]) -> str:

@@ -97,7 +97,9 @@ def test_items_with_one_cause_are_one_line_with_three_names():
 
 def test_a_line_of_several_items_tells_what_they_have_in_common():
     cut = [failure(fqn=f"w{n}", expected=f"{n} bytes", got="3 bytes") for n in range(2)]
-    assert lines(cut) == ["  - ShortFileError: broken (file 'a', 2 items: 'w0', 'w1'), got 3 bytes"]
+    assert lines(cut) == [
+        "  - ShortFileError: broken (file 'a', bytes [0, 8), 2 items: 'w0', 'w1'), got 3 bytes"
+    ]
     chunks = [failure(fqn="w", path=None) for _ in range(4)]
     assert lines(chunks) == ["  - ShortFileError: broken (4 items of 1 tensor: 'w')"]
     assert lines([failure(path=None), failure(path=None)]) == [
