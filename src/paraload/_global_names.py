@@ -1,4 +1,4 @@
-"""Names of classes and functions that a file asks for: which to explain, and how to show them.
+"""Names of classes and functions that a file asks for: which to explain.
 
 An error that tells how to allow a name is followed without a second thought, so it only tells that
 of what an honest writer may need: a class of the writer's own package. ``posix.system``,
@@ -11,7 +11,7 @@ import sys
 from _compat_pickle import IMPORT_MAPPING
 from typing import Final
 
-__all__ = ["is_class_of_package", "printable"]
+__all__ = ["is_class_of_package"]
 
 #: Python 2's names too ("__builtin__"): pickle still understands them.
 _STANDARD_LIBRARY: Final = frozenset(sys.stdlib_module_names) | IMPORT_MAPPING.keys()
@@ -34,14 +34,3 @@ def is_class_of_package(module: str, name: str) -> bool:
         and parts[0] not in _STANDARD_LIBRARY
         and all(part.lstrip("_")[:1].isupper() for part in name.split("."))
     )
-
-
-def printable(text: str) -> str:
-    r"""``text``, with what a terminal would act upon, or not show, escaped.
-
-    >>> printable("a\x1b[1m")
-    'a\\x1b[1m'
-    """
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

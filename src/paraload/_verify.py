@@ -116,7 +116,7 @@ def verify(
         )
     remarks = [*orphans(inventory.specs, files), *unknown]
     if found.starts_late:
-        remarks.append(Finding(kind="ranks elsewhere", problem=found.starts_late))
+        remarks.append(Finding(kind="ranks-elsewhere", problem=found.starts_late))
     if manifest is not None:
         problems += compare_manifest(
             folder, manifest, key=key, stall_timeout_s=options.stall_timeout_s
@@ -163,7 +163,7 @@ def _by_file(failures: Mapping[int, ItemReadError], parts: Sequence[Part]) -> It
 
 def _missing_rank(rank: int) -> Finding:
     return Finding(
-        kind="missing metadata",
+        kind="missing-metadata",
         problem=f"what rank {rank} has saved cannot be loaded without its metadata",
         path=f"__{rank}.metadata",
         hint="The save did not end on this rank; save again, or load another checkpoint",

@@ -33,11 +33,13 @@ KINDS: Final[Mapping[str, str]] = {
     "unexpected": "anything else that reading a record raised",
     "coverage": "the chunks of a tensor leave a hole, or overlap",
     "missing-entry": "the metadata does not say where a tensor or object is stored",
+    "missing-metadata": "the metadata of a rank that saved alone is missing",
     "unused-entry": "the metadata says where something is stored that it does not describe",
     "overlapping-records": "two records are said to have the same bytes",
     "manifest": "a file is not the one that the manifest lists",
     "orphan-bytes": "no record has these bytes (a remark)",
     "orphan-file": "no record is in this file (a remark)",
+    "ranks-elsewhere": "lower ranks that saved alone have no metadata here (a remark)",
 }
 _KIND_OF_ERROR: Final[Mapping[type[ItemReadError], str]] = {
     errors.MissingFileError: "missing-file",

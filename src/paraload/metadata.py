@@ -28,7 +28,6 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from paraload._daemons import DaemonThreads
 from paraload._gc import collector_paused
-from paraload._global_names import printable
 from paraload._interrupts import stopped_by_signals
 from paraload._late_metadata import LateMetadata, made, stamp
 from paraload._opcodes import ExcessError
@@ -36,6 +35,7 @@ from paraload._plain_metadata import NotPlainError, columns_in
 from paraload._rank_files import GLOBAL_METADATA, is_left_out, only_ranks
 from paraload._retry import again
 from paraload._soundness import fault_of
+from paraload._text import printable
 from paraload._unpickler import GlobalRefusedError, unpickle
 from paraload.errors import (
     FormatError,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from paraload._global_names import is_class_of_package, printable
+from paraload._global_names import is_class_of_package
+from paraload._text import printable
 from paraload.errors import DAMAGED_HINT, FormatError, UnsafeObjectError
 
 if TYPE_CHECKING:
