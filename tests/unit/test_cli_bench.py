@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -205,6 +206,15 @@ def test_the_plot_shows_both_states_and_who_read_when(capsys, whole, tmp_path):
     words = ["page cache warm", "page cache cold", "who reads when", "ms since", "2 files"]
     words += ["paraload threads", "paraload by itself", TORCH, RAW]
     assert [word for word in words if f"<!-- {word}" not in drawn and word not in drawn] == []
+
+
+def test_the_plot_takes_no_name_for_a_formula(capsys, whole, tmp_path):
+    folder = tmp_path / "$x_{$ [red]\x1b[31m"
+    shutil.copytree(whole, folder)
+    status, out, _ = call(capsys, folder, *QUICK, "--plot", tmp_path / "out.svg")
+    assert status == 0
+    assert r"$x_{$ [red]\x1b[31m" in out
+    assert "$x_{$ [red]" in (tmp_path / "out.svg").read_text()
 
 
 def test_the_trace_is_that_of_the_recommended_setting(ran):
