@@ -1,7 +1,8 @@
 """Many failures in few lines: one for each cause in each file.
 
 A missing file fails each of its items. A line of one item tells everything that is known of it; a
-line of several tells what they have in common.
+line of several tells what they have in common. Failures without a file, such as missing keys, have
+less in common: a few get a line each, and of many the names are told.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ __all__ = ["lines_of"]
 
 _LISTED_CAUSES: Final = 20
 _LISTED_NAMES: Final = 3
+#: Of failures without a file: so many have a line each, and of more so many are named in one line.
+_SPELLED_OUT: Final = 10
+_LISTED_WITHOUT_FILE: Final = 100
 _PUNCTUATION: Final = "'\"`.,:;()[]"
 #: Numbers, and tuples of them.
 _NUMBERS: Final = re.compile(r"[\d,()\[\] ]+")
@@ -34,7 +38,7 @@ def lines_of(failures: Iterable[ItemReadError]) -> list[str]:
     for failure in failures:
         groups.setdefault(_cause(failure), []).append(failure)
     shown = set(_one_of_each_file_first(groups)[:_LISTED_CAUSES])
-    lines = [_line(group) for cause, group in groups.items() if cause in shown]
+    lines = [line for cause, group in groups.items() if cause in shown for line in _lines(group)]
     if hidden := [cause for cause in groups if cause not in shown]:
         items = sum(len(groups[cause]) for cause in hidden)
         files = len({path for path, *_ in hidden if path is not None})
@@ -59,18 +63,24 @@ def _one_of_each_file_first(causes: Iterable[Cause]) -> list[Cause]:
     return [*firsts.values(), *later]
 
 
-def _line(group: Sequence[ItemReadError]) -> str:
+def _lines(group: Sequence[ItemReadError]) -> list[str]:
     """One cause: of one item all that is known, of several what they have in common."""
+    names = {failure.fqn for failure in group}
+    is_few = group[0].path is None and len(group) == len(names) <= _SPELLED_OUT
+    if len(group) == 1 or is_few:
+        return [f"{type(failure).__name__}: {failure}" for failure in group]
+    return [_line(group)]
+
+
+def _line(group: Sequence[ItemReadError]) -> str:
     first = group[0]
-    kind = type(first).__name__
-    if len(group) == 1:
-        return f"{kind}: {first}"
-    text = f"{kind}: {first.problem} ({_where(group)}{_names(group)})"
+    text = f"{type(first).__name__}: {first.problem} ({_where(group)}{_names(group)})"
     for label, attribute in (("; expected", "expected"), (", got", "got")):
         values = {getattr(failure, attribute) for failure in group}
         if len(values) == 1 and None not in values:
             text += f"{label} {values.pop()}"
-    return printable(with_hint(text, first.hint))
+    hints = {failure.hint for failure in group}
+    return printable(with_hint(text, hints.pop() if len(hints) == 1 else None))
 
 
 def _where(group: Sequence[ItemReadError]) -> str:
@@ -92,6 +102,7 @@ def _names(group: Sequence[ItemReadError]) -> str:
         return text
     if len(names) < len(group):
         text += f" of {counted(len(names), 'tensor')}"
-    more = len(names) - _LISTED_NAMES
-    shown = ", ".join(map(repr, names[:_LISTED_NAMES]))
+    listed = _LISTED_WITHOUT_FILE if group[0].path is None else _LISTED_NAMES
+    more = len(names) - listed
+    shown = ", ".join(map(repr, names[:listed]))
     return f"{text}: {shown}{f' and {more} more' if more > 0 else ''}"

@@ -222,3 +222,14 @@ def test_locating_fills_in_only_what_is_not_known():
     error = ItemReadError("broken", path="a", start=1, end=2)
     error.locate(fqn="w", path="b", start=5, end=6)
     assert (error.fqn, error.path, error.start, error.end) == ("w", "a", 1, 2)
+
+
+def test_failures_without_a_file_are_all_named():
+    """Each missing key is something of its own to mend; items of a missing file are not."""
+    key = errors.MissingKeyError
+    told = lines([key("no such name", fqn=f"w{n}", hint=f"Is it v{n}?") for n in range(10)])
+    assert told == [f"  - MissingKeyError: 'w{n}': no such name. Is it v{n}?" for n in range(10)]
+    [many] = lines([key("no such name", fqn=f"w{n}") for n in range(100)])
+    assert all(f"'w{n}'" in many for n in range(100))
+    [most] = lines([key("no such name", fqn=f"w{n}") for n in range(1000)])
+    assert most.endswith("'w99' and 900 more)")
