@@ -99,6 +99,7 @@ class ParallelFileReader:
         Raises:
             CheckpointReadError: items could not be read; each of them is named, all others have
                 been committed.
+            InvalidOptionError: the call is wrong; nothing was read.
         """
         return reading.read_with(self, plan, planner, defaults=ParallelFileReader)
 
