@@ -101,8 +101,12 @@ class Load:
             Exception: whatever planner or progress hook raised, unchanged.
         """
         results = executor.run(self._job.work, self._feed.next_task, self._shop.targets)
+        told = 0
         with closing(results):
             for result in results:
+                for reason in executor.downgrades[told:]:
+                    self._ledger.fall_back(reason, len(self._job.specs))
+                    told += 1
                 self._feed.returned(result)
                 self._handle(result)
                 if self._on_progress is not None:

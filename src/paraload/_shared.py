@@ -10,6 +10,7 @@ in flight and the memory.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import traceback
@@ -21,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from paraload._result import ReadTally, TaskResult
 from paraload._sink import SlotOverflowError, SlotSink, TargetSink, deliver
 from paraload._worker import run_task
-from paraload.errors import CheckpointReadError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,10 +133,10 @@ class SlotRing:
         # A container often has 64 MiB here, and writing past it is not an error but a SIGBUS.
         if Path(_SHM_FOLDER).is_dir() and shutil.disk_usage(_SHM_FOLDER).free < nbytes:
             free = shutil.disk_usage(_SHM_FOLDER).free
-            raise CheckpointReadError(
-                f"process executors need {nbytes} bytes of shared memory, {_SHM_FOLDER} has {free};"
-                " use executor='threads', fewer max_workers or a smaller memory_budget_bytes, or"
-                " give the container more (docker run --shm-size)"
+            raise OSError(
+                errno.ENOSPC,
+                f"{nbytes} bytes of shared memory are needed, {_SHM_FOLDER} has {free}; docker run"
+                " --shm-size gives a container more, fewer max_workers need less",
             )
 
 

@@ -53,7 +53,11 @@ class _LeanPopen(popen_spawn_posix.Popen):
         finally:
             context.set_spawning_popen(None)
         child_reads, parent_writes = os.pipe()
-        self.sentinel, child_keeps = os.pipe()
+        try:
+            self.sentinel, child_keeps = os.pipe()
+        except BaseException:
+            stdlib.close_fds(child_reads, parent_writes)
+            raise
         self.finalizer = util.Finalize(self, stdlib.close_fds, (self.sentinel, parent_writes))
         try:
             command = spawn.get_command_line(tracker_fd=tracker_fd, pipe_handle=child_reads)
@@ -163,6 +167,13 @@ class WorkerContext(context.SpawnContext):
         for process in started:
             process.join()
 
+    def forget_processes(self) -> None:
+        """Let go of all, those that did not start as well: they hold the locks of their queues."""
+        while self.processes:
+            process = self.processes.pop()
+            if process.pid is not None and process.exitcode is not None:
+                process.close()
+
     def locks_are_gone(self) -> bool:
         """Whether every lock, and so every named semaphore, has been collected."""
         if any(reference() is not None for reference in self._locks):
@@ -184,12 +195,10 @@ def worker_context(*, with_main: bool, niceness: int) -> Iterator[WorkerContext]
     was_running = tracker._fd is not None  # noqa: SLF001
     mp_context = WorkerContext(with_main=with_main, niceness=niceness)
     try:
+        resource_tracker.ensure_running()  # or else what it does not hear of would stay
         yield mp_context
     finally:
-        for process in mp_context.processes:
-            if process.pid is not None and process.exitcode is not None:
-                process.close()
-        mp_context.processes.clear()
+        mp_context.forget_processes()
         are_gone = mp_context.locks_are_gone()  # or else they stay until somebody collects them
         if are_gone and not was_running and not multiprocessing.active_children():
             tracker._stop()  # noqa: SLF001 - there is no public way to end it

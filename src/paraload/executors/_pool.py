@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from multiprocessing.pool import TERMINATE, Pool
 from typing import TYPE_CHECKING, Any
 
 from paraload._shared import SlottedTask, process_single_file, start_worker
-from paraload.executors._slotted import run_in_slots
+from paraload.executors._slotted import run_in_slots_or_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -25,10 +26,31 @@ class _MultiprocessingPool:
 
     def __init__(self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]) -> None:
         self._context = mp_context
-        self._pool: Any = mp_context.Pool(workers, initializer=start_worker, initargs=initargs)
+        self._pool: Any = Pool.__new__(Pool)  # at hand, even if only half of it comes to be
+        try:
+            Pool.__init__(self._pool, workers, start_worker, initargs, context=mp_context)
+        except BaseException:
+            self._abandon()
+            raise
 
     def submit(self, task: SlottedTask, done: Callable[[Any], None]) -> None:
         self._pool.apply_async(process_single_file, (task,), callback=done, error_callback=done)
+
+    def _abandon(self) -> None:
+        """End what was started of a pool that did not come to be."""
+        handlers = [
+            thread
+            for name in ("_worker_handler", "_task_handler")
+            if (thread := getattr(self._pool, name, None)) is not None and thread.ident is not None
+        ]
+        if handlers:  # it would start other workers in place of those that end
+            handlers[0]._state = TERMINATE  # noqa: SLF001 - as Pool.terminate() does
+            self._pool._change_notifier.put(None)  # noqa: SLF001
+            handlers[0].join()
+        self._context.kill()
+        for handler in handlers[1:]:
+            handler.join()  # the first one has told it to end
+        del self._pool
 
     def close(self, *, orderly: bool) -> None:
         del orderly
@@ -58,6 +80,7 @@ class PoolExecutor:
     def __init__(self, workers: int, slot_bytes: int) -> None:
         self.workers = workers
         self.slot_bytes = slot_bytes
+        self.downgrades: list[str] = []
 
     def run(
         self,
@@ -66,6 +89,4 @@ class PoolExecutor:
         targets: Mapping[int, TargetMemory],
     ) -> Generator[TaskResult, None, None]:
         """Run tasks in the pool; bytes come back through shared memory."""
-        return run_in_slots(
-            _MultiprocessingPool, self.workers, self.slot_bytes, work, feed, targets
-        )
+        return run_in_slots_or_threads(self, _MultiprocessingPool, work, feed, targets)

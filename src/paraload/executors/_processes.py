@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from paraload._shared import SlottedTask, process_single_file, start_worker
-from paraload.executors._slotted import run_in_slots
+from paraload.executors._slotted import run_in_slots_or_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -29,6 +29,15 @@ class _FuturesPool:
         self._pool = ProcessPoolExecutor(
             workers, mp_context=mp_context, initializer=start_worker, initargs=initargs
         )
+        # The queue starts its thread with the first task, on another thread, where nothing hears
+        # of it if the system refuses.
+        queue: Any = self._pool._call_queue  # type: ignore[attr-defined]  # noqa: SLF001
+        try:
+            with queue._notempty:  # noqa: SLF001 - as its put() does
+                queue._start_thread()  # noqa: SLF001 - there is no public way
+        except BaseException:
+            queue._thread = None  # noqa: SLF001 - in a circle with the queue, it would keep it
+            raise
 
     def submit(self, task: SlottedTask, done: Callable[[Any], None]) -> None:
         def answer(future: Future[TaskResult]) -> None:
@@ -40,7 +49,16 @@ class _FuturesPool:
     def close(self, *, orderly: bool) -> None:
         if not orderly:
             self._context.kill()
+            self._let_go_of_what_did_not_start()
         self._pool.shutdown(wait=True, cancel_futures=not orderly)
+
+    def _let_go_of_what_did_not_start(self) -> None:
+        pool: Any = self._pool
+        manager = pool._executor_manager_thread  # noqa: SLF001 - shutdown() would join it
+        if manager is None or manager.ident is None:
+            pool._executor_manager_thread = None  # noqa: SLF001
+            pool._call_queue.close()  # noqa: SLF001 - which the manager does at its end
+            pool._call_queue.join_thread()  # noqa: SLF001
 
 
 class ProcessExecutor:
@@ -56,6 +74,7 @@ class ProcessExecutor:
     def __init__(self, workers: int, slot_bytes: int) -> None:
         self.workers = workers
         self.slot_bytes = slot_bytes
+        self.downgrades: list[str] = []
 
     def run(
         self,
@@ -64,4 +83,4 @@ class ProcessExecutor:
         targets: Mapping[int, TargetMemory],
     ) -> Generator[TaskResult, None, None]:
         """Run tasks in the processes; bytes come back through shared memory."""
-        return run_in_slots(_FuturesPool, self.workers, self.slot_bytes, work, feed, targets)
+        return run_in_slots_or_threads(self, _FuturesPool, work, feed, targets)

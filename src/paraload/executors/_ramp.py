@@ -107,6 +107,12 @@ class Ramp:
             self._begin_look()
         return self.workers
 
+    def limit_to(self, workers: int) -> None:
+        """There are only ``workers``, and no more to be had."""
+        self._limits = self._limits.at_most(workers)
+        self._fewer = None
+        self._change(workers)
+
     def changed(self, now_s: float) -> None:
         """There are now as many readers as there should be: samples count from here on."""
         self._since_s = now_s

@@ -26,6 +26,9 @@ class SequentialExecutor:
     name = "sequential"
     workers = 1
 
+    def __init__(self) -> None:
+        self.downgrades: list[str] = []
+
     def run(
         self,
         work: Work,

@@ -31,6 +31,7 @@ from paraload._task import LocateTask, RunsTask, SharedTask
 from paraload._worker import run_task
 from paraload.executors._base import drive, stalled
 from paraload.executors._deaths import needs_main, require_startable, worker_died
+from paraload.executors._threads import ThreadExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from paraload._work import Work
     from paraload.errors import WorkerDiedError
 
-__all__ = ["WorkerPool", "run_in_slots"]
+__all__ = ["WorkerPool", "run_in_slots_or_threads"]
 
 _LOOK_AFTER_WORKERS_S = 0.2
 #: How long to wait for how a worker ended, once it is known that one has.
@@ -50,6 +51,24 @@ _PATIENCE_S = 1.0
 #: Workers without hooks only read, which the caller does with one copy less: where there are not
 #: cores for all, they give way to it. A tenth faster on 2 cores, and nothing elsewhere.
 _NICENESS_OF_READERS = 10
+
+
+class _NotStartedError(Exception):
+    """The system lets no worker start: a limit of processes or threads, or no shared memory."""
+
+    def __init__(self, why: str, tasks: list[ReadTask]) -> None:
+        super().__init__(why)
+        self.why = why
+        self.tasks = tasks  # that have been taken from the feed
+
+
+class _InProcesses(Protocol):
+    """What both executors have."""
+
+    name: str
+    workers: int
+    slot_bytes: int
+    downgrades: list[str]
 
 
 class WorkerPool(Protocol):
@@ -65,7 +84,31 @@ class WorkerPool(Protocol):
         """
 
 
-def run_in_slots(
+def run_in_slots_or_threads(
+    executor: _InProcesses,
+    start_pool: Callable[[WorkerContext, int, tuple[Any, ...]], WorkerPool],
+    work: Work,
+    feed: Callable[[], ReadTask | None],
+    targets: Mapping[int, TargetMemory],
+) -> Generator[TaskResult, None, None]:
+    """See :class:`~paraload.executors._base.ReadExecutor`; threads do what processes cannot."""
+    workers = executor.workers
+    try:
+        yield from _run_in_slots(start_pool, workers, executor.slot_bytes, work, feed, targets)
+    except _NotStartedError as error:
+        why, left = error.why, error.tasks[::-1]
+    else:
+        return
+    executor.downgrades.append(f"threads instead of {executor.name}: {why}")
+    threads = ThreadExecutor(workers)
+    threads.downgrades = executor.downgrades
+    executor.name = threads.name
+    for result in threads.run(work, lambda: left.pop() if left else feed(), targets):
+        executor.name, executor.workers = threads.name, threads.workers
+        yield result
+
+
+def _run_in_slots(
     start_pool: Callable[[WorkerContext, int, tuple[Any, ...]], WorkerPool],
     workers: int,
     slot_bytes: int,
@@ -73,7 +116,6 @@ def run_in_slots(
     feed: Callable[[], ReadTask | None],
     targets: Mapping[int, TargetMemory],
 ) -> Generator[TaskResult, None, None]:
-    """See :class:`~paraload.executors._base.ReadExecutor`."""
     require_startable(work)
     slots = SLOTS_PER_WORKER * workers
     with_main = needs_main(work)
@@ -81,13 +123,19 @@ def run_in_slots(
     orderly = False
     with ExitStack() as made:
         try:
-            with interrupts_deferred():
-                mp_context = made.enter_context(
-                    worker_context(with_main=with_main, niceness=niceness)
-                )
-                ring = made.enter_context(SlotRing(slots, slot_bytes))
-                pool = start_pool(mp_context, workers, (work, ring.name, slot_bytes))
-                made.callback(lambda: pool.close(orderly=orderly))
+            refusal = ""
+            try:
+                with interrupts_deferred():
+                    mp_context = made.enter_context(
+                        worker_context(with_main=with_main, niceness=niceness)
+                    )
+                    ring = made.enter_context(SlotRing(slots, slot_bytes))
+                    pool = start_pool(mp_context, workers, (work, ring.name, slot_bytes))
+                    made.callback(lambda: pool.close(orderly=orderly))
+            except Exception as error:  # noqa: BLE001 - raised again, if it is no refusal
+                refusal = _refusal(error)
+            if refusal:
+                raise _NotStartedError(refusal, [])
             run = _Run(pool, ring, mp_context, work, TargetSink(targets))
             for slot, result in drive(feed, lambda: slots, run.submit, run.wait, run.help_out):
                 if slot is None:
@@ -124,8 +172,14 @@ class _Run:
         slot = self._ring.acquire()
         self._in_flight[slot] = task
         done = self._done
-        with interrupts_deferred():  # a pool may start its processes now
-            self._pool.submit(SlottedTask(task, slot), lambda result: done.put((slot, result)))
+        refusal = ""
+        try:
+            with interrupts_deferred():  # a pool may start its processes now
+                self._pool.submit(SlottedTask(task, slot), lambda result: done.put((slot, result)))
+        except Exception as error:  # noqa: BLE001 - raised again, if it is no refusal
+            refusal = _refusal(error)
+        if refusal:
+            raise _NotStartedError(refusal, [*self._in_flight.values()])
 
     def help_out(self, task: ReadTask) -> tuple[None, TaskResult] | None:
         """Do ``task`` here while the workers start or are busy: plain reads only, never hooks."""
@@ -159,3 +213,16 @@ class _Run:
     def _died(self, ended: list[EndedWorker]) -> WorkerDiedError:
         tasks = list(self._in_flight.values())
         return worker_died(tasks, ended, self._work, self._ring.has_started)
+
+def _refusal(error: Exception) -> str:
+    """Why the system starts no worker.
+
+    The error is not kept: its frames hold the locks of what is half made.
+
+    Raises:
+        Exception: ``error``, if it is another one.
+    """
+    is_refusal = isinstance(error, OSError | ImportError | NotImplementedError)
+    if not is_refusal and "start new thread" not in str(error):
+        raise error
+    return str(error)

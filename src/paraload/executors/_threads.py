@@ -35,6 +35,7 @@ from paraload._worker import run_task
 from paraload.executors._base import drive, stalled
 from paraload.executors._gauge import GaugedSource
 from paraload.executors._ramp import Ramp
+from paraload.executors._sequential import SequentialExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -76,6 +77,7 @@ class ThreadExecutor:
 
     def __init__(self, workers: int, ramp: RampLimits | None = None) -> None:
         self.workers = workers
+        self.downgrades: list[str] = []
         self._ramp = ramp
 
     def run(
@@ -84,11 +86,21 @@ class ThreadExecutor:
         feed: Callable[[], ReadTask | None],
         targets: Mapping[int, TargetMemory],
     ) -> Generator[TaskResult, None, None]:
-        """Run tasks on the threads; bytes land straight in ``targets``."""
+        """Run tasks on the threads; bytes land straight in ``targets``.
+
+        Where the system lets only some threads start, these do it all; where none, the caller's.
+        """
         sink = TargetSink(targets)
         crew = _Crew(work, sink) if self._ramp is None else _RampingCrew(work, sink, self._ramp)
+        crew.downgrades = self.downgrades
         try:
             crew.resize(self.workers if self._ramp is None else self._ramp.start)
+            if not crew.size:
+                self.name, self.workers = SequentialExecutor.name, SequentialExecutor.workers
+                yield from SequentialExecutor().run(work, feed, targets)
+                return
+            if crew.downgrades:
+                self.workers = crew.size
             for result in drive(feed, crew.capacity, crew.tasks.put, crew.wait):
                 self.workers = max(self.workers, crew.size)
                 yield result
@@ -102,10 +114,12 @@ class _Crew:
 
     Attributes:
         size: threads that go on.
+        downgrades: gets why there are fewer than were asked for.
     """
 
     def __init__(self, work: Work, sink: TargetSink) -> None:
         self.size = 0
+        self.downgrades: list[str] = []
         self.tasks: SimpleQueue[ReadTask | None] = SimpleQueue()
         self._results: SimpleQueue[list[_Answer] | None] = SimpleQueue()
         self._arrived: deque[_Answer] = deque()
@@ -145,14 +159,24 @@ class _Crew:
         """Start threads, or end some as soon as they are free."""
         with interrupts_deferred():  # a thread that is in no list is never waited for
             names = self._free_names()
-            for _ in range(self.size, size):
+            for started in range(self.size, size):
                 thread = threading.Thread(target=self._live, name=next(names), daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:  # a limit of the system, of a container or a user
+                    self._refused(started, size, error)
+                    size = started
+                    break
                 self._threads.append(thread)
         for _ in range(size, self.size):
             self._surplus.append(None)
             self.tasks.put(None)  # for those who wait for a task; the others look by themselves
         self.size = size
+
+    def _refused(self, started: int, size: int, error: RuntimeError) -> None:
+        if not self.downgrades or not self.downgrades[-1].startswith("threads: "):
+            how_many = f"only {started}" if started else "none"
+            self.downgrades.append(f"threads: {how_many} of {size} could be started ({error})")
 
     def _free_names(self) -> Iterator[str]:
         """Names that no thread has: a trace has a track for each name, which reads alone there."""
@@ -259,7 +283,12 @@ class _RampingCrew(_Crew):
         with self._noting:
             self._alive += started
         super().resize(size)
-        self._settle(0)
+        missing = max(0, size - self.size)
+        if missing:
+            with self._noting:
+                self._ramp.limit_to(self.size)  # it would ask for them again and again
+                self._wanted = self.size
+        self._settle(missing)
 
     def _settle(self, left: int) -> None:
         """So many threads have left: samples count when there are no more than there should be."""
