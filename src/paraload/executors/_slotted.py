@@ -214,6 +214,7 @@ class _Run:
         tasks = list(self._in_flight.values())
         return worker_died(tasks, ended, self._work, self._ring.has_started)
 
+
 def _refusal(error: Exception) -> str:
     """Why the system starts no worker.
 
