@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from paraload._task import ReadItemInfo, ReadTask, StorageItem
 
 __all__ = [
+    "TENSOR_TYPES",
     "block_in_target",
     "is_just_a_tensor",
     "lean_specs",
@@ -182,13 +183,13 @@ def is_just_a_tensor(target: Any) -> bool:
     has one is left to torch's own planner.
     """
     return (
-        type(target) in _TENSORS
+        type(target) in TENSOR_TYPES
         and not vars(target)
         and not hasattr(target, "__create_chunk_list__")
     )
 
 
-_TENSORS: Final = frozenset({torch.Tensor, torch.nn.Parameter})
+TENSOR_TYPES: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def resolved_tensors(plan: LoadPlan, planner: Any) -> Iterator[torch.Tensor | None]:

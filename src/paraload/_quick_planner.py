@@ -8,7 +8,7 @@ an entry, a fifth of a load of small tensors; what comes out of it can be writte
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
@@ -16,13 +16,34 @@ from torch.distributed.checkpoint.default_planner import create_default_local_lo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
-from paraload._intake import is_just_a_tensor
+from paraload._intake import TENSOR_TYPES, is_just_a_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
 
 __all__ = ["QuickLoadPlanner"]
 
 
 class QuickLoadPlanner(DefaultLoadPlanner):
     """Makes the plan that ``DefaultLoadPlanner`` makes, item by item."""
+
+    def set_up_planner(
+        self,
+        state_dict: dict[str, Any],
+        metadata: Metadata | None = None,
+        is_coordinator: bool = False,  # noqa: FBT001 - torch's
+    ) -> None:
+        """As torch does, which walks through the state dict three times to flatten it."""
+        if not all(map(_is_flat, state_dict.items())):
+            super().set_up_planner(state_dict, metadata, is_coordinator)
+            return
+        self.original_state_dict = self.state_dict = state_dict
+        if self.flatten_sharded_tensors or self.flatten_state_dict:
+            self.state_dict = dict(state_dict)
+        if self.flatten_state_dict:
+            self.mappings = {name: (name,) for name in state_dict}
+        self.metadata = metadata
+        self.is_coordinator = is_coordinator
 
     def create_local_plan(self) -> LoadPlan:
         """The plan of this rank."""
@@ -52,6 +73,18 @@ class QuickLoadPlanner(DefaultLoadPlanner):
             return False
         is_flat = all(len(path) == 1 for path in self.mappings.values())
         return not is_flat or len(self.state_dict) != len(self.original_state_dict)
+
+
+def _is_flat(entry: tuple[Any, Any]) -> bool:
+    """Whether torch leaves this entry of a state dict as it is."""
+    name, value = entry
+    kind = type(value)
+    return type(name) is str and (
+        kind in _VALUES or (kind in TENSOR_TYPES and not value.is_meta)  # torch allocates these
+    )
+
+
+_VALUES: Final = frozenset({int, float, str, bool, type(None)})
 
 
 def _whole_item(fqn: str, entry: Any, target: Any) -> ReadItem | None:

@@ -91,6 +91,42 @@ def test_state_dicts_of_many_kinds(tmp_path, name, flags):
     assert_same_plan({**state, "unknown": 3}, metadata, **flags)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"flatten_state_dict": flat, "flatten_sharded_tensors": sharded}
+        for flat in (True, False)
+        for sharded in (True, False)
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", [*STATES, "numbers as names"])
+def test_it_is_set_up_as_torch_s(name, flags):
+    states = STATES | {"numbers as names": lambda: {0: torch.zeros(1), "a": torch.zeros(1)}}
+    state, metadata = states[name](), Metadata({})
+    planners = [kind(**flags) for kind in (DefaultLoadPlanner, QuickLoadPlanner)]
+    for planner in planners:
+        planner.set_up_planner(state, metadata, True)
+    expected, got = map(vars, planners)
+    assert got.keys() == expected.keys()
+    for attribute in ("original_state_dict", "metadata", "is_coordinator"):
+        assert got[attribute] is expected[attribute]
+    assert got["mappings"] == expected["mappings"]
+    assert list(got["state_dict"]) == list(expected["state_dict"])
+    is_same = got["state_dict"] is state
+    assert is_same == (expected["state_dict"] is state)
+    for key, value in expected["state_dict"].items():
+        if isinstance(value, torch.Tensor):
+            assert got["state_dict"][key] is value
+        else:
+            assert got["state_dict"][key] == value
+
+
+def test_what_is_flat_is_not_walked_by_torch(monkeypatch):
+    monkeypatch.setattr(DefaultLoadPlanner, "set_up_planner", None)
+    QuickLoadPlanner().set_up_planner({"a": torch.zeros(3), "step": 3, "b": None}, Metadata({}))
+
+
 OLD = {
     "dict of objects": {"a": {"lr": 0.1}, "w": torch.zeros(2)},
     "nested": {"o": {"a": {"lr": 0.1}, "w": torch.zeros(2)}, "w": torch.zeros(2)},
