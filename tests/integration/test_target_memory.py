@@ -249,8 +249,9 @@ AMBIENT = {
 
 @pytest.mark.parametrize("ambient", AMBIENT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("planner", [None, Foreign])
+@pytest.mark.parametrize(
+    ("executor", "planner"), [("threads", None), ("threads", Foreign), ("processes", None)]
+)
 def test_ambient_state_does_not_reach_our_own_memory(saved, ambient, dtype, executor, planner):
     folder, state = saved
     target = targets(state, dtype)
@@ -316,7 +317,7 @@ def test_who_keeps_a_view_of_a_result_ends_no_load(saved, executor):
 # --------------------------------------------------------------------------- created in inference
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", ["threads", "processes"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("planner", [None, Foreign])
 def test_targets_that_were_created_in_inference_mode(saved, executor, dtype, planner):
