@@ -18,6 +18,7 @@ import time
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+from paraload._interrupts import interrupts_deferred
 from paraload.errors import StalledReadError
 
 if TYPE_CHECKING:
@@ -150,26 +151,28 @@ class DaemonThreads:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """End all threads; calls that have not begun are not made."""
+        with interrupts_deferred():  # or else Ctrl-C leaves threads that still run
+            self._end(is_stalled=isinstance(error, StalledReadError))
+
+    def _end(self, *, is_stalled: bool) -> None:
         self._is_closed = True
         for _thread in self._threads:
             self._calls.put(None)
-        is_stalled = isinstance(error, StalledReadError)
         patience_s = PATIENCE_WITH_STALLED_S if is_stalled else self._patience_s
         until_s = time.monotonic() + patience_s
-        started = [thread for thread in self._threads if thread.ident is not None]
-        for thread in started:
+        for thread in self._threads:
             thread.join(max(0.0, until_s - time.monotonic()))
-        if stuck := [thread.name for thread in started if thread.is_alive()]:
+        if stuck := [thread.name for thread in self._threads if thread.is_alive()]:
             logger.warning("threads that the storage does not let go of: %s", ", ".join(stuck))
 
     def _start(self) -> None:
         name = f"{self._name}-{len(self._threads)}"
         thread = threading.Thread(target=self._live, name=name, daemon=True)
-        self._threads.append(thread)  # before it starts: one that is in no list is never ended
         try:
-            thread.start()
+            with interrupts_deferred():  # a thread that is in no list is never ended
+                thread.start()
+                self._threads.append(thread)
         except RuntimeError as error:
-            self._threads.pop()
             started = len(self._threads)
             self.refusal = f"only {started} of {self._limit} could be started ({error})"
             self._limit = started  # the system would hardly be kinder to the next call

@@ -377,9 +377,9 @@ def test_a_thread_that_hangs_while_it_opens_a_file_does_not_hang_the_caller(
             released.wait()
         return really_open(*args, **keywords)
 
-    monkeypatch.setattr(_local.os, "open", hanging)
     reader = ParallelFileSystemReader(folder, max_workers=2, stall_timeout_s=0.2)
     plan, planner = support.plan_for(reader, support.empty_like(saved))
+    monkeypatch.setattr(_local.os, "open", hanging)  # .metadata is read by a thread as well
     started = time.monotonic()
     try:
         with pytest.raises(StalledReadError):
