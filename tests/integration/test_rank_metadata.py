@@ -322,7 +322,7 @@ def test_metadata_without_byte_ranges_is_an_error_of_the_tools(one, capsys):
         for command in ("inspect", "verify", "load", "bench"):
             status, _, err = call(capsys, command, one)
             assert (status, "__0.metadata: " in err) == (1, True)
-        with pytest.raises(MetadataError, match=r"__0\.metadata: (does not say|keeps)"):
+        with pytest.raises(MetadataError, match=r"__0\.metadata: (does not say|describes)"):
             paraload.verify(one)
 
 

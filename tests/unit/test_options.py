@@ -49,7 +49,8 @@ def test_unknown_options_are_named_with_the_known_ones():
 
 def test_too_many_workers_are_refused_from_the_environment_too():
     assert ReadOptions(max_workers=1024).max_workers == 1024
-    with pytest.raises(InvalidOptionError, match=r"PARALOAD_MAX_WORKERS='100000'.*expected 1024 or less"):
+    wanted = r"PARALOAD_MAX_WORKERS='100000'.*expected 1024 or less"
+    with pytest.raises(InvalidOptionError, match=wanted):
         ReadOptions.resolve(None, {}, {"PARALOAD_MAX_WORKERS": "100000"})
 
 

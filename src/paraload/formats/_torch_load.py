@@ -80,7 +80,7 @@ def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
     if module == "torch" and kind.isidentifier() and kind not in vars(torch):  # a dtype, perhaps
         return UnsafeObjectError(
             f"the {what} needs {name}, which this version of torch does not have",
-            hint="A newer torch wrote the file: load it with that, or the file is damaged",
+            hint="A newer torch wrote the file, so load it with that; or the file is damaged",
         )
     return UnsafeObjectError(
         f"the {what} names {name}, which torch does not let it use; nothing was executed",
