@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,12 +91,9 @@ class Table:
 
 
 def prepare_streams() -> None:
-    """Let no output end a command: print what cannot be encoded as escapes, and allow `>&-`."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper) and not stream.closed:
+    """Let no name of a file end a command: what the terminal cannot encode is printed escaped."""
+    for stream in (sys.stdout, sys.stderr):  # either is None where the shell has closed it
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             stream.reconfigure(errors="backslashreplace")
 
 
