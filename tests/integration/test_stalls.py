@@ -146,7 +146,7 @@ def test_the_listing_and_the_manifest_of_verify(folder, saved, monkeypatch, stor
     hang(monkeypatch, storage, manifest, "open_regular", from_call=2)
     stalls(
         lambda: paraload.verify(folder, manifest=tmp_path / "manifest", stall_timeout_s=TIMEOUT_S),
-        r"\d files were being read",
+        r"while reading \d files",
     )
     hang(monkeypatch, storage, _verify.Path, "rglob")
     stalls(lambda: paraload.verify(folder, stall_timeout_s=TIMEOUT_S), "was being listed")

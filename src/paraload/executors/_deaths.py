@@ -145,7 +145,7 @@ def _hint(ended: EndedWorker, work: Work, *, is_starting: bool) -> str:
     if needs_main(work):
         return (
             f"It had to import the main script, where {hooks or 'a transform'} is defined. {told}."
-            " Put the script's work under `if __name__ == '__main__':`, or move the hook into a"
+            " Put the script's code under `if __name__ == '__main__':`, or move the hook into a"
             " module of its own, or use executor='threads'"
         )
     question = f" Can a new process import {hooks}?" if hooks else ""
