@@ -145,7 +145,7 @@ def test_shared_memory_that_is_too_small(big, monkeypatch, executor):
     [reason] = report.fallbacks
     assert report.executor == "threads"
     assert reason.startswith(f"threads instead of {executor}: [Errno 28] ")
-    assert "/dev/shm has 65536; docker run --shm-size" in reason
+    assert "/dev/shm has 65536; give the container more (docker run --shm-size)" in reason
 
 
 @pytest.mark.parametrize("executor", ["processes", "pool"])
