@@ -53,10 +53,10 @@ class _MultiprocessingPool:
         del self._pool
 
     def close(self, *, orderly: bool) -> None:
-        del orderly
-        if self._context.dead_workers():
-            # They may have died with the locks of their ends of the queues; terminate() wants both.
-            # Nobody holds these rightfully now: new workers take longer to start than this.
+        if not orderly or self._context.dead_workers():
+            # A worker that dies, or that terminate() ends, while it writes a result keeps the lock
+            # of the queue, and terminate() waits for it without an end. All of them are ended here,
+            # and nothing holds the locks rightfully: new workers take longer to start than this.
             self._context.kill()
             for lock in (self._pool._inqueue._rlock, self._pool._outqueue._wlock):  # noqa: SLF001
                 with suppress(ValueError):  # it was free
