@@ -149,8 +149,8 @@ class ReaderTraits:
         )
 
 
-#: The reader whose tasks are being made for a load, and the configuration of that load. A context
-#: variable, since `_create_read_tasks` has a signature that users override and call.
+#: The reader for which a load is creating tasks, and that load's configuration. It is a context
+#: variable because users override and call `_create_read_tasks`: its signature must not change.
 _planning: Final[ContextVar[tuple[Any, ReaderTraits] | None]] = ContextVar(
     "paraload_planning", default=None
 )
@@ -158,7 +158,7 @@ _planning: Final[ContextVar[tuple[Any, ReaderTraits] | None]] = ContextVar(
 
 @contextmanager
 def planning_with(reader: Any, traits: ReaderTraits) -> Iterator[None]:
-    """Within it, :func:`traits_for_tasks` of ``reader`` are ``traits``."""
+    """Make :func:`traits_for_tasks` yield ``traits`` for ``reader`` inside the block."""
     token = _planning.set((reader, traits))
     try:
         yield
@@ -168,9 +168,9 @@ def planning_with(reader: Any, traits: ReaderTraits) -> Iterator[None]:
 
 @contextmanager
 def traits_for_tasks(reader: Any) -> Iterator[ReaderTraits]:
-    """The configuration of the load that asks ``reader`` for tasks; outside of a load, a new one.
+    """The configuration of the running load of ``reader``; outside a load, a new one.
 
-    A load closes its own source; the source of a new configuration is closed here.
+    A load closes its own source. The source of a new configuration is closed here.
     """
     planning = _planning.get()
     if planning is not None and planning[0] is reader:

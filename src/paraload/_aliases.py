@@ -1,8 +1,8 @@
-"""Targets that share memory: the one that is committed last has its values there.
+"""Targets that share memory: the one that is committed last wins.
 
 Tied weights have two names and one memory, and both load. Where they were saved with different
-values, torch's reader lets the last one win and says nothing. The result is the same here, but each
-target whose values are lost is named, together with the one that replaced them.
+values, torch's reader lets the last one win and says nothing. The result here is the same, but we
+name each target that lost its values, and the one that overwrote it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Aliases", "aliased_target"]
 
 
 class Aliases:
-    """What was loaded into memory that several targets share, in the order of commits."""
+    """Items that were loaded into memory that several targets share, in commit order."""
 
     def __init__(self) -> None:
         self._loaded: list[tuple[RecordSpec, torch.Tensor, int]] = []
@@ -34,13 +34,13 @@ class Aliases:
         self._loaded.append((spec, target, checksum(target)))
 
     def overwritten(self) -> Iterator[tuple[RecordSpec, RecordSpec]]:
-        """Items whose values are not in their targets any more, each with its successor."""
+        """Items whose targets have lost their values, each with the item that overwrote it."""
         for at, (spec, target, before) in enumerate(self._loaded):
             if checksum(target) != before:
                 yield spec, self._last_over(at)
 
     def _last_over(self, at: int) -> RecordSpec:
-        """The last item that was loaded into memory of item ``at``."""
+        """The last item that was loaded into the memory of item ``at``."""
         first, end = extent(self._loaded[at][1])
         for later in range(len(self._loaded) - 1, at, -1):
             spec, target, _ = self._loaded[later]
@@ -53,7 +53,7 @@ class Aliases:
 def aliased_target(by: RecordSpec) -> AliasedTargetError:
     """The error for a target whose values were replaced by those of ``by``."""
     return AliasedTargetError(
-        f"the target shares memory with {by.fqn!r}, which was saved with other values",
+        f"the target shares memory with {by.fqn!r}, which was saved with different values",
         hint="Give it memory of its own, or load only one of the two; without strict=True the last"
         " one wins, as in torch",
     )

@@ -1,8 +1,8 @@
-"""Many failures in few lines: one for each cause in each file.
+"""Describes many failures in a few lines: one line for each cause in each file.
 
-A missing file fails each of its items. A line of one item tells everything that is known of it; a
-line of several tells what they have in common. Failures without a file, such as missing keys, have
-less in common: a few get a line each, and of many the names are told.
+A missing file fails all of its items. A line for one item says everything about it; a line for
+several items says what they have in common. Failures without a file, such as missing keys, have
+little in common: a few get a line each, and for many we list the names.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ __all__ = ["lines_of"]
 
 _LISTED_CAUSES: Final = 20
 _LISTED_NAMES: Final = 3
-#: Of failures without a file: so many have a line each, and of more so many are named in one line.
+#: Failures without a file: up to the first number get a line each; above it, one line lists as many
+#: names as the second number.
 _SPELLED_OUT: Final = 10
 _LISTED_WITHOUT_FILE: Final = 100
 _PUNCTUATION: Final = "'\"`.,:;()[]"
-#: Numbers, and tuples of them.
+#: Numbers and tuples of numbers.
 _NUMBERS: Final = re.compile(r"[\d,()\[\] ]+")
 
 
 def lines_of(failures: Iterable[ItemReadError]) -> list[str]:
-    """Lines for ``failures``, in their order; a bounded number of them."""
+    """A bounded number of lines for ``failures``, in order."""
     groups: dict[Cause, list[ItemReadError]] = {}
     for failure in failures:
         groups.setdefault(_cause(failure), []).append(failure)
@@ -43,12 +44,12 @@ def lines_of(failures: Iterable[ItemReadError]) -> list[str]:
         items = sum(len(groups[cause]) for cause in hidden)
         files = len({path for path, *_ in hidden if path is not None})
         where = f" in {counted(files, 'file')}" if files else ""
-        lines.append(f"and {counted(items, 'more item')}{where}, in this error's `failures`")
+        lines.append(f"and {counted(items, 'more item')}{where}; this error's `failures` has all")
     return lines
 
 
 def _cause(failure: ItemReadError) -> Cause:
-    """The same for failures that differ only in their item: in its name, in sizes, in offsets."""
+    """Equal for failures that differ only in their item: its name, its sizes, its offsets."""
     problem, name = failure.problem, failure.fqn
     if name and name in problem:
         words = problem.replace(repr(name), "").split(" ")
@@ -57,14 +58,14 @@ def _cause(failure: ItemReadError) -> Cause:
 
 
 def _one_of_each_file_first(causes: Iterable[Cause]) -> list[Cause]:
-    """So that a file with many causes hides no other one."""
+    """Order causes so that a file with many causes does not hide the other files."""
     firsts: dict[str | None, Cause] = {}
     later = [cause for cause in causes if firsts.setdefault(cause[0], cause) is not cause]
     return [*firsts.values(), *later]
 
 
 def _lines(group: Sequence[ItemReadError]) -> list[str]:
-    """One cause: of one item all that is known, of several what they have in common."""
+    """The lines for one cause: all about a single item, or what several have in common."""
     names = {failure.fqn for failure in group}
     is_few = group[0].path is None and len(group) == len(names) <= _SPELLED_OUT
     if len(group) == 1 or is_few:
@@ -84,7 +85,7 @@ def _line(group: Sequence[ItemReadError]) -> str:
 
 
 def _where(group: Sequence[ItemReadError]) -> str:
-    """The file, and the range that holds those of all items; of a missing file it says nothing."""
+    """The file and the range that covers all items; a missing file needs no range."""
     first = group[0]
     if first.path is None:
         return ""

@@ -27,22 +27,22 @@ def refused_conversion(
 
     Args:
         stored: dtype of the stored tensor.
-        target: another dtype.
-        strict: convert no dtype.
+        target: dtype of the target, different from ``stored``.
+        strict: refuse all conversions.
     """
     if stored.is_complex and not target.is_complex:
         return DtypeMismatchError(
             "the stored tensor is complex and its target is not",
             expected=f"a complex target for {dtype_name(stored)}",
             got=dtype_name(target),
-            hint="Load it into a complex tensor, and take what you need of that",
+            hint="Load it into a complex tensor, and take the part that you need",
         )
     if strict:
         return DtypeMismatchError(
-            "the target has another dtype than the stored tensor",
+            "the dtypes of the target and the stored tensor differ",
             expected=dtype_name(stored),
             got=dtype_name(target),
-            hint="Make the target of the stored dtype; without strict=True it is converted",
+            hint="Create the target with the stored dtype; without strict=True it is converted",
         )
     return None
 
@@ -75,7 +75,7 @@ class Converter:
         if source.dtype != target.dtype:
             self._convert(source.dtype, target.dtype, item)
         try:
-            # Detached, or else copy_ refuses what was created, or cut, from an inference tensor.
+            # Detached because copy_ refuses inference tensors and views of them as targets.
             target.detach().copy_(source)
         except (RuntimeError, TypeError, NotImplementedError) as error:
             raise ItemReadError(

@@ -1,13 +1,13 @@
-"""Calls on daemon threads, for which nothing waits longer than the storage may stand still.
+"""Calls on daemon threads, with a deadline for each answer.
 
     caller --submit--> threads --answers--> caller: next()        or StalledReadError
 
-A system call on a storage that stands still cannot be ended. On a daemon thread it holds up neither
-the caller nor the end of the program; the threads of ``concurrent.futures`` hold up both. Where the
-system lets no thread start, calls are made on the caller's thread, which nothing watches.
+A system call on a stalled storage cannot be interrupted. On a daemon thread it blocks neither the
+caller nor the exit of the program; the threads of ``concurrent.futures`` block both. If the system
+refuses to start a thread, calls run on the caller's thread, without a deadline.
 
-A call of its own takes 50 us, most of it the start of a thread, which a small load feels: so there
-are no futures with their locks, and one thread may serve a whole load.
+A single call costs 50 us, mostly for starting the thread, and a small load notices that. So there
+are no futures with their locks, and one thread can serve a whole load.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ __all__ = ["PATIENCE_S", "PATIENCE_WITH_STALLED_S", "Answer", "DaemonThreads", "
 
 logger = logging.getLogger("paraload")
 
-#: How long the end of a load waits for threads, which end after the read that they are in. One that
-#: a system call does not let go of cannot be ended, and must not take the caller's Ctrl-C with it.
+#: How long the end of a load waits for its threads, which end after their current read. A thread
+#: that is stuck in a system call cannot be ended, and must not block the caller's Ctrl-C.
 PATIENCE_S: Final = 30.0
 PATIENCE_WITH_STALLED_S: Final = 1.0
 
 
 def no_answer(timeout_s: float, what: str, hint: str = "") -> StalledReadError:
-    """The error for a storage that stood still, while ``what``."""
+    """The error for a storage that has stalled, while ``what`` (a clause) was going on."""
     return StalledReadError(
-        f"no answer for {timeout_s:g} s from the storage, while {what}.{hint and f' {hint}.'}"
-        " Is the storage all right? stall_timeout_s= sets how long to wait, None for ever"
+        f"no answer for {timeout_s:g} s from the storage while {what}.{hint and f' {hint}.'}"
+        " Is the storage all right? stall_timeout_s= sets how long to wait; None waits forever"
     )
 
 
@@ -49,17 +49,17 @@ class _Call(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a call has returned or raised."""
+    """What a call returned or raised."""
 
     key: Any
     value: Any
     error: BaseException | None
 
     def result(self) -> Any:
-        """The value.
+        """What the call returned.
 
         Raises:
-            BaseException: of the call.
+            BaseException: what the call raised.
         """
         if self.error is not None:
             raise self.error
@@ -67,20 +67,20 @@ class Answer(NamedTuple):
 
 
 class _ClosedError(BaseException):
-    """Nothing waits for the call any more."""
+    """Ends a call whose answer is no longer wanted."""
 
 
 class DaemonThreads:
-    """Up to ``limit`` threads, started when they are needed. Use as a context manager.
+    """Up to ``limit`` threads, started on demand. Use as a context manager.
 
     Args:
-        limit: threads at once.
-        name: what the names of the threads begin with.
-        timeout_s: how long to wait for an answer; ``None`` waits for ever.
-        patience_s: how long the end waits for calls that are still being made.
+        limit: the most threads at once.
+        name: prefix of the threads' names.
+        timeout_s: how long to wait for an answer; ``None`` waits forever.
+        patience_s: how long the end waits for calls that are still running.
 
     Attributes:
-        refusal: why there are fewer threads; "" if there are not.
+        refusal: why fewer than ``limit`` threads could be started; "" if all could.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class DaemonThreads:
 
     @classmethod
     def for_looks(cls, timeout_s: float | None) -> DaemonThreads:
-        """One thread for short calls; none where nothing is watched."""
+        """One thread for short calls; none if there is no deadline."""
         limit = 0 if timeout_s is None else 1
         patience_s = PATIENCE_WITH_STALLED_S
         return cls(limit, "paraload-look", timeout_s=timeout_s, patience_s=patience_s)
 
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
-        """Have a call made; ``key`` comes back with the answer."""
-        self._calls.put(_Call(key, function, arguments))  # before the thread that looks for it
+        """Queue a call; its answer carries ``key``."""
+        self._calls.put(_Call(key, function, arguments))  # before the thread that takes it starts
         self._pending += 1
         if len(self._threads) < min(self._pending, self._limit):
             self._start()
@@ -119,7 +119,7 @@ class DaemonThreads:
         """The next answer.
 
         Raises:
-            StalledReadError: none has come in time, while ``what()``.
+            StalledReadError: no answer arrived in time; ``what()`` says what was going on.
         """
         while True:
             try:
@@ -131,16 +131,16 @@ class DaemonThreads:
                 return answer
 
     def call(self, what: Callable[[], str], function: Callable[..., Any], *arguments: Any) -> Any:
-        """Make one call, with no others about, and wait for its answer."""
+        """Make one call while no others are pending, and wait for its answer."""
         self.submit(None, function, *arguments)
         answer = self.next(what)
         try:
             return answer.result()
         finally:
-            del answer  # the traceback of its error has this frame
+            del answer  # the traceback of its error refers to this frame
 
     def goes_on(self) -> None:
-        """Say in a long call that the storage has answered; ends a call that is wanted no more."""
+        """For long calls: restart the deadline; end the call if it is no longer wanted."""
         if self._is_closed:
             raise _ClosedError
         self._answers.put(None)
@@ -150,7 +150,7 @@ class DaemonThreads:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """End all threads; calls that have not begun are not made."""
+        """End all threads; drop calls that have not started."""
         with interrupts_deferred():  # or else Ctrl-C leaves threads that still run
             self._end(is_stalled=isinstance(error, StalledReadError))
 
@@ -169,19 +169,19 @@ class DaemonThreads:
         name = f"{self._name}-{len(self._threads)}"
         thread = threading.Thread(target=self._live, name=name, daemon=True)
         try:
-            with interrupts_deferred():  # a thread that is in no list is never ended
+            with interrupts_deferred():  # an unlisted thread is never ended
                 thread.start()
                 self._threads.append(thread)
         except RuntimeError as error:
             started = len(self._threads)
             self.refusal = f"only {started} of {self._limit} could be started ({error})"
-            self._limit = started  # the system would hardly be kinder to the next call
+            self._limit = started  # another attempt would most likely fail too
 
     def _live(self) -> None:
-        """Make calls until there are no more: the life of one thread."""
+        """Make calls until there are no more: the body of one thread."""
         while (call := self._calls.get()) is not None and not self._is_closed:
             self._answers.put(_made(call, BaseException))
-            del call  # what it holds is the caller's to let go of
+            del call  # or it would keep the caller's objects alive
 
 
 def _made(call: _Call, caught: type[BaseException]) -> Answer:

@@ -68,8 +68,8 @@ class Destinations:
                         if offset := tensor.storage_offset():
                             end += int(offset) * tensor.itemsize
                         if tensor.untyped_storage().nbytes() < end or (end and not address):
-                            layout, address = None, 0  # staged, if it is not refused
-                    except RuntimeError:  # tensors of function transforms have no address
+                            layout, address = None, 0  # staged, unless it is refused later
+                    except RuntimeError:  # tensors inside torch.func transforms have no address
                         layout = None
             self._tensors.append(tensor)
             self._layouts.append(layout)
@@ -77,7 +77,7 @@ class Destinations:
 
     @property
     def layouts(self) -> Sequence[Layout | None]:
-        """How each target lies in memory, one object for equal ones; ``None`` if it is staged."""
+        """The memory layout of each target; ``None`` if it is staged. Equal ones are one object."""
         return self._layouts
 
     def get(self, item: int) -> Destination | None:
@@ -116,14 +116,14 @@ class Destinations:
                 yield item, tensor, fault
 
     def _staged(self) -> list[tuple[int, torch.Tensor]]:
-        """Those that workers may not write to."""
+        """Targets that workers may not write to."""
         pairs = enumerate(zip(self._tensors, self._layouts, strict=True))
         return [
             (n, tensor) for n, (tensor, layout) in pairs if layout is None and tensor is not None
         ]
 
     def note_writes(self) -> None:
-        """Tell autograd of the direct writes that follow; torch itself tells it of copies."""
+        """Tell autograd about the direct writes that follow; torch does so for copies itself."""
         note_writes(
             [
                 tensor
@@ -137,10 +137,10 @@ class Destinations:
         return (item for item, layout in enumerate(self._layouts) if layout is not None)
 
     def spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The addresses ``[first, end)`` of each item; both are 0 where there is no telling.
+        """The addresses ``[first, end)`` of each item; both are 0 if unknown.
 
-        Addresses of two devices may be equal by chance: these items are then read in order, which
-        is slower and not wrong.
+        Addresses on two devices may coincide. These items are then read in order, which is slower
+        but correct.
         """
         first = np.array(self._addresses, dtype=np.int64)
         sizes = [0 if layout is None else layout.nbytes for layout in self._layouts]
@@ -203,7 +203,7 @@ class DirectTargets(Mapping[int, TargetMemory]):
 class Staging:
     """Memory that collects bytes until torch can take them.
 
-    Its pages are not touched before bytes arrive in them.
+    Its pages stay untouched until bytes arrive in them.
     """
 
     __slots__ = ("_owner", "memory", "nbytes")
@@ -262,7 +262,7 @@ def as_tensor(
 ) -> torch.Tensor:
     """A tensor over packed bytes; it shares them, and must not outlive them."""
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    # Not torch.empty for a tensor without elements: a default device would place it elsewhere.
+    # Not torch.empty, even without elements: it would obey a default device.
     content = data if len(data) else bytearray(torch_dtype.itemsize)
     flat = torch.frombuffer(content, dtype=torch.uint8).view(torch_dtype)
     return flat.as_strided(lengths, geometry.packed_strides(lengths, order))
@@ -302,7 +302,7 @@ def require_shape(target: torch.Tensor, lengths: geometry.Shape) -> None:
 def target_without_memory(
     target: torch.Tensor, fault: str, *, fqn: str | None = None
 ) -> TargetMemoryError:
-    """The error for a target of which ``memory_fault`` says why it takes nothing."""
+    """The error for a target that cannot be written to; ``fault`` comes from ``memory_fault``."""
     return TargetMemoryError(
         f"the target has no memory to load into: {fault}",
         fqn=fqn,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from paraload._checks import check_range
 from paraload._daemons import PATIENCE_WITH_STALLED_S, DaemonThreads
 from paraload._retry import is_transient, pauses, storage_error
+from paraload._text import counted
 from paraload._work import item_error
 from paraload.errors import (
     ChangedFileError,
@@ -70,7 +71,7 @@ def path_failures(specs: Sequence[RecordSpec]) -> dict[int, ItemReadError]:
 
 
 _ODD_PATH: Final = (
-    "The metadata is damaged, or was made to read other files. If this layout is intended, pass"
+    "The metadata is damaged, or crafted to read other files. If this layout is intended, pass"
     " allow_outside_paths=True"
 )
 
@@ -98,7 +99,7 @@ def seen_files(
     Args:
         source: has them.
         specs: the records in them.
-        thread: looks, so that the caller waits no longer than the storage may stand still.
+        thread: makes the system calls, so that the caller's wait has a deadline.
         path: of the checkpoint, for texts.
         retries: how often to look again at files that are not there: just after a write, a network
             file system may not show them yet.
@@ -134,7 +135,7 @@ def look_at_files(
 
 
 class _FirstLook:
-    """Identifies the files of a source that can be read."""
+    """Identifies files, and requires that they can be opened for reading."""
 
     def __init__(self, source: ByteSource) -> None:
         self._source = source
@@ -144,7 +145,7 @@ class _FirstLook:
         """As the source does.
 
         Raises:
-            OSError: the file is there, but the system refuses to open it.
+            OSError: the file exists, but the system refuses to open it.
         """
         identity = self._source.identify(path)
         if identity is not None and self._require_readable is not None:
@@ -169,7 +170,7 @@ def changed_files(
         "files of the checkpoint changed while it was read, so the targets may hold a mixture of"
         " two checkpoints and must not be used: "
         + "; ".join(f"{path!r} {what}" for path, what in changes.items())
-        + ". Load again when nothing writes to this folder",
+        + ". Load again when nothing is writing to this folder",
         tuple(changes),
     )
 
@@ -208,7 +209,7 @@ def _look(source: _Looked, paths: Iterable[str], thread: DaemonThreads) -> Looks
                 thread.goes_on()
 
     if left:
-        thread.call(lambda: f"{left[0]!r} was being looked at", look_alone)
+        thread.call(lambda: f"{left[0]!r} was being checked", look_alone)
     if left:  # this storage takes its time
         looks |= _look_together(look, left, thread.timeout_s)
     return looks
@@ -219,11 +220,11 @@ def _look_together(
     paths: Iterable[str],
     timeout_s: float | None,
 ) -> Looks:
-    looks: Looks = dict.fromkeys(paths)  # in this order, whatever is answered first
+    looks: Looks = dict.fromkeys(paths)  # fixes the order: answers come in any
     waiting = dict.fromkeys(looks)
 
     def what() -> str:
-        return f"{len(waiting)} files were being looked at, {next(iter(waiting))!r} among them"
+        return f"checking {counted(len(waiting), 'file')}, {next(iter(waiting))!r} among them"
 
     patience_s = PATIENCE_WITH_STALLED_S
     with DaemonThreads(

@@ -1,10 +1,10 @@
-"""The metadata of the checkpoint in a folder, for tools: whichever way its ranks have saved it.
+"""The metadata of a checkpoint's folder, for tools, however its ranks saved it.
 
     .metadata                     one file for all ranks; it wins, as in torch
-    __0.metadata, __1.metadata    one for each rank: saved with use_collectives=False
-                --several--> one Metadata of all entries, by the names "rank 1: w"
+    __0.metadata, __1.metadata    one file for each rank: saved with use_collectives=False
+                --several--> one Metadata with all entries, named "rank 1: w"
 
-Ranks that save alone may use one name for different tensors, so the names are told apart.
+Ranks that save alone may use one name for different tensors, so each name gets its rank in front.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FolderMetadata", "folder_metadata"]
 
-#: Where a rank that saves alone puts its tensors.
+#: A data file of a rank that saves alone.
 _DATA_FILE: Final = re.compile(r"__(0|[1-9]\d*)_\d+\.distcp")
 
-#: A stray file with a huge number in its name must not make a list of billions.
+#: A stray file with a huge number in its name must not produce a list of billions.
 _MOST_MISSING: Final = 1000
 
 
@@ -44,10 +44,10 @@ class FolderMetadata:
 
     Attributes:
         metadata: all entries of all ranks.
-        seen: the files that it was read from, by their whole names, as they were before.
-        ranks: those with metadata of their own; empty where one file is for all.
-        missing: ranks whose metadata must have been there: others have a higher number, or their
-            data files are there.
+        seen: the identity of each metadata file before it was read, by absolute path.
+        ranks: ranks with metadata of their own; empty if one file is for all.
+        missing: ranks whose metadata should be here: a higher rank has metadata, or the rank has
+            data files.
     """
 
     metadata: Metadata
@@ -62,11 +62,11 @@ class FolderMetadata:
 
     @property
     def starts_late(self) -> str:
-        """A remark if the first rank is not 0: lower ones may have a folder of their own."""
+        """A remark if the lowest rank is not 0: lower ranks may have another folder."""
         if not self.ranks or not (first := self.ranks[0]):
             return ""
         below = "rank 0 has" if first == 1 else f"ranks 0 to {first - 1} have"
-        return f"{below} no metadata here; were these ranks saved to another folder?"
+        return f"{below} no metadata here; was it saved to another folder?"
 
 
 def folder_metadata(
@@ -108,7 +108,7 @@ def folder_metadata(
 
 
 def _require_places(metadata: Metadata, path: Path) -> None:
-    """Refuse what a reader of files cannot read: other storages keep places of their own kinds."""
+    """Refuse metadata of other storages, which does not give byte ranges in files."""
     storage = getattr(metadata, "storage_data", None)
     if not isinstance(storage, Mapping):
         raise MetadataError("does not say where anything is stored", str(path))
@@ -116,8 +116,8 @@ def _require_places(metadata: Metadata, path: Path) -> None:
     for kind, info in infos.items():
         if not all(hasattr(info, name) for name in ("relative_path", "offset", "length")):
             raise MetadataError(
-                f"keeps the places of its tensors as {kind.__name__}, which has no byte ranges;"
-                " only the reader that belongs to its writer can load it",
+                f"describes the location of its tensors by {kind.__name__}, which has no byte"
+                " ranges; only the reader that matches its writer can load it",
                 str(path),
             )
 

@@ -1,8 +1,8 @@
-"""Names of classes and functions that a file asks for: which to explain.
+"""Decides whether an error says how to allow a class or function that a file names.
 
-An error that tells how to allow a name is followed without a second thought, so it only tells that
-of what an honest writer may need: a class of the writer's own package. ``posix.system``,
-``builtins.eval`` and the like are asked for by files that were made to run code.
+People follow such instructions without a second thought. So an error gives them only for what an
+honest writer may need: a class of the writer's own package. Files that name ``posix.system``,
+``builtins.eval`` and the like were made to run code.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def is_class_of_package(module: str, name: str) -> bool:
     """Whether this looks like a class of a package outside of the standard library.
 
     Args:
-        module: where it is.
-        name: within the module. Each part has to look like a class: pickle also follows
-            "os.system" to the ``os`` that a harmless module imports.
+        module: name of the module.
+        name: name within the module. Each part has to look like a class, because pickle also
+            resolves "os.system" in a harmless module that imports ``os``.
 
     >>> is_class_of_package("acme.writer", "StorageInfo"), is_class_of_package("posix", "system")
     (True, False)

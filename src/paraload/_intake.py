@@ -175,7 +175,7 @@ def may_resolve_ahead(planner: LoadPlanner) -> bool:
 
 
 def is_just_a_tensor(target: Any) -> bool:
-    """Whether ``target`` stands for itself alone: a local tensor that is saved and loaded whole.
+    """Whether ``target`` is a plain local tensor, and not a part of a global one.
 
     torch lets a tensor describe itself as a part of a global one, by a method
     (``__create_chunk_list__``) or, from torch 2.14 on, by attributes of a plain tensor

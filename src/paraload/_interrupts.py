@@ -1,14 +1,14 @@
-"""Signals: none gets lost, and none breaks what must not be broken.
+"""Signals during a load: none is lost, and none interrupts the start or end of workers.
 
-Ctrl-C while workers are started or ended waits until that is done. A ``KeyboardInterrupt`` can come
-between any two instructions. Between the start of a process and the line that notes its number it
-would leave a process that nothing knows of.
+Ctrl-C is deferred while workers are started or ended. A ``KeyboardInterrupt`` can arrive between
+any two instructions. Between the start of a process and the line that notes its number, it would
+leave a process that nothing ends.
 
 An exception that a signal handler raises (``signal.alarm`` and ``TimeoutError``, a scheduler's
-SIGTERM) comes out of whatever the main thread is doing. There it would pass for a problem of that
-very read: it would become the error of one item, or be retried, and the load would go on. So for as
-long as a load runs, such an exception travels in a ``BaseException``, which no ``except Exception``
-takes:
+SIGTERM) surfaces wherever the main thread happens to be. Inside a read it would look like a failure
+of that read: it would become the error of one item, or be retried, and the load would go on. So
+while a load runs, such an exception travels in a ``BaseException``, which no ``except Exception``
+catches:
 
     handler raises --> _Guard --> _Carrier(error) --> out of the load --> error, as it was raised
 """
@@ -33,7 +33,7 @@ Answer = TypeVar("Answer")
 
 
 class _Carrier(BaseException):
-    """Takes the exception of a signal handler past everything that handles exceptions."""
+    """Carries the exception of a signal handler past every ``except Exception``."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -48,7 +48,7 @@ class _Guard:
         self.is_active = True
 
     def __call__(self, number: int, frame: Any) -> None:
-        if not self.is_active:  # the program has kept it, and put it back after the load
+        if not self.is_active:  # the program kept this guard and reinstalled it after the load
             self.handler(number, frame)
         elif _state.deferring:
             _state.waiting[number] = self
@@ -62,7 +62,7 @@ class _Guard:
 
 
 class _State:
-    """Of the main thread, which alone runs signal handlers."""
+    """State of the main thread, the only one that runs signal handlers."""
 
     def __init__(self) -> None:
         self.depth = 0
@@ -73,17 +73,17 @@ class _State:
 
 _state: Final = _State()
 
-#: Without the enums that :mod:`signal` makes of each answer: 1 us for all signals, not 20.
+#: Does not convert each answer to an enum, as :mod:`signal` does: 1 us for all signals, not 20.
 _getsignal: Final = _signal.getsignal
 
 
 def stopped_by_signals(
     function: Callable[Arguments, Answer],
 ) -> Callable[Arguments, Answer]:
-    """Let what a signal handler raises end ``function`` at once, as the object that was raised.
+    """Let what a signal handler raises end ``function`` at once, unchanged.
 
-    On the main thread only: no other one runs handlers. A function inside of another one leaves it
-    to the outer one to raise the exception.
+    On the main thread only: no other thread runs handlers. If such functions are nested, the
+    outermost one raises the exception.
     """
 
     @functools.wraps(function)
@@ -97,27 +97,27 @@ def stopped_by_signals(
             if _state.depth:
                 raise
             error = carrier.error
-        raise error  # outside of the handler, which would become its context
+        raise error  # outside of the except block: the carrier must not become its context
 
     return guarded
 
 
 @contextmanager
 def _guards() -> Iterator[None]:
-    """The handlers of the program, guarded; there is rarely any but Ctrl-C's own."""
+    """Guard the program's signal handlers; there is rarely one besides Ctrl-C's own."""
     guards: dict[int, _Guard] = {}
     _state.depth += 1
     try:
         for number in range(1, signal.NSIG):
             handler = _getsignal(number)
-            # Ctrl-C raises what nothing here takes; constants and foreign handlers raise nothing.
+            # Ctrl-C raises a BaseException already. Constants and C handlers raise nothing.
             if callable(handler) and handler is not signal.default_int_handler:
                 if isinstance(handler, _Guard) and handler.is_active:
                     continue
                 guards[number] = _Guard(handler)
                 signal.signal(number, guards[number])
         yield
-        # Python drops what is raised in a destructor; the load must not seem to have ended well.
+        # Python drops what is raised in a destructor; the load must not appear to succeed.
         if _state.depth == 1 and _state.lost is not None:
             raise _state.lost
     finally:
@@ -125,21 +125,21 @@ def _guards() -> Iterator[None]:
         if not _state.depth:
             _state.lost = None
         for guard in guards.values():
-            guard.is_active = False  # first of all: a handler may raise while others are put back
+            guard.is_active = False  # first: a handler may raise while others are restored
         for number, guard in guards.items():
-            if _getsignal(number) is guard:  # or else the program has set another one
+            if _getsignal(number) is guard:  # otherwise the program has set another one
                 signal.signal(number, guard.handler)
 
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Handle SIGINT and guarded signals at the end of the block, if this is the main thread."""
+    """On the main thread, defer SIGINT and guarded signals to the end of the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     caught: list[int] = []
     handler: Any = signal.getsignal(signal.SIGINT)
-    _state.deferring += 1  # before SIGINT is changed: other handlers may raise as well
+    _state.deferring += 1  # before SIGINT's handler is replaced: others may raise as well
     try:
         if callable(handler):
             signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
@@ -150,7 +150,7 @@ def interrupts_deferred() -> Iterator[None]:
         _state.deferring -= 1
         try:
             if caught:
-                # Without the frame that was interrupted: it would keep that frame's locks alive.
+                # Not the interrupted frame: that would keep its locks alive.
                 handler(caught[-1], None)
         finally:
             if not _state.deferring:
@@ -158,7 +158,7 @@ def interrupts_deferred() -> Iterator[None]:
 
 
 def _handle_waiting() -> None:
-    """Handle each signal that came meanwhile, also where the handler of one raises."""
+    """Handle every deferred signal, even if the handler of one raises."""
     if _state.waiting:
         number, guard = _state.waiting.popitem()
         try:

@@ -86,7 +86,7 @@ class Ledger:
         self._fallbacks[reason] += items
 
     def overwrote(self, target: str, by: str) -> None:
-        """The values of ``target`` were replaced by those of ``by``, which has the same memory."""
+        """The values of ``target`` were replaced by those of ``by``, which shares its memory."""
         self._overwritten[target] = by
 
     def _fell_back(self, result: TaskResult) -> None:
@@ -120,7 +120,7 @@ class Ledger:
         if self._overwritten:
             logger.warning(
                 "targets that share memory were saved with different values; the last one wins, as"
-                " in torch (strict=True refuses): %s",
+                " in torch (strict=True makes this an error): %s",
                 pairs_text(self._overwritten),
             )
         return ReadReport(

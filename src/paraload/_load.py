@@ -76,7 +76,7 @@ def load(
 
     Raises:
         CheckpointReadError: something could not be read.
-        InvalidOptionError: an option has a value that it cannot have.
+        InvalidOptionError: an option has an invalid value.
         torch.distributed.checkpoint.api.CheckpointException: under a process group, with the
             errors of all ranks, those of this class among them.
 
@@ -137,17 +137,17 @@ class _LoadReader(ParallelFileSystemReader):
         self._resumed = collector_resumed if gc.isenabled() else nullcontext
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """As the reader does, but with an error that arrives; or the rank's own metadata.
+        """The metadata for all ranks, or else the rank's own; errors pass torch unchanged.
 
-        torch itself would ask for these next. But it logs the first error with its traceback, and
-        then lets each rank fail alone: the others wait for it without an end.
+        torch would ask for the rank's own metadata next. But it logs the first error with its
+        traceback, and a rank that then fails leaves the others waiting forever.
         """
         try:
             return super().read_metadata(*args, **kwargs)
         except MetadataError as error:
             if not self._has_own_metadata(error):
                 raise _UnreadableError(error) from None
-        except Exception as error:  # noqa: BLE001 - raised again behind torch
+        except Exception as error:  # noqa: BLE001 - raised again after torch
             raise _UnreadableError(error) from None
         try:
             return super().read_metadata(rank=self._own_rank)
@@ -155,7 +155,7 @@ class _LoadReader(ParallelFileSystemReader):
             raise _UnreadableError(error) from None
 
     def _has_own_metadata(self, error: MetadataError) -> bool:
-        """Whether the rank's own metadata are to be read instead of those for all ranks."""
+        """Whether to read the rank's own metadata instead of the one for all ranks."""
         if isinstance(error, MissingMetadataError):
             return bool(rank_files(self.path))
         if isinstance(error, UnsafeMetadataError):
@@ -171,14 +171,14 @@ class _LoadReader(ParallelFileSystemReader):
 
 
 class _UnreadableError(BaseException):
-    """Takes an error past torch, which makes an AssertionError of every ``Exception``."""
+    """Carries an error past torch, which turns every ``Exception`` into an AssertionError."""
 
 
 def _told(error: CheckpointException, *, is_alone: bool) -> BaseException:
     """The error, with what was really raised.
 
-    Typed errors go without the frames of torch's code and of ours: their text says everything, and
-    under a process group every rank prints the frames of all ranks.
+    Typed errors lose their traceback: their text says everything, and under a process group every
+    rank prints the tracebacks of all ranks.
     """
     for rank, (raised, trace) in error.failures.items():
         told = raised.args[0] if isinstance(raised, _UnreadableError) else raised

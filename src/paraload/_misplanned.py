@@ -1,8 +1,7 @@
-"""Names everything in a state dict that cannot be planned, where torch's planner names the first.
+"""Names every entry of a state dict that does not fit the checkpoint; torch names only the first.
 
-torch raises for the first entry that does not fit, so that ten faults take ten runs of the program.
-Here its error leads to a second walk, which asks torch about every entry by itself: torch alone
-decides what fits.
+With torch alone, ten faults take ten runs of the program. Here torch's error starts a second pass,
+which asks torch to plan each entry by itself: torch alone decides what fits.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ __all__ = ["misplanned_named"]
 
 #: Planners of other classes keep their own plans and errors.
 _EXPLAINED: Final = {DefaultLoadPlanner.create_local_plan, QuickLoadPlanner.create_local_plan}
-#: Similar names are looked for on behalf of so many missing ones, among so many: 10 ms for each.
+#: How many missing names get suggestions, and from how many candidates: 10 ms for each name.
 _EXPLAINED_NAMES: Final = 10
 _MOST_CANDIDATES: Final = 1000
 
 
 @contextmanager
 def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
-    """Within it, an error of ``planner`` while it plans is one that names all that does not fit.
+    """Inside the block, an error of ``planner`` while planning names every entry that is wrong.
 
     Args:
-        planner: torch's or ours; any other one is left alone.
+        planner: torch's or ours; any other planner is left alone.
         path: of the checkpoint, for texts.
     """
     plan = getattr(type(planner), "create_local_plan", None)
@@ -61,8 +60,8 @@ def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
                 raise
             raise error from None
 
-    # Set on the planner, for this load alone: the reader, and the steps that a user overrides, are
-    # to see the planner that was given, not one around it.
+    # Set on the planner for this load only: the reader, and steps that a user overrides, must see
+    # the planner that was given, not a wrapper.
     vars(planner)["create_local_plan"] = create_local_plan
     try:
         yield
@@ -71,9 +70,9 @@ def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
 
 
 def _refusal(planner: Any, path: str) -> CheckpointReadError | None:
-    """The error that names every entry which torch does not plan.
+    """The error that names every entry that torch cannot plan.
 
-    ``None`` where it would not tell more than torch's own error does.
+    ``None`` if it would say no more than torch's own error.
     """
     metadata = getattr(planner, "metadata", None)
     state_dict = getattr(planner, "state_dict", None)
@@ -84,7 +83,7 @@ def _refusal(planner: Any, path: str) -> CheckpointReadError | None:
     for fqn, target in state_dict.items():
         try:
             create_default_local_load_plan({fqn: target}, metadata, not planner.allow_partial_load)
-        except Exception as error:  # noqa: BLE001 - targets can have any code in them
+        except Exception as error:  # noqa: BLE001 - targets may run any code
             failures.append(_fault(fqn, target, entries, error))
     if all(type(failure) is ItemReadError for failure in failures):
         return None
@@ -96,34 +95,34 @@ def _refusal(planner: Any, path: str) -> CheckpointReadError | None:
 
 def _fault(fqn: str, target: Any, entries: Any, error: Exception) -> ItemReadError:
     if fqn not in entries:
-        return MissingKeyError("the checkpoint has nothing of this name", fqn=fqn)
+        return MissingKeyError("the checkpoint has no entry of this name", fqn=fqn)
     entry = entries[fqn]
     if isinstance(entry, TensorStorageMetadata):
         stored = tuple(entry.size)
         if not _is_tensor(target):
             dtype = entry.properties.dtype
             return KindMismatchError(
-                "the checkpoint has a tensor of this name, and the target is another object",
+                "the checkpoint has a tensor of this name, but the target is not a tensor",
                 fqn=fqn,
                 expected=f"a tensor of shape {stored}",
                 got=f"an object of type {type(target).__name__}",
                 hint=f"Put torch.empty({stored}, dtype={dtype}) into the state dict instead",
             )
         size = getattr(target, "size", None)
-        # torch raises a ValueError for sizes, and asked for this one before any other.
+        # torch raises a ValueError for wrong sizes, and checks this one first.
         if isinstance(error, ValueError) and size and (shape := tuple(size())) != stored:
             return ShapeMismatchError(
-                "the target has another shape than the tensor in the checkpoint",
+                "the shapes of the target and the tensor in the checkpoint differ",
                 fqn=fqn,
                 expected=f"shape {stored}, as it was saved",
                 got=f"shape {shape}",
                 hint="Build the model with the sizes that it was saved with",
             )
-    return ItemReadError(f"it cannot be planned ({type(error).__name__}: {error})", fqn=fqn)
+    return ItemReadError(f"torch cannot plan it ({type(error).__name__}: {error})", fqn=fqn)
 
 
 def _is_tensor(target: Any) -> bool:
-    """Whether torch makes chunks of it: a tensor, one of its own protocol, a ``ShardedTensor``."""
+    """Whether torch can split it into chunks: a tensor, or an object with its chunk protocol."""
     return (
         isinstance(target, torch.Tensor)
         or hasattr(target, "__create_chunk_list__")
@@ -137,12 +136,12 @@ def _is_tensor(target: Any) -> bool:
 def _advise(
     missing: Sequence[MissingKeyError], unclaimed: Sequence[str], planner: DefaultLoadPlanner
 ) -> list[str]:
-    """Lines on what to do about ``missing``, each of which gets the names that it may stand for.
+    """Lines that say what to do about ``missing``; each failure gets similar names as its hint.
 
     Args:
-        missing: what the checkpoint does not have.
-        unclaimed: what it has and the state dict does not.
-        planner: that could leave out what is missing.
+        missing: failures of names that the checkpoint does not have.
+        unclaimed: names that only the checkpoint has.
+        planner: the planner in use.
     """
     if not missing:
         return []
@@ -163,7 +162,7 @@ def _advise(
     else:
         for failure, name in zip(missing[:_EXPLAINED_NAMES], names, strict=False):
             if similar := _similar(name, unclaimed):
-                failure.hint = f"Is it {' or '.join(map(repr, similar))}?"
+                failure.hint = f"Did you mean {' or '.join(map(repr, similar))}?"
     kind = DefaultLoadPlanner if type(planner) is QuickLoadPlanner else type(planner)
     advice.append(
         "To load only what the checkpoint has, and leave the other targets as they are:"
@@ -173,7 +172,7 @@ def _advise(
 
 
 def _prefix(names: Sequence[str], unclaimed: Collection[str]) -> tuple[str, str]:
-    """What is to be put before all ``names``, or taken off them, to be in ``unclaimed``; or "".
+    """The prefix to add to all ``names``, or to remove, so that ``unclaimed`` has them; or "".
 
     >>> _prefix(["w", "b"], {"module.w", "module.b", "x.w"})
     ('module.', '')

@@ -1,7 +1,7 @@
-"""The metadata files of a folder: one for all ranks, or one for each of them.
+"""The metadata files of a folder: one for all ranks, or one for each rank.
 
-``dcp.save(..., use_collectives=False)`` writes ``__0.metadata``, ``__1.metadata`` and so on, and no
-``.metadata``. Each rank then loads what it has saved itself.
+``dcp.save(..., use_collectives=False)`` writes ``__0.metadata``, ``__1.metadata`` and so on, but no
+``.metadata``. Each rank then loads what it saved itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["GLOBAL_METADATA", "is_left_out", "only_ranks", "rank_files"]
 
 #: The file for all ranks.
 GLOBAL_METADATA: Final = ".metadata"
-#: That of one rank, as torch spells its number.
+#: The file of one rank. torch writes the number without leading zeros.
 _RANK_METADATA: Final = re.compile(r"__(0|[1-9][0-9]*)\.metadata")
 _SHOWN_RANKS: Final = 8
 
@@ -31,7 +31,7 @@ def rank_files(folder: str | os.PathLike[str]) -> dict[int, str]:
 def is_left_out(path: Path) -> bool:
     """Whether this is the file for all ranks, and the writer wrote one for each rank instead.
 
-    A file that is listed may be missing for a moment only, on a network file system.
+    On a network file system, a file that is listed may be missing only for a moment.
     """
     if path.name != GLOBAL_METADATA:
         return False
@@ -43,11 +43,11 @@ def _names_in(folder: Path) -> list[str]:
     try:
         return [path.name for path in folder.iterdir()]
     except OSError:
-        return []  # reading the metadata will tell why
+        return []  # reading the metadata raises the error
 
 
 def only_ranks(path: Path) -> str:
-    """What is wrong with a missing metadata file, if the folder has those of single ranks."""
+    """The text for a missing metadata file if the folder has files of single ranks, else ""."""
     ranks = list(rank_files(path.parent))
     if not ranks:
         return ""
@@ -55,9 +55,9 @@ def only_ranks(path: Path) -> str:
     if len(ranks) > _SHOWN_RANKS:
         shown += f" and {len(ranks) - _SHOWN_RANKS} more"
     has_global = (path.parent / GLOBAL_METADATA).exists()
-    neither = "" if has_global or path.name == GLOBAL_METADATA else f", nor {GLOBAL_METADATA!r}"
-    which = f"rank {shown} alone has its" if len(ranks) == 1 else f"ranks {shown} have their"
+    neither = "" if has_global or path.name == GLOBAL_METADATA else f", and no {GLOBAL_METADATA!r}"
+    which = f"only rank {shown} has" if len(ranks) == 1 else f"ranks {shown} have"
     return (
-        f"no such file{neither}; {which} own metadata here, as use_collectives=False saves it."
-        " A rank can only load what it has saved"
+        f"no such file{neither}; {which} separate metadata here, saved with"
+        " use_collectives=False. A rank can only load what it saved itself"
     )

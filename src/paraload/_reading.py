@@ -143,10 +143,10 @@ def _run(
         try:
             changed = changed_files(source, seen, looker, retries=0)
         except StalledReadError as stalled:
-            error.add_note(f"whether files have changed is not known: {stalled}")
+            error.add_note(f"could not check whether files have changed: {stalled}")
         else:
             if changed is not None:
-                error.add_note(str(changed))  # the reason, more likely than not
+                error.add_note(str(changed))  # most likely the reason
         raise
     if (changed := changed_files(source, seen, looker, retries=retries)) is not None:
         raise changed
@@ -178,7 +178,7 @@ def plan_job(
         require_whole_tensors(plan, planner, path=path)
         destinations = Destinations(intake.resolved_tensors(plan, planner))
         require_writable(destinations, plan, path=path)
-        # A hook may cut another shape or dtype than the stored one, and a step may do without.
+        # A hook may change shape and dtype, and an overridden step may not use the target.
         if work.narrow_tensor is None and not has_own_commit:
             require_fitting(specs, destinations, strict=traits.options.strict, path=path)
         ordered = overlapping_items(*destinations.spans(), partial(intake.block_in_target, plan))

@@ -1,9 +1,9 @@
 """Reads that fail for the moment, and are tried again.
 
 A network file system answers once with EIO, ESTALE or EAGAIN where nothing is wrong with the file,
-and just after a write with ENOENT. Damage is none of these: a short file or a wrong checksum is the
-same the next time, and is never tried again. Neither is a refusal (EACCES, EPERM) or an impossible
-path: waiting changes neither permissions nor names.
+and just after a write with ENOENT. Damage is different: a short file or a wrong checksum stays as
+it is, and is never tried again. Nor is a refusal (EACCES, EPERM) or an impossible path: waiting
+changes neither permissions nor names.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ def again(read: Callable[[], Answer], retries: int) -> Answer:
 _HINTS: Final = {
     errno.EMFILE: "Too many files are open: raise `ulimit -n`, or close some",
     errno.ENFILE: "Too many files are open: raise `ulimit -n`, or close some",
-    errno.EACCES: "Let this user read the file, and search all folders on the way to it",
-    errno.EPERM: "Let this user read the file, and search all folders on the way to it",
-    errno.ELOOP: "A symbolic link leads back to itself; restore the file that it stood for",
+    errno.EACCES: "Give this user permission to read the file and to enter the folders above it",
+    errno.EPERM: "Give this user permission to read the file and to enter the folders above it",
+    errno.ELOOP: "A symbolic link leads back to itself; replace it by the real file",
     errno.ENAMETOOLONG: "The metadata is damaged, or this file system takes only shorter names",
-    errno.ENOTDIR: "A file has taken the place of a folder on the way to it",
+    errno.ENOTDIR: "A file has taken the place of one of the folders above it",
     errno.EISDIR: "A folder has taken the place of the file",
 }
 _OTHER_HINT: Final = (
@@ -103,10 +103,10 @@ _OTHER_HINT: Final = (
 
 
 def storage_error(error: OSError, *, start: int | None, end: int | None, tries: int) -> OSError:
-    """``error``, which has outlasted all tries, as it is told to the user.
+    """``error`` as the user sees it, after the last try.
 
-    ``start`` and ``end`` are ``None`` where it concerns the file as a whole: the range of each item
-    is filled in where the items are known.
+    ``start`` and ``end`` are ``None`` if the error concerns the whole file; code that knows the
+    items fills in their ranges.
     """
     if error.errno is None:
         return error  # a typed one already

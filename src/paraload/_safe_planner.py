@@ -49,7 +49,7 @@ class SafeLoadPlanner(QuickLoadPlanner):
         except Exception as error:  # noqa: BLE001 - damaged bytes can raise anything
             told = refusal(error, "object") or UnsafeObjectError(
                 f"the object was not unpickled ({reason_of(error)})",
-                hint="It is damaged, or not made of what weights_only=True can load",
+                hint="It is damaged, or contains something that weights_only=True cannot load",
             )
             told.fqn = read_item.dest_index.fqn
             raise told from None

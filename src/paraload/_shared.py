@@ -42,8 +42,8 @@ __all__ = [
 SLOTS_PER_WORKER: Final = 2
 _SHM_FOLDER: Final = "/dev/shm"  # noqa: S108 - where Linux keeps shared memory, only measured here
 
-#: Behind the slots, a byte for each worker that has started, by the end of its process number. Two
-#: with the same end would only make the text about a dead one less exact.
+#: After the slots comes a byte for each worker that has started, at its process number modulo this.
+#: A collision only makes the text about a dead worker less exact.
 _STARTED_BYTES: Final = 4096
 
 
@@ -70,7 +70,7 @@ class SlotRing:
         self._lent: list[memoryview] = []
 
     def has_started(self, pid: int) -> bool:
-        """Whether a worker process got so far that it could take a task."""
+        """Whether a worker process has started and can take tasks."""
         return bool(_buffer(self._segment)[_started_at(pid)])
 
     @property
@@ -99,7 +99,7 @@ class SlotRing:
         try:
             delivered = deliver(result, view, targets)
         except BaseException as error:
-            # Its frames hold parts of the slot, which would keep the segment open.
+            # Its frames hold views of the slot, which would keep the segment open.
             traceback.clear_frames(error.__traceback__)
             raise
         self._lent += _views(delivered)
@@ -135,8 +135,8 @@ class SlotRing:
             free = shutil.disk_usage(_SHM_FOLDER).free
             raise OSError(
                 errno.ENOSPC,
-                f"{nbytes} bytes of shared memory are needed, {_SHM_FOLDER} has {free}; docker run"
-                " --shm-size gives a container more, fewer max_workers need less",
+                f"{nbytes} bytes of shared memory are needed, but {_SHM_FOLDER} has {free}; give"
+                " the container more (docker run --shm-size), or use fewer max_workers",
             )
 
 
@@ -147,9 +147,9 @@ def _buffer(segment: SharedMemory) -> memoryview:
 
 
 def _close_later(segment: Any) -> None:
-    """Let the memory go with the last view of it, which a caller has kept.
+    """Free the memory with the last view of it, which a caller still holds.
 
-    A BufferError here would take the place of the error that ends the load, or end a good one.
+    A BufferError here would replace the error that ends the load, or fail a load that succeeded.
     """
     segment._buf = segment._mmap = None  # noqa: SLF001 - close() cannot be told to wait
     segment.close()

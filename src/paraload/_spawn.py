@@ -94,13 +94,13 @@ class _LeanProcess(context.SpawnProcess):
 
 
 class EndedWorker(NamedTuple):
-    """A process that has ended, and how: a negative exit code is a signal."""
+    """A process that has ended; a negative exit code is the signal that ended it."""
 
     pid: int
     exitcode: int
 
     def __str__(self) -> str:
-        """For a person."""
+        """A clause for error messages."""
         return f"process {self.pid} ended with {_ending(self.exitcode)}"
 
 
@@ -138,7 +138,8 @@ class WorkerContext(context.SpawnContext):
     def dead_workers(self, *, patience_s: float = 0.0) -> list[EndedWorker]:
         """The processes that have ended although nothing asked them to.
 
-        A pool ends the others by SIGTERM when one has died: those come only if there are no more.
+        When one worker dies, a pool ends the others by SIGTERM; these are returned only if all
+        that ended did so by SIGTERM.
 
         Args:
             patience_s: how long to wait for one: while another thread collects it, there is no
@@ -168,7 +169,7 @@ class WorkerContext(context.SpawnContext):
             process.join()
 
     def forget_processes(self) -> None:
-        """Let go of all, those that did not start as well: they hold the locks of their queues."""
+        """Drop all processes, even those that never started: they hold the locks of queues."""
         while self.processes:
             process = self.processes.pop()
             if process.pid is not None and process.exitcode is not None:
@@ -195,7 +196,7 @@ def worker_context(*, with_main: bool, niceness: int) -> Iterator[WorkerContext]
     was_running = tracker._fd is not None  # noqa: SLF001
     mp_context = WorkerContext(with_main=with_main, niceness=niceness)
     try:
-        resource_tracker.ensure_running()  # or else what it does not hear of would stay
+        resource_tracker.ensure_running()  # what it is not told about would be left behind
         yield mp_context
     finally:
         mp_context.forget_processes()

@@ -1,9 +1,9 @@
 """The memory behind tensors, for reads that bypass torch.
 
 torch checks each write that goes through it. Bytes that are read straight into a tensor's memory
-skip those checks, so they are made here: the memory exists, and autograd learns of the write.
-Memory of our own comes from torch's allocator, but not from a factory such as ``torch.empty``: a
-default device, a mode, or a library that patches factories (accelerate) would put it elsewhere.
+skip those checks, so we make them here: the memory exists, and autograd learns of the write. Our
+own buffers come from torch's allocator, but not from a factory such as ``torch.empty``: a default
+device, a mode, or a library that patches factories (accelerate) would put them elsewhere.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _WRITABLE: Final = 0x200  # PyBUF_WRITE
 _memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory_at.restype = ctypes.py_object
 _memory_at.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-#: All addresses that a process can have: to slice this takes 0.06 us, and 0.4 us to make a view of
-#: each tensor by a call through ctypes.
+#: All addresses that a process can have. To slice this takes 0.06 us; to make a view of each tensor
+#: by a call through ctypes takes 0.4 us.
 _FIRST_ADDRESS: Final = 4096
 _EVERYWHERE: Final[memoryview] = _memory_at(_FIRST_ADDRESS, 1 << 62, _WRITABLE)
 
 
 def memory_at(address: int, nbytes: int) -> memoryview:
-    """The bytes of this process from ``address`` on. It keeps nothing alive."""
+    """A view of ``nbytes`` of this process at ``address``. It keeps nothing alive."""
     if not nbytes:
         return memoryview(bytearray())
     return _EVERYWHERE[address - _FIRST_ADDRESS : address - _FIRST_ADDRESS + nbytes]
@@ -56,7 +56,7 @@ def extent(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def memory_fault(tensor: torch.Tensor) -> str | None:
-    """Why nothing can be written into ``tensor``; ``None`` if it has memory, as far as is known.
+    """Why nothing can be written into ``tensor``; ``None`` if no reason is known.
 
     >>> freed = torch.zeros(4)
     >>> _ = freed.untyped_storage().resize_(0)
@@ -73,14 +73,14 @@ def memory_fault(tensor: torch.Tensor) -> str | None:
 
 
 def _storage_fault(tensor: torch.Tensor) -> str | None:
-    if tensor._is_zerotensor():  # noqa: SLF001 - torch has no public question for it
+    if tensor._is_zerotensor():  # noqa: SLF001 - torch has no public function for it
         return "it is a zero tensor without storage"
     extent_bytes = geometry.extent_bytes(tensor.shape, tensor.stride(), tensor.itemsize)
     needed_bytes = tensor.storage_offset() * tensor.itemsize + extent_bytes
     try:
         storage_bytes = tensor.untyped_storage().nbytes()
     except (RuntimeError, NotImplementedError):
-        return None  # a backend without storage copies in its own way
+        return None  # backends without storage copy in their own way
     if storage_bytes >= needed_bytes:
         return None
     return f"its storage has {storage_bytes} bytes of the {needed_bytes} that it needs"
@@ -90,13 +90,13 @@ _PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def note_writes(tensors: Iterable[torch.Tensor]) -> None:
-    """Tell autograd that these are written to, so that a stale backward pass is an error."""
+    """Tell autograd that ``tensors`` are written to, so that a stale backward pass is an error."""
     torch.autograd.graph.increment_version(tensors)
 
 
 def dispatch_modes_off() -> AbstractContextManager[Any]:
-    """Copies of the block are done, whatever dispatch mode is active (fake tensors, tracers)."""
-    if not torch._C._len_torch_dispatch_stack():  # noqa: SLF001 - nothing public tells
+    """Turn off dispatch modes (fake tensors, tracers) in the block: its copies must be real."""
+    if not torch._C._len_torch_dispatch_stack():  # noqa: SLF001 - there is no public function
         return nullcontext()
     modes_off: AbstractContextManager[Any] = _python_dispatch._disable_current_modes()  # noqa: SLF001
     return modes_off

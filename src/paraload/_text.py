@@ -1,4 +1,4 @@
-"""Words for people: counted nouns, hints after sentences, names that a terminal may be shown."""
+"""Text for people: counted nouns, hints after sentences, names that are safe for a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["counted", "printable", "printable_lines", "sentence", "with_hint"]
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things, with the right ending.
+    """A number and its noun, in the singular or plural.
 
     >>> counted(1, "file"), counted(2, "file")
     ('1 file', '2 files')
@@ -15,7 +15,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def with_hint(text: str, hint: str | None) -> str:
-    """``text``, and the next step as a sentence after it.
+    """``text``, followed by the next step as a sentence.
 
     >>> with_hint("file is missing", "Is the checkpoint complete?")
     'file is missing. Is the checkpoint complete?'
@@ -26,15 +26,15 @@ def with_hint(text: str, hint: str | None) -> str:
 
 
 def sentence(text: str) -> str:
-    """``text`` with a full stop, unless it ends a sentence already."""
+    """``text`` with a full stop, unless it already ends like a sentence."""
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def printable(text: str) -> str:
-    r"""``text`` on one line, without characters that a terminal obeys or hides.
+    r"""``text`` on one line, with escapes for characters that a terminal interprets or hides.
 
-    Names come out of a file that anybody may have written. Escapes are those of ``repr``; other
-    letters than ASCII stay.
+    Names come from a file that anyone may have written. Escapes are those of ``repr``; letters
+    outside ASCII stay.
 
     >>> printable("größe"), printable("a\x1b[31m")
     ('größe', 'a\\x1b[31m')
@@ -48,5 +48,5 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same, with the line breaks of ``text``."""
+    """Like :func:`printable`, but keeps line breaks."""
     return "\n".join(map(printable, text.split("\n")))

@@ -60,11 +60,11 @@ class GlobalRefusedError(pickle.UnpicklingError):
     """The pickle names something that is not allowed.
 
     Args:
-        module: where it is.
-        qualified: its name within the module.
+        module: name of the module.
+        qualified: name within the module.
 
     Attributes:
-        name: the whole name.
+        name: the full name.
         is_class: it looks like a class that an honest writer may need.
         is_new: it may be a dtype, or the like, of a newer torch.
     """
@@ -190,12 +190,12 @@ class _LateWriteItem(planner.WriteItem):
 
 
 def _late(kind: type) -> _Inert:
-    """Makes properties of tensors, which may have been written by a newer torch.
+    """A stand-in for tensor properties, which a newer torch may have written.
 
-    Their state is a tuple without names. torch adds new values at its end: there were 5 of them up
-    to torch 2.14, and 6 (``strides``) since. torch's ``__setstate__`` reads what older versions
-    wrote, but not what newer ones do, so it gets as many values as this torch has fields. The rest
-    is safe to drop: dtype and shape come first, and each record in the files describes itself.
+    Their state is a tuple without names. torch appends new values: there were 5 up to torch 2.14,
+    and 6 (with ``strides``) since. torch's ``__setstate__`` reads states of older versions, but not
+    of newer ones, so it gets as many values as this torch has fields. The rest is safe to drop:
+    dtype and shape come first, and each record in the files describes itself.
     """
     known = len(dataclasses.fields(kind))
 
@@ -263,7 +263,7 @@ def _data_classes() -> dict[str, Any]:
         planner.BytesIOWriteData,
     )
     table = {full_name(kind): _empty(kind) for kind in kinds}
-    # The second is from before torch 2.3.
+    # ``old_properties`` is from before torch 2.3.
     for properties in (metadata.TensorProperties, old_properties.TensorProperties):
         table[full_name(properties)] = _late(properties)
     return table | {full_name(planner.WriteItem): _empty(_LateWriteItem)}

@@ -68,7 +68,7 @@ def verify(
     Raises:
         InvalidOptionError: an option, the manifest or its key is wrong.
         MetadataError: the ``.metadata`` is missing, damaged, or asks for code.
-        StalledReadError: the storage stood still for ``stall_timeout_s``.
+        StalledReadError: the storage did not answer for ``stall_timeout_s``.
 
     >>> import tempfile, torch, paraload, torch.distributed.checkpoint as dcp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -164,9 +164,9 @@ def _by_file(failures: Mapping[int, ItemReadError], parts: Sequence[Part]) -> It
 def _missing_rank(rank: int) -> Finding:
     return Finding(
         kind="missing-metadata",
-        problem=f"what rank {rank} has saved cannot be loaded without its metadata",
+        problem=f"what rank {rank} saved cannot be loaded without its metadata",
         path=f"__{rank}.metadata",
-        hint="The save did not end on this rank; save again, or load another checkpoint",
+        hint="The save did not finish on this rank; save again, or load another checkpoint",
     )
 
 

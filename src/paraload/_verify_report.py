@@ -34,7 +34,7 @@ KINDS: Final[Mapping[str, str]] = {
     "coverage": "the chunks of a tensor leave a hole, or overlap",
     "missing-entry": "the metadata does not say where a tensor or object is stored",
     "missing-metadata": "the metadata of a rank that saved alone is missing",
-    "unused-entry": "the metadata says where something is stored that it does not describe",
+    "unused-entry": "the metadata says where something is stored, but not what it is",
     "overlapping-records": "two records are said to have the same bytes",
     "manifest": "a file is not the one that the manifest lists",
     "orphan-bytes": "no record has these bytes (a remark)",
@@ -88,7 +88,7 @@ class Finding:
     """Something that is not as it should be.
 
     Attributes:
-        kind: one of :data:`KINDS`, for programs; these words stay.
+        kind: one of :data:`KINDS`, for programs; these words do not change.
         problem: what it is, in a sentence for people.
         path: the file, relative to the checkpoint.
         start: first byte in the file.
@@ -118,7 +118,7 @@ class Finding:
         start: int | None = None,
         end: int | None = None,
     ) -> Self:
-        """What reading ``parts`` raised."""
+        """The finding for an error that reading ``parts`` raised."""
         return cls(
             kind=next(_KIND_OF_ERROR[c] for c in type(error).__mro__ if c in _KIND_OF_ERROR),
             problem=error.problem,

@@ -63,7 +63,7 @@ class _Summing:
 
 
 class _Running(NamedTuple):
-    """What a thread does, or is about to do."""
+    """A call that is queued or running."""
 
     meter: Meter
     take: Callable[[Answer], None]

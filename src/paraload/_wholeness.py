@@ -1,6 +1,7 @@
-"""What has to hold before the first byte is read.
+"""Checks before the first byte is read.
 
-A place for each item, all of each tensor, targets that can take it, and decoders.
+Each item has a place, each tensor is complete, each target can take its values, and each transform
+has a decoder.
 
 Nothing has been written into a target when one of these errors is raised.
 """
@@ -113,7 +114,7 @@ def require_whole_tensors(plan: LoadPlan, planner: Any, *, path: str) -> None:
 
 
 def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -> None:
-    """Every target has a place of its own for each of its elements.
+    """Require that every target has memory, and a separate place for each element.
 
     Raises:
         CheckpointReadError: with a :class:`ShapeMismatchError` for each target that has one place
@@ -140,9 +141,9 @@ def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -
 def require_fitting(
     specs: Sequence[RecordSpec], destinations: Destinations, *, strict: bool, path: str
 ) -> None:
-    """Every slice lies inside of what is stored, and its target has its shape and a fitting dtype.
+    """Require that slices lie inside the stored tensors, and that targets fit in shape and dtype.
 
-    Where the metadata does not describe the stored tensor, it is checked when it has been read.
+    If the metadata does not describe a stored tensor, it is checked after it has been read.
 
     Raises:
         CheckpointReadError: with a :class:`ShapeMismatchError` or a :class:`DtypeMismatchError` for
@@ -151,8 +152,8 @@ def require_fitting(
     layouts = destinations.layouts
     wanted_ids = map(id, map(attrgetter("wanted"), specs))
     layout_ids = map(id, map(layouts.__getitem__, map(attrgetter("item"), specs)))
-    # Like items share both objects, so one of each kind is looked at: 0.1 us an item. Targets
-    # without a layout may differ.
+    # Similar items share both objects, so one of each kind is checked: 0.1 us an item. Targets
+    # without a layout may differ, so they are checked one by one.
     kinds = dict(zip(zip(wanted_ids, layout_ids, strict=True), specs, strict=True))
     doubtful = {
         kind
@@ -193,7 +194,7 @@ def _misfit(spec: RecordSpec, destinations: Destinations, *, strict: bool) -> It
 
 
 def require_decoders(specs: Sequence[RecordSpec], work: Work, *, path: str) -> None:
-    """Every transform that the records need is known, unless a hook decodes them.
+    """Require a decoder for every transform of the records, unless a hook decodes them.
 
     Raises:
         CheckpointReadError: with a :class:`TransformError` for each item that nothing can decode.

@@ -2,7 +2,7 @@
 
 A load that fails raises one :class:`CheckpointReadError`. Its ``failures`` hold an
 :class:`ItemReadError` for every item that could not be read; its text has a line for each cause in
-each file. A wrong call is an :class:`InvalidOptionError` and says nothing of the checkpoint. Errors
+each file. A wrong call is an :class:`InvalidOptionError`, unrelated to the checkpoint. Errors
 cross process and rank borders by pickle, so none of them keeps a lock, a tensor or a live
 traceback: the traceback of the worker travels as text.
 """
@@ -63,7 +63,7 @@ class CheckpointReadError(Exception):
         self.failures = failures
 
     def __str__(self) -> str:
-        """The message, without anything in names that a terminal would obey."""
+        """The message, with escapes for control characters in names."""
         return printable_lines(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -264,7 +264,7 @@ class WorkerDiedError(CheckpointReadError):
 
 
 class InvalidOptionError(ValueError):
-    """An option has a value that it cannot have: the call is wrong, not the checkpoint."""
+    """An option has an invalid value: the call is wrong, not the checkpoint."""
 
 
 class HookNotPicklableError(InvalidOptionError, TypeError):
@@ -308,9 +308,9 @@ def _error_of(head: str, failures: Sequence[ItemReadError]) -> CheckpointReadErr
 
 
 def _is_unexpected(failure: ItemReadError) -> bool:
-    """Whether it was made of another exception: only then its traceback says more than its text.
+    """Whether it wraps another exception: only then does its traceback say more than its text.
 
-    A transform of the user's is told without a hint; of ours, the hint says what to do.
+    A failure of the user's own transform has no hint; a failure of ours has one.
     """
     kind = type(failure)
     return kind is ItemReadError or (kind is TransformError and failure.hint is None)

@@ -1,9 +1,9 @@
-"""Manifests: to tell whether the files of a checkpoint have been replaced.
+"""Manifests tell whether the files of a checkpoint have been replaced.
 
 A CRC-32 tells damage, not a swap: a shard of another step has checksums that are right. A manifest
 has a digest of each file. Without a key it is SHA-256, and proves something only if it is kept
 where those who can write to the checkpoint cannot. With a key it is BLAKE2b, and may lie beside the
-checkpoint: without the key, no manifest can be made that fits other files.
+checkpoint: without the key, a manifest for other files cannot be forged.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from paraload._daemons import DaemonThreads
+from paraload._text import counted
 from paraload._verify_report import Finding
 from paraload.errors import InvalidOptionError
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
@@ -29,7 +30,7 @@ __all__ = ["compare_manifest", "write_manifest"]
 _VERSION: Final = 1
 _PLAIN, _KEYED = "sha256", "blake2b-keyed"
 _BLAKE2B_KEY_BYTES: Final = 64
-#: Hashing drops the GIL: as many at once as most machines have cores.
+#: Hashing releases the GIL, so this is about the number of cores of most machines.
 _DIGESTERS: Final = 16
 _PIECE_BYTES: Final = 1 << 20
 _REPLACED: Final = "The checkpoint was written to after the manifest was made"
@@ -48,7 +49,7 @@ def write_manifest(
         path: folder of the checkpoint.
         target: the manifest; a file in the folder does not list itself.
         key: of the digests; a plain SHA-256 when not given.
-        stall_timeout_s: how long to wait for an answer of the storage; ``None`` waits for ever.
+        stall_timeout_s: how long to wait for an answer from the storage; ``None`` waits forever.
 
     Returns:
         The number of files.
@@ -70,7 +71,7 @@ def write_manifest(
     files = _digests(Path(path), Path(target), key, stall_timeout_s)
     manifest = {"version": _VERSION, "digest": _PLAIN if key is None else _KEYED, "files": files}
     if key is not None:
-        manifest["key_digest"] = _hasher(key).hexdigest()  # of nothing: tells a wrong key by itself
+        manifest["key_digest"] = _hasher(key).hexdigest()  # of no data: identifies the key
     Path(target).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return len(files)
 
@@ -85,7 +86,7 @@ def compare_manifest(
     """What is different from ``manifest``: files that are replaced, missing, or new.
 
     Raises:
-        InvalidOptionError: the file is not a manifest, or one of another key, or of none.
+        InvalidOptionError: the file is not a manifest, or does not match ``key``.
         OSError: a file cannot be read.
         StalledReadError: the storage has not answered in time.
     """
@@ -164,7 +165,7 @@ def _digests(
             threads.submit(name, digest, name)
         digests: dict[str, dict[str, Any]] = {}
         while len(digests) < len(wanted):
-            answer = threads.next(lambda: f"{len(wanted) - len(digests)} files were being read")
+            answer = threads.next(lambda: f"reading {counted(len(wanted) - len(digests), 'file')}")
             digests[answer.key] = answer.result()
     return {name: digests[name] for name in wanted}
 

@@ -67,7 +67,7 @@ SETTLED_AFTER_NS: Final = 2_000_000_000
 _INCOMPLETE: Final = "an incomplete checkpoint? This file is written last"
 _DAMAGED: Final = "The file is damaged, or a newer torch wrote it"
 _SHOWN_OF_NAME: Final = 200
-#: What one answer of the storage may bring, as in tasks.
+#: The most bytes of one read, as in tasks: each read has the deadline anew.
 _PIECE_BYTES: Final = 32 << 20
 
 
@@ -91,8 +91,8 @@ def read_metadata(
             ("module.name"), or the classes and functions themselves.
         load_id: to be written into its ``storage_meta``.
         retries: how often to try again what the system has refused for the moment.
-        stall_timeout_s: how long to wait for an answer of the storage; ``None`` waits for ever.
-        seen: gets what :func:`identity_of` said of a file before it was read.
+        stall_timeout_s: how long to wait for an answer from the storage; ``None`` waits forever.
+        seen: receives what :func:`identity_of` says about the file before it is read.
 
     Returns:
         An object of the caller's own: whatever he does to it, the next call does not see it.
@@ -192,7 +192,7 @@ def _is_settled(identity: FileIdentity, now_ns: int) -> bool:
 
 
 class _MissingForGoodError(Exception):
-    """The file is missing, and to look again would not help."""
+    """The file is missing, and retries would not help."""
 
     def __init__(self, *, is_folder_there: bool) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class _MissingForGoodError(Exception):
 
 
 class _Found(NamedTuple):
-    """What there is of a file: what is kept of it, or its bytes and what to know them by."""
+    """A metadata file: its cached columns, or its bytes and identity."""
 
     seen: dict[str, FileIdentity]
     columns: Columns | None = None
@@ -215,11 +215,11 @@ def _ask(
     retries: int,
     stall_timeout_s: float | None,
 ) -> Answer:
-    """What ``read`` returns, if it does so in time.
+    """What ``read`` returns, with retries and a deadline.
 
     Raises:
         MetadataError: the file is missing, or cannot be read.
-        StalledReadError: the storage stands still.
+        StalledReadError: the storage has not answered in time.
     """
     try:
         with DaemonThreads.for_looks(stall_timeout_s) as thread:
@@ -246,7 +246,7 @@ def _look(name: str, goes_on: Callable[[], None]) -> _Found:
     except FormatError:
         raise MetadataError("is not a regular file", name) from None
     except FileNotFoundError:
-        # Path.is_dir raises where a folder above may not be searched.
+        # Path.is_dir raises if a folder above cannot be searched.
         is_folder_there = os.path.isdir(Path(name).parent)  # noqa: PTH112
         if is_folder_there and not is_left_out(Path(name)):
             raise
@@ -262,7 +262,7 @@ def _look(name: str, goes_on: Callable[[], None]) -> _Found:
 
 
 def _all_of(stream: IO[bytes], size_bytes: int, goes_on: Callable[[], None]) -> bytes:
-    """All bytes of a stream that should have ``size_bytes``, piece by piece."""
+    """All bytes of a stream that is expected to have ``size_bytes``, read piece by piece."""
     pieces: list[bytes] = []
     left = size_bytes
     while piece := stream.read(min(max(left, 0) + 1, _PIECE_BYTES)):
@@ -283,7 +283,7 @@ def _read_stream(fs: Any, path: Any, retries: int, stall_timeout_s: float | None
             raise
 
     def is_final() -> bool:
-        # Like torch's writer: not every file system can list, so rank 0 stands for all.
+        # Not every file system can list, so the file of rank 0 stands for those of all ranks.
         text = str(path)
         if re.split(r"[/\\]", text)[-1] != GLOBAL_METADATA or not hasattr(fs, "exists"):
             return False
@@ -296,7 +296,7 @@ def _read_stream(fs: Any, path: Any, retries: int, stall_timeout_s: float | None
 def _unreadable(error: Exception) -> str:
     what = f"cannot be read ({type(error).__name__}: {error})"
     if isinstance(error, PermissionError):
-        what += ". Let this user read it, and search all folders on the way to it"
+        what += ". Give this user permission to read it and to enter the folders above it"
     return what
 
 

@@ -29,7 +29,7 @@ EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
 #: staged path that was measured, and eight ranks of a host stay within 2 GiB.
 DEFAULT_MEMORY_BUDGET_BYTES: Final = 256 << 20
 MIN_MEMORY_BUDGET_BYTES: Final = 1 << 20
-#: Far more than any storage wants; the system may refuse so many threads, or run out of memory.
+#: Far more than any storage needs. More threads could exceed limits of the system, or its memory.
 MOST_WORKERS: Final = 1024
 
 #: A worker answers for at most 32 MiB at once, so this is some 100 KiB a second: nothing comes any
@@ -72,10 +72,10 @@ class ReadOptions:
             moment (EIO, ESTALE, EAGAIN and the like), after pauses from 50 ms on.
         stall_timeout_s: seconds in which no task is done until the load ends with a
             :class:`~paraload.errors.StalledReadError`; ``None`` waits for ever. A task reads at
-            most 32 MiB, or one record where a hook or transform needs it whole. ``.metadata`` and
-            looks at files have the same deadline, ``paraload.verify`` too. Reads on the
-            caller's own thread are not watched, there is nobody to do it: those of
-            ``"sequential"``, and some of ``"processes"`` and ``"pool"`` while workers are busy.
+            most 32 MiB, or one record where a hook or transform needs it whole. Reads of
+            ``.metadata``, checks of files and ``paraload.verify`` have the same deadline. Reads on
+            the caller's own thread have none: those of ``"sequential"``, and some of
+            ``"processes"`` and ``"pool"`` while workers are busy.
         direct_io: read what is not in the page cache past it, with O_DIRECT: then nothing else is
             pushed out of the cache. ``paraload bench`` tells whether it is faster here. Not for
             ranks of one host that read the same bytes, nor for files that are soon read again:

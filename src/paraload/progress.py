@@ -1,7 +1,7 @@
 """Progress: frozen snapshots for any hook, and a tqdm bar for people.
 
 The engine calls the hook on the caller's thread after every task. A hook that raises ends the load
-with its error; the bar is a picture, and ends alone.
+with its error; a bar that cannot be drawn ends by itself.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class ProgressHook(Protocol):
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether what is written to ``stream`` is shown; without an error, whatever it is.
+    """Whether ``stream`` is a terminal. Never raises, whatever ``stream`` is.
 
-    A program without a console has ``None`` for it, one in the background perhaps a closed file.
+    It is ``None`` in a program without a console, and may be closed in the background.
     """
     try:
         return bool(stream.isatty())
@@ -79,7 +79,7 @@ def is_quiet_rank() -> bool:
 class ProgressBar:
     """A tqdm bar in bytes with the files done; silent where there is no terminal.
 
-    A bar that cannot be drawn any more, as its terminal is gone, ends; the load goes on.
+    If the bar cannot be drawn because the terminal is gone, it ends, and the load goes on.
     """
 
     def __init__(self) -> None:
@@ -100,21 +100,21 @@ class ProgressBar:
         try:
             if self._bar is not None:
                 self._bar.close()
-        except Exception as broken:  # noqa: BLE001 - no load fails for its bar
+        except Exception as broken:  # noqa: BLE001 - the bar must not fail the load
             self._end(broken)
 
     def __call__(self, progress: ReadProgress, /) -> None:
         """Move the bar."""
         try:
             self._move(progress)
-        except Exception as error:  # noqa: BLE001 - no load fails for its bar
+        except Exception as error:  # noqa: BLE001 - the bar must not fail the load
             self._end(error)
 
     def _end(self, error: Exception) -> None:
         if self._bar is not None:
-            self._bar.disable = True  # or else it would try once more when it is collected
+            self._bar.disable = True  # otherwise it tries once more when it is collected
         self._bar, self._is_wanted = None, False
-        logger.warning("the progress bar ends: %s: %s", type(error).__name__, error)
+        logger.warning("the progress bar stopped: %s: %s", type(error).__name__, error)
 
     def _move(self, progress: ReadProgress) -> None:
         if self._bar is None:

@@ -155,7 +155,7 @@ class ParallelFileReader:
     def _make_source(self) -> ByteSource:
         """Where the bytes come from. A reader for another storage returns its own ``ByteSource``.
 
-        Called once for each load, which closes it. A source opens nothing before it is read from.
+        Called once for each load, which closes the source. It opens nothing before the first read.
         """
         return adapter.default_source(self)
 

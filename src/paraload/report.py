@@ -73,8 +73,8 @@ class ReadReport:
         bytes_direct: bytes of ``bytes_read`` that did not go through the page cache.
         fallbacks: reason -> items that could not go the fast way.
         conversions: conversion of the dtype -> items.
-        overwritten: target -> the target that replaced its values: both have the same memory, and
-            were saved with different values.
+        overwritten: target -> the target that replaced its values: they share memory, and were
+            saved with different values.
         unverified: reason -> items whose bytes could not be checked.
         peak_in_flight_bytes: most staging memory that was reserved at once.
         file_timings: by path.
@@ -162,7 +162,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def pairs_text(overwritten: Mapping[str, str]) -> str:
-    """The first of the pairs, and how many more there are.
+    """The first few pairs, and how many more there are.
 
     >>> pairs_text({"head.weight": "embedding.weight"})
     "'head.weight' by 'embedding.weight'"

@@ -176,7 +176,7 @@ def test_a_missing_own_one_names_both_files(tmp_path):
     folder = save(tmp_path, 1, 3)
     with pytest.raises(MissingMetadataError) as caught:
         paraload.load(blank(0), folder, no_dist=True)
-    for words in ("__0.metadata", "'.metadata'", "ranks 1, 3 have their own metadata"):
+    for words in ("__0.metadata", "'.metadata'", "ranks 1, 3 have separate metadata"):
         assert words in str(caught.value)
     back = pickle.loads(pickle.dumps(caught.value))
     assert str(back) == str(caught.value)
@@ -220,7 +220,7 @@ def test_a_missing_own_one_ends_the_load_on_all_ranks(tmp_path):
     save(tmp_path / "ckpt", 0)
     for told in run_ranks(fail_on_one_rank, tmp_path):
         assert list(told) == ["1"]
-        assert "__1.metadata: no such file, nor '.metadata'; rank 0 alone" in told["1"]
+        assert "__1.metadata: no such file, and no '.metadata'; only rank 0" in told["1"]
 
 
 def test_damage_in_the_part_of_one_rank_ends_the_load_on_all_ranks(tmp_path):

@@ -66,7 +66,7 @@ def test_looks_at_files_before_and_after(folder, saved, monkeypatch, storage, ex
     options = {"executor": executor, "max_workers": 2, "stall_timeout_s": timeout_s}
     stalls(
         lambda: paraload.load(support.empty_like(saved), folder, no_dist=True, **options),
-        r"'__0_\d.distcp'.* being looked at|being looked at, '__0_",
+        r"'__0_\d.distcp' was being checked|checking \d files?, '__0_",
         timeout_s,
     )
 
@@ -79,7 +79,7 @@ def test_slow_looks_that_several_threads_take(folder, saved, monkeypatch, storag
         lambda: paraload.load(
             support.empty_like(saved), folder, no_dist=True, stall_timeout_s=TIMEOUT_S
         ),
-        r"2 files were being looked at, '__0_\d.distcp' among them",
+        r"while checking 2 files, '__0_\d.distcp' among them",
     )
 
 
@@ -164,7 +164,7 @@ def test_an_error_is_told_though_the_looks_after_it_hang(folder, saved, monkeypa
     plan, planner = support.plan_for(reader, support.empty_like(saved))
     with pytest.raises(CheckpointReadError, match="EIO") as caught:
         reader.read_data(plan, planner)
-    assert any("not known: no answer for 0.3 s" in note for note in caught.value.__notes__)
+    assert any("files have changed: no answer for 0.3 s" in note for note in caught.value.__notes__)
 
 
 def test_the_program_ends_though_threads_are_stuck(folder, saved):

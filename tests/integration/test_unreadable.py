@@ -104,7 +104,7 @@ def test_all_unreadable_files_are_named_before_the_first_byte(folder, executor, 
         targets,
     )
     assert_refused(error, path, {first.name, third.name}, errno.EACCES)
-    assert "Let this user read the file" in str(error)
+    assert "Give this user permission to read the file" in str(error)
 
 
 def test_so_is_one_behind_a_folder_that_may_not_be_searched(folder):
@@ -306,6 +306,6 @@ def test_unreadable_metadata_is_one_error_at_once(folder, close):
     assert type(error) is MetadataError
     assert error.path == str(path / ".metadata")
     assert "Permission denied" in str(error)
-    assert "Let this user read it" in str(error)
+    assert "Give this user permission to read it" in str(error)
     error = refusal(lambda: ParallelFileSystemReader(path).read_metadata(), targets, MetadataError)
     assert "Permission denied" in str(error)

@@ -142,10 +142,10 @@ def test_very_many_causes_are_counted_rather_than_printed_and_hide_no_file():
     one_file = [failure(fqn="w", problem="x" * n) for n in range(60)]
     told = lines([*one_file, failure(path="b", fqn="last"), failure(path="c", fqn="end")])
     assert len(told) == 21
-    assert told[-1] == "  - and 42 more items in 1 file, in this error's `failures`"
+    assert told[-1] == "  - and 42 more items in 1 file; this error's `failures` has all"
     assert [line for line in told if "'last'" in line or "'end'" in line] == told[-3:-1]
     many = lines(failure(path=str(n)) for n in range(50))
-    assert many[-1] == "  - and 30 more items in 30 files, in this error's `failures`"
+    assert many[-1] == "  - and 30 more items in 30 files; this error's `failures` has all"
 
 
 def test_one_item_is_counted_as_one():

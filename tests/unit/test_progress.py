@@ -87,7 +87,7 @@ def test_a_bar_whose_terminal_goes_away_ends_alone(monkeypatch, caplog):
     del bar
     gc.collect()
     assert [record.message for record in caplog.records] == [
-        "the progress bar ends: BrokenPipeError: [Errno 32] Broken pipe"
+        "the progress bar stopped: BrokenPipeError: [Errno 32] Broken pipe"
     ]
 
 

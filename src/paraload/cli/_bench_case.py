@@ -138,7 +138,7 @@ def records_of(metadata: Metadata) -> list[Record]:
             dtype = item.properties.dtype
             for chunk in item.chunks:
                 index = MetadataIndex(name, chunk.offsets)
-                if dtype in QUANTISED:  # has no target to be read into
+                if dtype in QUANTISED:  # no target can be made for it
                     records.append(_record(metadata, index, None, None))
                 else:
                     records.append(_record(metadata, index, tuple(chunk.sizes), dtype))

@@ -45,7 +45,7 @@ _VERY_WIDE = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows of text under a title, as a terminal may be shown them.
+    """Rows of text under a title, safe to show on a terminal.
 
     Attributes:
         title: above it.
@@ -60,7 +60,7 @@ class Table:
     numeric: frozenset[int]
 
     def __post_init__(self) -> None:
-        """Names in cells are those of a file: nothing in them is obeyed."""
+        """Escape control characters: the names in cells come from a file."""
         object.__setattr__(self, "title", printable(self.title))
         rows = [[printable(cell) for cell in row] for row in self.rows]
         object.__setattr__(self, "rows", rows)
@@ -98,12 +98,12 @@ def prepare_streams() -> None:
 
 
 def say(text: str = "") -> None:
-    """Print ``text``, without anything that a terminal would obey; at once, for who waits."""
+    """Print ``text`` at once, with escapes for control characters."""
     print(printable_lines(text), flush=True)
 
 
 def warn(text: str) -> None:
-    """The same to standard error, if there is one; the exit status does not depend on it."""
+    """Like :func:`say`, to standard error if there is one. A failure has no effect."""
     if sys.stderr is not None:  # print() would take standard output instead
         with suppress(OSError, ValueError, AttributeError):
             print(printable_lines(text), file=sys.stderr, flush=True)

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["QUANTISED", "BytesPlanner", "empty_state"]
 
-#: Their scales are in the record, not in the metadata, and ``copy_`` needs a target of the same
-#: scheme; so no target can be made before the record is read.
+#: Their scales are in the record, not in the metadata, and ``copy_`` needs a target with the same
+#: scheme. So no target can be made before the record is read.
 QUANTISED: Final = frozenset(
     {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 )
 
 
 def empty_state(metadata: Metadata) -> dict[str, Any]:
-    """A place for everything in the checkpoint; ``None`` for objects.
+    """A target for every entry of the checkpoint; ``None`` for objects.
 
-    A quantised tensor has a stand-in of its size and of one byte, which is never read into.
+    The stand-in for a quantised tensor has its size, but only one byte, which is never written to.
 
     Raises:
         ItemReadError: torch cannot make a tensor that the metadata describes.
@@ -47,24 +47,24 @@ def _empty(name: str, item: Any) -> torch.Tensor | None:
         return torch.empty(item.size, dtype=item.properties.dtype, device="cpu")
     except (RuntimeError, TypeError, OverflowError) as error:
         raise ItemReadError(
-            "torch cannot make the tensor that the metadata describes",
+            "torch cannot create the tensor that the metadata describes",
             fqn=name,
-            expected=f"a size and dtype that torch knows and memory holds, for"
-            f" {tuple(item.size)} of {item.properties.dtype}",
+            expected=f"a known dtype and enough memory for a tensor of shape {tuple(item.size)}"
+            f" and dtype {item.properties.dtype}",
             got=str(error).split("\n", 1)[0],
             hint="The metadata is damaged, or a newer torch wrote it",
         ) from error
 
 
 class BytesPlanner(QuickLoadPlanner):
-    """Leaves objects as bytes, and loads quantised tensors out of theirs.
+    """Leaves objects as bytes, and loads quantised tensors from their bytes.
 
     Unpickling objects would need the classes of the job that saved them, and run whatever code a
     stranger's checkpoint holds.
     """
 
     def create_local_plan(self) -> LoadPlan:
-        """As torch plans; quantised tensors by their records."""
+        """The plan of torch, with quantised tensors as whole records."""
         plan, entries = super().create_local_plan(), self._entries()
         plan.items = [it for it in plan.items if not _is_quantised(entries, it.dest_index.fqn)]
         for fqn in self.state_dict:
@@ -73,10 +73,10 @@ class BytesPlanner(QuickLoadPlanner):
         return plan
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Drop them, or find out whether torch can read the quantised tensor.
+        """Drop objects; check that torch can read quantised tensors.
 
         Raises:
-            ItemReadError: it cannot.
+            ItemReadError: torch cannot read it.
         """
         index = read_item.storage_index
         entries = self._entries()

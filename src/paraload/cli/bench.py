@@ -147,7 +147,7 @@ def _write_files(arguments: argparse.Namespace, result: Result) -> None:
 def _counts(text: str) -> list[int]:
     counts = sorted({_count(word) for word in text.split(",")})
     if counts[-1] > MOST_WORKERS:
-        raise argparse.ArgumentTypeError(f"{counts[-1]} is more than {MOST_WORKERS}")
+        raise argparse.ArgumentTypeError(f"expected {MOST_WORKERS} or less, got {counts[-1]}")
     return counts
 
 

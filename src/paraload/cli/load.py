@@ -90,7 +90,7 @@ def _load(path: Path, found: FolderMetadata, options: ReadOptions) -> ReadReport
 
     require_memory(checkpoint.contents(found, path).tensor_bytes, "the checkpoint")
     reader = ParallelFileSystemReader(path, options=options)
-    reader._metadata_before = found.seen  # noqa: SLF001 - it has not read them itself
+    reader._metadata_before = found.seen  # noqa: SLF001 - the reader does not read it itself
     planner = BytesPlanner()
     with collector_paused():
         planner.set_up_planner(empty_state(found.metadata), found.metadata, is_coordinator=True)

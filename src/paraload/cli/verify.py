@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--key-file",
         metavar="FILE",
-        help="key of the manifest: without it, no manifest can be made that fits other files",
+        help="key of the manifest; without it, a manifest for other files cannot be forged",
     )
     add_json_option(parser)
     parser.set_defaults(run=run)

@@ -39,7 +39,7 @@ class ReadExecutor(Protocol):
     name: str
     #: Readers at once; of an executor that finds out how many, the most that there have been.
     workers: int
-    #: How the run is slower than what was asked for; grows while it goes on.
+    #: Why the run is slower than requested; grows during the run.
     downgrades: list[str]
 
     def run(

@@ -1,7 +1,7 @@
-"""Worker processes that cannot start, or that die: what happened, and what to do about it.
+"""Explains worker processes that cannot start, or that die, and what to do about it.
 
-A worker imports the program's main script only if something that it is sent is defined there. What
-cannot be imported is refused before any work; an unguarded script is known only when it fails.
+A worker imports the program's main script only if something that is sent to it is defined there. We
+refuse what cannot be imported before any work; an unguarded script shows only when it fails.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["needs_main", "require_startable", "worker_died"]
 
-#: The main module, and what it is called in a process that multiprocessing has started.
+#: The main module, and its name in a process that multiprocessing has started.
 _MAIN: Final = frozenset({"__main__", "__mp_main__"})
-#: Where functions come from that were typed into a session.
+#: How the file names of functions begin that were typed into a session.
 _TYPED: Final = ("<stdin>", "<ipython-input", "<python-input")
-_CURE: Final = "move it into a module of its own, or use executor='threads'"
+_CURE: Final = "move it into its own module, or use executor='threads'"
 _FEWER: Final = (
     "Was it killed for lack of memory (see dmesg)? A smaller memory_budget_bytes, fewer max_workers"
-    " or executor='threads' need less"
+    " or executor='threads' needs less"
 )
 _ELSEWHERE: Final = "executor='threads' needs no worker processes"
 
@@ -42,13 +42,13 @@ def require_startable(work: Work) -> None:
     """Refuse, before any work, what cannot be sent to a worker process.
 
     Raises:
-        HookNotPicklableError: a hook cannot be pickled, or not be imported by a worker.
-        InvalidOptionError: this process is itself a worker that is just starting.
+        HookNotPicklableError: a hook cannot be pickled, or a worker cannot import it.
+        InvalidOptionError: this process is itself a worker that is starting.
     """
     if getattr(process.current_process(), "_inheriting", False):
         raise InvalidOptionError(
-            "this load was reached while a worker process imports the main script; put the script's"
-            " work under `if __name__ == '__main__':`, or use executor='threads'"
+            "this load was called while a worker process imports the main script; put the script's"
+            " code under `if __name__ == '__main__':`, or use executor='threads'"
         )
     for name, hook in work.hooks.items():
         _require_picklable(hook, f"{name}={hook!r}", "define it at the top level of a module, or")
@@ -121,12 +121,12 @@ def worker_died(
     held = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
     if not ended:
         return WorkerDiedError(
-            f"a worker process died while these were being read: {held}. It is not known how it"
-            f" ended. {_FEWER}"
+            f"a worker process died while these were being read: {held}. How it ended is unknown."
+            f" {_FEWER}"
         )
     is_starting = not has_started(ended[0].pid)
     details = "; ".join(str(one) for one in ended if is_starting != has_started(one.pid))
-    when = "starting, so that these were not read" if is_starting else "these were being read"
+    when = "starting, so these were not read" if is_starting else "these were being read"
     hint = _hint(ended[0], work, is_starting=is_starting)
     return WorkerDiedError(f"a worker process died while {when}: {held}. {details}. {hint}")
 
@@ -140,7 +140,7 @@ def _hint(ended: EndedWorker, work: Work, *, is_starting: bool) -> str:
         return f"A library or a hook crashed, or another program ended the worker. {_ELSEWHERE}"
     if not is_starting:
         return f"Did a hook end the process? {_ELSEWHERE}"
-    told = "Its own message is on standard error"
+    told = "Its own error message is on standard error"
     hooks = " and ".join(f"{name}=" for name in work.hooks)
     if needs_main(work):
         return (

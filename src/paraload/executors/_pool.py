@@ -26,7 +26,7 @@ class _MultiprocessingPool:
 
     def __init__(self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]) -> None:
         self._context = mp_context
-        self._pool: Any = Pool.__new__(Pool)  # at hand, even if only half of it comes to be
+        self._pool: Any = Pool.__new__(Pool)  # known, even if its constructor fails halfway
         try:
             Pool.__init__(self._pool, workers, start_worker, initargs, context=mp_context)
         except BaseException:
@@ -37,19 +37,19 @@ class _MultiprocessingPool:
         self._pool.apply_async(process_single_file, (task,), callback=done, error_callback=done)
 
     def _abandon(self) -> None:
-        """End what was started of a pool that did not come to be."""
+        """Clean up a pool whose constructor failed."""
         handlers = [
             thread
             for name in ("_worker_handler", "_task_handler")
             if (thread := getattr(self._pool, name, None)) is not None and thread.ident is not None
         ]
-        if handlers:  # it would start other workers in place of those that end
+        if handlers:  # the first one would replace workers that end
             handlers[0]._state = TERMINATE  # noqa: SLF001 - as Pool.terminate() does
             self._pool._change_notifier.put(None)  # noqa: SLF001
             handlers[0].join()
         self._context.kill()
         for handler in handlers[1:]:
-            handler.join()  # the first one has told it to end
+            handler.join()  # the first handler has told it to end
         del self._pool
 
     def close(self, *, orderly: bool) -> None:

@@ -29,14 +29,14 @@ class _FuturesPool:
         self._pool = ProcessPoolExecutor(
             workers, mp_context=mp_context, initializer=start_worker, initargs=initargs
         )
-        # The queue starts its thread with the first task, on another thread, where nothing hears
-        # of it if the system refuses.
+        # The queue would start its thread with the first task, on another thread, where a refusal
+        # of the system goes unnoticed.
         queue: Any = self._pool._call_queue  # type: ignore[attr-defined]  # noqa: SLF001
         try:
             with queue._notempty:  # noqa: SLF001 - as its put() does
                 queue._start_thread()  # noqa: SLF001 - there is no public way
         except BaseException:
-            queue._thread = None  # noqa: SLF001 - in a circle with the queue, it would keep it
+            queue._thread = None  # noqa: SLF001 - a reference cycle would keep the queue alive
             raise
 
     def submit(self, task: SlottedTask, done: Callable[[Any], None]) -> None:
@@ -57,7 +57,7 @@ class _FuturesPool:
         manager = pool._executor_manager_thread  # noqa: SLF001 - shutdown() would join it
         if manager is None or manager.ident is None:
             pool._executor_manager_thread = None  # noqa: SLF001
-            pool._call_queue.close()  # noqa: SLF001 - which the manager does at its end
+            pool._call_queue.close()  # noqa: SLF001 - as the manager does at its end
             pool._call_queue.join_thread()  # noqa: SLF001
 
 

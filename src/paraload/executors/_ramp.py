@@ -108,7 +108,7 @@ class Ramp:
         return self.workers
 
     def limit_to(self, workers: int) -> None:
-        """There are only ``workers``, and no more to be had."""
+        """Stay at ``workers``: the system does not allow more."""
         self._limits = self._limits.at_most(workers)
         self._fewer = None
         self._change(workers)

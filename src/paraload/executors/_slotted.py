@@ -54,16 +54,16 @@ _NICENESS_OF_READERS = 10
 
 
 class _NotStartedError(Exception):
-    """The system lets no worker start: a limit of processes or threads, or no shared memory."""
+    """The system refuses to start workers: a limit of processes or threads, or no shared memory."""
 
     def __init__(self, why: str, tasks: list[ReadTask]) -> None:
         super().__init__(why)
         self.why = why
-        self.tasks = tasks  # that have been taken from the feed
+        self.tasks = tasks  # already taken from the feed
 
 
 class _InProcesses(Protocol):
-    """What both executors have."""
+    """The attributes of both process executors."""
 
     name: str
     workers: int
@@ -91,7 +91,7 @@ def run_in_slots_or_threads(
     feed: Callable[[], ReadTask | None],
     targets: Mapping[int, TargetMemory],
 ) -> Generator[TaskResult, None, None]:
-    """See :class:`~paraload.executors._base.ReadExecutor`; threads do what processes cannot."""
+    """See :class:`~paraload.executors._base.ReadExecutor`; uses threads if no process starts."""
     workers = executor.workers
     try:
         yield from _run_in_slots(start_pool, workers, executor.slot_bytes, work, feed, targets)
@@ -132,7 +132,7 @@ def _run_in_slots(
                     ring = made.enter_context(SlotRing(slots, slot_bytes))
                     pool = start_pool(mp_context, workers, (work, ring.name, slot_bytes))
                     made.callback(lambda: pool.close(orderly=orderly))
-            except Exception as error:  # noqa: BLE001 - raised again, if it is no refusal
+            except Exception as error:  # noqa: BLE001 - raised again unless it is a refusal
                 refusal = _refusal(error)
             if refusal:
                 raise _NotStartedError(refusal, [])
@@ -176,7 +176,7 @@ class _Run:
         try:
             with interrupts_deferred():  # a pool may start its processes now
                 self._pool.submit(SlottedTask(task, slot), lambda result: done.put((slot, result)))
-        except Exception as error:  # noqa: BLE001 - raised again, if it is no refusal
+        except Exception as error:  # noqa: BLE001 - raised again unless it is a refusal
             refusal = _refusal(error)
         if refusal:
             raise _NotStartedError(refusal, [*self._in_flight.values()])
@@ -216,12 +216,12 @@ class _Run:
 
 
 def _refusal(error: Exception) -> str:
-    """Why the system starts no worker.
+    """Why the system refuses to start a worker.
 
-    The error is not kept: its frames hold the locks of what is half made.
+    Only as text: the frames of the error hold the locks of half-made objects.
 
     Raises:
-        Exception: ``error``, if it is another one.
+        Exception: ``error``, if it is not a refusal.
     """
     is_refusal = isinstance(error, OSError | ImportError | NotImplementedError)
     if not is_refusal and "start new thread" not in str(error):

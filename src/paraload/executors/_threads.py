@@ -88,7 +88,8 @@ class ThreadExecutor:
     ) -> Generator[TaskResult, None, None]:
         """Run tasks on the threads; bytes land straight in ``targets``.
 
-        Where the system lets only some threads start, these do it all; where none, the caller's.
+        If the system starts only some of the threads, those do all the work; if none, the caller's
+        thread does.
         """
         sink = TargetSink(targets)
         crew = _Crew(work, sink) if self._ramp is None else _RampingCrew(work, sink, self._ramp)
@@ -114,7 +115,7 @@ class _Crew:
 
     Attributes:
         size: threads that go on.
-        downgrades: gets why there are fewer than were asked for.
+        downgrades: receives the reason if fewer threads start than were asked for.
     """
 
     def __init__(self, work: Work, sink: TargetSink) -> None:
@@ -179,7 +180,7 @@ class _Crew:
             self.downgrades.append(f"threads: {how_many} of {size} could be started ({error})")
 
     def _free_names(self) -> Iterator[str]:
-        """Names that no thread has: a trace has a track for each name, which reads alone there."""
+        """Unused names: a trace has a track for each name, where reads must not overlap."""
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         taken = {thread.name for thread in self._threads}
         return (name for n in count() if (name := f"paraload-{n}") not in taken)

@@ -22,7 +22,7 @@ __all__ = ["can_open", "load_tensor", "narrow_tensor", "narrow_with_hook", "reas
 
 _SHOWN_OF_REASON: Final = 200
 _SHOWN_OF_NAME: Final = 500
-#: How torch names what it does not let a record use.
+#: torch's messages about names that it refuses.
 _REFUSED: Final = re.compile(
     r"Unsupported global: GLOBAL (.+?) was not an allowed global"
     r"|unsupported GLOBAL (.+?) whose module .+ is blocked",
@@ -57,11 +57,11 @@ def load_tensor(data: memoryview) -> torch.Tensor:
 
 
 def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
-    """The error for a record that is intact, but needs what torch does not let it use.
+    """The error for a record that is intact, but needs something that torch refuses.
 
     Args:
-        error: of ``torch.load(weights_only=True)``.
-        what: is in the record.
+        error: what ``torch.load(weights_only=True)`` raised.
+        what: what the record holds, such as "tensor".
 
     Returns:
         ``None`` if ``error`` is about something else.
@@ -83,31 +83,31 @@ def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
             hint="A newer torch wrote the file, so load it with that; or the file is damaged",
         )
     return UnsafeObjectError(
-        f"the {what} names {name}, which torch does not let it use; nothing was executed",
+        f"the {what} names {name}, which torch refuses to load; nothing was executed",
         hint="Do not trust this file: it is damaged, or it was made to run code here",
     )
 
 
 def _class_refusal(module: str, kind: str, what: str) -> UnsafeObjectError:
     name = f"{module}.{kind}"
-    is_a = f"the {what} is an instance of {name}, or contains one: a class that this program has"
+    needs = f"the {what} needs the class {name}, which"
     allow = f"torch.serialization.add_safe_globals([{name}])"
     package = module.split(".", maxsplit=1)[0]
     if module not in sys.modules:
-        # A submodule of a package that is imported has to be named itself.
+        # If the package is imported already, name the submodule.
         to_import = module if package in sys.modules else package
         return UnsafeObjectError(
-            f"{is_a} not imported",
-            hint=f"`import {to_import}` before loading; if {package} does not allow its classes"
-            f" itself, and you trust the file, call {allow}, too",
+            f"{needs} this program has not imported",
+            hint=f"`import {to_import}` before loading. If {package} does not allow its classes"
+            f" itself, and you trust the file, call {allow} too",
         )
     if not hasattr(sys.modules[module], kind):
-        cure = f"Install the version of {package} that has it"
+        cure = f"Install a version of {package} that has it"
         if module == "__main__":
-            cure = "The script that saved the checkpoint defines it; this one has to do so, too"
-        return UnsafeObjectError(f"{is_a} not got, although {module} is imported", hint=cure)
+            cure = "The script that saved the checkpoint defines it; define it in this script too"
+        return UnsafeObjectError(f"{needs} the imported module {module} does not have", hint=cure)
     return UnsafeObjectError(
-        f"{is_a} imported, but not allowed torch to load",
+        f"{needs} this program has imported, but not allowed torch to load",
         hint=f"If you trust the file, call {allow} before loading",
     )
 
@@ -122,7 +122,7 @@ def can_open(data: memoryview) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """What is wrong, of all that torch says: not its advice to allow whatever is in the file."""
+    """The reason from torch's message, without its advice to allow whatever is in the file."""
     lines = str(error).splitlines() or [""]
     told = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])
     return printable(f"{type(error).__name__}: {told.strip()[:_SHOWN_OF_REASON]}")
@@ -146,8 +146,8 @@ def narrow_with_hook(
     try:
         loaded = load_tensor(data)
     except UnsafeObjectError as error:
-        # Worker processes import neither __main__ nor what it has imported.
-        error.hint = f"{error.hint}. Process executors need that in the module of the hook"
+        # Worker processes import neither __main__ nor what it imports.
+        error.hint = f"{error.hint}. With process executors, do this in the module of the hook"
         raise
     tensor = hook(loaded, storage_offsets, lengths).detach().contiguous()
     nbytes = tensor.numel() * tensor.element_size()

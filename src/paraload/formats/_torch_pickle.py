@@ -102,9 +102,9 @@ def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any) ->
         raise OddError(f"dtype {dtype}")
     numbers = (offset, numel, *shape, *strides)
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise OddError("impossible sizes of a tensor")
+        raise OddError("impossible tensor sizes")
     if len(shape) != len(strides):
-        raise OddError("impossible sizes of a tensor")
+        raise OddError("impossible tensor sizes")
     return _Tensor(
         {
             "dtype": dtype,

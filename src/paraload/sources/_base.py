@@ -62,8 +62,8 @@ class ByteSource(Protocol):
     A source may be used by many threads at once, and pickles as configuration: handles are opened
     when they are first needed, in each process anew. Paths are relative to the checkpoint.
 
-    A source may also have ``require_readable(path)``, which raises the ``OSError`` of a file that
-    cannot be opened, at little cost; then such files are known before the first byte is read.
+    A source may also have a cheap ``require_readable(path)``, which raises the ``OSError`` of a
+    file that cannot be opened. Then such files are reported before the first byte is read.
 
     Errors are :class:`~paraload.errors.ItemReadError` or plain ``OSError``; a read that ends early
     is an error (:class:`~paraload.errors.ShortFileError`), never fewer bytes.

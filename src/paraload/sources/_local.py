@@ -138,13 +138,13 @@ class LocalSource:
         return FileIdentity.of(status)
 
     def require_readable(self, path: str) -> None:
-        """Raise what the system would answer to a read, if it would refuse one.
+        """Raise the system's error if the file cannot be opened.
 
-        Not a part of :meth:`identify`: a file that was read already may become unreadable.
+        Not a part of :meth:`identify`: a file may become unreadable after it has been read.
         """
         name = os.path.join(self.root, path)
-        # A look at the permissions costs a microsecond, an open may cost a round trip. It can be
-        # wrong (access lists, capabilities), so a refusal counts only if opening fails as well.
+        # access() costs a microsecond, open() may cost a round trip. access() can be wrong (access
+        # lists, capabilities), so a refusal counts only if opening fails too.
         if not os.access(name, os.R_OK, effective_ids=_EFFECTIVE_IDS):
             os.close(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
 
@@ -173,7 +173,7 @@ class LocalSource:
 
     def open_stream(self, path: str) -> IO[bytes]:
         """A stream of its own; the caller closes it."""
-        self._handle(path)  # tells a missing file from others
+        self._handle(path)  # raises the error for a missing file
         return io.BufferedReader(open_regular(os.path.join(self.root, path)))
 
     def forget(self, path: str) -> None:
@@ -207,7 +207,7 @@ class LocalSource:
                 if error.errno not in {errno.EMFILE, errno.ENFILE}:
                     raise
                 with self._lock:
-                    self._handles.clear()  # do with fewer; who reads one may go on
+                    self._handles.clear()  # do with fewer; running reads keep theirs open
                 return _Handle(name, direct_io=self._direct_io)
         except FileNotFoundError as error:
             raise self._missing(path) from error

@@ -1,10 +1,10 @@
-"""Opening a regular file, which may take its time, but never anything else, which may hang.
+"""Opens regular files, which may take time, and refuses anything else, which may hang.
 
 open without waiting --> regular: done          anything else: refused
         |
       EAGAIN: a lease (NFS delegation, SMB oplock, HSM recall)
         |
-        `--> O_PATH --> regular: open it once more, and wait for it
+        `--> O_PATH --> regular: open it again, and wait
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["open_regular", "require_regular"]
 
 
 def open_regular(path: str) -> io.FileIO:
-    """The regular file ``path``, opened for reading; reads of it wait for their bytes.
+    """The regular file ``path``, opened for blocking reads.
 
     Raises:
-        FormatError: it is something else. A FIFO would wait for its writer.
+        FormatError: it is something else; a FIFO, for instance, would wait for its writer.
         OSError: it cannot be opened.
     """
     try:
-        with interrupts_deferred():  # a bare descriptor would stay open
+        with interrupts_deferred():  # Ctrl-C would leave the bare descriptor open
             return io.FileIO(path, opener=_open_at_once)
     except BlockingIOError:
         return _open_in_time(path)
@@ -47,7 +47,7 @@ def _open_at_once(path: str, flags: int) -> int:
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         require_regular(os.fstat(fd))
-        os.set_blocking(fd, True)  # some file systems heed it in reads
+        os.set_blocking(fd, True)  # some file systems honour O_NONBLOCK in reads
     except BaseException:
         os.close(fd)
         raise
@@ -55,16 +55,16 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _open_in_time(path: str) -> io.FileIO:
-    """Open a file whose lease has to be broken first, for which Linux gives its holder 45 s.
+    """Open a file whose lease has to be broken first; Linux gives the lease holder 45 s.
 
-    Not by trying without waiting again and again: that need not make an archive recall the file.
-    By way of ``/proc``, it is the file that was looked at, whatever has its name by now. Ctrl-C and
-    other signals are handled while it waits: a file object closes itself.
+    Repeated attempts without waiting may not make an archive recall the file. Opening it through
+    ``/proc`` gives the file that was checked, even if another one has its name by now. Ctrl-C and
+    other signals are handled during the wait: a file object closes itself.
     """
     looked_at = -1
     try:
         with interrupts_deferred():
-            looked_at = os.open(path, os.O_PATH | os.O_CLOEXEC)  # which no lease holds up
+            looked_at = os.open(path, os.O_PATH | os.O_CLOEXEC)  # leases do not delay it
         require_regular(os.fstat(looked_at))
         return io.FileIO(f"/proc/self/fd/{looked_at}")
     finally:
