@@ -5,9 +5,15 @@ from __future__ import annotations
 import tempfile
 
 import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader
 
 from benchmarks import __main__ as bench
+from benchmarks.cases import whole_case
+from benchmarks.checkpoints import poison
+from benchmarks.raw import RawLimit
 from benchmarks.rivals import __main__ as rivals
+from paraload.testing import make_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -39,3 +45,17 @@ def test_a_wrong_call_is_refused_before_anything_is_measured(
     printed = capsys.readouterr()
     assert message in " ".join(printed.err.split())
     assert printed.out == ""
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_the_raw_limit_reads_the_very_bytes(tmp_path, checksum):
+    # More than one step of the checksum.
+    make_checkpoint(tmp_path, {f"layers.{n}": torch.randn(3000, 1024) for n in range(2)})
+    case = whole_case(tmp_path)
+    reader = FileSystemReader(tmp_path)
+    plan, planner = case.plan(reader)
+    reader.read_data(plan, planner).wait()
+    expected = {name: tensor.clone() for name, tensor in case.targets.items()}
+    poison(case.targets)
+    RawLimit(case, workers=2, checksum=checksum).run()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in case.targets.items())

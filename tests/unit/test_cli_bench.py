@@ -523,8 +523,7 @@ def test_ctrl_c_ends_with_130(capsys, whole, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paraload.cli._bench_contest.interleaved", interrupt)
-    monkeypatch.setattr("paraload.cli._bench_contest.Contest.measure", interrupt)
+    monkeypatch.setattr("paraload.cli._bench_run.timed", interrupt)
     status, out, err = call(capsys, whole, *QUICK)
     assert (status, err) == (130, "paraload: interrupted\n")
     assert "recommended" not in out

@@ -2,7 +2,7 @@
 
     .metadata --> records --some of each file--> chosen --> targets, plan --> reader.read_data
 
-Every saved piece goes to a tensor of its own, as in a job that is sharded as the one that saved it.
+Every saved piece goes to its own tensor, as in a job that is sharded like the one that saved it.
 All contestants fill the same tensors.
 """
 
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint import Metadata
 
-__all__ = ["Case", "Record", "chosen", "records_of"]
+__all__ = ["Case", "Record", "bytes_of", "chosen", "records_of"]
 
-#: Likely no value of a checkpoint, so that what an arm leaves unread shows.
+#: Hardly a value of any checkpoint, so that what an arm leaves unread shows.
 _POISON: Final = 0xA5
+_NOWHERE: Final = torch.Size((0,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +41,8 @@ class Record:
 
     Attributes:
         index: its key in the metadata.
-        shape: of the piece; ``None`` for an object.
-        dtype: of the tensor; ``None`` for an object.
+        shape: of the piece; ``None`` for an object, and for a tensor that has no target.
+        dtype: ``None`` likewise.
     """
 
     index: Any
@@ -53,7 +54,7 @@ class Record:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a job gets of it."""
+        """Bytes that a job gets from it."""
         if self.shape is None or self.dtype is None:
             return self.end - self.start
         return math.prod(self.shape) * self.dtype.itemsize
@@ -61,14 +62,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Case:
-    """One load.
-
-    Attributes:
-        folder: of the checkpoint.
-        metadata: of it.
-        records: what is read.
-        targets: by the number of the record, as text.
-    """
+    """One load; the name of a target is the number of its record."""
 
     folder: Path
     metadata: Metadata
@@ -77,7 +71,7 @@ class Case:
 
     @classmethod
     def of(cls, folder: Path, metadata: Metadata, records: Sequence[Record]) -> Case:
-        """Make the targets, their memory faulted in."""
+        """Make the targets and fault their memory in."""
         targets = {
             str(number): torch.empty(record.shape, dtype=record.dtype)
             for number, record in enumerate(records)
@@ -86,11 +80,6 @@ class Case:
         case = cls(folder=folder, metadata=metadata, records=records, targets=targets)
         case.poison()
         return case
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that a job gets of all."""
-        return sum(record.nbytes for record in self.records)
 
     @property
     def ranges(self) -> list[FileRange]:
@@ -111,17 +100,17 @@ class Case:
         return lambda: reader.read_data(plan, planner).wait()
 
     def memory(self, number: int) -> memoryview | None:
-        """The bytes of a record's target; ``None`` for an object."""
+        """The bytes of a record's target, if it has one."""
         target = self.targets.get(str(number))
         return None if target is None else _raw_bytes(target).numpy().data
 
     def poison(self) -> None:
-        """Fill the targets with what no checkpoint holds."""
+        """Overwrite the targets, so that an arm cannot inherit what an earlier one loaded."""
         for target in self.targets.values():
             _raw_bytes(target).fill_(_POISON)
 
     def checksums(self) -> list[int]:
-        """Of what the targets hold now, in the order of the records; 0 for objects."""
+        """Of what the targets hold now, by number of the record; 0 without target."""
         memories = map(self.memory, range(len(self.records)))
         return [0 if memory is None else crc32(memory) for memory in memories]
 
@@ -130,48 +119,35 @@ def records_of(metadata: Metadata) -> list[Record]:
     """Everything in the checkpoint, in the order in which a job plans to load it.
 
     Raises:
-        CheckpointReadError: the metadata says of something neither where it is nor what.
+        CheckpointReadError: the metadata names no file for an entry.
     """
+    infos: dict[Any, Any] = metadata.storage_data
     records = []
     for name, item in metadata.state_dict_metadata.items():
         if isinstance(item, TensorStorageMetadata):
-            dtype = item.properties.dtype
-            for chunk in item.chunks:
-                index = MetadataIndex(name, chunk.offsets)
-                if dtype in QUANTISED:  # no target can be made for it
-                    records.append(_record(metadata, index, None, None))
-                else:
-                    records.append(_record(metadata, index, tuple(chunk.sizes), dtype))
+            # No target can be made for a quantised tensor.
+            dtype = None if item.properties.dtype in QUANTISED else item.properties.dtype
+            pieces = [
+                (MetadataIndex(name, chunk.offsets), None if dtype is None else tuple(chunk.sizes))
+                for chunk in item.chunks
+            ]
         else:
-            records.append(_record(metadata, MetadataIndex(name), None, None))
+            dtype, pieces = None, [(MetadataIndex(name), None)]
+        for index, shape in pieces:
+            if (info := infos.get(index)) is None:
+                raise CheckpointReadError(f"{name!r}: the metadata names no file for it")
+            start, end = info.offset, info.offset + info.length
+            path = info.relative_path
+            records.append(
+                Record(index=index, path=path, start=start, end=end, shape=shape, dtype=dtype)
+            )
     return records
 
 
-def _record(
-    metadata: Metadata,
-    index: MetadataIndex,
-    shape: tuple[int, ...] | None,
-    dtype: torch.dtype | None,
-) -> Record:
-    infos: dict[Any, Any] = metadata.storage_data
-    info = infos.get(index)
-    if info is None:
-        raise CheckpointReadError(f"{index.fqn!r}: the metadata names no file for it")
-    return Record(
-        index=index,
-        path=info.relative_path,
-        start=info.offset,
-        end=info.offset + info.length,
-        shape=shape,
-        dtype=dtype,
-    )
-
-
 def chosen(records: Sequence[Record], limit_bytes: int) -> list[Record]:
-    """The first records of every file, ``limit_bytes`` of them in all, in their old order.
+    """The first records of every file, at least one and about ``limit_bytes``, in their old order.
 
-    Files are taken from in turn, so that the part is spread over files as the whole is. At least
-    one record is taken.
+    Files are taken from in turn, so that the part is spread over files as the whole is.
     """
     by_file: dict[str, deque[int]] = {}
     for number in sorted(range(len(records)), key=lambda number: records[number].start):
@@ -184,7 +160,7 @@ def chosen(records: Sequence[Record], limit_bytes: int) -> list[Record]:
         for queue in queues:
             number = queue.popleft()
             if records[number].nbytes > left and taken:
-                continue  # this file has given what it can
+                continue  # this file gives no more
             taken.append(number)
             left -= records[number].nbytes
             if queue:
@@ -193,16 +169,20 @@ def chosen(records: Sequence[Record], limit_bytes: int) -> list[Record]:
     return [records[number] for number in sorted(taken)]
 
 
+def bytes_of(records: Sequence[Record]) -> int:
+    """Bytes that a job gets from all of them."""
+    return sum(record.nbytes for record in records)
+
+
 def _read_item(number: int, record: Record) -> ReadItem:
-    zeros = torch.Size([0] * len(record.shape or ()))
-    is_object = record.shape is None
+    zeros = _NOWHERE if record.shape is None else torch.Size([0] * len(record.shape))
     return ReadItem(
-        type=LoadItemType.BYTE_IO if is_object else LoadItemType.TENSOR,
+        type=LoadItemType.BYTE_IO if record.shape is None else LoadItemType.TENSOR,
         dest_index=MetadataIndex(str(number)),
-        dest_offsets=torch.Size((0,)) if is_object else zeros,
+        dest_offsets=zeros,
         storage_index=record.index,
-        storage_offsets=torch.Size((0,)) if is_object else zeros,
-        lengths=torch.Size((0,)) if record.shape is None else torch.Size(record.shape),
+        storage_offsets=zeros,
+        lengths=_NOWHERE if record.shape is None else torch.Size(record.shape),
     )
 
 

@@ -6,9 +6,9 @@ Needs matplotlib. No pyplot: that would look for a screen, and keep figures aliv
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -24,20 +24,41 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-    from paraload.cli._bench_contest import Entry
     from paraload.cli._bench_result import Result
 
 __all__ = ["check_format", "write_plot"]
 
 _GIB: Final = 1 << 30
 _INK, _FAINT, _GRID = "#24292f", "#6e7781", "#e6e8eb"
-#: Okabe and Ito's colours, which nearly everybody can tell apart.
-_COLOURS: Final = {"threads": "#0072b2", "processes": "#d55e00", "pool": "#009e73"}
+_STYLE: Final[Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": _INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "grid.color": _GRID,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "text.parse_math": False,  # names hold any character
+    "xtick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "xtick.labelsize": 9,
+    "ytick.color": _FAINT,
+    "ytick.labelcolor": _INK,
+    "ytick.labelsize": 9,
+}
+#: Colours of Okabe and Ito, which colour-blind people can tell apart.
+_EXECUTORS: Final = {
+    "threads": {"color": "#0072b2", "marker": "o"},
+    "processes": {"color": "#d55e00", "marker": "s"},
+    "pool": {"color": "#009e73", "marker": "D"},
+}
 _AUTO_COLOUR: Final = "#e69f00"
-_MARKERS: Final = {"threads": "o", "processes": "s", "pool": "D"}
-#: Of files: soft, and neighbours differ.
+#: For files: soft, and neighbours differ.
 _FILE_COLOURS: Final = "Set2"
-_WIDTH_IN: Final = 11.0
 #: Heights in inches: of the upper half, of a worker's bar, of what is around the bars, of all bars.
 _UPPER_IN, _ROW_IN, _AROUND_IN, _MOST_ROWS_IN = 4.6, 0.45, 1.0, 4.5
 
@@ -60,30 +81,25 @@ def write_plot(result: Result, target: str) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    lower_in = _timeline_inches(result)
-    figure = Figure(
-        figsize=(11, _UPPER_IN + lower_in), dpi=130, layout="constrained", facecolor="white"
-    )
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
-    figure.suptitle(_title(result), x=0.012, ha="left", fontsize=12, color=_INK, parse_math=False)
-    halves = figure.subfigures(2, 1, height_ratios=(_UPPER_IN, lower_in))
-    upper, lower = cast("Sequence[SubFigure]", halves)
-    axes = upper.subplots(1, len(result.states), squeeze=False)[0]
-    for ax, state in zip(axes, result.states, strict=True):
-        _draw_throughput(ax, result, state)
-    handles, labels = axes[0].get_legend_handles_labels()
-    upper.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    _draw_timeline(lower.subplots(), result)
-    try:
-        figure.savefig(target)
-    except OSError as error:
-        raise UsageError(f"--plot {target}: {error.strerror}") from error
-
-
-def _timeline_inches(result: Result) -> float:
     rows = 1 if result.shown is None else len(workers_of(result.shown[1].timeline))
-    return _AROUND_IN + min(_MOST_ROWS_IN, _ROW_IN * rows)
+    heights = (_UPPER_IN, _AROUND_IN + min(_MOST_ROWS_IN, _ROW_IN * rows))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(11, sum(heights)), dpi=130, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+        figure.suptitle(_title(result), x=0.012, ha="left", fontsize=12, color=_INK)
+        halves = figure.subfigures(2, 1, height_ratios=heights)
+        upper, lower = cast("Sequence[SubFigure]", halves)
+        axes = upper.subplots(1, len(result.states), squeeze=False)[0]
+        for ax, state in zip(axes, result.states, strict=True):
+            _draw_throughput(ax, result, state)
+        handles, labels = axes[0].get_legend_handles_labels()
+        upper.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        _draw_timeline(lower.subplots(), result)
+        try:
+            figure.savefig(target)
+        except OSError as error:
+            raise UsageError(f"--plot {target}: {error.strerror}") from error
 
 
 def _title(result: Result) -> str:
@@ -96,82 +112,66 @@ def _title(result: Result) -> str:
 
 
 def _draw_throughput(ax: Axes, result: Result, state: str) -> None:
-    nbytes = result.plan.part.nbytes
-    for executor in _COLOURS:
-        entries = [entry for entry in result.entries if _is_of(entry, executor, state)]
-        if any(entry.arm.executor == executor for entry in entries):
-            _draw_line(ax, entries, executor, state, nbytes)
-    _draw_auto(ax, result, state)
-    _draw_level(ax, RAW, result.raw_s(state), nbytes, colour=_FAINT, style=":")
-    _draw_level(ax, TORCH, result.torch_s(state), nbytes, colour=_INK, style="--")
-    counts = sorted({count for entry in result.entries if (count := entry.workers(state))})
+    gib = result.plan.part.nbytes / _GIB
+    for executor, look in _EXECUTORS.items():
+        if any(arm.executor == executor and state in arm.timings for arm in result.arms):
+            _draw_line(ax, result, executor, state, look)
+    for arm in result.arms:
+        if arm.executor == AUTO and state in arm.timings:
+            colours = ("white", _AUTO_COLOUR) if arm.direct_io else (_AUTO_COLOUR, "white")
+            ax.plot(
+                [arm.workers(state) or 0],
+                [gib / arm.timings[state].median_s],
+                label=arm.reader,
+                linestyle="none",
+                marker="*",
+                markersize=17,
+                markerfacecolor=colours[0],
+                markeredgecolor=colours[1],
+            )
+    for label, seconds, colour, style in (
+        (RAW, result.raw_s(state), _FAINT, ":"),
+        (TORCH, result.torch_s(state), _INK, "--"),
+    ):
+        if seconds is not None:
+            ax.axhline(gib / seconds, label=label, color=colour, linestyle=style, linewidth=1.6)
+    counts = sorted({count for arm in result.arms if (count := arm.workers(state))})
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(counts))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(counts, [str(count) for count in counts])
     ax.set_ylim(0, ax.get_ylim()[1] * 1.04)
-    ax.set_title(f"page cache {state}", loc="left", fontsize=10, color=_INK)
-    ax.set_xlabel("workers (line: median, band: all rounds)", color=_INK)
-    ax.set_ylabel("GiB/s", color=_INK)
-    _tidy(ax)
-    ax.grid(axis="y", color=_GRID)
+    ax.set_title(f"page cache {state}")
+    ax.set_xlabel("workers (line: median, band: all rounds)")
+    ax.set_ylabel("GiB/s")
+    ax.grid(axis="y")
 
 
-def _is_of(entry: Entry, executor: str, state: str) -> bool:
-    """One worker is the beginning of every line."""
-    return entry.arm.executor in {"sequential", executor} and state in entry.timings()
-
-
-def _draw_line(ax: Axes, entries: list[Entry], executor: str, state: str, nbytes: int) -> None:
-    entries.sort(key=lambda entry: entry.arm.workers or 0)
-    workers = [entry.arm.workers or 0 for entry in entries]
-    seconds = [entry.timings()[state].seconds for entry in entries]
-    medians = [nbytes / entry.timings()[state].median_s / _GIB for entry in entries]
-    colour = _COLOURS[executor]
-    low = [nbytes / max(all_s) / _GIB for all_s in seconds]
-    high = [nbytes / min(all_s) / _GIB for all_s in seconds]
-    ax.fill_between(workers, low, high, color=colour, alpha=0.13, linewidth=0)
-    marker = _MARKERS[executor]
-    label = f"paraload {executor}"
-    ax.plot(workers, medians, color=colour, marker=marker, linewidth=2, label=label)
-
-
-def _draw_auto(ax: Axes, result: Result, state: str) -> None:
-    """Paraload by itself: a star at the number of workers that it took; hollow with direct_io."""
-    for entry in result.entries:
-        workers = entry.workers(state)
-        if entry.arm.executor == AUTO and workers is not None and state in entry.timings():
-            rate = result.plan.part.nbytes / entry.timings()[state].median_s / _GIB
-            ax.plot(
-                [workers],
-                [rate],
-                label=entry.arm.reader,
-                linestyle="none",
-                marker="*",
-                markersize=17,
-                markerfacecolor="white" if entry.arm.direct_io else _AUTO_COLOUR,
-                markeredgecolor=_AUTO_COLOUR if entry.arm.direct_io else "white",
-            )
-
-
-def _draw_level(
-    ax: Axes, label: str, seconds: float | None, nbytes: int, *, colour: str, style: str
-) -> None:
-    if seconds is not None:
-        level = nbytes / seconds / _GIB
-        ax.axhline(level, linewidth=1.6, label=label, color=colour, linestyle=style)
+def _draw_line(ax: Axes, result: Result, executor: str, state: str, look: dict[str, str]) -> None:
+    gib = result.plan.part.nbytes / _GIB
+    # One worker is the beginning of every line.
+    timings = {
+        arm.workers() or 0: arm.timings[state]
+        for arm in result.arms
+        if arm.executor in {"sequential", executor} and state in arm.timings
+    }
+    workers = sorted(timings)
+    low = [gib / max(timings[count].seconds) for count in workers]
+    high = [gib / min(timings[count].seconds) for count in workers]
+    ax.fill_between(workers, low, high, color=look["color"], alpha=0.13, linewidth=0)
+    medians = [gib / timings[count].median_s for count in workers]
+    ax.plot(workers, medians, label=f"paraload {executor}", **look)  # type: ignore[arg-type]
 
 
 def _draw_timeline(ax: Axes, result: Result) -> None:
-    _tidy(ax)
     if result.shown is None or result.advice is None:
-        ax.set_title("no setting of paraload could be measured", loc="left", fontsize=10)
+        ax.set_title("no setting of paraload could be measured")
         return
     state, report = result.shown
     workers = workers_of(report.timeline)
-    files = sorted(report.file_timings)
     colours = colormaps[_FILE_COLOURS]
-    colour_of = {path: colours(number % colours.N) for number, path in enumerate(files)}
+    files = enumerate(sorted(report.file_timings))
+    colour_of = {path: colours(number % colours.N) for number, path in files}
     for row, worker in enumerate(workers):
         spans = [timing for timing in report.timeline if timing.worker == worker]
         ax.broken_barh(
@@ -184,15 +184,5 @@ def _draw_timeline(ax: Axes, result: Result) -> None:
     ax.set_ylim(len(workers) - 0.5, -0.5)
     ax.set_yticks(range(len(workers)), workers)
     ax.set_xlim(0, report.seconds * 1e3)
-    ax.set_xlabel("ms since the load began (a colour is a file)", color=_INK)
-    title = f"who reads when: {result.advice.setting}, page cache {state}"
-    ax.set_title(title, loc="left", fontsize=10, color=_INK)
-
-
-def _tidy(ax: Axes) -> None:
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color(_FAINT)
-    ax.tick_params(color=_FAINT, labelcolor=_INK, labelsize=9)
-    ax.set_axisbelow(True)
+    ax.set_xlabel("ms since the load began (a colour is a file)")
+    ax.set_title(f"who reads when: {result.advice.setting}, page cache {state}")

@@ -1,57 +1,56 @@
-"""The course of ``paraload bench``: choose, check, measure warm, measure cold, recommend."""
+"""The course of ``paraload bench``: plan, check, measure warm, measure cold, advise.
+
+    check     targets poisoned, memory watched, bits compared with those that torch's reader loaded
+    measure   rounds: prepare, drop the page cache if the state is cold, run against the clock
+
+An arm that fails takes no further part, and its error is kept; the others go on.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
+import os
+import platform
 import sys
+import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
 
-from paraload._resources import available_memory_bytes
+from paraload import __version__
+from paraload._resources import available_memory_bytes, file_system_of, usable_cores
 from paraload.cli._bench_advice import advise
-from paraload.cli._bench_arms import TORCH, Arm, make_arms
-from paraload.cli._bench_case import Case, chosen, records_of
-from paraload.cli._bench_contest import Contest
+from paraload.cli._bench_arms import RAW, TORCH, make_arms
+from paraload.cli._bench_case import Case, bytes_of, chosen, records_of
 from paraload.cli._bench_result import Machine, Part, Plan, Result
 from paraload.cli._errors import UsageError
-from paraload.cli._memory import require_memory
+from paraload.cli._memory import PeakMemory, require_memory
 from paraload.cli._page_cache import NoColdCacheError, cold_cache
+from paraload.cli._rounds import interleaved, timed
 from paraload.cli._status import StatusLine
+from paraload.report import ReadReport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch.distributed.checkpoint import Metadata
 
-    from paraload.cli._bench_advice import Advice
-    from paraload.cli._bench_case import Record
-    from paraload.cli._bench_contest import Entry
+    from paraload.cli._bench_arms import Arm
     from paraload.cli._page_cache import ColdCache
 
-__all__ = ["Prepared", "measure", "prepare"]
+__all__ = ["make_plan", "measure"]
 
 #: A tenth of a second at 20 GiB/s, and two at the speed of one disk.
 _LIMIT_BYTES: Final = 2 << 30
-#: The tensors, the same bytes in the page cache, and as much again for everybody else.
+#: The tensors, the same bytes in the page cache, and as much again for all other programs.
 _FREE_PARTS: Final = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """Everything but the measurement."""
-
-    plan: Plan
-    case: Case
-    arms: Sequence[Arm]
-    with_cold: bool
-
-
-def prepare(
+def make_plan(
     path: Path,
     metadata: Metadata,
     *,
@@ -60,88 +59,151 @@ def prepare(
     rounds: int,
     limit_bytes: int | None,
     with_cold: bool,
-) -> Prepared:
-    """Choose what is read, and who reads.
+) -> Plan:
+    """Choose what is read, and by which arms.
 
     Raises:
-        UsageError: there is nothing to read, or no memory for it.
+        UsageError: there is nothing to read, or not enough memory for it.
     """
     free_bytes = available_memory_bytes()
-    limit_bytes = (
-        min(_LIMIT_BYTES, free_bytes // _FREE_PARTS) if limit_bytes is None else limit_bytes
-    )
+    if limit_bytes is None:
+        limit_bytes = min(_LIMIT_BYTES, free_bytes // _FREE_PARTS)
     records = records_of(metadata)
     if not records:
         raise UsageError(f"{path}: the checkpoint is empty")
     part = chosen(records, limit_bytes)
-    require_memory(_bytes_of(part), "the part to read")
+    require_memory(bytes_of(part), "the part to read")
     case = Case.of(path, metadata, part)
-    arms = make_arms(case, executors=executors, workers=workers, with_cold=with_cold)
-    plan = Plan(
+    return Plan(
         path=path,
-        machine=Machine.here(path, torch=torch.__version__, free_memory_bytes=free_bytes),
+        machine=Machine(
+            cores=usable_cores(),
+            free_memory_bytes=free_bytes,
+            file_system=file_system_of(os.fspath(path)),
+            kernel=f"{platform.system()} {platform.release()}",
+            python=platform.python_version(),
+            torch=torch.__version__,
+            paraload=__version__,
+        ),
         part=Part(
-            nbytes=_bytes_of(part),
+            nbytes=bytes_of(part),
             tensors=len(case.targets),
             objects=len(part) - len(case.targets),
             files=len(case.ranges),
-            whole_bytes=_bytes_of(records),
+            whole_bytes=bytes_of(records),
             limit_bytes=limit_bytes,
         ),
-        arms=len(arms),
+        case=case,
+        arms=make_arms(case, executors=executors, workers=workers, with_cold=with_cold),
         rounds=rounds,
+        with_cold=with_cold,
     )
-    return Prepared(plan=plan, case=case, arms=arms, with_cold=with_cold)
 
 
-def measure(prepared: Prepared) -> Result:
-    """Check every arm, then run all of them in turn."""
-    rounds = prepared.plan.rounds
+def measure(plan: Plan) -> Result:
+    """Check every arm, then run all of them in turn, first warm and then cold."""
     states = {"warm": "every arm has just read it"}
     not_cold = ""
     with _quiet(), StatusLine(sys.stderr) as status:
-        contest = Contest(prepared.case, prepared.arms, status)
-        contest.check()
-        contest.measure("warm", rounds, lambda: None)
+        _check_all(plan, status)
+        _measure_all(plan, "warm", lambda: None, status)
         try:
-            cold = _cold_cache(prepared.case, contest, wanted=prepared.with_cold)
+            cold = _cold_cache(plan)
         except NoColdCacheError as error:
             not_cold = str(error)
         else:
-            contest.measure("cold", rounds, cold.drop)
+            _measure_all(plan, "cold", cold.drop, status)
             states["cold"] = f"{cold.method} before every run; {cold.note}"
-    return Result(
-        plan=prepared.plan,
-        states=states,
-        not_cold=not_cold,
-        entries=contest.entries,
-        advice=_advice(contest.entries),
-    )
+    settings = {arm.setting: arm.timings for arm in plan.arms if arm.setting is not None}
+    (torch_arm,) = (arm for arm in plan.arms if arm.reader == TORCH)
+    advice = advise(settings, torch_arm.timings)
+    return Result(plan=plan, states=states, not_cold=not_cold, advice=advice)
 
 
-def _cold_cache(case: Case, contest: Contest, *, wanted: bool) -> ColdCache:
-    if not wanted:
+def _cold_cache(plan: Plan) -> ColdCache:
+    if not plan.with_cold:
         raise NoColdCacheError("--no-cold")
-    if contest.is_over:
+    if all(arm.error is not None for arm in plan.arms):
         raise NoColdCacheError("every arm had failed before")
-    return cold_cache(case.ranges)
+    return cold_cache(plan.case.ranges)
 
 
-def _advice(entries: Sequence[Entry]) -> Advice | None:
-    settings = {
-        setting: entry.timings() for entry in entries if (setting := entry.setting()) is not None
-    }
-    (torch_entry,) = (entry for entry in entries if entry.arm.reader == TORCH)
-    return advise(settings, torch_entry.timings())
+def _check_all(plan: Plan, status: StatusLine) -> None:
+    """Run every arm once; the bits of the first one that does not fail are the right ones."""
+    expected: list[int] = []
+    expected_of = ""
+    for number, arm in enumerate(plan.arms, start=1):
+        status.show(f"check {number} of {len(plan.arms)}: {arm.name}")
+        with _failing(arm):
+            run = arm.prepare()
+            plan.case.poison()
+            with PeakMemory() as memory:
+                run()
+            arm.peak_bytes = memory.peak_bytes
+            if arm.reader == RAW:
+                continue  # it loads only plain tensors
+            loaded = plan.case.checksums()
+            if not expected_of:
+                expected, expected_of = loaded, arm.name
+            for record, right, got in zip(plan.case.records, expected, loaded, strict=True):
+                if got != right:
+                    raise ValueError(f"{record.index.fqn!r} differs from what {expected_of} loaded")
 
 
-def _bytes_of(records: Sequence[Record]) -> int:
-    return sum(record.nbytes for record in records)
+def _measure_all(
+    plan: Plan, state: str, before_run: Callable[[], object], status: StatusLine
+) -> None:
+    """Run every arm in every round; ``before_run`` makes the state."""
+    arms = {arm.name: arm for arm in plan.arms if arm.error is None}
+    runs = plan.rounds * len(arms)
+    started = time.monotonic()
+    for done, (number, name) in enumerate(interleaved(list(arms), rounds=plan.rounds)):
+        left = (time.monotonic() - started) / done * (runs - done) if done else None
+        status.show(
+            f"{state}, round {number + 1} of {plan.rounds}: {name}"
+            + (f" (about {left:.0f} s left)" if left is not None else "")
+        )
+        if arms[name].error is None:
+            with _failing(arms[name]):
+                _measure_one(arms[name], state, before_run)
+
+
+def _measure_one(arm: Arm, state: str, before_run: Callable[[], object]) -> None:
+    run = arm.prepare()
+    answers: list[object] = []
+    before_run()
+    read_before = _bytes_read_by_system()
+    seconds = timed(lambda: answers.append(run()))
+    all_s = arm.seconds.setdefault(state, [])
+    if isinstance(report := answers[0], ReadReport):
+        arm.bytes_read = report.bytes_read
+        if seconds < min(all_s, default=math.inf):
+            arm.reports[state] = report
+    elif read_before is not None:
+        arm.bytes_read = (_bytes_read_by_system() or read_before) - read_before
+    all_s.append(seconds)
+
+
+def _bytes_read_by_system() -> int | None:
+    """What this process has read until now, if the system counts it."""
+    try:
+        text = Path("/proc/self/io").read_text(encoding="ascii")
+    except OSError:
+        return None
+    return int(dict(line.split(": ") for line in text.splitlines())["rchar"])
+
+
+@contextmanager
+def _failing(arm: Arm) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - readers raise anything; it is shown at the end
+        arm.error = f"{type(error).__name__}: {error}"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what readers say of every single run; the result says it once."""
+    """Hold back what readers log in every run; the result says it once."""
     logger = logging.getLogger("paraload")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Memory: whether there is enough for a command, and how much some work has taken."""
+"""Memory: whether a command has enough of it, and how much some work takes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from paraload.report import format_bytes
 __all__ = ["PeakMemory", "require_memory"]
 
 _SAMPLE_S: Final = 0.002
-#: Looking for children costs more than a sample, and they do not come and go.
+#: Listing children costs more than a sample.
 _SAMPLES_BETWEEN_CENSUSES: Final = 10
-#: Forked children keep our command line, too, and are counted later.
+#: How long a child with our command line may still be between ``vfork`` and ``exec``. Forked
+#: children keep our command line as well, and count from then on.
 _YOUNG_S: Final = 0.2
 
 
 def require_memory(needed_bytes: int, what: str) -> None:
-    """Say so now, rather than be killed by the system half way.
+    """Refuse work that the system would kill half way.
 
     Raises:
-        UsageError: ``what`` needs more than there is.
+        UsageError: ``what`` needs more memory than is free.
     """
     free_bytes = available_memory_bytes()
     if needed_bytes > free_bytes:
@@ -39,11 +40,10 @@ def require_memory(needed_bytes: int, what: str) -> None:
 
 
 class PeakMemory:
-    """The most that was resident above the baseline while the block ran.
+    """Measures the peak of resident memory above the baseline while the block runs.
 
-    Counted are the resident pages of this process, where a shared page counts in full, and what
-    each of its children has for itself alone: a page that both map is counted once. Pages of the
-    file cache that are copied out by ``preadv`` belong to no process.
+    It counts all resident pages of this process and the private pages of its children, so that a
+    shared page counts once. The page cache that ``preadv`` copies from belongs to no process.
     """
 
     def __init__(self) -> None:
@@ -56,11 +56,9 @@ class PeakMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """Above the baseline."""
         return self._highest_bytes - self._baseline_bytes
 
     def __enter__(self) -> Self:
-        """Take the baseline and watch from now on."""
         _return_free_memory()
         self._thread.start()
         time.sleep(10 * _SAMPLE_S)  # the watcher's own memory belongs to the baseline
@@ -69,10 +67,9 @@ class PeakMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop watching."""
         self._done.set()
         self._thread.join()
-        if self._has_mark:  # it knows what was between two samples
+        if self._has_mark:  # it also covers the time between two samples
             self._highest_bytes = max(self._highest_bytes, _high_water_bytes())
 
     def _watch(self) -> None:
@@ -81,37 +78,29 @@ class PeakMemory:
         samples = 0
         while not self._done.wait(_SAMPLE_S):
             if samples % _SAMPLES_BETWEEN_CENSUSES == 0:
-                children = self._census(first_seen_s)
+                now_s = time.monotonic()
+                children = [
+                    child
+                    for child in self._process.children(recursive=True)
+                    if not _may_be_us(
+                        child, self._process, now_s - first_seen_s.setdefault(child.pid, now_s)
+                    )
+                ]
             samples += 1
             now_bytes = self._process.memory_info().rss + sum(map(_own_bytes, children))
             self._highest_bytes = max(self._highest_bytes, now_bytes)
 
-    def _census(self, first_seen_s: dict[int, float]) -> list[psutil.Process]:
-        """The children that have memory of their own."""
-        now_s = time.monotonic()
-        found = self._process.children(recursive=True)
-        return [
-            child
-            for child in found
-            if not _may_be_us(
-                child, self._process, now_s - first_seen_s.setdefault(child.pid, now_s)
-            )
-        ]
-
 
 def _return_free_memory() -> None:
-    """What earlier work has freed and the allocator has kept would be used again unseen."""
+    """Return freed memory to the system: reusing it would not show as a peak."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
 
 
 def _may_be_us(child: psutil.Process, process: psutil.Process, known_s: float) -> bool:
-    """Whether ``child``, known for so long, may be between ``vfork`` and ``exec``.
-
-    Until it runs its own program it shares the memory of its parent, and all of that would count.
-    """
+    """Whether ``child`` may still share all of our memory, between ``vfork`` and ``exec``."""
     try:
         return known_s < _YOUNG_S and child.cmdline() in ([], process.cmdline())
     except psutil.Error:
@@ -127,7 +116,7 @@ def _own_bytes(child: psutil.Process) -> int:
 
 
 def _reset_high_water() -> bool:
-    """Let the kernel's high-water mark of resident memory begin anew; ``False`` if it will not."""
+    """Restart the kernel's high-water mark of resident memory; ``False`` where it refuses."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

@@ -1,12 +1,12 @@
-"""The page cache: how to have byte ranges out of it, and whether they are.
+"""The page cache: how to drop byte ranges from it, and whether they are in it.
 
-    DONTNEED on the files, seen to be gone   ->  that: needs no rights, and touches nothing else
-    else /proc/sys/vm/drop_caches            ->  that: empties the cache of the whole machine
-    else DONTNEED, nobody can see            ->  that, and it is said that it is but a hint
-    else                                     ->  a reason why nothing here can be measured cold
+    1. posix_fadvise(DONTNEED), if mincore confirms it: needs no rights, touches no other file
+    2. /proc/sys/vm/drop_caches: empties the cache of the whole machine
+    3. posix_fadvise(DONTNEED) as a hint that mincore cannot confirm
+    4. a reason why nothing can be measured cold here
 
-``mincore`` tells what is in the cache, of files that are one's own or that one may write. Of others
-it says that all of it is, so that it is not asked.
+mincore tells the truth only about files that this user owns or may write. It calls all others
+resident, so they are not asked about.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -30,9 +29,9 @@ __all__ = ["ColdCache", "FileRange", "NoColdCacheError", "cold_cache", "resident
 DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
 _ADVICE: Final = "posix_fadvise(DONTNEED)"
 _UNSEEN: Final = "only a hint: whether the kernel takes it cannot be seen for these files"
-#: What may be left without changing a time that is worth telling.
+#: A rest that does not change a time noticeably.
 _TOLERANCE: Final = 0.02
-#: Of a file that is mapped to be looked at.
+#: Mapped at once to ask about.
 _WINDOW_BYTES: Final = 1 << 30
 
 
@@ -48,15 +47,8 @@ class NoColdCacheError(Exception):
     """Nothing empties the cache here; the text says what was tried."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ColdCache:
-    """A way of emptying the cache.
-
-    Attributes:
-        drop: does it.
-        method: its name.
-        note: what a reader of the figures must know of it.
-    """
+class ColdCache(NamedTuple):
+    """A way to empty the cache, its name, and what a reader of the figures must know about it."""
 
     drop: Callable[[], None]
     method: str
@@ -64,19 +56,17 @@ class ColdCache:
 
 
 def cold_cache(ranges: Sequence[FileRange]) -> ColdCache:
-    """The best way of having ``ranges`` out of the page cache, tried once.
+    """The best way to drop ``ranges`` from the page cache, tried once.
 
     Raises:
-        NoColdCacheError: there is none.
+        NoColdCacheError: none works.
     """
-    advice = ColdCache(
-        drop=lambda: _advise(ranges), method=_ADVICE, note="seen to work for these files"
-    )
-    everything = ColdCache(drop=_drop_all, method=str(DROP_CACHES), note="for the whole machine")
+    advice = ColdCache(lambda: _advise(ranges), _ADVICE, "seen to work for these files")
+    everything = ColdCache(_drop_all, str(DROP_CACHES), "for the whole machine")
     try:
         _flush(ranges)
     except OSError as error:
-        raise NoColdCacheError(f"the files cannot be flushed: {_reason(error)}") from error
+        raise NoColdCacheError(f"the files cannot be flushed: {error.strerror}") from error
     problems: list[str] = []
     hint: ColdCache | None = None
     for way in (advice, everything):
@@ -84,10 +74,10 @@ def cold_cache(ranges: Sequence[FileRange]) -> ColdCache:
             way.drop()
             left = resident_fraction(ranges)
         except OSError as error:
-            problems.append(f"{way.method}: {_reason(error)}")
+            problems.append(f"{way.method}: {error.strerror}")
             continue
         if left is None and way is advice:
-            hint = replace(advice, note=_UNSEEN)
+            hint = advice._replace(note=_UNSEEN)
         elif left is not None and left > _TOLERANCE:
             problems.append(f"{way.method}: {left:.0%} of the bytes stayed in the page cache")
         else:
@@ -113,7 +103,7 @@ def resident_fraction(ranges: Sequence[FileRange]) -> float | None:
 
 
 def _residency(fd: int, start: int, nbytes: int) -> Any:
-    """A byte for each page, not 0 if it is resident."""
+    """One byte for each page; 0 if it is not resident."""
     libc = ctypes.CDLL(None, use_errno=True)
     with mmap.mmap(fd, nbytes, prot=mmap.PROT_READ, offset=start) as mapping:
         mapped = np.frombuffer(mapping, dtype=np.uint8)
@@ -123,14 +113,14 @@ def _residency(fd: int, start: int, nbytes: int) -> Any:
             ctypes.c_size_t(nbytes),
             ctypes.c_void_p(flags.ctypes.data),
         )
-        del mapped  # a mapping that is looked at cannot be closed
+        del mapped  # an mmap with exported buffers cannot be closed
     if failed:
         raise OSError(ctypes.get_errno(), "mincore failed")
     return flags & 1
 
 
 def _flush(ranges: Sequence[FileRange]) -> None:
-    # What is still to be written cannot be dropped. A descriptor for reading is enough.
+    # Dirty pages cannot be dropped. A read-only descriptor is enough for fsync.
     for path, _, _ in ranges:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -144,7 +134,3 @@ def _advise(ranges: Sequence[FileRange]) -> None:
 
 def _drop_all() -> None:
     DROP_CACHES.write_text("1\n", encoding="ascii")
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

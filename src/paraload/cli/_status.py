@@ -1,4 +1,4 @@
-"""A line on a terminal that is written over again and again; nothing where nobody looks."""
+"""A status line that overwrites itself on a terminal, and writes nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ _CLEAR = "\r\x1b[K"
 
 
 class StatusLine:
-    """Use as a context manager: the line is gone at its end."""
+    """Use as a context manager: the line disappears at its end."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream if is_terminal(stream) else None
 
     def __enter__(self) -> Self:
-        """The line appears with its first text."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the terminal as it was."""
         self.show("")
 
     def show(self, text: str) -> None:
-        """Write ``text`` in the place of the last one."""
+        """Replace the line by ``text``."""
         if self._stream is not None:
-            # A line that is too long goes over to the next one, where nothing would clear it.
+            # Cut: the clear sequence does not reach a second line.
             width = shutil.get_terminal_size().columns - 1
             try:
                 self._stream.write(_CLEAR + printable(text)[:width])

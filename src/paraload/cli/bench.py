@@ -1,8 +1,9 @@
 """``paraload bench PATH``: torch's reader and paraload's settings on the user's own checkpoint.
 
-    arguments --> _bench_case (what is read) --> _bench_arms (who reads) --> _bench_contest (rounds)
-                                                                                 |
-        tables, JSON, plot, trace <-- _bench_show, _bench_plot <-- _bench_advice <-- _bench_result
+    plan        _bench_run.make_plan    _bench_case: what is read; _bench_arms: by which readers
+    measure     _bench_run.measure      _rounds, _page_cache, _memory
+    advise      _bench_advice
+    show        _bench_show, _bench_plot, JSON and trace, all from one _bench_result.Result
 
 Nothing is ever written to the checkpoint.
 """
@@ -38,7 +39,7 @@ _DEFAULT_ROUNDS: Final = 5
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to the parser of all."""
+    """Add the command to the parser of all commands."""
     parser = commands.add_parser(
         "bench",
         help="measure torch's reader and paraload here, and recommend a setting",
@@ -84,7 +85,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, recommend; 1 if an arm failed."""
+    """Plan, measure, show; 1 if an arm failed."""
     path = checkpoint.existing_folder(arguments.path)
     _check_targets(arguments, path)
     limit_bytes = None if arguments.limit_bytes is None else parse_bytes(arguments.limit_bytes)
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     from paraload.cli._bench_show import show_plan, show_result  # noqa: PLC0415 - likewise
 
     is_shown = arguments.json != STANDARD_OUTPUT
-    prepared = bench.prepare(
+    plan = bench.make_plan(
         path,
         metadata,
         executors=arguments.executors,
@@ -104,8 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
         with_cold=not arguments.no_cold,
     )
     if is_shown:
-        show_plan(prepared.plan)
-    result = bench.measure(prepared)
+        show_plan(plan)
+    result = bench.measure(plan)
     if is_shown:
         show_result(result)
     _write_files(arguments, result)
@@ -123,7 +124,7 @@ def _check_targets(arguments: argparse.Namespace, path: Path) -> None:
             raise UsageError(f"--{option} {target}: is in the checkpoint, which is only read")
     if arguments.plot is not None:
         try:
-            from paraload.cli import _bench_plot as plot  # noqa: PLC0415 - not always there
+            from paraload.cli import _bench_plot as plot  # noqa: PLC0415 - an extra
         except ImportError as error:
             raise UsageError(
                 f"--plot needs matplotlib ({error}): pip install paraload[bench]"
@@ -134,14 +135,13 @@ def _check_targets(arguments: argparse.Namespace, path: Path) -> None:
 def _write_files(arguments: argparse.Namespace, result: Result) -> None:
     write_json(result.to_dict(), arguments.json)
     if arguments.plot is not None:
-        from paraload.cli import _bench_plot as plot  # noqa: PLC0415 - not always there
+        from paraload.cli._bench_plot import write_plot  # noqa: PLC0415 - an extra
 
-        plot.write_plot(result, arguments.plot)
+        write_plot(result, arguments.plot)
     if arguments.trace is not None:
         if result.shown is None:
             raise UsageError(f"--trace {arguments.trace}: no setting of paraload could be measured")
-        _, report = result.shown
-        write_trace(report, arguments.trace)
+        write_trace(result.shown[1], arguments.trace)
 
 
 def _counts(text: str) -> list[int]:
