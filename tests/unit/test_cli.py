@@ -369,6 +369,9 @@ def test_tables_are_drawn_on_a_terminal_and_plain_elsewhere(capsys, monkeypatch)
     drawn = capsys.readouterr().out  # folded, not cut
     assert "─" in drawn
     assert "model.layers[0].w" in "".join(line.strip().split(" ")[0] for line in drawn.splitlines())
+    monkeypatch.setenv("COLUMNS", "15")  # rich would cut the numbers
+    table.show()
+    assert capsys.readouterr().out == f"{table.plain()}\n"
     monkeypatch.setitem(sys.modules, "rich", None)  # the cli extra is not there
     table.show()
     assert capsys.readouterr().out.startswith("things:\n  name")

@@ -41,6 +41,8 @@ __all__ = [
 STANDARD_OUTPUT = "-"
 _GAP = "  "
 _VERY_WIDE = 10_000
+#: Text that is folded into less cannot be read.
+_FOLDED_WIDTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +75,11 @@ class Table:
         """Aligned text; columns are at least two blanks apart."""
         return "\n".join([f"{self.title}:", *self._plain_lines()])
 
+    def _widths(self) -> list[int]:
+        return [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+
     def _plain_lines(self) -> list[str]:
-        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        widths = self._widths()
         return [self._line(row, widths) for row in (self.head, *self.rows)]
 
     def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
@@ -88,6 +93,12 @@ class Table:
     def plain_width(self) -> int:
         """Of the longest line below the title."""
         return max(map(len, self._plain_lines()))
+
+    @property
+    def foldable_width(self) -> int:
+        """What folding the text columns can save."""
+        text = (width for at, width in enumerate(self._widths()) if at not in self.numeric)
+        return sum(max(0, width - _FOLDED_WIDTH) for width in text)
 
 
 def prepare_streams() -> None:
@@ -116,7 +127,11 @@ def show_tables(tables: Sequence[Table]) -> None:
 
 
 def _draw(tables: Sequence[Table]) -> bool:
-    """Draw with rich; ``False`` if it is not there, or would fold what fits when it is plain."""
+    """Draw with rich; ``False`` without rich, and where it would fold what fits when it is plain.
+
+    Numbers are never folded: rich cuts their last digits instead, so it does not draw where even
+    the narrowest text columns leave them too little room.
+    """
     try:
         from rich import console  # noqa: PLC0415 - the cli extra
     except ImportError:
@@ -125,9 +140,10 @@ def _draw(tables: Sequence[Table]) -> bool:
     printer = console.Console(markup=False, highlight=False, emoji=False)
     options = printer.options.update(max_width=_VERY_WIDE)
     drawn = [_drawn(table) for table in tables]
-    drawn_width = max(printer.measure(one, options=options).maximum for one in drawn)
+    widths = [printer.measure(one, options=options).maximum for one in drawn]
+    least = max(width - table.foldable_width for width, table in zip(widths, tables, strict=True))
     plain_width = max(table.plain_width for table in tables)
-    if plain_width <= printer.width < drawn_width:
+    if plain_width <= printer.width < max(widths) or printer.width < least:
         return False
     printer.print(*drawn, sep="\n")
     return True
