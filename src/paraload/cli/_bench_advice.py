@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +58,17 @@ class Advice:
     is_fastest: bool
     speedups: Mapping[str, float]
     torch_is_faster: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        executor, workers, direct_io = self.setting
+        return {
+            "executor": executor,
+            "direct_io": direct_io,
+            "max_workers": None if executor == "auto" else workers,
+            "speedup_over_torch": dict(self.speedups),
+            "torch_is_faster": self.torch_is_faster,
+        }
 
 
 def advise(

@@ -114,9 +114,9 @@ def _title(result: Result) -> str:
 def _draw_throughput(ax: Axes, result: Result, state: str) -> None:
     gib = result.plan.part.nbytes / _GIB
     for executor, look in _EXECUTORS.items():
-        if any(arm.executor == executor and state in arm.timings for arm in result.arms):
+        if any(arm.executor == executor and state in arm.timings for arm in result.plan.arms):
             _draw_line(ax, result, executor, state, look)
-    for arm in result.arms:
+    for arm in result.plan.arms:
         if arm.executor == AUTO and state in arm.timings:
             colours = ("white", _AUTO_COLOUR) if arm.direct_io else (_AUTO_COLOUR, "white")
             ax.plot(
@@ -129,13 +129,13 @@ def _draw_throughput(ax: Axes, result: Result, state: str) -> None:
                 markerfacecolor=colours[0],
                 markeredgecolor=colours[1],
             )
-    for label, seconds, colour, style in (
-        (RAW, result.raw_s(state), _FAINT, ":"),
-        (TORCH, result.torch_s(state), _INK, "--"),
+    for label, colour, style in (
+        (RAW, _FAINT, ":"),
+        (TORCH, _INK, "--"),
     ):
-        if seconds is not None:
+        if (seconds := result.best_s(label, state)) is not None:
             ax.axhline(gib / seconds, label=label, color=colour, linestyle=style, linewidth=1.6)
-    counts = sorted({count for arm in result.arms if (count := arm.workers(state))})
+    counts = sorted({count for arm in result.plan.arms if (count := arm.workers(state))})
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(counts))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -152,7 +152,7 @@ def _draw_line(ax: Axes, result: Result, executor: str, state: str, look: dict[s
     # One worker is the beginning of every line.
     timings = {
         arm.workers() or 0: arm.timings[state]
-        for arm in result.arms
+        for arm in result.plan.arms
         if arm.executor in {"sequential", executor} and state in arm.timings
     }
     workers = sorted(timings)

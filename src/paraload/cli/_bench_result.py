@@ -6,8 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paraload.cli._bench_arms import AUTO, RAW, TORCH
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -74,43 +72,35 @@ class Result:
     advice: Advice | None
 
     @property
-    def arms(self) -> Sequence[Arm]:
-        return self.plan.arms
-
-    @property
     def failed(self) -> list[Arm]:
-        return [arm for arm in self.arms if arm.error is not None]
+        return [arm for arm in self.plan.arms if arm.error is not None]
 
     @property
     def notes(self) -> list[str]:
         """Everything that ran otherwise than asked, each told once."""
-        found: dict[str, None] = {}
-        for arm in self.arms:
+        found: list[str] = []
+        for arm in self.plan.arms:
             for report in arm.reports.values():
                 asked, ran = (arm.executor, arm.asked_workers), (report.executor, report.workers)
                 if arm.asked_workers and ran != asked:
-                    found[f"{arm.name}: ran as {ran[0]} with {ran[1]}"] = None
-                for reason, count in report.fallbacks.items():
-                    found[f"slow path: {reason} ({count})"] = None
-                for reason, count in report.unverified.items():
-                    found[f"CRC-32 not checked: {reason} ({count})"] = None
-        return list(found)
+                    found.append(f"{arm.name}: ran as {ran[0]} with {ran[1]}")
+                for what, counts in (
+                    ("slow path", report.fallbacks),
+                    ("CRC-32 not checked", report.unverified),
+                ):
+                    found += [f"{what}: {reason} ({count})" for reason, count in counts.items()]
+        return list(dict.fromkeys(found))
 
-    def torch_s(self, state: str) -> float | None:
-        return self._best_s(TORCH, state)
-
-    def raw_s(self, state: str) -> float | None:
-        return self._best_s(RAW, state)
-
-    def _best_s(self, reader: str, state: str) -> float | None:
-        timings = [arm.timings.get(state) for arm in self.arms if arm.reader == reader]
+    def best_s(self, reader: str, state: str) -> float | None:
+        """The best median of all arms of ``reader``."""
+        timings = [arm.timings.get(state) for arm in self.plan.arms if arm.reader == reader]
         return min((timing.median_s for timing in timings if timing is not None), default=None)
 
     @property
     def shown(self) -> tuple[str, ReadReport] | None:
         """State and report of the time line: the recommended setting in the colder state."""
         state = list(self.states)[-1]
-        for arm in self.arms:
+        for arm in self.plan.arms:
             if self.advice is not None and arm.setting == self.advice.setting:
                 return state, arm.reports[state]
         return None
@@ -125,9 +115,9 @@ class Result:
             "rounds": self.plan.rounds,
             "states": dict(self.states),
             "not_cold": self.not_cold,
-            "arms": [self._arm_dict(arm) for arm in self.arms],
+            "arms": [self._arm_dict(arm) for arm in self.plan.arms],
             "notes": self.notes,
-            "recommended": None if self.advice is None else self._advice_dict(self.advice),
+            "recommended": None if self.advice is None else self.advice.to_dict(),
         }
 
     def _arm_dict(self, arm: Arm) -> dict[str, Any]:
@@ -149,15 +139,4 @@ class Result:
                 }
                 for state, timing in arm.timings.items()
             },
-        }
-
-    @staticmethod
-    def _advice_dict(advice: Advice) -> dict[str, Any]:
-        executor, workers, direct_io = advice.setting
-        return {
-            "executor": executor,
-            "direct_io": direct_io,
-            "max_workers": None if executor == AUTO else workers,
-            "speedup_over_torch": dict(advice.speedups),
-            "torch_is_faster": advice.torch_is_faster,
         }

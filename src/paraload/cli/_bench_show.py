@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from paraload._text import counted
-from paraload.cli._bench_arms import AUTO
+from paraload.cli._bench_arms import AUTO, RAW, TORCH
 from paraload.cli._output import Table, say, show_tables
 from paraload.report import format_bytes
 
@@ -64,9 +64,9 @@ def show_result(result: Result) -> None:
 
 
 def _speed_table(result: Result, state: str) -> Table:
-    torch_s, raw_s = result.torch_s(state), result.raw_s(state)
+    torch_s, raw_s = result.best_s(TORCH, state), result.best_s(RAW, state)
     rows = []
-    for arm in result.arms:
+    for arm in result.plan.arms:
         cells = ["failed", *[_NOTHING] * 4]
         if (timing := arm.timings.get(state)) is not None:
             cells = [
@@ -88,7 +88,7 @@ def _speed_table(result: Result, state: str) -> Table:
 def _cost_table(result: Result) -> Table:
     needed = result.plan.part.nbytes
     rows = []
-    for arm in result.arms:
+    for arm in result.plan.arms:
         peak, read = arm.peak_bytes, arm.bytes_read
         cells = [_NOTHING if nbytes is None else format_bytes(nbytes) for nbytes in (peak, read)]
         by_needed = f"{read / needed:.4f}" if read is not None and needed else _NOTHING

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 _EXECUTORS: Final = tuple(name for name in EXECUTORS if name != "auto")
-_DEFAULT_EXECUTORS: Final = "threads,processes"
-_DEFAULT_WORKERS: Final = "1,2,4,8,16"
-_DEFAULT_ROUNDS: Final = 5
 
 
 def add_parser(commands: Any) -> None:
@@ -50,27 +47,13 @@ def add_parser(commands: Any) -> None:
         " itself caches, no program can drop. Exit status: 1 also if an arm failed.",
     )
     parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
-    parser.add_argument(
-        "--workers",
-        type=_counts,
-        default=_DEFAULT_WORKERS,
-        metavar="N,...",
-        help=f"readers at once (default: {_DEFAULT_WORKERS})",
-    )
-    parser.add_argument(
-        "--executors",
-        type=_executors,
-        default=_DEFAULT_EXECUTORS,
-        metavar="NAME,...",
-        help=f"of {', '.join(_EXECUTORS)} (default: {_DEFAULT_EXECUTORS})",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=_count,
-        default=_DEFAULT_ROUNDS,
-        metavar="N",
-        help=f"runs of every arm (default: {_DEFAULT_ROUNDS})",
-    )
+    for option, kind, default, metavar, what in (
+        ("--workers", _counts, "1,2,4,8,16", "N,...", "readers at once"),
+        ("--executors", _executors, "threads,processes", "NAME,...", f"of {', '.join(_EXECUTORS)}"),
+        ("--rounds", _count, "5", "N", "runs of every arm"),
+    ):
+        about = f"{what} (default: {default})"
+        parser.add_argument(option, type=kind, default=default, metavar=metavar, help=about)
     parser.add_argument(
         "--limit-bytes",
         metavar="SIZE",
