@@ -416,6 +416,33 @@ def test_a_damaged_checkpoint_ends_with_1_and_no_recommendation(capsys, tmp_path
     assert (tmp_path / "out.png").exists()
 
 
+def test_a_damaged_checkpoint_is_told_once_and_early(capsys, tmp_path):
+    folder = tmp_path / "flipped"
+    make_checkpoint(folder, {"w": torch.zeros(500_000)}, files=1)
+    with (folder / "__0_0.distcp").open("r+b") as file:
+        file.seek(MIB)
+        file.write(b"\x01")
+    options = (
+        "--workers",
+        "1,2",
+        "--json",
+        tmp_path / "bench.json",
+        "--plot",
+        tmp_path / "out.png",
+    )
+    status, out, _ = call(capsys, folder, *options)
+    assert status == 1
+    assert out.count("expected CRC-32") == 1
+    assert "seconds" not in out, "a table of nothing"
+    assert "warm: no setting of paraload can read this checkpoint" in out
+    assert "no recommendation" in out
+    arms = json.loads((tmp_path / "bench.json").read_text())["arms"]
+    # torch's reader compares no checksums, so it has nothing to complain about.
+    assert [arm["reader"] for arm in arms if arm["error"]] == ["paraload by itself"]
+    assert [arm["timings"] for arm in arms] == [{}] * len(arms)
+    assert (tmp_path / "out.png").exists()
+
+
 def test_no_metadata_is_a_bad_checkpoint(capsys, tmp_path):
     status, out, err = call(capsys, tmp_path)
     assert (status, out) == (1, "")

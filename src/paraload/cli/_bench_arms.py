@@ -39,6 +39,7 @@ class Arm:
         prepare: gets ready, untimed, and returns the timed run; paraload's returns its report.
         executor: of paraload; ``None`` for others.
         error: why it takes no further part.
+        is_damaged: the error says that the checkpoint is.
         peak_bytes: memory above the targets.
         bytes_read: in one run.
         seconds: of all runs, by state of the page cache.
@@ -51,6 +52,7 @@ class Arm:
     executor: str | None = None
     direct_io: bool = False
     error: str | None = None
+    is_damaged: bool = False
     peak_bytes: int | None = None
     bytes_read: int | None = None
     seconds: dict[str, list[float]] = field(default_factory=dict)

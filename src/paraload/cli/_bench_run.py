@@ -24,7 +24,7 @@ import torch
 from paraload import __version__
 from paraload._resources import available_memory_bytes, file_system_of, usable_cores
 from paraload.cli._bench_advice import advise
-from paraload.cli._bench_arms import RAW, TORCH, make_arms
+from paraload.cli._bench_arms import AUTO, RAW, TORCH, make_arms
 from paraload.cli._bench_case import Case, bytes_of, chosen, records_of
 from paraload.cli._bench_result import Machine, Part, Plan, Result
 from paraload.cli._errors import UsageError
@@ -32,6 +32,7 @@ from paraload.cli._memory import PeakMemory, require_memory
 from paraload.cli._page_cache import NoColdCacheError, cold_cache
 from paraload.cli._rounds import interleaved, timed
 from paraload.cli._status import StatusLine
+from paraload.errors import CheckpointReadError
 from paraload.report import ReadReport
 
 if TYPE_CHECKING:
@@ -105,15 +106,17 @@ def measure(plan: Plan) -> Result:
     states = {"warm": "every arm has just read it"}
     not_cold = ""
     with _quiet(), StatusLine(sys.stderr) as status:
-        _check_all(plan, status)
-        _measure_all(plan, "warm", lambda: None, status)
-        try:
-            cold = _cold_cache(plan)
-        except NoColdCacheError as error:
-            not_cold = str(error)
+        if _check_all(plan, status):
+            _measure_all(plan, "warm", lambda: None, status)
+            try:
+                cold = _cold_cache(plan)
+            except NoColdCacheError as error:
+                not_cold = str(error)
+            else:
+                _measure_all(plan, "cold", cold.drop, status)
+                states["cold"] = f"{cold.method} before every run; {cold.note}"
         else:
-            _measure_all(plan, "cold", cold.drop, status)
-            states["cold"] = f"{cold.method} before every run; {cold.note}"
+            states["warm"] = not_cold = "no setting of paraload can read this checkpoint"
     settings = {arm.setting: arm.timings for arm in plan.arms if arm.setting is not None}
     (torch_arm,) = (arm for arm in plan.arms if arm.reader == TORCH)
     advice = advise(settings, torch_arm.timings)
@@ -123,13 +126,15 @@ def measure(plan: Plan) -> Result:
 def _cold_cache(plan: Plan) -> ColdCache:
     if not plan.with_cold:
         raise NoColdCacheError("--no-cold")
-    if all(arm.error is not None for arm in plan.arms):
-        raise NoColdCacheError("every arm had failed before")
     return cold_cache(plan.case.ranges)
 
 
-def _check_all(plan: Plan, status: StatusLine) -> None:
-    """Run every arm once; the bits of the first one that does not fail are the right ones."""
+def _check_all(plan: Plan, status: StatusLine) -> bool:
+    """Run every arm once; ``False`` if no setting of paraload is left to recommend.
+
+    The bits of the first arm that does not fail are the right ones. A bad checkpoint is bad for all
+    settings: the first one that says so is the last one that runs.
+    """
     expected: list[int] = []
     expected_of = ""
     for number, arm in enumerate(plan.arms, start=1):
@@ -141,13 +146,16 @@ def _check_all(plan: Plan, status: StatusLine) -> None:
                 run()
             arm.peak_bytes = memory.peak_bytes
             if arm.reader == RAW:
-                continue  # it loads only plain tensors
+                continue  # it does not load the bytes of tensors alone
             loaded = plan.case.checksums()
             if not expected_of:
                 expected, expected_of = loaded, arm.name
             for record, right, got in zip(plan.case.records, expected, loaded, strict=True):
                 if got != right:
                     raise ValueError(f"{record.index.fqn!r} differs from what {expected_of} loaded")
+        if arm.executor == AUTO and arm.is_damaged:
+            return False
+    return any(arm.executor is not None and arm.error is None for arm in plan.arms)
 
 
 def _measure_all(
@@ -198,7 +206,9 @@ def _failing(arm: Arm) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - readers raise anything; it is shown at the end
+        # Not the exception: its traceback would keep buffers alive, which later arms are charged.
         arm.error = f"{type(error).__name__}: {error}"
+        arm.is_damaged = isinstance(error, CheckpointReadError)
 
 
 @contextmanager

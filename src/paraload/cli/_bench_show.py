@@ -54,8 +54,10 @@ def _part_text(part: Part) -> str:
 
 def show_result(result: Result) -> None:
     """Print everything that was found."""
-    say()
-    show_tables([*(_speed_table(result, state) for state in result.states), _cost_table(result)])
+    if any(arm.timings for arm in result.plan.arms):
+        say()
+        speeds = [_speed_table(result, state) for state in result.states]
+        show_tables([*speeds, _cost_table(result)])
     failures = [f"{arm.name}: {arm.error}" for arm in result.failed]
     for title, lines in (("notes", list(_notes(result))), ("failed", failures)):
         if lines:
@@ -67,7 +69,7 @@ def _speed_table(result: Result, state: str) -> Table:
     torch_s, raw_s = result.best_s(TORCH, state), result.best_s(RAW, state)
     rows = []
     for arm in result.plan.arms:
-        cells = ["failed", *[_NOTHING] * 4]
+        cells = [_NOTHING if arm.error is None else "failed", *[_NOTHING] * 4]
         if (timing := arm.timings.get(state)) is not None:
             cells = [
                 f"{result.plan.part.nbytes / timing.median_s / _GIB:.2f}",
