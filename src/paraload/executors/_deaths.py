@@ -30,7 +30,7 @@ __all__ = ["needs_main", "require_startable", "worker_died"]
 _MAIN: Final = frozenset({"__main__", "__mp_main__"})
 #: How the file names of functions begin that were typed into a session.
 _TYPED: Final = ("<stdin>", "<ipython-input", "<python-input")
-_CURE: Final = "move it into its own module, or use executor='threads'"
+_CURE: Final = "move it into a module of its own, or use executor='threads'"
 _FEWER: Final = (
     "Was it killed for lack of memory (see dmesg)? A smaller memory_budget_bytes, fewer max_workers"
     " or executor='threads' needs less"
