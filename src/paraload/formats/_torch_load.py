@@ -123,9 +123,11 @@ def can_open(data: memoryview) -> bool:
 
 def reason_of(error: Exception) -> str:
     """The reason from torch's message, without its advice to allow whatever is in the file."""
-    lines = str(error).splitlines() or [""]
-    told = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])
-    return printable(f"{type(error).__name__}: {told.strip()[:_SHOWN_OF_REASON]}")
+    text = str(error)
+    _, is_unpickler, detail = text.partition("WeightsUnpickler error:")
+    lines = (detail if is_unpickler else text).strip().splitlines()
+    told = f": {lines[0].strip()[:_SHOWN_OF_REASON]}" if lines else ""
+    return printable(f"{type(error).__name__}{told}")
 
 
 def narrow_tensor(tensor: torch.Tensor, storage_offsets: Shape, lengths: Shape) -> torch.Tensor:
