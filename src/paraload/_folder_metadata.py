@@ -9,6 +9,7 @@ Ranks that save alone may use one name for different tensors, so each name gets 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +25,6 @@ from paraload.metadata import read_metadata
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable
 
     from paraload.sources._base import FileIdentity
@@ -83,7 +83,8 @@ def folder_metadata(
     """
     folder = Path(folder)
     path = folder / GLOBAL_METADATA
-    of_ranks = {} if path.exists() else rank_files(folder)
+    # Path.exists raises where the folder may not be searched, which reading the file tells better.
+    of_ranks = {} if os.path.exists(path) else rank_files(folder)  # noqa: PTH110
     paths = [folder / name for name in of_ranks.values()] or [path]
     seen: dict[str, FileIdentity] = {}
     allowed = tuple(allow_globals)

@@ -15,6 +15,7 @@ import torch
 
 import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
+from paraload.cli import main
 from paraload.errors import FormatError, MetadataError, StorageReadError
 from paraload.metadata import forget
 from paraload.sources._local import LocalSource
@@ -309,3 +310,44 @@ def test_unreadable_metadata_is_one_error_at_once(folder, close):
     assert "Give this user permission to read it" in str(error)
     error = refusal(lambda: ParallelFileSystemReader(path).read_metadata(), targets, MetadataError)
     assert "Permission denied" in str(error)
+
+
+@pytest.mark.parametrize("close", [close_the_file, close_the_folder])
+def test_tools_tell_unreadable_metadata_too(folder, close, capsys):
+    path, _ = folder
+    forget()
+    close(path)
+    with as_ordinary_user():
+        for command in ("inspect", "verify", "load"):
+            assert main([command, str(path)]) == 1
+            assert "Let this user read it" in capsys.readouterr().err
+        with pytest.raises(MetadataError, match="Permission denied"):
+            paraload.verify(path)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "load"])
+def test_a_checkpoint_that_may_not_be_looked_at_is_a_wrong_call(folder, command, capsys):
+    path, _ = folder
+    close_the_folder_above(path)
+    with as_ordinary_user():
+        assert main([command, str(path)]) == 2
+    assert capsys.readouterr().err == f"paraload: {path}: Permission denied\n"
+
+
+def test_commands_tell_files_behind_a_folder_that_may_not_be_searched(folder, capsys):
+    path, _ = folder
+    with support.rewritten(path) as metadata:
+        for info in metadata.storage_data.values():
+            info.relative_path = f"inside/{info.relative_path}"
+    inside = path / "inside"
+    inside.mkdir()
+    for file in support.data_files(path):
+        file.rename(inside / file.name)
+    inside.chmod(0)
+    with as_ordinary_user():
+        assert main(["inspect", str(path)]) == 1
+        told = capsys.readouterr().err
+        assert main(["load", str(path)]) == 1
+    assert told.count("the file cannot be looked at: Permission denied") == 3
+    assert "missing" not in told
+    assert "EACCES" in capsys.readouterr().err

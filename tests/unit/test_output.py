@@ -154,6 +154,31 @@ def test_a_closed_output_is_no_traceback(odd, tmp_path, closed):
     assert b"Traceback" not in done.stderr + done.stdout
 
 
+@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["load"], ["load", "--json", "-"]])
+def test_an_output_that_takes_nothing_is_no_bad_checkpoint(odd, command):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "paraload", *command, str(odd)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    if command == ["load"]:  # which prints nothing, but its error
+        assert done.returncode == 1
+        return
+    assert done.returncode == 2
+    assert done.stderr == b"paraload: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("columns", [20, 30])
+def test_a_narrow_terminal_leaves_no_name_out(odd, columns):
+    status, text = run_on_a_terminal("inspect", odd, columns=columns)
+    assert status == 1
+    assert [name for name in SHOWN if name not in text] == []
+    assert text.count("12 B") == len(NAMES)
+
+
 def test_the_path_of_the_call_may_be_odd_too(tmp_path):
     folder = tmp_path / "x\x1b[31m\udcff[b]$a_b$"
     status, _, err = run("inspect", folder)

@@ -9,7 +9,6 @@ run, so that ``--help``, ``--version`` and a mistyped option answer at once.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from paraload import __version__
 from paraload._interrupts import stopped_by_signals
 from paraload.cli import bench, inspect, load, verify
 from paraload.cli._errors import UsageError
-from paraload.cli._output import prepare_streams, warn
+from paraload.cli._output import discard_output, prepare_streams, printing, warn
 from paraload.errors import CheckpointReadError, InvalidOptionError
 
 if TYPE_CHECKING:
@@ -48,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
         if sys.stdout is not None:  # None if the shell has closed it
-            sys.stdout.flush()  # so that a closed pipe is met here
+            with printing():
+                sys.stdout.flush()  # so that a closed pipe is met here
     except (UsageError, InvalidOptionError) as error:
         return _fail(error, _BAD_CALL)
     except CheckpointReadError as error:
@@ -56,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:
-        # `paraload inspect PATH | head`: nobody reads on; keep the interpreter from trying again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # `paraload inspect PATH | head`
         return _BROKEN_PIPE
     return status
 

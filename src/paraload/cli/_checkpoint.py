@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,18 +47,22 @@ class CheckpointFile:
     Attributes:
         path: relative to the checkpoint.
         bytes: that the metadata promises: where its last record ends.
-        bytes_on_disk: that are there; ``None`` if the file is missing.
+        bytes_on_disk: that are there; ``None`` if the file is missing or cannot be looked at.
         records: pieces of tensors, and objects.
+        refusal: why the system does not let it be looked at; "" if it does.
     """
 
     path: str
     bytes: int
     bytes_on_disk: int | None
     records: int
+    refusal: str = ""
 
     @property
     def problem(self) -> str | None:
         """What is wrong, as far as the size tells."""
+        if self.refusal:
+            return f"{self.path}: the file cannot be looked at: {self.refusal}"
         if self.bytes_on_disk is None:
             return f"{self.path}: the file is missing"
         if self.bytes_on_disk < self.bytes:
@@ -127,9 +132,13 @@ def existing_folder(text: str) -> Path:
     if "://" in text:
         raise UsageError(f"{text}: a URL; this version reads folders of a mounted file system")
     path = Path(text)
-    if not path.exists():
-        raise UsageError(f"{text}: no such folder")
-    if not path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UsageError(f"{text}: no such folder") from None
+    except OSError as error:
+        raise UsageError(f"{text}: {error.strerror}") from error
+    if not stat.S_ISDIR(mode):
         raise UsageError(f"{text}: not a folder; name the folder that holds {_METADATA}")
     return path
 
@@ -188,10 +197,18 @@ def _entry(name: str, item: Any, infos: list[Any]) -> Entry:
 
 
 def _file(folder: Path, name: str, infos: list[Any]) -> CheckpointFile:
-    path = folder / name
+    path, size, refusal = folder / name, None, ""
+    try:
+        if path.is_file():
+            size = path.stat().st_size
+    except FileNotFoundError:
+        pass  # gone since
+    except OSError as error:
+        refusal = str(error.strerror)
     return CheckpointFile(
         path=name,
         bytes=max(info.offset + info.length for info in infos),
-        bytes_on_disk=path.stat().st_size if path.is_file() else None,
+        bytes_on_disk=size,
         records=len(infos),
+        refusal=refusal,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from paraload.progress import is_terminal
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rich.table import Table as RichTable
 
@@ -30,7 +31,9 @@ __all__ = [
     "add_trace_option",
     "check_file_target",
     "check_json_target",
+    "discard_output",
     "prepare_streams",
+    "printing",
     "reading_options",
     "say",
     "show_tables",
@@ -108,9 +111,32 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+@contextmanager
+def printing() -> Iterator[None]:
+    """Around every write to standard output.
+
+    Raises:
+        UsageError: the write failed, for example on a full disk.
+        BrokenPipeError: standard output is a pipe without a reader.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        raise UsageError(f"standard output: {error.strerror}") from error
+
+
+def discard_output() -> None:
+    """Discard what is left to write, or the interpreter tries again, and fails, when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def say(text: str = "") -> None:
     """Print ``text`` at once, with escapes for control characters."""
-    print(printable_lines(text), flush=True)
+    with printing():
+        print(printable_lines(text), flush=True)
 
 
 def warn(text: str) -> None:
@@ -145,7 +171,8 @@ def _draw(tables: Sequence[Table]) -> bool:
     plain_width = max(table.plain_width for table in tables)
     if plain_width <= printer.width < max(widths) or printer.width < least:
         return False
-    printer.print(*drawn, sep="\n")
+    with printing():
+        printer.print(*drawn, sep="\n")
     return True
 
 
@@ -241,7 +268,8 @@ def write_json(value: dict[str, Any], target: str | None) -> None:
         return
     text = json.dumps(value, indent=2)
     if target == STANDARD_OUTPUT:
-        print(text)
+        with printing():
+            print(text, flush=True)
         return
     try:
         Path(target).write_text(f"{text}\n", encoding="utf-8")
