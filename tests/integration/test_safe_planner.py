@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import datetime as dt
 import pathlib
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
@@ -67,6 +71,40 @@ def test_code_is_refused_and_named(tmp_path):
     assert "Do not trust this file" in str(failure)
     paraload.load({"trap": None}, tmp_path / "ckpt", no_dist=True)  # as torch by default
     assert touched.exists()
+
+
+def refusal_of(folder, value):
+    support.save(folder, {"it": value})
+    with pytest.raises(CheckpointReadError) as caught:
+        paraload.load({"it": None}, folder, planner=SafeLoadPlanner(), no_dist=True)
+    [failure] = caught.value.failures
+    assert isinstance(failure, UnsafeObjectError)
+    return str(failure)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(3), np.ones(3), dt.timedelta(1), pathlib.Path("x"), slice(3)],
+    ids=lambda value: type(value).__name__,
+)
+def test_plain_data_of_python_and_numpy_is_told_with_a_recipe_that_works(tmp_path, value):
+    text = refusal_of(tmp_path / "ckpt", value)
+    assert "Do not trust" not in text
+    recipe = re.search(r"call torch\.serialization\.(add_safe_globals\(.+\)) before", text)[1]
+    allowed = eval(
+        recipe.removeprefix("add_safe_globals"), {"numpy": np, "datetime": dt, "pathlib": pathlib}
+    )
+    state = {"it": None}
+    with torch.serialization.safe_globals(allowed):
+        paraload.load(state, tmp_path / "ckpt", planner=SafeLoadPlanner(), no_dist=True)
+    assert np.array_equal(state["it"], value)
+
+
+def test_the_reason_is_told_where_torch_has_it_on_another_line(tmp_path):
+    with torch.serialization.safe_globals([collections.deque]):
+        text = refusal_of(tmp_path / "ckpt", collections.deque([1]))
+    assert "UnpicklingError: Can only append to lists, but got" in text
+    assert "file an issue" not in text
 
 
 def test_it_is_resolved_ahead_as_torchs_own_is():

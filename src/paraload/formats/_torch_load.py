@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from paraload._global_names import is_class_of_package
+from paraload._global_names import is_class_of_package, is_of_data, is_of_standard_library
 from paraload._text import printable
 from paraload.errors import DAMAGED_HINT, FormatError, UnsafeObjectError
 
@@ -75,6 +75,8 @@ def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
         return None
     name = printable((refused[1] or refused[2])[:_SHOWN_OF_NAME])
     module, _, kind = name.rpartition(".")
+    if is_of_data(module or "builtins", kind):  # torch leaves out "builtins"
+        return _data_refusal(name, what)
     if is_class_of_package(module, kind):
         return _class_refusal(module, kind, what)
     if module == "torch" and kind.isidentifier() and kind not in vars(torch):  # a dtype, perhaps
@@ -82,9 +84,29 @@ def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
             f"the {what} needs {name}, which this version of torch does not have",
             hint="A newer torch wrote the file, so load it with that; or the file is damaged",
         )
+    package = module.partition(".")[0]
+    if package.isidentifier() and package != "torch" and not is_of_standard_library(module):
+        hint = f"Do not trust this file, unless the documentation of {package} tells how to load it"
+    else:
+        hint = "Do not trust this file: it is damaged, or it was made to run code here"
     return UnsafeObjectError(
-        f"the {what} names {name}, which torch refuses to load; nothing was executed",
-        hint="Do not trust this file: it is damaged, or it was made to run code here",
+        f"the {what} names {name}, which torch refuses to load; nothing was executed", hint=hint
+    )
+
+
+def _data_refusal(name: str, what: str) -> UnsafeObjectError:
+    allowed = name
+    if name.startswith("numpy."):  # an array needs all of these, and the class of its dtype
+        core = name.removesuffix(".scalar").removesuffix("._reconstruct")
+        core = core if core.endswith(".multiarray") else "numpy._core.multiarray"
+        allowed = (
+            "numpy.ndarray, numpy.dtype, type(numpy.dtype('float64')),"
+            f" {core}._reconstruct, {core}.scalar"
+        )
+    return UnsafeObjectError(
+        f"the {what} is made with {name}, which torch does not allow by itself",
+        hint=f"If you trust the file, call torch.serialization.add_safe_globals([{allowed}]) before"
+        " loading, or use torch's DefaultLoadPlanner, which loads every object",
     )
 
 
