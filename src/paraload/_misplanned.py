@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import takewhile
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -26,7 +28,7 @@ from paraload.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
@@ -37,6 +39,9 @@ _EXPLAINED: Final = {DefaultLoadPlanner.create_local_plan, QuickLoadPlanner.crea
 #: How many missing names get suggestions, and from how many candidates: 10 ms for each name.
 _EXPLAINED_NAMES: Final = 10
 _MOST_CANDIDATES: Final = 1000
+_MOST_FRONTS: Final = 20
+#: What torch.compile, FSDP, activation checkpointing and DDP put into names.
+_WRAPPERS: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
 
 
 @contextmanager
@@ -147,22 +152,14 @@ def _advise(
         return []
     advice = []
     names = [str(failure.fqn) for failure in missing]
-    those = "the missing name" if len(names) == 1 else f"the {len(names)} missing names"
-    added, removed = _prefix(names, set(unclaimed))
-    if added:
-        advice.append(
-            f"The checkpoint has {those} with {added!r} in front: rename the keys of the state"
-            f" dict, or load into {{{added.removesuffix('.')!r}: state_dict}}"
-        )
-    elif removed:
-        advice.append(
-            f"The checkpoint has {those} without {removed!r} in front: rename the keys of the state"
-            f" dict with name.removeprefix({removed!r})"
-        )
+    count, how = max(_renamings(names, set(unclaimed)), key=itemgetter(0), default=(0, ""))
+    if 2 * count > len(names):
+        those = "the missing name" if len(names) == 1 else f"the {len(names)} missing names"
+        some = f"{count} of " if count < len(names) else ""
+        advice.append(f"The checkpoint has {some}{those} {how}")
     else:
         for failure, name in zip(missing[:_EXPLAINED_NAMES], names, strict=False):
-            if similar := _similar(name, unclaimed):
-                failure.hint = f"Did you mean {' or '.join(map(repr, similar))}?"
+            failure.hint = _hint(name, unclaimed)
     kind = DefaultLoadPlanner if type(planner) is QuickLoadPlanner else type(planner)
     advice.append(
         "To load only what the checkpoint has, and leave the other targets as they are:"
@@ -171,25 +168,67 @@ def _advise(
     return advice
 
 
-def _prefix(names: Sequence[str], unclaimed: Collection[str]) -> tuple[str, str]:
-    """The prefix to add to all ``names``, or to remove, so that ``unclaimed`` has them; or "".
+def _renamings(names: Sequence[str], unclaimed: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Ways to rename ``names``: how many of them ``unclaimed`` then has, and words for the advice.
 
-    >>> _prefix(["w", "b"], {"module.w", "module.b", "x.w"})
-    ('module.', '')
-    >>> _prefix(["module.w"], {"w"})
-    ('', 'module.')
+    >>> list(_renamings(["a.w", "a.b"], {"m.a.w", "m.a.b"}))[0][0]
+    2
     """
-    first = names[0]
-    fronts = {name.removesuffix(first) for name in unclaimed if name.endswith(f".{first}")}
-    for front in sorted(fronts, key=len):
-        if all(front + name in unclaimed for name in names):
-            return front, ""
-    parts = first.split(".")
-    for count in range(1, len(parts)):
-        front = ".".join(parts[:count]) + "."
-        if all(n.startswith(front) and n.removeprefix(front) in unclaimed for n in names):
-            return "", front
-    return "", ""
+    for old, new in sorted(_fronts(names, unclaimed), key=lambda pair: len("".join(pair))):
+        count = sum(n.startswith(old) and new + n.removeprefix(old) in unclaimed for n in names)
+        rename = "rename the keys of the state dict"
+        if not old:
+            into = f", or load into {{{new.removesuffix('.')!r}: state_dict}}"
+            yield count, f"with {new!r} in front: {rename}{into * (count == len(names))}"
+        elif not new:
+            how = f"name.removeprefix({old!r})"
+            yield count, f"without {old!r} in front: {rename} with {how}"
+        elif count > 1:
+            how = f"{new!r} + name.removeprefix({old!r})"
+            yield count, f"with {new!r} in place of {old!r}: {rename} with {how}"
+    for part in _WRAPPERS:
+        count = sum(part in n and n.replace(part, "") in unclaimed for n in names)
+        yield count, f"without {part!r} in them: rename the keys with name.replace({part!r}, '')"
+        bare = {name.replace(part, "") for name in unclaimed if part in name}
+        count = sum(n in bare for n in names)
+        yield count, f"with {part!r} in them: load into the state dict of a model wrapped like that"
+
+
+def _fronts(names: Sequence[str], unclaimed: Iterable[str]) -> set[tuple[str, str]]:
+    """Prefixes of a few ``names``, and of the names in ``unclaimed`` with the longest common end."""
+    by_end: dict[str, list[str]] = {
+        name.rpartition(".")[2]: [] for name in names[:_EXPLAINED_NAMES]
+    }
+    for other in unclaimed:
+        if (same := by_end.get(other.rpartition(".")[2])) is not None:
+            same.append(other)
+    fronts = set()
+    for name in names[:_EXPLAINED_NAMES]:
+        ends = {other: _common_end(name, other) for other in by_end[name.rpartition(".")[2]]}
+        longest = max(ends.values(), default=0)
+        fronts |= {(name[:-n], other[:-n]) for other, n in ends.items() if n == longest}
+    return set(sorted(fronts)[:_MOST_FRONTS])
+
+
+def _common_end(one: str, other: str) -> int:
+    """The length of the parts that both names end with."""
+    same = takewhile(
+        lambda pair: pair[0] == pair[1],
+        zip(reversed(one.split(".")), reversed(other.split(".")), strict=False),
+    )
+    common = ".".join(part for part, _ in same)
+    return len(common)
+
+
+def _hint(name: str, unclaimed: Sequence[str]) -> str | None:
+    below = next((other for other in unclaimed if other.startswith(f"{name}.")), None)
+    if below is not None:
+        return f"It has parts of it, such as {below!r}: put a dict or list of them there"
+    above = next((other for other in unclaimed if name.startswith(f"{other}.")), None)
+    if above is not None:
+        return f"It has {above!r} as a whole: put one value there"
+    similar = _similar(name, unclaimed)
+    return f"Did you mean {' or '.join(map(repr, similar))}?" if similar else None
 
 
 def _similar(name: str, unclaimed: Sequence[str]) -> list[str]:

@@ -139,6 +139,40 @@ def test_a_prefix_is_told_only_where_all_names_fit(tmp_path):
     assert "in front" not in str(error)
 
 
+ADVICE = {
+    "another front": ("net.{}", "module.{}", "with 'module.' in place of 'net.'"),
+    "compiled here": ("l.{}._orig_mod.w", "l.{}.w", "name.replace('_orig_mod.', '')"),
+    "compiled there": ("l.{}.w", "l.{}._orig_mod.w", "with '_orig_mod.' in them"),
+    "DDP inside": ("a.module.{}", "a.{}", "with 'a.' in place of 'a.module.'"),
+}
+
+
+@pytest.mark.parametrize("count", [2, 30])
+@pytest.mark.parametrize("case", ADVICE)
+def test_a_part_of_the_names_that_differs_is_told(tmp_path, case, count):
+    ours, theirs, words = ADVICE[case]
+    support.save(tmp_path, {theirs.format(n): torch.ones(3) for n in range(count)})
+    error = refusal({ours.format(n): torch.zeros(3) for n in range(count)}, tmp_path)
+    assert words in str(error)
+    assert f"The checkpoint has the {count} missing names with" in str(error)  # or without
+
+
+def test_a_front_that_most_names_lack_is_told(tmp_path):
+    support.save(tmp_path, {f"module.{n}": torch.ones(3) for n in range(30)})
+    targets = {f"{n}": torch.zeros(3) for n in range(30)} | {"!scaler": torch.zeros(3)}
+    error = refusal(targets, tmp_path)
+    assert "has 30 of the 31 missing names with 'module.' in front" in str(error)
+    assert "load into" not in str(error)
+
+
+def test_a_container_in_the_place_of_its_parts_is_told(tmp_path):
+    support.save(tmp_path, {"opt": {"m": torch.ones(3)}, "step": 5})
+    error = refusal({"opt": None, "step": {"x": torch.zeros(2)}}, tmp_path)
+    told = {failure.fqn: failure.hint for failure in error.failures}
+    assert told["opt"] == "It has parts of it, such as 'opt.m': put a dict or list of them there"
+    assert told["step.x"] == "It has 'step' as a whole: put one value there"
+
+
 def test_near_names_are_told(tmp_path):
     support.save(tmp_path, {"layers.0.weight": torch.ones(3), "layers.0.bias": torch.ones(3)})
     error = refusal({"layers.0.wieght": torch.zeros(3), "layers.0.bias": torch.ones(3)}, tmp_path)
