@@ -22,6 +22,7 @@ from paraload._aliases import aliased_target
 from paraload._assembly import Assembly, Workshop
 from paraload._commits import Commits
 from paraload._feed import Feed
+from paraload._interrupts import stop_if_signalled
 from paraload._items import CompletedItem, Item, Items
 from paraload._ledger import Ledger
 from paraload._plan import share_reads
@@ -111,6 +112,7 @@ class Load:
                 self._handle(result)
                 if self._on_progress is not None:
                     self._on_progress(self._ledger.snapshot())
+                stop_if_signalled()
         self._require_everything()
         return self._ledger.report(
             workers=executor.workers,

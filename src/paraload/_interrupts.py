@@ -11,6 +11,9 @@ while a load runs, such an exception travels in a ``BaseException``, which no ``
 catches:
 
     handler raises --> _Guard --> _Carrier(error) --> out of the load --> error, as it was raised
+
+From then on the load is torn down, and further signals must not interrupt that: their handlers run
+when it is done.
 """
 
 from __future__ import annotations
@@ -26,7 +29,12 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["interrupts_blocked", "interrupts_deferred", "stopped_by_signals"]
+__all__ = [
+    "interrupts_blocked",
+    "interrupts_deferred",
+    "stop_if_signalled",
+    "stopped_by_signals",
+]
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -50,23 +58,37 @@ class _Guard:
     def __call__(self, number: int, frame: Any) -> None:
         if not self.is_active:  # the program kept this guard and reinstalled it after the load
             self.handler(number, frame)
-        elif _state.deferring:
+        elif _state.deferring or _state.is_ending:
             _state.waiting[number] = self
         else:
+            interrupted = sys.exc_info()[1]
             try:
                 self.handler(number, frame)
-            except Exception as error:  # noqa: BLE001 - raised again when the load is over
-                carrier = _Carrier(error)
-                _state.lost = carrier
-                raise carrier from None
+            except BaseException as error:
+                _state.is_ending = True
+                if error.__context__ is interrupted:  # of ours, with all that its frames hold
+                    error.__context__ = None
+                if not isinstance(error, Exception):
+                    raise
+                _state.lost = _Carrier(error)
+                raise _state.lost from None
 
 
 class _State:
-    """State of the main thread, the only one that runs signal handlers."""
+    """State of the main thread, the only one that runs signal handlers.
+
+    Attributes:
+        depth: guarded functions, each in the one before it.
+        deferring: blocks in which signals wait.
+        is_ending: a handler has raised; other signals wait until everything is torn down.
+        waiting: guards of these signals, by number.
+        lost: what the handler raised, for the case that Python drops it on the way.
+    """
 
     def __init__(self) -> None:
         self.depth = 0
         self.deferring = 0
+        self.is_ending = False
         self.waiting: dict[int, _Guard] = {}
         self.lost: _Carrier | None = None
 
@@ -86,72 +108,110 @@ def stopped_by_signals(
     outermost one raises the exception.
     """
 
+    # Not a context manager made of a generator: a StopIteration could not leave that unchanged.
     @functools.wraps(function)
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
         if threading.current_thread() is not threading.main_thread():
             return function(*args, **kwargs)
+        guards: dict[int, _Guard] = {}
+        depth = _state.depth
         try:
-            with _guards():
-                return function(*args, **kwargs)
+            _state.depth = depth + 1
+            _set(guards)
+            answer = function(*args, **kwargs)
+            stop_if_signalled()  # the load must not seem to have ended well
         except _Carrier as carrier:
-            if _state.depth:
+            if depth:
                 raise
             error = carrier.error
+        else:
+            return answer
+        finally:
+            for guard in guards.values():
+                guard.is_active = False  # first: handlers raise to the caller from now on
+            _state.depth = depth
+            if not depth:
+                _state.lost, _state.is_ending = None, False
+            _put_back(guards)
+            if not depth:
+                _handle_waiting()
         raise error  # outside of the except block: the carrier must not become its context
 
     return guarded
 
 
-@contextmanager
-def _guards() -> Iterator[None]:
+def stop_if_signalled() -> None:
+    """Raise what a signal handler has raised, if Python has dropped it, as it does in destructors.
+
+    For loops of the caller's thread, which would go on.
+    """
+    if _state.lost is not None and threading.current_thread() is threading.main_thread():
+        raise _state.lost
+
+
+def _set(guards: dict[int, _Guard]) -> None:
     """Guard the program's signal handlers; there is rarely one besides Ctrl-C's own."""
-    guards: dict[int, _Guard] = {}
-    _state.depth += 1
-    try:
-        for number in range(1, signal.NSIG):
-            handler = _getsignal(number)
-            # Ctrl-C raises a BaseException already. Constants and C handlers raise nothing.
-            if callable(handler) and handler is not signal.default_int_handler:
-                if isinstance(handler, _Guard) and handler.is_active:
-                    continue
-                guards[number] = _Guard(handler)
-                signal.signal(number, guards[number])
-        yield
-        # Python drops what is raised in a destructor; the load must not appear to succeed.
-        if _state.depth == 1 and _state.lost is not None:
-            raise _state.lost
-    finally:
-        _state.depth -= 1
-        if not _state.depth:
-            _state.lost = None
-        for guard in guards.values():
-            guard.is_active = False  # first: a handler may raise while others are restored
-        for number, guard in guards.items():
-            if _getsignal(number) is guard:  # otherwise the program has set another one
-                signal.signal(number, guard.handler)
+    for number in range(1, signal.NSIG):
+        handler = _getsignal(number)
+        # Ctrl-C raises a BaseException already. Constants and C handlers raise nothing.
+        if callable(handler) and handler is not signal.default_int_handler:
+            if isinstance(handler, _Guard) and handler.is_active:
+                continue
+            guards[number] = _Guard(handler)
+            signal.signal(number, guards[number])
 
 
-@contextmanager
-def interrupts_deferred() -> Iterator[None]:
-    """On the main thread, defer SIGINT and guarded signals to the end of the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    handler: Any = signal.getsignal(signal.SIGINT)
-    _state.deferring += 1  # before SIGINT's handler is replaced: others may raise as well
-    try:
-        if callable(handler):
-            signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
-        yield
-    finally:
+def _put_back(guards: dict[int, _Guard]) -> None:
+    """Restore every handler, even if one of them raises meanwhile."""
+    raised: BaseException | None = None
+    while guards:
+        try:
+            for number, guard in list(guards.items()):
+                if _getsignal(number) is guard:  # otherwise the program has set another one
+                    signal.signal(number, guard.handler)
+                del guards[number]
+        except BaseException as error:  # noqa: BLE001 - raised again when all are back
+            raised = error
+    if raised is not None:
+        raise raised
+
+
+class interrupts_deferred:  # noqa: N801 - used like a function
+    """On the main thread, defer SIGINT and guarded signals to the end of the block.
+
+    Not a context manager made of a generator: until one of those has begun, a signal may still
+    come between a block and its own tearing down.
+    """
+
+    __slots__ = ("_caught", "_handler", "_is_main")
+
+    def __enter__(self) -> None:
+        """Signals wait from now on."""
+        self._is_main = threading.current_thread() is threading.main_thread()
+        if not self._is_main:
+            return
+        _state.deferring += 1  # before SIGINT is changed: other handlers may raise as well
+        self._caught: list[int] = []
+        self._handler: Any = _getsignal(signal.SIGINT)
+        try:
+            if callable(self._handler):
+                signal.signal(signal.SIGINT, lambda number, _: self._caught.append(number))
+        except BaseException:
+            _state.deferring -= 1
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        """Handle those that came."""
+        if not self._is_main:
+            return
+        handler = self._handler
         if callable(handler):
             signal.signal(signal.SIGINT, handler)
         _state.deferring -= 1
         try:
-            if caught:
+            if self._caught:
                 # Not the interrupted frame: that would keep its locks alive.
-                handler(caught[-1], None)
+                handler(self._caught[-1], None)
         finally:
             if not _state.deferring:
                 _handle_waiting()
@@ -159,7 +219,7 @@ def interrupts_deferred() -> Iterator[None]:
 
 def _handle_waiting() -> None:
     """Handle every deferred signal, even if the handler of one raises."""
-    if _state.waiting:
+    if _state.waiting and not _state.is_ending:
         number, guard = _state.waiting.popitem()
         try:
             guard(number, sys._getframe())  # noqa: SLF001 - profilers want a frame

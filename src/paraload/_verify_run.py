@@ -21,6 +21,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from paraload._daemons import Answer, DaemonThreads
+from paraload._interrupts import stop_if_signalled
 from paraload._plan import PlanKnobs, first_tasks
 from paraload._result import ReadTally
 from paraload._verify_alike import KnownArchives
@@ -127,6 +128,7 @@ class VerifyRun:
                     running.take(answer)
                     if hook is not None:
                         hook(self._snapshot())
+                    stop_if_signalled()
             finally:
                 self._cancelled.set()
             if threads.refusal:

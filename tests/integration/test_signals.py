@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import paraload
 from paraload import ParallelFileSystemReader, _interrupts, cli
+from paraload._daemons import DaemonThreads
 from paraload._interrupts import interrupts_deferred, stopped_by_signals
 from paraload.metadata import forget, read_metadata
 from tests.integration import hooks, support
@@ -138,7 +140,10 @@ def test_verify(folder, saved, monkeypatch, run):
 
 
 def test_a_hook_of_the_program_that_swallows_it_does_not_hide_it(folder, saved):
+    calls = []
+
     def progress(_):
+        calls.append("progress")
         try:
             raise_it()
         except BaseException:  # noqa: BLE001 - as a destructor would
@@ -148,6 +153,10 @@ def test_a_hook_of_the_program_that_swallows_it_does_not_hide_it(folder, saved):
     plan, planner = support.plan_for(reader, support.empty_like(saved))
     with alarm(ExpiredError("time is up"), 60), pytest.raises(ExpiredError):
         reader.read_data(plan, planner)
+    assert calls == ["progress"], "the load goes on"
+    with alarm(ExpiredError("time is up"), 60), pytest.raises(ExpiredError):
+        paraload.verify(folder, progress=progress)
+    assert calls == ["progress"] * 2
 
 
 def test_a_handler_that_the_program_sets_meanwhile_stays(folder, saved):
@@ -239,6 +248,104 @@ def test_guarded_signals_wait_like_ctrl_c_where_that_waits():
         run()
     assert steps == ["done"]
     assert _interrupts._state.deferring == 0
+
+
+@pytest.mark.parametrize("kind", [ExpiredError, SystemExit, KeyboardInterrupt])
+def test_further_signals_do_not_break_off_what_is_torn_down(kind):
+    steps = []
+
+    def second(number, frame):
+        steps.append("second handler")
+
+    @stopped_by_signals
+    def run():
+        try:
+            raise_it()
+        finally:
+            raise_it()
+            raise_it(signal.SIGUSR1)
+            steps.append("torn down")
+
+    before = signal.signal(signal.SIGUSR1, second)
+    error = kind("time is up")
+    try:
+        with alarm(error, 60), pytest.raises(kind) as caught:
+            run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert caught.value is error
+    assert steps == ["torn down", "second handler"]
+    assert not _interrupts._state.waiting
+
+
+@pytest.mark.parametrize("kind", [ExpiredError, StopIteration, GeneratorExit, SystemExit])
+@pytest.mark.parametrize("call", range(1, 5))
+def test_a_handler_that_raises_while_handlers_are_changed(monkeypatch, kind, call):
+    """The first two looks are made before the function, the others when it has returned."""
+    looks = []
+
+    def look(number):
+        handler = signal.getsignal(number)
+        if number in (signal.SIGALRM, signal.SIGUSR1):
+            looks.append(number)
+            if len(looks) == call:
+                raise_it()
+        return handler
+
+    def other(number, frame):
+        raise AssertionError
+
+    monkeypatch.setattr(_interrupts, "_getsignal", look)
+    before = signal.signal(signal.SIGUSR1, other)
+    error = kind("time is up")
+    try:
+        with alarm(error, 60), pytest.raises(kind) as caught:
+            stopped_by_signals(lambda: None)()
+        assert signal.getsignal(signal.SIGUSR1) is other
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert caught.value is error
+    assert (_interrupts._state.depth, _interrupts._state.is_ending) == (0, False)
+
+
+def test_what_was_being_handled_is_no_context_of_the_exception():
+    """It would keep the frames of the load alive, and with them shared memory."""
+
+    @stopped_by_signals
+    def run():
+        try:
+            queue.SimpleQueue().get_nowait()
+        except queue.Empty:
+            raise_it()
+
+    for error in (ExpiredError(), SystemExit()):
+        with alarm(error, 60), pytest.raises(type(error)):
+            run()
+        assert error.__context__ is None
+
+
+def test_a_thread_that_is_just_starting(monkeypatch):
+    """A signal between the start and the wait for it breaks the locks of ``threading``."""
+    start = threading.Thread.start
+
+    def interrupted(self):
+        start(self)
+        try:
+            raise_it()
+        except BaseException:  # noqa: BLE001 - as in CPython's Condition
+            raise RuntimeError("release unlocked lock") from None
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+
+    @stopped_by_signals
+    def run():
+        with DaemonThreads(1, "waits", timeout_s=5) as threads:
+            threads.call(lambda: "", time.monotonic)
+
+    error = ExpiredError("time is up")
+    with alarm(error, 3), pytest.raises(ExpiredError) as caught:
+        run()
+    assert caught.value is error
 
 
 def test_ctrl_c_and_a_handler_of_its_own(folder, saved):
