@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from paraload._destination import dtype_name, require_shape, target_without_memory
-from paraload._tensor_memory import memory_fault
+from paraload._tensor_memory import has_shared_places, memory_fault
 from paraload.errors import DtypeMismatchError, ItemReadError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Converter:
                 "torch cannot copy the stored tensor into its target",
                 expected=f"a target that takes {source.dtype}",
                 got=f"{target.dtype} on {target.device}: {error}",
-                hint=_OVERLAPPING if 0 in target.stride() else None,
+                hint=_OVERLAPPING if has_shared_places(target) else None,
             ) from error
 
     def counts(self) -> dict[str, int]:

@@ -24,7 +24,14 @@ from paraload import _geometry as geometry
 from paraload._checks import check_stored
 from paraload._checksum import crc32
 from paraload._sink import Layout, TargetMemory
-from paraload._tensor_memory import extent, memory_at, memory_fault, note_writes, own_memory
+from paraload._tensor_memory import (
+    extent,
+    has_shared_places,
+    memory_at,
+    memory_fault,
+    note_writes,
+    own_memory,
+)
 from paraload.errors import ShapeMismatchError, TargetMemoryError
 from paraload.formats import _torch_load
 
@@ -101,13 +108,11 @@ class Destinations:
             return layout.packed_bytes
         return None if tensor is None else tensor.numel() * tensor.element_size()
 
-    def expanded(self) -> Iterator[tuple[int, torch.Tensor]]:
+    def with_shared_places(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Items whose target has one place for several elements, as ``expand`` makes it."""
         for item, tensor in self._staged():
-            if tensor.layout is torch.strided:
-                pairs = zip(tensor.stride(), tensor.shape, strict=True)
-                if any(stride == 0 and size > 1 for stride, size in pairs):
-                    yield item, tensor
+            if has_shared_places(tensor):
+                yield item, tensor
 
     def without_memory(self) -> Iterator[tuple[int, torch.Tensor, str]]:
         """Items whose target has no memory to write to, and why."""

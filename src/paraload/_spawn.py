@@ -15,7 +15,7 @@ import os
 import signal
 import time
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -64,13 +64,19 @@ class _LeanPopen(popen_spawn_posix.Popen):
             passed = [*inherited, tracker_fd, child_reads, child_keeps]
             with interrupts_blocked():
                 self.pid = stdlib.spawnv_passfds(spawn.get_executable(), command, passed)
-            own = os.getpriority(os.PRIO_PROCESS, 0)
-            os.setpriority(os.PRIO_PROCESS, self.pid, own + process_obj.niceness)
         finally:
             os.close(child_reads)
             os.close(child_keeps)
-        with os.fdopen(parent_writes, "wb", closefd=False) as pipe:
-            pipe.write(message.getbuffer())
+        try:
+            with suppress(OSError):  # it is only faster so
+                own = os.getpriority(os.PRIO_PROCESS, 0)
+                os.setpriority(os.PRIO_PROCESS, self.pid, own + process_obj.niceness)
+            with os.fdopen(parent_writes, "wb", closefd=False) as pipe:
+                pipe.write(message.getbuffer())
+        except BaseException:  # nothing else knows of the process yet
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
 
 
 class _QuietProcess(context.SpawnProcess):

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import AbstractContextManager, nullcontext
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils import _python_dispatch
@@ -21,7 +23,15 @@ from paraload import _geometry as geometry
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["dispatch_modes_off", "extent", "memory_at", "memory_fault", "note_writes", "own_memory"]
+__all__ = [
+    "dispatch_modes_off",
+    "extent",
+    "has_shared_places",
+    "memory_at",
+    "memory_fault",
+    "note_writes",
+    "own_memory",
+]
 
 _WRITABLE: Final = 0x200  # PyBUF_WRITE
 _memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
@@ -52,7 +62,35 @@ def extent(tensor: torch.Tensor) -> tuple[int, int]:
         first = tensor.data_ptr()
     except RuntimeError:
         return 0, 0
+    if not first:  # of a wrapper, whose memory is elsewhere
+        return 0, 0
     return first, first + geometry.extent_bytes(tensor.shape, tensor.stride(), tensor.itemsize)
+
+
+def has_shared_places(tensor: torch.Tensor) -> bool:
+    """Whether several elements have one place, as ``expand`` makes it: an order would decide.
+
+    >>> has_shared_places(torch.zeros(1, 3).expand(2, 3))
+    True
+    >>> has_shared_places(torch.zeros(8).as_strided((2, 3), (3, 2)))  # interleaved
+    False
+    """
+    if tensor.layout is not torch.strided:
+        return False
+    pairs = [(n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
+    if any(step == 0 for _, step in pairs):
+        return True
+    end = 1
+    for size, stride in sorted(pairs, key=itemgetter(1)):
+        if stride < end:
+            break
+        end = stride * size
+    else:
+        return False
+    shape, strides = zip(*pairs, strict=True)
+    taken = np.zeros(geometry.extent_bytes(shape, strides, 1), np.bool_)
+    np.lib.stride_tricks.as_strided(taken, shape, strides)[...] = True
+    return int(np.count_nonzero(taken)) < tensor.numel()
 
 
 def memory_fault(tensor: torch.Tensor) -> str | None:
@@ -69,7 +107,9 @@ def memory_fault(tensor: torch.Tensor) -> str | None:
         return "it is on the meta device"
     if type(tensor) not in _PLAIN:
         return "it is a fake tensor" if is_fake(tensor) else None
-    return _storage_fault(tensor) if tensor.layout is torch.strided else None
+    if tensor.layout is not torch.strided:
+        return f"its layout is {tensor.layout}; load into a dense tensor, and convert that"
+    return _storage_fault(tensor)
 
 
 def _storage_fault(tensor: torch.Tensor) -> str | None:

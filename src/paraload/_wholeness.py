@@ -128,7 +128,7 @@ def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -
             got=f"strides {tensor.stride()}",
             hint="Load into target.contiguous(), or into the tensor that it was expanded from",
         )
-        for item, tensor in destinations.expanded()
+        for item, tensor in destinations.with_shared_places()
     ]
     failures += [
         target_without_memory(tensor, fault, fqn=plan.items[item].dest_index.fqn)

@@ -139,6 +139,24 @@ def test_processes_that_the_system_refuses(big, monkeypatch, caplog, executor, m
 
 
 @pytest.mark.parametrize("executor", ["processes", "pool"])
+def test_a_priority_is_not_required(big, monkeypatch, executor):
+    def refuses(*args):
+        raise PermissionError("not here")
+
+    monkeypatch.setattr(os, "setpriority", refuses)
+    assert load(*big, executor=executor, max_workers=2).executor == executor
+
+
+@pytest.mark.parametrize("executor", ["processes", "pool"])
+def test_a_process_that_gets_no_work_is_ended(big, monkeypatch, executor):
+    def refuses(*args, **keywords):
+        raise OSError("no descriptor for it")
+
+    monkeypatch.setattr("paraload._spawn.os.fdopen", refuses)
+    assert load(*big, executor=executor, max_workers=2).executor == "threads"
+
+
+@pytest.mark.parametrize("executor", ["processes", "pool"])
 def test_shared_memory_that_is_too_small(big, monkeypatch, executor):
     monkeypatch.setattr(_shared.shutil, "disk_usage", lambda _: SimpleNamespace(free=65536))
     report = load(*big, executor=executor, max_workers=2)

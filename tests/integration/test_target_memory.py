@@ -180,6 +180,57 @@ def test_what_needs_no_memory_is_loaded(tmp_path):
     assert report.items == 1
 
 
+def sparse(tensor):
+    return tensor.to_sparse()
+
+
+def compressed(tensor):
+    return torch.ones_like(tensor).to_sparse_csr()
+
+
+def mkldnn(tensor):
+    return tensor.to_mkldnn()
+
+
+@pytest.mark.parametrize("executor", ["threads", "processes"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("make", [sparse, compressed, mkldnn])
+@pytest.mark.parametrize("planner", [None, Foreign])
+def test_a_target_of_another_layout_is_refused_and_blames_no_expansion(
+    saved, make, executor, planner
+):
+    folder, state = saved
+    made = {name: make(torch.zeros_like(state[name])) for name in ("big", "small")}
+    with pytest.raises(CheckpointReadError, match="its layout is torch") as caught:
+        paraload.load(made, folder, no_dist=True, executor=executor, planner=planner and planner())
+    assert {failure.fqn for failure in caught.value.failures} == {"big", "small"}
+    assert "expanded" not in str(caught.value)
+    assert ("nothing was read" in str(caught.value)) is (planner is None)
+
+
+def test_elements_that_share_places_without_a_stride_of_zero_are_refused(saved):
+    """torch's copy does not refuse these, and the order of its threads decides what they hold."""
+    folder, state = saved
+    rows, columns = state["small"].shape
+    shared = torch.zeros(rows * columns).as_strided((rows, columns), (1, 1))
+    with pytest.raises(CheckpointReadError, match="share one place in memory"):
+        paraload.load({"small": shared}, folder, no_dist=True)
+    interleaved = torch.zeros(2 * rows * columns).as_strided((rows, columns), (columns + 1, rows))
+    paraload.load({"small": interleaved}, folder, no_dist=True)
+    assert torch.equal(interleaved, state["small"])
+
+
+def test_wrappers_without_an_address_share_no_memory(saved):
+    folder, state = saved
+    made = {name: torch.zeros_like(state[name]) for name in ("big", "small")}
+    wrapped = {name: torch._to_functional_tensor(tensor) for name, tensor in made.items()}
+    report = paraload.load(wrapped, folder, no_dist=True, strict=True)
+    assert not report.overwritten
+    for name, tensor in wrapped.items():
+        torch._sync(tensor)
+        assert torch.equal(torch._from_functional_tensor(tensor), state[name])
+
+
 # ------------------------------------------------------------------------------- ambient state
 
 

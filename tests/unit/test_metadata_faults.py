@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import pickle
+import socket
 import time
 
 import pytest
@@ -138,16 +139,21 @@ def test_entries_without_what_a_load_needs_are_refused(tmp_path, change, says):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["folder", "fifo", "unreadable"])
-def test_what_is_no_file_neither_hangs_nor_passes(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["folder", "fifo", "socket", "unreadable"])
+def test_what_is_no_file_neither_hangs_nor_passes(tmp_path, monkeypatch, kind):
     path = tmp_path / ".metadata"
     if kind == "folder":
         path.mkdir()
     elif kind == "fifo":
         os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            monkeypatch.chdir(tmp_path)  # the whole path may be too long for a socket
+            server.bind(path.name)
     else:
         path.symlink_to(path)
-    with pytest.raises(MetadataError, match=r"not a regular file|cannot be read"):
+    said = "cannot be read" if kind == "unreadable" else "is not a regular file"
+    with pytest.raises(MetadataError, match=said):
         metadata.read_metadata(path)
 
 

@@ -9,6 +9,7 @@ open without waiting --> regular: done          anything else: refused
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -29,8 +30,10 @@ def open_regular(path: str) -> io.FileIO:
     try:
         with interrupts_deferred():  # Ctrl-C would leave the bare descriptor open
             return io.FileIO(path, opener=_open_at_once)
-    except BlockingIOError:
-        return _open_in_time(path)
+    except OSError as error:
+        if error.errno not in {errno.EAGAIN, errno.ENXIO}:  # a lease; a socket, or no device
+            raise
+    return _open_in_time(path)
 
 
 def require_regular(status: os.stat_result) -> None:
