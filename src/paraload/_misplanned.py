@@ -195,7 +195,7 @@ def _renamings(names: Sequence[str], unclaimed: Collection[str]) -> Iterator[tup
 
 
 def _fronts(names: Sequence[str], unclaimed: Iterable[str]) -> set[tuple[str, str]]:
-    """Prefixes of a few ``names``, and of the names in ``unclaimed`` with the longest common end."""
+    """Prefixes of a few ``names``, and of ``unclaimed`` names with the longest common end."""
     by_end: dict[str, list[str]] = {
         name.rpartition(".")[2]: [] for name in names[:_EXPLAINED_NAMES]
     }
