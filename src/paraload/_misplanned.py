@@ -13,11 +13,15 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch import distributed
 from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from paraload._destination import target_without_memory
 from paraload._quick_planner import QuickLoadPlanner
+from paraload._tensor_memory import memory_fault
 from paraload.errors import (
     CheckpointReadError,
     ItemReadError,
@@ -28,14 +32,18 @@ from paraload.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+    from torch.distributed.checkpoint.planner import LoadPlanner
 
 __all__ = ["misplanned_named"]
 
 #: Planners of other classes keep their own plans and errors.
-_EXPLAINED: Final = {DefaultLoadPlanner.create_local_plan, QuickLoadPlanner.create_local_plan}
+_EXPLAINED: Final = {
+    getattr(kind, step)
+    for kind in (DefaultLoadPlanner, QuickLoadPlanner)
+    for step in ("set_up_planner", "create_local_plan")
+}
 #: How many missing names get suggestions, and from how many candidates: 10 ms for each name.
 _EXPLAINED_NAMES: Final = 10
 _MOST_CANDIDATES: Final = 1000
@@ -52,26 +60,57 @@ def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
         planner: torch's or ours; any other planner is left alone.
         path: of the checkpoint, for texts.
     """
-    plan = getattr(type(planner), "create_local_plan", None)
-    if plan not in _EXPLAINED or "create_local_plan" in vars(planner):
+    explained: dict[str, Callable[..., CheckpointReadError | None]] = {
+        "set_up_planner": lambda state_dict, *_, **__: _refused_meta(state_dict, path),
+        "create_local_plan": lambda: _refusal(planner, path),
+    }
+    is_known = all(
+        getattr(type(planner), name, None) in _EXPLAINED and name not in vars(planner)
+        for name in explained
+    )
+    if not is_known:
         yield
         return
-
-    def create_local_plan() -> LoadPlan:
-        try:
-            return plan(planner)  # type: ignore[no-any-return]
-        except Exception:
-            if (error := _refusal(planner, path)) is None:
-                raise
-            raise error from None
-
     # Set on the planner for this load only: the reader, and steps that a user overrides, must see
     # the planner that was given, not a wrapper.
-    vars(planner)["create_local_plan"] = create_local_plan
+    for name, refusal in explained.items():
+        vars(planner)[name] = _explaining(getattr(planner, name), refusal)
     try:
         yield
     finally:
-        del vars(planner)["create_local_plan"]
+        for name in explained:
+            del vars(planner)[name]
+
+
+def _explaining(
+    step: Callable[..., Any], refusal: Callable[..., CheckpointReadError | None]
+) -> Callable[..., Any]:
+    """``step``, whose error is replaced by that of ``refusal``, if it has one to tell."""
+
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except Exception:
+            if (error := refusal(*args, **kwargs)) is None:
+                raise
+            raise error from None
+
+    return explained
+
+
+def _refused_meta(state_dict: Any, path: str) -> CheckpointReadError | None:
+    """The error that names all targets on the meta device; torch allocates them for ranks only."""
+    if distributed.is_available() and distributed.is_initialized():
+        return None
+    targets, _ = flatten_state_dict(state_dict)
+    failures = [
+        target_without_memory(target, fault, fqn=fqn)
+        for fqn, target in targets.items()
+        if isinstance(target, torch.Tensor)
+        and target.is_meta
+        and (fault := memory_fault(target)) is not None
+    ]
+    return refuse_to_begin(failures, items=len(targets), path=path) if failures else None
 
 
 def _refusal(planner: Any, path: str) -> CheckpointReadError | None:

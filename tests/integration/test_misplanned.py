@@ -21,7 +21,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 import paraload
 from paraload import CheckpointReadError, SafeLoadPlanner
 from paraload._quick_planner import QuickLoadPlanner
-from paraload.errors import ItemReadError, KindMismatchError, MissingKeyError, ShapeMismatchError
+from paraload.errors import (
+    ItemReadError,
+    KindMismatchError,
+    MissingKeyError,
+    ShapeMismatchError,
+    TargetMemoryError,
+)
 from paraload.testing import leaked, resources
 from tests.integration import support
 from tests.integration.ranks import run_ranks
@@ -395,3 +401,18 @@ def test_each_rank_names_its_own(tmp_path):
             "0": [["rows", "ShapeMismatchError"], ["w", "ShapeMismatchError"]],
             "1": [["only.1", "MissingKeyError"], ["rows", "ShapeMismatchError"]],
         }
+
+
+@pytest.mark.parametrize("kind", PLANNERS)
+def test_targets_on_meta_without_a_process_group_are_named(tmp_path, kind):
+    """torch asks for the default process group, to know on which device to allocate them."""
+    state = {"a": torch.randn(3), "m": {"w": torch.randn(4, 5)}, "n": torch.randn(2)}
+    dcp.save(state, checkpoint_id=tmp_path, no_dist=True)
+    targets = {"a": torch.zeros(3), "m": {"w": torch.zeros(4, 5, device="meta")}}
+    targets["n"] = torch.zeros(2, device="meta")
+    planner = made(kind)
+    with pytest.raises(CheckpointReadError, match=NOTHING_READ) as caught:
+        paraload.load(targets, tmp_path, planner=planner, no_dist=True)
+    assert faults(caught.value) == {"m.w": TargetMemoryError, "n": TargetMemoryError}
+    assert planner is None or "set_up_planner" not in vars(planner)
+    assert not targets["a"].any()
