@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
+from paraload._tensor_memory import extent
 from paraload.errors import TargetMemoryError
 from tests.integration.support import EXECUTORS, assert_same, empty_like, load, save
 
@@ -226,6 +227,7 @@ def test_wrappers_without_an_address_share_no_memory(saved):
     wrapped = {name: torch._to_functional_tensor(tensor) for name, tensor in made.items()}
     report = paraload.load(wrapped, folder, no_dist=True, strict=True)
     assert not report.overwritten
+    assert {extent(tensor) for tensor in wrapped.values()} == {(0, 0)}
     for name, tensor in wrapped.items():
         torch._sync(tensor)
         assert torch.equal(torch._from_functional_tensor(tensor), state[name])
