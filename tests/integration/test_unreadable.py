@@ -320,7 +320,7 @@ def test_tools_tell_unreadable_metadata_too(folder, close, capsys):
     with as_ordinary_user():
         for command in ("inspect", "verify", "load"):
             assert main([command, str(path)]) == 1
-            assert "Let this user read it" in capsys.readouterr().err
+            assert "Give this user permission to read it" in capsys.readouterr().err
         with pytest.raises(MetadataError, match="Permission denied"):
             paraload.verify(path)
 
