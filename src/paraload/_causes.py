@@ -76,10 +76,14 @@ def _lines(group: Sequence[ItemReadError]) -> list[str]:
 def _line(group: Sequence[ItemReadError]) -> str:
     first = group[0]
     text = f"{type(first).__name__}: {first.problem} ({_where(group)}{_names(group)})"
+    has_common = False
     for label, attribute in (("; expected", "expected"), (", got", "got")):
         values = {getattr(failure, attribute) for failure in group}
         if len(values) == 1 and None not in values:
             text += f"{label} {values.pop()}"
+            has_common = True
+    if not has_common and None not in (first.expected, first.got):
+        text += f"; for {first.fqn!r}, expected {first.expected}, got {first.got}"
     hints = {failure.hint for failure in group}
     return printable(with_hint(text, hints.pop() if len(hints) == 1 else None))
 

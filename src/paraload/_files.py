@@ -10,6 +10,7 @@ out one by one.
 from __future__ import annotations
 
 import copy
+import os
 import posixpath
 import time
 from collections import defaultdict, deque
@@ -64,25 +65,31 @@ def path_failures(specs: Sequence[RecordSpec]) -> dict[int, ItemReadError]:
     """The errors of :func:`require_inside`, by item."""
     reasons = {path: _unsafe(path) for path in {spec.path for spec in specs}}
     return {
-        spec.item: _of_item(UnsafePathError(f"the path {reason}", hint=_ODD_PATH), spec)
+        spec.item: _of_item(UnsafePathError(f"the path {reason[0]}", hint=reason[1]), spec)
         for spec in specs
         if (reason := reasons[spec.path]) is not None
     }
 
 
-_ODD_PATH: Final = (
+_OUTSIDE: Final = (
     "The metadata is damaged, or crafted to read other files. If this layout is intended, pass"
     " allow_outside_paths=True"
 )
+_NO_NAME: Final = "The metadata is damaged, or was written on a system with other file names"
 
 
-def _unsafe(path: str) -> str | None:
+def _unsafe(path: str) -> tuple[str, str] | None:
+    """What is wrong with the path, and what to do about it."""
     if "\0" in path:
-        return "has a NUL in it"
+        return "has a NUL in it", _NO_NAME
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        return f"cannot be the name of a file here ({error.encoding}: {error.reason})", _NO_NAME
     if posixpath.isabs(path):
-        return "is absolute"
+        return "is absolute", _OUTSIDE
     if posixpath.normpath(path).split("/", 1)[0] == "..":
-        return "leaves the folder of the checkpoint"
+        return "leaves the folder of the checkpoint", _OUTSIDE
     return None
 
 

@@ -265,6 +265,7 @@ def _rows() -> list[tuple[str, Any, Any, str]]:
         "leaving the folder": "../{name}",
         "leaving the folder by way of another": "x/../../{name}",
         "with a NUL": "a\0b",
+        "that no file can have": "\ud800",
         "the folder itself": ".",
         "empty": "",
     }.items():

@@ -250,7 +250,9 @@ def test_a_file_that_appears_late_is_waited_for(folder, saved):
     support.assert_same(read(ParallelFileSystemReader(folder), saved), saved)
 
 
-@pytest.mark.parametrize("path", ["/etc/hostname", "../x.distcp", "a/../../x", "a\0b", ".."])
+@pytest.mark.parametrize(
+    "path", ["/etc/hostname", "../x.distcp", "a/../../x", "a\0b", "\ud800", ".."]
+)
 def test_paths_that_leave_the_folder_are_refused(folder, saved, path):
     reader = ParallelFileSystemReader(folder)
     plan, planner = support.plan_for(reader, support.empty_like(saved))
@@ -262,6 +264,7 @@ def test_paths_that_leave_the_folder_are_refused(folder, saved, path):
     [failure] = caught.value.failures
     assert isinstance(failure, UnsafePathError)
     assert failure.fqn == "big.0"
+    assert ("allow_outside_paths" in failure.hint) == (path not in ("a\0b", "\ud800"))
 
 
 def test_an_odd_layout_can_be_allowed(folder, saved):

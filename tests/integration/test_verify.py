@@ -132,12 +132,15 @@ def test_what_is_left_of_a_cut_file_is_checked(folder):
     assert {part.name for part in finding.parts} == cut
 
 
-def test_paths_that_leave_the_folder_are_not_opened(folder):
+@pytest.mark.parametrize(
+    ("path", "words"), [("../x", "leaves the folder"), ("\ud800", "cannot be the name of a file")]
+)
+def test_paths_that_leave_the_folder_are_not_opened(folder, path, words):
     with rewritten(folder) as metadata:
-        metadata.storage_data[MetadataIndex("small", torch.Size([0, 0]))].relative_path = "../x"
+        metadata.storage_data[MetadataIndex("small", torch.Size([0, 0]))].relative_path = path
     [finding] = problems(folder)
     assert finding.kind == "unsafe-path"
-    assert "leaves the folder" in finding.problem
+    assert words in finding.problem
     assert finding.parts[0].name == "small"
 
 

@@ -100,6 +100,8 @@ def test_a_line_of_several_items_tells_what_they_have_in_common():
     assert lines(cut) == [
         "  - ShortFileError: broken (file 'a', bytes [0, 8), 2 items: 'w0', 'w1'), got 3 bytes"
     ]
+    cast = [failure(fqn=f"w{n}", expected=f"int{n}", got=f"float{n}") for n in (8, 16)]
+    assert lines(cast)[0].endswith("'w8', 'w16'); for 'w8', expected int8, got float8")
     chunks = [failure(fqn="w", path=None) for _ in range(4)]
     assert lines(chunks) == ["  - ShortFileError: broken (4 items of 1 tensor: 'w')"]
     assert lines([failure(path=None), failure(path=None)]) == [
