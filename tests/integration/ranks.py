@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 CODE = """
-import json, sys, warnings
+import json, os, sys, warnings
 warnings.simplefilter("ignore")
 import torch.distributed as dist
 module, name, folder, rank, world = sys.argv[1:]
@@ -18,7 +18,8 @@ dist.init_process_group(
 answer = function(folder)
 dist.barrier()
 dist.destroy_process_group()
-print(json.dumps(answer))
+print(json.dumps(answer), flush=True)
+os._exit(0)  # threads of gloo sometimes abort the exit of the interpreter, whatever was loaded
 """
 
 
