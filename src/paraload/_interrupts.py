@@ -43,7 +43,7 @@ Answer = TypeVar("Answer")
 class _Carrier(BaseException):
     """Carries the exception of a signal handler past every ``except Exception``."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(error)
         self.error = error
 
@@ -65,12 +65,11 @@ class _Guard:
             try:
                 self.handler(number, frame)
             except BaseException as error:
-                _state.is_ending = True
+                _state.is_ending, _state.lost = True, _Carrier(error)
                 if error.__context__ is interrupted:  # of ours, with all that its frames hold
                     error.__context__ = None
                 if not isinstance(error, Exception):
                     raise
-                _state.lost = _Carrier(error)
                 raise _state.lost from None
 
 

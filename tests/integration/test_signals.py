@@ -139,7 +139,8 @@ def test_verify(folder, saved, monkeypatch, run):
     assert caught.value is error
 
 
-def test_a_hook_of_the_program_that_swallows_it_does_not_hide_it(folder, saved):
+@pytest.mark.parametrize("kind", [ExpiredError, KeyboardInterrupt])
+def test_a_hook_of_the_program_that_swallows_it_does_not_hide_it(folder, saved, kind):
     calls = []
 
     def progress(_):
@@ -151,10 +152,10 @@ def test_a_hook_of_the_program_that_swallows_it_does_not_hide_it(folder, saved):
 
     reader = ParallelFileSystemReader(folder, executor="sequential", progress=progress)
     plan, planner = support.plan_for(reader, support.empty_like(saved))
-    with alarm(ExpiredError("time is up"), 60), pytest.raises(ExpiredError):
+    with alarm(kind("time is up"), 60), pytest.raises(kind):
         reader.read_data(plan, planner)
     assert calls == ["progress"], "the load goes on"
-    with alarm(ExpiredError("time is up"), 60), pytest.raises(ExpiredError):
+    with alarm(kind("time is up"), 60), pytest.raises(kind):
         paraload.verify(folder, progress=progress)
     assert calls == ["progress"] * 2
 
