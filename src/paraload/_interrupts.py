@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = [
+    "carried",
     "interrupts_blocked",
     "interrupts_deferred",
     "stop_if_signalled",
@@ -137,6 +138,11 @@ def stopped_by_signals(
         raise error  # outside of the except block: the carrier must not become its context
 
     return guarded
+
+
+def carried(error: BaseException) -> BaseException:
+    """What a signal handler raised, if that is what ``error`` carries; or else ``error``."""
+    return error.error if isinstance(error, _Carrier) else error
 
 
 def stop_if_signalled() -> None:

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 
 from paraload._gc import collector_paused, collector_resumed
+from paraload._interrupts import carried, stopped_by_signals
 from paraload._misplanned import misplanned_named
 from paraload._quick_planner import QuickLoadPlanner
 from paraload._rank_files import rank_files
@@ -103,17 +104,9 @@ def load(
         name: stateful[name].state_dict() if name in stateful else state_dict[name]
         for name in names
     }
-    try:
-        with collector_paused(), misplanned_named(planner, str(path)):
-            _load_state_dict(
-                values,
-                reader,
-                process_group=process_group,
-                no_dist=is_alone,
-                planner=planner,
-            )
-    except CheckpointException as error:
-        raise _told(error, is_alone=is_alone) from None
+    error = _load_values(values, reader, planner, process_group=process_group, is_alone=is_alone)
+    if error is not None:
+        raise error
     for name in names:
         if name in stateful:
             stateful[name].load_state_dict(values[name])
@@ -122,6 +115,30 @@ def load(
     if reader.last_report is None:
         raise RuntimeError("dcp.load returned without reading")  # a planner that reads nothing
     return reader.last_report
+
+
+@stopped_by_signals  # while torch plans, too: there it could pass for a fault of the plan
+def _load_values(
+    values: dict[str, Any],
+    reader: _LoadReader,
+    planner: LoadPlanner,
+    *,
+    process_group: ProcessGroup | None,
+    is_alone: bool,
+) -> BaseException | None:
+    """Load in place; the error, if there is one, without the frames that are of no use."""
+    try:
+        with collector_paused(), misplanned_named(planner, str(reader.path)):
+            _load_state_dict(
+                values,
+                reader,
+                process_group=process_group,
+                no_dist=is_alone,
+                planner=planner,
+            )
+    except CheckpointException as error:
+        return _told(error, is_alone=is_alone)
+    return None
 
 
 def _is_stateful(value: Any) -> bool:
@@ -181,7 +198,7 @@ def _told(error: CheckpointException, *, is_alone: bool) -> BaseException:
     rank prints the tracebacks of all ranks.
     """
     for rank, (raised, trace) in error.failures.items():
-        told = raised.args[0] if isinstance(raised, _UnreadableError) else raised
+        told = raised.args[0] if isinstance(raised, _UnreadableError) else carried(raised)
         if isinstance(told, CheckpointReadError | InvalidOptionError):
             error.failures[rank] = told.with_traceback(None), StackSummary()
         else:

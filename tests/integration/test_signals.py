@@ -17,6 +17,7 @@ import paraload
 from paraload import ParallelFileSystemReader, _interrupts, cli
 from paraload._daemons import DaemonThreads
 from paraload._interrupts import interrupts_deferred, stopped_by_signals
+from paraload._quick_planner import QuickLoadPlanner
 from paraload.metadata import forget, read_metadata
 from tests.integration import hooks, support
 from tests.integration.support import EXECUTORS
@@ -80,6 +81,16 @@ def test_a_whole_load_raises_it_itself(folder, saved, monkeypatch):
     error = ExpiredError("time is up")
     with alarm(error, 0.5), pytest.raises(ExpiredError) as caught:
         paraload.load(support.empty_like(saved), folder, no_dist=True, executor="sequential")
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("kind", [KeyError, RuntimeError, StopIteration])
+def test_an_exception_while_torch_plans_is_no_fault_of_the_plan(folder, saved, monkeypatch, kind):
+    monkeypatch.setattr(QuickLoadPlanner, "_could_be_old", lambda self: raise_it())
+    error = kind("time is up")
+    targets = support.empty_like(saved) | {"no such key": torch.zeros(1)}
+    with alarm(error, 60), pytest.raises(kind) as caught:
+        paraload.load(targets, folder, no_dist=True)
     assert caught.value is error
 
 
