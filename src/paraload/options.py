@@ -73,8 +73,8 @@ class ReadOptions:
         stall_timeout_s: seconds in which no task is done until the load ends with a
             :class:`~paraload.errors.StalledReadError`; ``None`` waits for ever. A task reads at
             most 32 MiB, or one record where a hook or transform needs it whole. Reads of
-            ``.metadata``, checks of files and ``paraload.verify`` have the same deadline. Reads on
-            the caller's own thread have none: those of ``"sequential"``, and some of
+            ``.metadata``, checks of files and ``paraload.verify`` have the same deadline. What runs
+            on the caller's own thread has none: hooks of ``"sequential"``, and some reads of
             ``"processes"`` and ``"pool"`` while workers are busy.
         direct_io: read what is not in the page cache past it, with O_DIRECT: then nothing else is
             pushed out of the cache. ``paraload bench`` tells whether it is faster here. Not for

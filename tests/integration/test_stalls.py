@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader, metadata
@@ -69,6 +70,35 @@ def test_looks_at_files_before_and_after(folder, saved, monkeypatch, storage, ex
         r"'__0_\d.distcp' was being checked|checking \d files?, '__0_",
         timeout_s,
     )
+
+
+@pytest.mark.parametrize("executor", ["sequential", "threads"])
+@pytest.mark.parametrize("size", ["small", "big"])
+@pytest.mark.parametrize("from_call", [1, 3])
+def test_reads(tmp_path, monkeypatch, storage, executor, size, from_call):
+    """With "threads" too a load of less than 1 MiB has one reader."""
+    side = {"small": 30, "big": 500}[size]
+    saved = {f"w{n}": torch.randn(side, side) for n in range(4)}
+    support.save(tmp_path, saved, files=4)
+    hang(monkeypatch, storage, LocalSource, "read_into", from_call=from_call)
+    options = {"executor": executor, "max_workers": 2, "stall_timeout_s": TIMEOUT_S}
+    stalls(
+        lambda: paraload.load(support.empty_like(saved), tmp_path, no_dist=True, **options),
+        r"being read: '__0_\d.distcp' bytes \[\d+, \d+\).*do not use them again",
+    )
+
+
+def test_hooks_of_sequential_run_on_the_caller_s_thread(folder, saved):
+    threads = set()
+
+    def narrow(tensor, offsets, lengths):
+        threads.add(threading.current_thread())
+        return tensor[tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))]
+
+    targets = support.empty_like(saved)
+    paraload.load(targets, folder, no_dist=True, executor="sequential", narrow_tensor=narrow)
+    support.assert_same(targets, saved)
+    assert threads == {threading.current_thread()}
 
 
 def test_slow_looks_that_several_threads_take(folder, saved, monkeypatch, storage):

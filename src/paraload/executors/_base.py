@@ -11,7 +11,7 @@ with nothing in flight either, the run is over.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from paraload._daemons import no_answer
 
@@ -24,9 +24,15 @@ if TYPE_CHECKING:
     from paraload._work import Work
     from paraload.errors import StalledReadError
 
-__all__ = ["ReadExecutor", "drive", "stalled"]
+__all__ = ["STUCK", "ReadExecutor", "drive", "stalled"]
 
 Result = TypeVar("Result")
+
+
+STUCK: Final = (
+    "A thread that is stuck cannot be ended: it may still write to the tensors that it reads into,"
+    " so do not use them again in this process"
+)
 
 
 class ReadExecutor(Protocol):

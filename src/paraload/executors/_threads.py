@@ -32,7 +32,7 @@ from paraload._sink import TargetSink
 from paraload._task import LocateTask, RecordsTask
 from paraload._work import Cancelled
 from paraload._worker import run_task
-from paraload.executors._base import drive, stalled
+from paraload.executors._base import STUCK, drive, stalled
 from paraload.executors._gauge import GaugedSource
 from paraload.executors._ramp import Ramp
 from paraload.executors._sequential import SequentialExecutor
@@ -58,10 +58,6 @@ _RESULTS_TOGETHER: Final = 4
 _TOGETHER_WITHIN_S: Final = 0.02
 #: Tasks for each thread: those of one batch, and as many that it does until the next ones come.
 _TASKS_IN_FLIGHT: Final = 2 * _RESULTS_TOGETHER
-_STUCK: Final = (
-    "A thread that is stuck cannot be ended: it may still write to the tensors that it reads into,"
-    " so do not use them again in this process"
-)
 
 
 class ThreadExecutor:
@@ -146,7 +142,7 @@ class _Crew:
                 arrived = self._results.get(timeout=timeout_s)
             except Empty:
                 self._is_stalled = True
-                raise stalled(self._reading.values(), timeout_s or 0.0, _STUCK) from None
+                raise stalled(self._reading.values(), timeout_s or 0.0, STUCK) from None
             if arrived is None:
                 self._woken()
             else:
