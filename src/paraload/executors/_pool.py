@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from multiprocessing.pool import TERMINATE, Pool
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from paraload._shared import SlottedTask, process_single_file, start_worker
 from paraload.executors._slotted import run_in_slots_or_threads
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from paraload._work import Work
 
 __all__ = ["PoolExecutor"]
+
+#: How long the end of a pool may take: it waits for ever where a worker was ended with a lock.
+_PATIENCE_S: Final = 5.0
 
 
 class _MultiprocessingPool:
@@ -53,18 +57,42 @@ class _MultiprocessingPool:
         del self._pool
 
     def close(self, *, orderly: bool) -> None:
-        if not orderly or self._context.dead_workers():
-            # A worker that dies, or that terminate() ends, while it writes a result keeps the lock
-            # of the queue, and terminate() waits for it without an end. All of them are ended here,
-            # and nothing holds the locks rightfully: new workers take longer to start than this.
-            self._context.kill()
-            for lock in (self._pool._inqueue._rlock, self._pool._outqueue._wlock):  # noqa: SLF001
-                with suppress(ValueError):  # it was free
-                    lock.release()
-        # Every result that anybody waits for has come, so there is nothing to be lost.
-        self._pool.terminate()
-        self._pool.join()
-        del self._pool  # with it go its semaphores, which the resource tracker waits for
+        del orderly
+        if self._context.dead_workers():
+            self._kill()
+        # Every awaited result has arrived, so nothing is lost.
+        errors: list[Exception] = []
+        ending = threading.Thread(target=self._terminate, args=(errors,), daemon=True)
+        try:
+            ending.start()
+        except RuntimeError:  # the system refuses more threads
+            self._terminate(errors)
+        else:
+            ending.join(_PATIENCE_S)
+            while ending.is_alive():
+                self._kill()
+                ending.join(_PATIENCE_S)
+        del self._pool, ending  # with them go semaphores, which the resource tracker waits for
+        if errors:
+            raise errors[0]
+
+    def _terminate(self, errors: list[Exception]) -> None:
+        try:
+            self._pool.terminate()
+            self._pool.join()
+        except Exception as error:  # noqa: BLE001 - raised again on the caller's thread
+            errors.append(error)
+
+    def _kill(self) -> None:
+        """End all workers, and free the locks of the queues, which terminate() waits for.
+
+        A worker that ends while it reads a task, or writes a result, keeps the lock for ever. None
+        is held rightfully now: new workers take longer to start than this.
+        """
+        self._context.kill()
+        for lock in (self._pool._inqueue._rlock, self._pool._outqueue._wlock):  # noqa: SLF001
+            with suppress(ValueError):  # it was free
+                lock.release()
 
 
 class PoolExecutor:
