@@ -57,8 +57,10 @@ def stalls(act, match, timeout_s=TIMEOUT_S):
     assert "stall_timeout_s=" in str(caught.value)
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("from_call", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("executor", "from_call"),
+    [("threads", 1), ("threads", 2), *((executor, 4) for executor in EXECUTORS)],
+)
 def test_looks_at_files_before_and_after(folder, saved, monkeypatch, storage, executor, from_call):
     hang(monkeypatch, storage, LocalSource, "identify", from_call=from_call)
     timeout_s = (
