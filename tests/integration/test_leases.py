@@ -1,4 +1,4 @@
-"""Files under a lease: whoever opens one waits until its holder gives it back, as torch does."""
+"""Files under a lease: opening one waits until its holder gives it back, as torch does."""
 
 from __future__ import annotations
 
