@@ -180,8 +180,10 @@ class DaemonThreads:
     def _live(self) -> None:
         """Make calls until there are no more: the body of one thread."""
         while (call := self._calls.get()) is not None and not self._is_closed:
-            self._answers.put(_made(call, BaseException))
-            del call  # or it would keep the caller's objects alive
+            answer = _made(call, BaseException)
+            if not self._is_closed:  # otherwise its error would keep files open until collected
+                self._answers.put(answer)
+            del call, answer  # or they would keep the caller's objects alive
 
 
 def _made(call: _Call, caught: type[BaseException]) -> Answer:
