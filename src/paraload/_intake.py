@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.planner import LoadItemType
 from paraload._destination import dtype_name
 from paraload._overlap import Block
 from paraload._task import ItemIndex, LocateTask, RecordSpec, RecordsTask, Stored, Told, Wanted
+from paraload._tensor_memory import TENSOR_TYPES
 from paraload._wholeness import require_places
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from paraload._task import ReadItemInfo, ReadTask, StorageItem
 
 __all__ = [
-    "TENSOR_TYPES",
     "block_in_target",
     "is_just_a_tensor",
     "lean_specs",
@@ -187,9 +187,6 @@ def is_just_a_tensor(target: Any) -> bool:
         and not vars(target)
         and not hasattr(target, "__create_chunk_list__")
     )
-
-
-TENSOR_TYPES: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def resolved_tensors(plan: LoadPlan, planner: Any) -> Iterator[torch.Tensor | None]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "TENSOR_TYPES",
     "dispatch_modes_off",
     "extent",
     "has_shared_places",
@@ -105,7 +106,7 @@ def memory_fault(tensor: torch.Tensor) -> str | None:
         return None
     if tensor.is_meta:
         return "it is on the meta device"
-    if type(tensor) not in _PLAIN:
+    if type(tensor) not in TENSOR_TYPES:
         return "it is a fake tensor" if is_fake(tensor) else None
     if tensor.layout is not torch.strided:
         return f"its layout is {tensor.layout}; load into a dense tensor, and convert that"
@@ -126,7 +127,7 @@ def _storage_fault(tensor: torch.Tensor) -> str | None:
     return f"its storage has {storage_bytes} bytes of the {needed_bytes} that it needs"
 
 
-_PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter})
+TENSOR_TYPES: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def note_writes(tensors: Iterable[torch.Tensor]) -> None:
