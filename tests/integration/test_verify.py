@@ -161,14 +161,14 @@ def test_holes_overlaps_and_entries(folder):
         entries, places = metadata.state_dict_metadata, metadata.storage_data
         entries["small"].size = torch.Size([21, 3])
         del places[MetadataIndex("big", torch.Size([0, 0]))]
-        places[MetadataIndex("nobody", torch.Size([0]))] = places[MetadataIndex("long note")]
+        places[MetadataIndex("unused", torch.Size([0]))] = places[MetadataIndex("long note")]
         entries["twin"] = entries["huge"]
         place = places[MetadataIndex("huge", torch.Size([0]))]
         places[MetadataIndex("twin", torch.Size([0]))] = dataclasses.replace(place)
     found = {finding.kind: finding for finding in problems(folder)}
     assert "no chunk has the elements from (20, 0) to (21, 3)" in found["coverage"].problem
     assert found["missing-entry"].parts[0].name == "big"
-    assert found["unused-entry"].parts[0].name == "nobody"
+    assert found["unused-entry"].parts[0].name == "unused"
     both = {part.name for part in found["overlapping-records"].parts}
     assert both == {"huge", "twin"}
 
@@ -404,7 +404,7 @@ def test_kinds_are_words_for_programs_and_problems_are_for_people(folder, tmp_pa
         entries, places = metadata.state_dict_metadata, metadata.storage_data
         entries["small"].size = torch.Size([21, 3])
         del places[MetadataIndex("big", torch.Size([0, 0]))]
-        places[MetadataIndex("nobody", torch.Size([0]))] = places[MetadataIndex("long note")]
+        places[MetadataIndex("unused", torch.Size([0]))] = places[MetadataIndex("long note")]
         for name, path in (("gone", "gone.distcp"), ("out", "../x"), ("cut", file.name)):
             entries[name] = entries["long note"]
             info = dataclasses.replace(places[MetadataIndex("long note")], relative_path=path)
