@@ -13,7 +13,6 @@ from benchmarks.arms import Arm, Prepared
 from benchmarks.cases import whole_case
 from benchmarks.results import Bar, Section, Table
 from benchmarks.rounds import measure_arms
-from paraload.metadata import forget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +30,6 @@ _PARALOAD: Final = "paraload.load"
 
 def _loading(name: str, load: Callable[[Path, dict[str, torch.Tensor]], object]) -> Arm:
     def prepare(case: Case) -> Prepared:
-        forget()  # as a program that loads once
         return Prepared(run=lambda: load(case.folder, dict(case.targets)))
 
     return Arm(name=name, prepare=prepare)

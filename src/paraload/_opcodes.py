@@ -1,16 +1,16 @@
-"""What a pickle asks of memory, told from its opcodes alone, before anything obeys them.
+"""Scans the opcodes of a pickle for requests of too much memory, before it is unpickled.
 
-    bytes --_PLAIN skips what asks for nothing--> the others, one by one --> fits | ExcessError
+    bytes --_PLAIN skips harmless opcodes--> the others, one by one --> fits | ExcessError
 
 Python's unpickler grows its memo to twice the index that the opcode LONG_BINPUT names, and fills
-it: ten bytes are enough for 64 GiB. BYTEARRAY8 allocates the length that it names before it looks
-whether the file has as much. No writer names an index or a length beyond the length of its file.
-Nor does any use DUP, with which sixty bytes make a key that takes 2^60 steps to hash. (The same can
-be built with the memo, in more bytes; that is not told from here.)
+it: ten bytes are enough for 64 GiB. BYTEARRAY8 allocates the length that it names before it checks
+that the file has as many bytes. Writers never name an index or a length beyond the length of the
+file. They never use DUP either, with which sixty bytes make a key that takes 2^60 steps to hash.
+(The memo can build the same in more bytes; this scan does not detect that.)
 
-Where a frame ends inside of an opcode, Python's unpickler drops the beginning of that opcode, and
-would obey others than those that are seen here. So frames must hold whole opcodes, as those of
-Python's pickler do.
+If a frame ends inside an opcode, Python's unpickler drops the beginning of that opcode and executes
+other opcodes than this scan has seen. So frames must hold whole opcodes, as those of Python's
+pickler do.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ import pickle
 import re
 from typing import Final
 
-__all__ = ["ExcessError", "require_modest"]
-
 
 class ExcessError(pickle.UnpicklingError):
     """The pickle asks for more memory than its length explains."""
 
 
-def require_modest(data: bytes) -> None:
-    """No opcode of the pickle asks for memory that its length does not explain.
+def require_bounded_memory(data: bytes) -> None:
+    """Check that no opcode asks for more memory than the length of the pickle explains.
 
     Raises:
         ExcessError: one does.

@@ -1,25 +1,25 @@
-"""The restricted unpickler: what is in a ``.metadata`` file, without running what is in it.
+"""The restricted unpickler: reads a ``.metadata`` file without running what is in it.
 
-A pickle is a program. It names anything that can be imported and has it called, or changed:
+A pickle is a program. It can name anything importable and have it called or changed:
 
     file --find_class--> (module, name) --table--> a stand-in --opcodes--> plain data
                               |
                               `-- not in the table: refused, nothing imported, nothing called
 
-**Threat model.** The attacker wrote the file; he wants something imported, called, or changed.
+**Threat model.** The attacker wrote the file and wants something imported, called or changed.
 
 - A name is looked up in a table and nowhere else. A path of attributes ("Metadata.__init__.
-  __globals__") is one name that is not there, and nothing is imported to find that out.
-- The stack of the unpickler never holds a class, a function or an enum member of torch's: the
-  opcodes BUILD, APPEND and REDUCE would set attributes of it, for the whole process. It holds
-  stand-ins: classes that nobody can change and that make one empty instance, or the look-up of a
-  dict. What they make is fresh, or cannot be changed.
-- The code that does run is torch's ``TensorProperties.__setstate__``, which assigns attributes, and
-  what hashes and compares keys.
+  __globals__") is a single name, which the table does not have; nothing is imported to find out.
+- The stack of the unpickler never holds a class, function or enum member of torch: the opcodes
+  BUILD, APPEND and REDUCE would set its attributes, for the whole process. It holds stand-ins:
+  immutable classes that make one empty instance, or the look-up of a dict. What they return is
+  new or immutable.
+- The only code that runs is torch's ``TensorProperties.__setstate__``, which assigns attributes,
+  and the hashing and comparing of keys.
 
-Not in it: whether the program survives (a small file can ask for much time and memory, or nest
-deeper than the stack), and what the values mean: ranges and paths are checked by who uses them.
-Names in ``allow_globals`` are given as they are, so whoever allows one vouches for it.
+Out of scope: limits on time and stack depth, and the meaning of the values (whatever uses ranges
+and paths checks them). ``_opcodes`` bounds memory before. Names in ``allow_globals`` are passed
+unchanged; the user vouches for them.
 """
 
 from __future__ import annotations
@@ -38,20 +38,11 @@ from torch.distributed.checkpoint import filesystem, metadata, planner
 from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 
 from paraload._global_names import is_class_of_package
-from paraload._opcodes import require_modest
+from paraload._opcodes import require_bounded_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from enum import Enum
-
-__all__ = [
-    "CONSTANTS",
-    "GlobalRefusedError",
-    "full_name",
-    "unpickle",
-    "with_old_homes",
-]
-
 
 _OF_TORCH: Final = frozenset(vars(torch))
 
@@ -65,7 +56,7 @@ class GlobalRefusedError(pickle.UnpicklingError):
 
     Attributes:
         name: the full name.
-        is_class: it looks like a class that an honest writer may need.
+        is_class: it looks like a class of a package outside the standard library.
         is_new: it may be a dtype, or the like, of a newer torch.
     """
 
@@ -86,9 +77,9 @@ def unpickle(data: bytes, allow_globals: Iterable[Any] = ()) -> Any:
     Raises:
         GlobalRefusedError: it names something else; nothing was imported or called.
         ExcessError: it asks for more memory than its length explains.
-        Exception: whatever damaged bytes make of it.
+        Exception: of any type, if the bytes are damaged.
     """
-    require_modest(data)
+    require_bounded_memory(data)
     return _Unpickler(io.BytesIO(data), allow_globals).load()
 
 
@@ -97,11 +88,11 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(stream)
         allowed = list(allow_globals)
         self._names = {name for name in allowed if isinstance(name, str)}
-        self._objects = {full_name(it): it for it in allowed if not isinstance(it, str)}
+        self._objects = {_full_name(it): it for it in allowed if not isinstance(it, str)}
         self._size = _Sizes().__getitem__
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """What the pickle gets for a name."""
+        """The allowed object or the stand-in for a name."""
         full = f"{module_name}.{global_name}"
         if full in self._objects:
             return self._objects[full]
@@ -117,8 +108,7 @@ class _Unpickler(pickle.Unpickler):
         return stand_in
 
 
-def full_name(thing: Any) -> str:
-    """How a pickle names a class or a function."""
+def _full_name(thing: Any) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
@@ -126,7 +116,7 @@ def full_name(thing: Any) -> str:
 
 
 class _Sizes(dict[tuple[int, ...], torch.Size]):
-    """Sizes by their numbers: a checkpoint has few, and names them again and again."""
+    """Cache of sizes: a checkpoint has few different ones and repeats them."""
 
     def __missing__(self, numbers: tuple[int, ...]) -> torch.Size:
         size = self[numbers] = torch.Size(numbers)
@@ -134,7 +124,7 @@ class _Sizes(dict[tuple[int, ...], torch.Size]):
 
 
 class _Inert(type):
-    """The type of classes that a pickle may call, and can do nothing else with."""
+    """Metaclass of stand-ins: a pickle can call them, but not change them."""
 
     def __setattr__(cls, name: str, value: object) -> None:
         raise pickle.UnpicklingError(f"sets {name!r} of {cls.__name__}")
@@ -148,13 +138,13 @@ def _stand_in(name: str, make: Callable[..., Any]) -> _Inert:
 
 
 def _empty(kind: type) -> _Inert:
-    """Makes an instance without anything in it; its attributes follow with the opcode BUILD."""
+    """Makes an empty instance; the opcode BUILD then sets its attributes."""
     new = object.__new__
     return _stand_in(kind.__name__, lambda _: new(kind))
 
 
 def _called(make: Callable[..., Any], *kinds: type) -> _Inert:
-    """Calls ``make`` with arguments of these kinds, and with nothing that could act otherwise."""
+    """Calls ``make`` with arguments of exactly these types."""
 
     def call(_: type, *arguments: Any) -> Any:
         if not all(type(argument) in kinds for argument in arguments):
@@ -165,23 +155,23 @@ def _called(make: Callable[..., Any], *kinds: type) -> _Inert:
 
 
 class _Member(tuple[Any]):
-    """An enum member behind glass: the member's own attributes could be written over."""
+    """Wraps an enum member, since BUILD could overwrite the member's own attributes."""
 
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
-        return self[0] is other  # which is all that TensorProperties.__setstate__ asks
+        return self[0] is other  # TensorProperties.__setstate__ only compares
 
     __hash__ = None  # type: ignore[assignment]
 
 
 def _members(kind: type[Enum]) -> Callable[[Any], _Member]:
-    """The look-up of a member by its value, as enums are pickled."""
+    """Looks up a wrapped member by its value: enums are pickled as calls with a value."""
     return {member.value: _Member((member,)) for member in kind}.__getitem__
 
 
 class _LateWriteItem(planner.WriteItem):
-    """A write item until its attributes arrive: then members leave the glass, and it is torch's."""
+    """Becomes torch's ``WriteItem`` with its attributes, of which enum members are unwrapped."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         object.__setattr__(self, "__class__", planner.WriteItem)
@@ -190,10 +180,10 @@ class _LateWriteItem(planner.WriteItem):
 
 
 def _late(kind: type) -> _Inert:
-    """A stand-in for tensor properties, which a newer torch may have written.
+    """A stand-in for tensor properties that a newer torch may have written.
 
     Their state is a tuple without names. torch appends new values: there were 5 up to torch 2.14,
-    and 6 (with ``strides``) since. torch's ``__setstate__`` reads states of older versions, but not
+    and 6 (with ``strides``) since. torch's ``__setstate__`` reads states of older versions but not
     of newer ones, so it gets as many values as this torch has fields. The rest is safe to drop:
     dtype and shape come first, and each record in the files describes itself.
     """
@@ -206,8 +196,8 @@ def _late(kind: type) -> _Inert:
     return _empty(type(kind.__name__, (kind,), {"__setstate__": set_state}))
 
 
-#: Writers outside of torch that need nothing but a class for attributes. Only where the program
-#: has imported the module already: nothing is imported for a file's sake.
+#: Classes of other writers that only hold attributes. They are allowed if the program has imported
+#: their module already: nothing is imported because a file names it.
 _OF_OTHERS: Final = {
     "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata",
     "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlan",
@@ -219,7 +209,7 @@ def _of_loaded(full: str) -> _Inert | None:
         return None
     module_name, _, name = full.rpartition(".")
     kind: Any = vars(sys.modules.get(module_name, object)).get(name)
-    # Nothing of its own may run: neither when it is made nor when it is filled.
+    # No code of the class may run. _empty calls none; BUILD would call __setstate__.
     if not isinstance(kind, type) or hasattr(kind, "__setstate__"):
         return None
     return _empty(kind)
@@ -229,21 +219,8 @@ def _of_loaded(full: str) -> _Inert | None:
 
 
 def _native(path: type[PurePath], pure: type[PurePath]) -> type[PurePath]:
-    """The flavour of this system as it is, the other one without access to files."""
+    """The path class of this system, or the pure class of the other one."""
     return path if issubclass(path, type(PurePath())) else pure
-
-
-def with_old_homes(table: dict[str, Any]) -> dict[str, Any]:
-    """``table``, and the same under the names that the package first had.
-
-    torch keeps these as an alias that makes a second set of classes, which nothing is an instance
-    of; the file means the first.
-    """
-    return table | {
-        name.replace(".checkpoint.", "._shard.checkpoint.", 1): stand_in
-        for name, stand_in in table.items()
-        if name.startswith("torch.distributed.checkpoint.")
-    }
 
 
 def _data_classes() -> dict[str, Any]:
@@ -262,11 +239,11 @@ def _data_classes() -> dict[str, Any]:
         planner.TensorWriteData,
         planner.BytesIOWriteData,
     )
-    table = {full_name(kind): _empty(kind) for kind in kinds}
+    table = {_full_name(kind): _empty(kind) for kind in kinds}
     # ``old_properties`` is from before torch 2.3.
     for properties in (metadata.TensorProperties, old_properties.TensorProperties):
-        table[full_name(properties)] = _late(properties)
-    return table | {full_name(planner.WriteItem): _empty(_LateWriteItem)}
+        table[_full_name(properties)] = _late(properties)
+    return table | {_full_name(planner.WriteItem): _empty(_LateWriteItem)}
 
 
 def _enums() -> dict[str, Any]:
@@ -275,11 +252,11 @@ def _enums() -> dict[str, Any]:
         old_properties.MEM_FORMAT_ENCODING,
         planner.WriteItemType,
     )
-    return {full_name(kind): _members(kind) for kind in kinds}
+    return {_full_name(kind): _members(kind) for kind in kinds}
 
 
 def _torch_constants() -> dict[str, Any]:
-    """Types, layouts and memory formats: nothing about them can be changed."""
+    """dtypes, layouts and memory formats, all of them immutable."""
     table: dict[str, Any] = {}
     layouts: dict[str, torch.layout] = {}
     for name, value in vars(torch).items():
@@ -288,13 +265,13 @@ def _torch_constants() -> dict[str, Any]:
         if isinstance(value, torch.layout):
             layouts[str(value)] = value
         if isinstance(value, torch.memory_format):
-            # These have no module, so pickle names the first one that knows torch.
+            # They have no module, so pickle names the first loaded module that imports torch.
             table[f"torch.{name}"] = table[f"*.torch.{name}"] = value
     return table | {"torch.serialization._get_layout": layouts.__getitem__}
 
 
 def _others() -> dict[str, Any]:
-    """What else is in a file: paths, devices, ordered dicts."""
+    """Paths, devices, ordered dicts."""
     paths = {
         "PosixPath": _called(_native(PosixPath, PurePosixPath), str),
         "WindowsPath": _called(_native(WindowsPath, PureWindowsPath), str),
@@ -308,7 +285,17 @@ def _others() -> dict[str, Any]:
     }
 
 
-#: What never changes, and what is made of plain values.
-CONSTANTS: Final = _torch_constants() | _others()
-#: Full name -> stand-in; "*" for whatever module.
-_STAND_INS: Final = CONSTANTS | with_old_homes(_data_classes() | _enums())
+def _stand_ins() -> dict[str, Any]:
+    table = _data_classes() | _enums()
+    # Files of old torch versions name the package's first home. Importing that alias would make a
+    # second set of classes; the file means the first.
+    old_homes = {
+        name.replace(".checkpoint.", "._shard.checkpoint.", 1): stand_in
+        for name, stand_in in table.items()
+        if name.startswith("torch.distributed.checkpoint.")
+    }
+    return _torch_constants() | _others() | table | old_homes
+
+
+#: Full name -> stand-in; "*" for any module.
+_STAND_INS: Final = _stand_ins()

@@ -227,7 +227,7 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
             kwargs: ``rank`` asks for the metadata of that rank alone.
 
         Returns:
-            An object of the caller's own; an unchanged file is not read again for it.
+            An object of the caller's own.
 
         Raises:
             MetadataError: the file is missing, damaged, or names what it has no need of.

@@ -19,8 +19,6 @@ from pathlib import Path
 import torch
 
 from paraload import CheckpointReadError, ParallelFileSystemReader, SafeLoadPlanner, metadata
-from paraload._late_metadata import LateMetadata
-from paraload._plain_metadata import NotPlainError, columns_in
 from paraload._unpickler import unpickle
 from paraload._worker import run_task  # noqa: F401 - imported now, not while somebody watches
 from paraload.formats._archive import check_archive
@@ -28,12 +26,10 @@ from paraload.formats._base import NeedBytes, TensorRecord
 from paraload.formats._torch_load import load_tensor
 from paraload.formats._torch_zip import TorchZipFormat
 from tests.fuzz import seeds
-from tests.unit.metadata_cases import same
 
 __all__ = [
     "Broken",
     "check_checkpoint",
-    "check_columns",
     "check_metadata",
     "check_record",
     "check_unpickler",
@@ -145,24 +141,6 @@ def check_metadata(data):
             found = metadata.read_metadata(path, load_id="a load")
             if not isinstance(found.state_dict_metadata, dict):
                 raise Broken("state_dict_metadata is no dict")
-
-
-def check_columns(data):
-    """The reader of torch's own metadata, which finds what the restricted unpickler finds."""
-    with watched():
-        try:
-            columns = columns_in(data)
-        except NotPlainError as error:
-            if isinstance(error.__cause__, MemoryError):
-                raise Broken("asked for much memory") from error
-            return
-        found = LateMetadata(columns, None)
-        try:
-            expected = unpickle(data)
-        except Exception:  # noqa: BLE001 - it may see damage where nothing is lost
-            expected = None
-    if expected is not None:
-        same(found, expected)
 
 
 def check_unpickler(data):

@@ -22,16 +22,8 @@ __all__ = ["TARGETS", "replay"]
 FINDINGS = Path(__file__).parent / "findings"
 #: Instrumented: the parsers, not torch.
 PARSERS = (
-    *(
-        "paraload._plain_pickle",
-        "paraload._plain_opcodes",
-        "paraload._metadata_kinds",
-        "paraload._metadata_tables",
-        "paraload._plain_metadata",
-    ),
-    "paraload._columns",
     *("paraload._unpickler", "paraload._opcodes"),
-    *("paraload._soundness", "paraload.metadata"),
+    *("paraload._metadata_parsing", "paraload._metadata_validation", "paraload._metadata_bytes"),
     *("paraload.formats._torch_zip", "paraload.formats._torch_pickle"),
     *("paraload.formats._archive", "paraload._records", "paraload._checks"),
 )
@@ -44,7 +36,6 @@ def _checkpoint(data):
 
 
 TARGETS = {
-    "columns": oracle.check_columns,
     "unpickler": oracle.check_unpickler,
     "metadata": oracle.check_metadata,
     "record": oracle.check_record,

@@ -17,7 +17,7 @@ import pytest
 import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.errors import FormatError, MetadataError, StalledReadError
-from paraload.metadata import forget, read_metadata
+from paraload.metadata import read_metadata
 from paraload.sources import _open
 from paraload.sources._local import LocalSource
 from tests.integration import hooks, support
@@ -82,7 +82,6 @@ def test_so_do_streams_and_direct_reads(folder, saved, hook, direct_io):
 
 
 def test_metadata_wait_too(folder, saved):
-    forget()
     with leased(folder / ".metadata"):
         assert read_metadata(folder / ".metadata").state_dict_metadata.keys() == saved.keys()
     with leased(folder / ".metadata", *support.data_files(folder)):

@@ -199,7 +199,6 @@ def test_verify(big, monkeypatch, caplog, most):
 @pytest.mark.parametrize("executor", ["threads", "processes", "sequential"])
 def test_looks_and_metadata_need_no_thread(big, monkeypatch, executor):
     folder, saved = big
-    paraload.metadata.forget()
     monkeypatch.setattr("paraload._files._ALONE_S", -1)
     monkeypatch.setattr("paraload._files._QUICK_LOOK_S", -1)
     allow_threads(monkeypatch, 0)

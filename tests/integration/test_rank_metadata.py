@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 import paraload
-from paraload import ParallelFileSystemReader, metadata
+from paraload import ParallelFileSystemReader, _metadata_bytes, metadata
 from paraload._folder_metadata import folder_metadata
 from paraload.cli import main
 from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
@@ -129,14 +129,14 @@ def test_without_any_it_is_looked_for_again(tmp_path):
 def test_a_listed_file_that_is_missing_for_a_moment_is_looked_for_again(one, monkeypatch):
     """Otherwise a load would silently take what one rank saved earlier."""
     dcp.save({"w": torch.ones(5)}, checkpoint_id=one, no_dist=True)
-    real, misses = metadata.open_regular, [FileNotFoundError(2, "not yet")] * 2
+    real, misses = _metadata_bytes.open_regular, [FileNotFoundError(2, "not yet")] * 2
 
     def late(name):
         if misses and name.endswith("/.metadata"):
             raise misses.pop()
         return real(name)
 
-    monkeypatch.setattr(metadata, "open_regular", late)
+    monkeypatch.setattr(_metadata_bytes, "open_regular", late)
     state = {"w": torch.zeros(5)}
     paraload.load(state, one, no_dist=True)
     assert (state["w"].tolist(), misses) == ([1.0] * 5, [])

@@ -14,11 +14,11 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 import paraload
-from paraload import ParallelFileSystemReader, _interrupts, cli
+from paraload import ParallelFileSystemReader, _interrupts, _metadata_parsing, cli
 from paraload._daemons import DaemonThreads
 from paraload._interrupts import interrupts_deferred, stopped_by_signals
 from paraload._quick_planner import QuickLoadPlanner
-from paraload.metadata import forget, read_metadata
+from paraload.metadata import read_metadata
 from tests.integration import hooks, support
 from tests.integration.support import EXECUTORS
 
@@ -117,16 +117,15 @@ def load_whole(folder, saved):
 
 @pytest.mark.parametrize("act", [read_alone, load_whole])
 def test_metadata_that_is_being_read(folder, saved, monkeypatch, act):
-    forget()
     error = ExpiredError("time is up")
 
-    def columns(data):
+    def unpickle(data, allow_globals):
         try:
             raise_it()
         except Exception:  # noqa: BLE001 - as what unpickles damaged bytes does
             raise AssertionError("taken for damage") from None
 
-    monkeypatch.setattr(paraload.metadata, "columns_in", columns)
+    monkeypatch.setattr(_metadata_parsing, "unpickle", unpickle)
     with alarm(error, 60), pytest.raises(ExpiredError) as caught:
         act(folder, saved)
     assert caught.value is error

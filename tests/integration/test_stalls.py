@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import paraload
-from paraload import CheckpointReadError, ParallelFileSystemReader, metadata
+from paraload import CheckpointReadError, ParallelFileSystemReader, _metadata_bytes, metadata
 from paraload._daemons import DaemonThreads
 from paraload.errors import StalledReadError
 from paraload.manifest import write_manifest
@@ -131,8 +131,7 @@ def test_many_looks_may_take_longer_together(folder, saved, monkeypatch):
 @pytest.mark.parametrize("step", ["open_regular", "identity_of"])
 @pytest.mark.parametrize("act", ["load", "dcp", "verify"])
 def test_metadata(folder, saved, monkeypatch, storage, step, act):
-    metadata.forget()
-    hang(monkeypatch, storage, metadata, step)
+    hang(monkeypatch, storage, _metadata_bytes, step)
     acts = {
         "load": lambda: paraload.load(
             support.empty_like(saved), folder, no_dist=True, stall_timeout_s=TIMEOUT_S
@@ -144,19 +143,18 @@ def test_metadata(folder, saved, monkeypatch, storage, step, act):
 
 
 def test_metadata_that_come_piece_by_piece_may_take_longer(folder, saved, monkeypatch):
-    metadata.forget()
-    monkeypatch.setattr(metadata, "_PIECE_BYTES", 500)
+    monkeypatch.setattr(_metadata_bytes, "_PIECE_BYTES", 500)
     pieces = []
 
-    def slow(stream, size_bytes, goes_on, really=metadata._all_of):
+    def slow(stream, goes_on, really=_metadata_bytes._read_all):
         def pause():
             pieces.append(1)
             time.sleep(0.1)
             goes_on()
 
-        return really(stream, size_bytes, pause)
+        return really(stream, pause)
 
-    monkeypatch.setattr(metadata, "_all_of", slow)
+    monkeypatch.setattr(_metadata_bytes, "_read_all", slow)
     found = metadata.read_metadata(folder / ".metadata", stall_timeout_s=TIMEOUT_S)
     assert found.state_dict_metadata.keys() == saved.keys()
     assert len(pieces) > 4

@@ -17,7 +17,6 @@ import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.cli import main
 from paraload.errors import FormatError, MetadataError, StorageReadError
-from paraload.metadata import forget
 from paraload.sources._local import LocalSource
 from paraload.testing import FaultySource, leaked, resources
 from tests.integration import support
@@ -191,7 +190,6 @@ def lengthen_the_name(file):
 def test_paths_that_lead_nowhere_are_known_at_once(folder, executor, spoil, number):
     path, saved = folder
     spoil(support.data_files(path)[1])
-    forget()
     targets = support.empty_like(saved)
     error = refusal(
         lambda: paraload.load(targets, path, no_dist=True, executor=executor, max_workers=2),
@@ -299,7 +297,6 @@ def close_the_folder_above(path):
 @pytest.mark.parametrize("close", [close_the_file, close_the_folder, close_the_folder_above])
 def test_unreadable_metadata_is_one_error_at_once(folder, close):
     path, saved = folder
-    forget()
     close(path)
     targets = support.empty_like(saved)
     load = lambda: paraload.load(targets, path, no_dist=True)  # noqa: E731
@@ -315,7 +312,6 @@ def test_unreadable_metadata_is_one_error_at_once(folder, close):
 @pytest.mark.parametrize("close", [close_the_file, close_the_folder])
 def test_tools_tell_unreadable_metadata_too(folder, close, capsys):
     path, _ = folder
-    forget()
     close(path)
     with as_ordinary_user():
         for command in ("inspect", "verify", "load"):

@@ -37,8 +37,6 @@ from paraload._unpickler import unpickle
 from paraload.errors import MetadataError, UnsafeMetadataError
 from tests.unit.metadata_cases import example, same, tensor, write
 
-pytestmark = pytest.mark.usefixtures("nothing_kept")
-
 
 def renamed(made, *pairs, protocol=2):
     """``made`` under names of other versions; protocol 2 has names as lines."""

@@ -1,4 +1,4 @@
-"""What a pickle asks for is known before anything obeys it."""
+"""What a pickle asks for is known before it is unpickled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from paraload._opcodes import ExcessError, require_modest
+from paraload._opcodes import ExcessError, require_bounded_memory
 from tests.unit.metadata_cases import example
 
 MANY = {str(number) * 30: (number, "x" * 300, b"y" * 70_000) for number in range(40)}
@@ -14,8 +14,8 @@ MANY = {str(number) * 30: (number, "x" * 300, b"y" * 70_000) for number in range
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("thing", [example(), MANY, 1 << 9000, "\u1234" * 200, 0.5, bytearray(9)])
-def test_what_writers_write_is_modest(thing, protocol):
-    require_modest(pickle.dumps(thing, protocol))
+def test_what_writers_write_asks_for_little(thing, protocol):
+    require_bounded_memory(pickle.dumps(thing, protocol))
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_what_writers_write_is_modest(thing, protocol):
 )
 def test_what_asks_for_more_is_refused(before, opcodes):
     with pytest.raises(ExcessError):
-        require_modest(b"\x80\x04" + before + opcodes + b".")
+        require_bounded_memory(b"\x80\x04" + before + opcodes + b".")
 
 
 @pytest.mark.parametrize("data", [b"", b".", b"\x80", b"\x8c\x40x", b"p", b"c\n", b"\xff", b"r\1"])
 def test_cut_ones_are_for_the_unpickler(data):
-    require_modest(data)
+    require_bounded_memory(data)
 
 
 def test_what_is_behind_the_end_is_not_read():
-    require_modest(b"N." + b"r\xff\xff\xff\xff")
+    require_bounded_memory(b"N." + b"r\xff\xff\xff\xff")

@@ -19,12 +19,9 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from paraload import metadata
-from paraload._plain_metadata import NotPlainError, columns_in
 from paraload._unpickler import unpickle
 from paraload.errors import MetadataError, UnsafeMetadataError
 from tests.unit.metadata_cases import example
-
-pytestmark = pytest.mark.usefixtures("nothing_kept")
 
 HOME = "torch.distributed.checkpoint.metadata"
 
@@ -279,7 +276,6 @@ def test_allowed_names_are_no_tools(tmp_path, attack, where):
         assert got.planner_data is not None
     assert state_of_torch() == before
     assert unpickle(pickle.dumps(example())) == example()
-    columns_in(pickle.dumps(example()))
 
 
 def test_what_is_left_on_the_stack_is_no_class_of_torch_s():
@@ -324,12 +320,6 @@ def test_classes_of_others_are_taken_only_where_they_are_loaded_and_inert(monkey
         unpickle(data)
 
 
-def test_plain_reading_takes_nothing_else():
-    for body in (*GLOBALS.values(), *ATTACKS.values(), b"N", b"]"):
-        with pytest.raises(NotPlainError):
-            columns_in(pickle_of(body))
-
-
 # ------------------------------------------------------------------------ seen from outside
 
 WATCHED = """
@@ -339,7 +329,7 @@ from paraload.errors import MetadataError
 from pathlib import Path
 
 folder, good = Path(sys.argv[1]), Path(sys.argv[2])
-metadata.read_metadata(good).version
+metadata.read_metadata(good)
 refused = folder / "refused"
 seen = []
 # All that the interpreter can tell of code that runs, but opening the file itself.

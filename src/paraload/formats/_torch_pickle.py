@@ -10,7 +10,7 @@ import io
 import pickle
 from typing import Any, Final
 
-from paraload._opcodes import require_modest
+from paraload._opcodes import require_bounded_memory
 from paraload.formats._base import DTYPE_BYTES
 
 __all__ = ["OddError", "tensor_in"]
@@ -42,7 +42,7 @@ def tensor_in(pickled: bytes) -> dict[str, Any]:
         OddError: it is something else.
     """
     try:
-        require_modest(pickled)
+        require_bounded_memory(pickled)
         mark = _HeaderUnpickler(io.BytesIO(pickled)).load()
     except OddError:
         raise
