@@ -10,7 +10,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
-from benchmarks.checkpoints import SLICED_SHAPE, targets_of
+from benchmarks.checkpoints import targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,11 +66,13 @@ def whole_case(folder: Path) -> Case:
 
 def sliced_case(folder: Path, *, dim: int) -> Case:
     """One of eight ranks loads its rows (``dim=0``) or columns (``dim=1``) of each matrix."""
-    lengths = list(SLICED_SHAPE)
+    shapes = {name: tensor.shape for name, tensor in targets_of(folder).items()}
+    (shape,) = set(shapes.values())
+    lengths = list(shape)
     lengths[dim] //= _RANKS
     offsets = [0, 0]
     offsets[dim] = _RANK * lengths[dim]
-    targets = {name: torch.empty(lengths, dtype=torch.bfloat16) for name in targets_of(folder)}
+    targets = {name: torch.empty(lengths, dtype=torch.bfloat16) for name in shapes}
 
     def read_item(name: str) -> ReadItem:
         # As a DTensor's plan has it, without the process group that a DTensor needs.

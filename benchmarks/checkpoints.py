@@ -13,13 +13,19 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from benchmarks.page_cache import warm
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["SLICED_SHAPE", "Checkpoints", "poison", "raw_bytes", "targets_of"]
+__all__ = [
+    "Checkpoints",
+    "llama_shapes",
+    "poison",
+    "raw_bytes",
+    "targets_of",
+    "warm",
+    "write",
+]
 
 #: The layers bring the model to 1.46 GiB.
 _LAYERS: Final = 14
@@ -28,12 +34,13 @@ _HIDDEN: Final = 5632
 _VOCABULARY: Final = 32_000
 
 _SMALL_TENSORS: Final = 50_000
-SLICED_SHAPE: Final = (4096, 5632)
+_SLICED_SHAPE: Final = (4096, 5632)
 _SLICED_TENSORS: Final = 12
 _COMPRESSED_TENSORS: Final = 64
 
 #: No value of a fresh tensor, and no value that a checkpoint here is full of.
 _POISON: Final = 0xA5
+_READ_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +76,16 @@ class Checkpoints:
 
 @cache
 def _written(folder: Path, kind: str, files: int, *, zstd: bool = False) -> Path:
+    write(folder, _SHAPES[kind](), files=files, zstd=zstd)
+    return folder
+
+
+def write(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], *, files: int, zstd: bool = False
+) -> None:
+    """Have torch write bf16 tensors of these shapes in exactly ``files`` files, and warm them."""
     make = _weights if zstd else _random  # random bits would not get shorter
-    state = {name: make(shape) for name, shape in _SHAPES[kind]().items()}
+    state = {name: make(shape) for name, shape in shapes.items()}
     # One file for each thread of the writer: torch fills that many buckets, the emptiest first.
     writer = FileSystemWriter(
         folder,
@@ -86,10 +101,21 @@ def _written(folder: Path, kind: str, files: int, *, zstd: bool = False) -> Path
     if len(data) != files:
         raise RuntimeError(f"torch wrote {len(data)} files instead of {files}")
     warm(data)
-    return folder
 
 
-def _llama(layers: int, width: int, hidden: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+def warm(files: Iterable[Path]) -> None:
+    """Read every byte once, into the page cache."""
+    buffer = bytearray(_READ_BYTES)
+    for file in files:
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+
+
+def llama_shapes(
+    layers: int, width: int, hidden: int, vocabulary: int
+) -> dict[str, tuple[int, ...]]:
+    """The weights of a Llama, by name."""
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (vocabulary, width)}
     for layer in range(layers):
         for part in ("q", "k", "v", "o"):
@@ -102,10 +128,10 @@ def _llama(layers: int, width: int, hidden: int, vocabulary: int) -> dict[str, t
 
 
 _SHAPES: Final[dict[str, Callable[[], dict[str, tuple[int, ...]]]]] = {
-    "llama": lambda: _llama(_LAYERS, _WIDTH, _HIDDEN, _VOCABULARY),
-    "table": lambda: _llama(4, 1024, 2816, 8192),
+    "llama": lambda: llama_shapes(_LAYERS, _WIDTH, _HIDDEN, _VOCABULARY),
+    "table": lambda: llama_shapes(4, 1024, 2816, 8192),
     "small": lambda: {f"small.{n:05}": (2048,) for n in range(_SMALL_TENSORS)},
-    "sliced": lambda: {f"matrix.{n:02}": SLICED_SHAPE for n in range(_SLICED_TENSORS)},
+    "sliced": lambda: {f"matrix.{n:02}": _SLICED_SHAPE for n in range(_SLICED_TENSORS)},
     "weights": lambda: {f"weights.{n:02}": (2048, 1024) for n in range(_COMPRESSED_TENSORS)},
     "tiny": lambda: {f"tiny.{n}": (1024, 1024) for n in range(8)},
 }

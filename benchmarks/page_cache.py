@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from benchmarks.checkpoints import warm
 from paraload.cli._page_cache import DROP_CACHES, FileRange
 from paraload.cli._page_cache import resident_fraction as fraction_of_ranges
 
@@ -16,9 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["ensure_cold", "ensure_warm", "files_below", "resident_fraction", "warm"]
+__all__ = ["ensure_cold", "ensure_warm", "files_below", "resident_fraction"]
 
-_READ_BYTES: Final = 16 << 20
 #: What the kernel may keep or lose of a file without changing a time that is worth telling.
 _TOLERANCE: Final = 0.01
 #: Others may drop what was just read.
@@ -28,15 +28,6 @@ _TRIES: Final = 5
 def files_below(folder: Path) -> list[Path]:
     """Every file of a checkpoint."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def warm(files: Iterable[Path]) -> None:
-    """Read every byte once."""
-    buffer = bytearray(_READ_BYTES)
-    for file in files:
-        with file.open("rb", buffering=0) as stream:
-            while stream.readinto(buffer):
-                pass
 
 
 def ensure_warm(files: Sequence[Path]) -> None:
