@@ -10,7 +10,7 @@ RIVALS_STAMP := $(RIVALS)/.made-from-requirements
 RIVALS_PINS  := benchmarks/rivals/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check reliability fuzz fuzz-long soak bench bench-rivals format clean
+.PHONY: help venv demo test check reliability fuzz fuzz-long soak bench bench-against bench-rivals format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -64,6 +64,13 @@ soak: $(STAMP) ## SOAK_SECONDS of loads with faults and cancellations; nothing m
 
 bench: $(STAMP) ## measure against torch's reader and the raw limit; rewrites benchmarks/README.md
 	$(BIN)/python -m benchmarks --readme benchmarks/README.md
+
+REV ?=
+
+bench-against: $(STAMP) ## what is slower now than at the revision REV=...
+	@test -n "$(REV)" \
+	  || { echo "which revision is the old one? for example: make bench-against REV=HEAD~10"; exit 1; }
+	$(BIN)/python -m benchmarks.against --rev "$(REV)"
 
 bench-rivals: $(RIVALS_STAMP) ## measure against every other reader; rewrites tables and plot of benchmarks/
 	$(RIVALS)/bin/python -m benchmarks.rivals \
