@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import arms
 from benchmarks.cases import whole_case
-from paraload.cli._memory import PeakMemory
+from benchmarks.peak_memory import PeakMemory
 
 
 def _arm(name: str, budget_bytes: int) -> arms.Arm:

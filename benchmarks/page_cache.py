@@ -6,19 +6,20 @@ fill and empty the cache as well.
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.checkpoints import warm
-from paraload.cli._page_cache import DROP_CACHES, FileRange
-from paraload.cli._page_cache import resident_fraction as fraction_of_ranges
+from paraload.cli._bench_cache import drop
+from paraload.cli._bench_cache import resident_fraction as visible_fraction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
 __all__ = ["ensure_cold", "ensure_warm", "files_below", "resident_fraction"]
 
+#: Empties the cache of the whole machine.
+DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
 #: What the kernel may keep or lose of a file without changing a time that is worth telling.
 _TOLERANCE: Final = 0.01
 #: Others may drop what was just read.
@@ -50,10 +51,7 @@ def ensure_cold(files: Sequence[Path]) -> None:
         OSError: dropping the whole cache was needed, and is not permitted.
         RuntimeError: the files are still there.
     """
-    for file in files:
-        with file.open("rb", buffering=0) as stream:
-            os.fsync(stream.fileno())  # pages that are still to be written cannot be dropped
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    drop(files)
     if resident_fraction(files) > _TOLERANCE:
         DROP_CACHES.write_text("1\n", encoding="ascii")
         if (left := resident_fraction(files)) > _TOLERANCE:
@@ -62,10 +60,10 @@ def ensure_cold(files: Sequence[Path]) -> None:
 
 def resident_fraction(files: Iterable[Path]) -> float:
     """The part of the files' pages that is in the page cache; 1 if they have none."""
-    ranges = [FileRange(file, 0, size) for file in files if (size := file.stat().st_size)]
-    if not ranges:
+    full = [file for file in files if file.stat().st_size]
+    if not full:
         return 1.0
-    found = fraction_of_ranges(ranges)
+    found = visible_fraction(full)
     if found is None:
-        raise RuntimeError(f"{ranges[0].path}: whether it is cached cannot be seen")
+        raise RuntimeError(f"{full[0]}: whether it is cached cannot be seen")
     return found

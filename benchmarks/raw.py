@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from torch.distributed.checkpoint import FileSystemReader
 
 from benchmarks.checkpoints import raw_bytes
+from benchmarks.preadv import Piece, pieces_of, read_piece, read_raw
 from paraload._checksum import crc32
-from paraload.cli._raw import Piece, pieces_of, read_piece, read_raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

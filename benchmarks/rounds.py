@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import gc
+import random
+import statistics
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.checkpoints import poison, raw_bytes
-from paraload.cli._rounds import Timing, interleaved, timed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from benchmarks.arms import Arm
     from benchmarks.cases import Case
 
-__all__ = ["Measured", "Timing", "check_arms", "measure_arms", "time_rounds"]
+__all__ = ["Measured", "Timing", "check_arms", "interleaved", "measure_arms", "time_rounds"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds of one arm, round by round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median_s(self) -> float:
+        """The middle one."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> str:
+        """The fastest and the slowest, for tables."""
+        return f"{min(self.seconds):.3f}..{max(self.seconds):.3f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        return {"median_s": self.median_s, "seconds": list(self.seconds)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,3 +130,19 @@ def time_rounds(
     for _, name in interleaved(list(preparations), rounds=rounds):
         seconds[name].append(timed(preparations[name]()))
     return {name: Timing(seconds=tuple(values)) for name, values in seconds.items()}
+
+
+def interleaved(names: Sequence[str], *, rounds: int) -> Iterator[tuple[int, str]]:
+    """Yield ``(round, name)`` in running order; rounds are counted from 0."""
+    for number in range(rounds):
+        # Seeded by the round: the same command runs in the same order again.
+        for name in random.Random(number).sample(names, k=len(names)):  # noqa: S311 - no secret
+            yield number, name
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds that ``run`` takes."""
+    gc.collect()  # garbage of an earlier run is not charged to this one
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

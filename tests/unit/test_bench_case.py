@@ -1,22 +1,40 @@
-"""What ``paraload bench`` reads, in which order, and the raw limit of it."""
+"""What ``paraload bench`` reads."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import Metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
-from paraload.cli._bench_arms import RAW, make_arms
-from paraload.cli._bench_case import Case, Record, chosen, records_of
+from paraload import ParallelFileSystemReader
+from paraload.cli._bench_case import Case, chosen, pieces_of, sizes_of
 from paraload.cli._checkpoint import read_metadata
-from paraload.cli._raw import pieces_of, read_raw
-from paraload.cli._rounds import interleaved
+from paraload.errors import CheckpointReadError
 from paraload.testing import make_checkpoint
 
 
-def record(path, start, nbytes):
-    shape = (nbytes,)
-    return Record(
-        index=None, path=path, start=start, end=start + nbytes, shape=shape, dtype=torch.uint8
+def tensor_of(nbytes):
+    size, start = torch.Size([nbytes]), torch.Size([0])
+    properties = TensorProperties(dtype=torch.uint8)
+    return TensorStorageMetadata(properties, size, [ChunkStorageMetadata(start, size)])
+
+
+def checkpoint(places):
+    """From ``{name: (file, start, bytes)}``."""
+    return Metadata(
+        state_dict_metadata={name: tensor_of(nbytes) for name, (_, _, nbytes) in places.items()},
+        storage_data={
+            MetadataIndex(name, torch.Size([0])): _StorageInfo(*place)
+            for name, place in places.items()
+        },
     )
 
 
@@ -32,48 +50,47 @@ def record(path, start, nbytes):
     ],
 )
 def test_a_part_is_taken_from_all_files_in_turn(limit_bytes, expected):
-    records = {
-        "b0": record("b", 0, 10),
-        "a0": record("a", 0, 10),
-        "a1": record("a", 10, 15),
-        "a2": record("a", 25, 100),
-        "b1": record("b", 10, 20),
-        "c0": record("c", 0, 10),
-    }
-    names = {id(one): name for name, one in records.items()}
-    taken = [names[id(one)] for one in chosen(list(records.values()), limit_bytes)]
-    assert taken == expected
+    pieces = checkpoint(
+        {
+            "b0": ("b", 0, 10),
+            "a0": ("a", 0, 10),
+            "a1": ("a", 10, 15),
+            "a2": ("a", 25, 100),
+            "b1": ("b", 10, 20),
+            "c0": ("c", 0, 10),
+        }
+    )
+    part = chosen(pieces, limit_bytes)
+    assert list(part.state_dict_metadata) == expected
+    assert [index.fqn for index in part.storage_data] == expected
+    assert sum(sizes_of(part).values()) <= max(limit_bytes, 10)
 
 
-def test_the_raw_limit_reads_as_many_bytes_into_the_same_tensors(tmp_path):
-    state = {f"layers.{n}": torch.randn(256, 512) for n in range(3)}
-    make_checkpoint(tmp_path, state | {"scale": torch.tensor(0.5), "note": "hello"}, files=1)
+def test_each_saved_piece_is_loaded_as_a_tensor_of_its_own(tmp_path):
+    whole = torch.arange(12.0).reshape(6, 2)
+    make_checkpoint(tmp_path, {"top": whole[:4], "rest": whole[4:], "note": "hello"}, files=1)
     metadata = read_metadata(tmp_path).metadata
-    case = Case.of(tmp_path, metadata, records_of(metadata))
-    *_, arm = make_arms(case, executors=["threads"], workers=[2], with_cold=False)
-    assert arm.reader == RAW
-    run = arm.prepare()
-    case.poison()
-    run()
-    file = (tmp_path / "__0_0.distcp").read_bytes()
-    for number, record in enumerate(case.records):
-        if record.shape is not None:
-            expected = file[record.start : record.start + record.nbytes]
-            assert bytes(case.memory(number)) == expected
+    # As two ranks would have saved it.
+    tops, rest = metadata.state_dict_metadata["top"], metadata.state_dict_metadata.pop("rest")
+    chunks = [*tops.chunks, ChunkStorageMetadata(torch.Size([4, 0]), rest.size)]
+    metadata.state_dict_metadata["w"] = TensorStorageMetadata(tops.properties, whole.shape, chunks)
+    del metadata.state_dict_metadata["top"]
+    places = dict(metadata.storage_data)
+    for name, row in (("top", 0), ("rest", 4)):
+        info = places.pop(MetadataIndex(name, torch.Size([0, 0])))
+        places[MetadataIndex("w", torch.Size([row, 0]))] = info
+    metadata.storage_data = places
+    case = Case(tmp_path, pieces_of(metadata))
+    for reader in (dcp.FileSystemReader(tmp_path), ParallelFileSystemReader(tmp_path)):
+        case.poison()
+        case.prepare(reader)()
+        assert torch.equal(case.targets["w from (0, 0) on"], whole[:4])
+        assert torch.equal(case.targets["w from (4, 0) on"], whole[4:])
+    assert len(case.targets) == 2
 
 
-def test_the_raw_limit_says_where_a_file_is_cut(tmp_path):
-    (tmp_path / "file").write_bytes(bytes(100))
-    pieces = list(pieces_of(str(tmp_path / "file"), 50, memoryview(bytearray(100))))
-    with pytest.raises(OSError, match="ends too early, at byte 100"):
-        read_raw(pieces, workers=2)
-
-
-def test_every_arm_runs_once_in_a_round_and_the_order_changes():
-    names = ["a", "b", "c", "d"]
-    turns = list(interleaved(names, rounds=6))
-    orders = [[name for number, name in turns if number == wanted] for wanted in range(6)]
-    assert [number for number, _ in turns] == sorted(number for number, _ in turns)
-    assert all(sorted(order) == names for order in orders)
-    assert len({tuple(order) for order in orders}) > 3
-    assert turns == list(interleaved(names, rounds=6)), "the same command runs in another order"
+def test_a_piece_without_a_place_is_named():
+    metadata = checkpoint({"here": ("a", 0, 10), "gone": ("a", 10, 10)})
+    del metadata.storage_data[MetadataIndex("gone", torch.Size([0]))]
+    with pytest.raises(CheckpointReadError, match="'gone': the metadata names no file for it"):
+        pieces_of(metadata)

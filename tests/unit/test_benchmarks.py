@@ -1,4 +1,4 @@
-"""``python -m benchmarks`` and ``benchmarks.rivals``: what they refuse before they measure."""
+"""``python -m benchmarks``: what it refuses before it measures, the raw limit, the rounds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch.distributed.checkpoint import FileSystemReader
 from benchmarks import __main__ as bench
 from benchmarks.cases import whole_case
 from benchmarks.checkpoints import poison
+from benchmarks.preadv import pieces_of, read_raw
 from benchmarks.raw import RawLimit
 from benchmarks.rivals import __main__ as rivals
+from benchmarks.rounds import interleaved
 from paraload.testing import make_checkpoint
 
 
@@ -59,3 +61,20 @@ def test_the_raw_limit_reads_the_very_bytes(tmp_path, checksum):
     poison(case.targets)
     RawLimit(case, workers=2, checksum=checksum).run()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in case.targets.items())
+
+
+def test_the_raw_limit_says_where_a_file_is_cut(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(100))
+    pieces = list(pieces_of(str(tmp_path / "file"), 50, memoryview(bytearray(100))))
+    with pytest.raises(OSError, match="ends too early, at byte 100"):
+        read_raw(pieces, workers=2)
+
+
+def test_every_arm_runs_once_in_a_round_and_the_order_changes():
+    names = ["a", "b", "c", "d"]
+    turns = list(interleaved(names, rounds=6))
+    orders = [[name for number, name in turns if number == wanted] for wanted in range(6)]
+    assert [number for number, _ in turns] == sorted(number for number, _ in turns)
+    assert all(sorted(order) == names for order in orders)
+    assert len({tuple(order) for order in orders}) > 3
+    assert turns == list(interleaved(names, rounds=6)), "the same command runs in another order"

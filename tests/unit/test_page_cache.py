@@ -2,65 +2,70 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from paraload.cli import _page_cache as page_cache
+from paraload.cli import _bench_cache as page_cache
 
 
 @pytest.fixture
-def ranges(tmp_path):
-    """Most of a file that is in the cache and on the disk."""
+def files(tmp_path):
+    """A file that is in the cache and on the disk, and an empty one."""
+    (tmp_path / "file").write_bytes(bytes(16 * 4096 + 5))
+    (tmp_path / "empty").touch()
+    os.sync()
+    return [tmp_path / "file", tmp_path / "empty"]
+
+
+def test_what_is_in_the_cache_is_seen(files):
+    assert page_cache.resident_fraction(files) == 1.0
+    page_cache.drop(files)
+    assert page_cache.resident_fraction(files) == 0.0
+
+
+def test_advice_is_taken_where_it_is_seen_to_work(files):
+    works, how = page_cache.try_drop(files)
+    assert works
+    assert how == "posix_fadvise(DONTNEED), seen to work for these files"
+    files[0].read_bytes()
+    assert page_cache.resident_fraction(files) == 1.0
+    page_cache.drop(files)
+    assert page_cache.resident_fraction(files) == 0.0
+
+
+def test_of_a_big_file_some_pages_are_asked_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_cache, "_SAMPLES", 8)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 * 4096))
+    page_cache.drop([path])
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no more than is asked for
+        file.read(32 * 4096)
+        assert page_cache.resident_fraction([path]) == 0.5
+
+
+def test_dirty_pages_are_dropped_too(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(16 * 4096))
-    found = [page_cache.FileRange(path, 4096 + 5, 16 * 4096)]
-    page_cache._flush(found)
-    return found
+    assert page_cache.try_drop([path])[0]
 
 
-@pytest.fixture(autouse=True)
-def the_machines_cache_is_left_alone(monkeypatch, tmp_path):
-    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "not-there" / "drop_caches")
-
-
-def test_what_is_in_the_cache_is_seen(ranges):
-    assert page_cache.resident_fraction(ranges) == 1.0
-    page_cache._advise(ranges)
-    assert page_cache.resident_fraction(ranges) == 0.0
-
-
-def test_advice_is_taken_where_it_is_seen_to_work(ranges):
-    way = page_cache.cold_cache(ranges)
-    assert way.method == "posix_fadvise(DONTNEED)"
-    ranges[0].path.read_bytes()
-    way.drop()
-    assert page_cache.resident_fraction(ranges) == 0.0
-
-
-def test_the_machines_cache_is_dropped_where_advice_does_not_help(ranges, monkeypatch, tmp_path):
-    real = page_cache._advise
-    monkeypatch.setattr(page_cache, "_advise", lambda ranges: None)
-    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "drop_caches")
-    monkeypatch.setattr(page_cache, "_drop_all", lambda: real(ranges))
-    assert page_cache.cold_cache(ranges).method == str(tmp_path / "drop_caches")
-
-
-def test_a_hint_that_nobody_can_check_is_called_one(ranges, monkeypatch):
+def test_a_hint_that_nobody_can_check_is_called_one(files, monkeypatch):
     # A file of somebody else.
     monkeypatch.setattr(page_cache, "residency_is_told", lambda path: False)
-    assert page_cache.resident_fraction(ranges) is None
-    assert page_cache.cold_cache(ranges).note.startswith("only a hint")
+    assert page_cache.resident_fraction(files) is None
+    works, how = page_cache.try_drop(files)
+    assert works
+    assert "only a hint" in how
 
 
-def test_where_nothing_works_every_attempt_is_told(ranges, monkeypatch):
-    monkeypatch.setattr(page_cache, "_advise", lambda ranges: None)
-    with pytest.raises(page_cache.NoColdCacheError) as refused:
-        page_cache.cold_cache(ranges)
-    advised, dropped = str(refused.value).split("; ")
-    assert advised == "posix_fadvise(DONTNEED): 100% of the bytes stayed in the page cache"
-    assert dropped.endswith("drop_caches: No such file or directory")
+def test_where_it_does_not_work_the_reason_is_told(files, monkeypatch):
+    monkeypatch.setattr(page_cache, "drop", lambda files: None)
+    reason = "posix_fadvise(DONTNEED): 100% of the bytes stayed in the page cache"
+    assert page_cache.try_drop(files) == (False, reason)
 
 
 def test_a_file_that_is_not_there_is_a_reason(tmp_path):
-    ranges = [page_cache.FileRange(tmp_path / "gone", 0, 10)]
-    with pytest.raises(page_cache.NoColdCacheError, match="cannot be flushed: No such file"):
-        page_cache.cold_cache(ranges)
+    reason = "posix_fadvise(DONTNEED): No such file or directory"
+    assert page_cache.try_drop([tmp_path / "gone"]) == (False, reason)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from paraload.cli import _memory
-from paraload.cli._memory import PeakMemory
+from benchmarks import peak_memory
+from benchmarks.peak_memory import PeakMemory
 
 MIB = 1 << 20
 
@@ -39,4 +39,4 @@ class Process:
 )
 def test_a_child_that_still_shares_our_memory_is_not_counted(words, known_s, may_be_us):
     us = Process(["python", "train.py"])
-    assert _memory._may_be_us(Process(words), us, known_s) == may_be_us
+    assert peak_memory._may_be_us(Process(words), us, known_s) == may_be_us

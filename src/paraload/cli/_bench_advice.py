@@ -3,29 +3,27 @@
 The slowness of a setting is its median divided by the best median of the same cache state,
 multiplied over the states; a ratio within the noise of a state counts as 1. Of all settings within
 5 % of the least slow one, the simplest is recommended: through the page cache, fewest workers, then
-nothing set at all, then threads before processes. The advice also says whether torch's own reader
-is more than 5 % faster than that.
+nothing set at all, then threads before processes.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from statistics import median
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from paraload.cli._rounds import Timing
-
-__all__ = ["Advice", "Setting", "advise"]
-
+#: The value of ``executor`` that leaves everything to paraload.
+AUTO: Final = "auto"
+#: Simplest first.
+_EXECUTORS: Final = (AUTO, "sequential", "threads", "processes", "pool")
 #: Smaller differences count as none. The runs show how noisy the storage is, but no noise excuses
 #: a third.
 _LEAST_NOISE: Final = 0.05
 _MOST_NOISE: Final = 0.15
-#: Simplest first.
-_EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
 
 
 class Setting(NamedTuple):
@@ -36,7 +34,7 @@ class Setting(NamedTuple):
     direct_io: bool = False
 
     def __str__(self) -> str:
-        if self.executor == "auto":
+        if self.executor == AUTO:
             name = "paraload by itself" + " with direct_io" * self.direct_io
             return f"{name} ({self.workers} worker{'s' * (self.workers != 1)})"
         if self.workers == 1:
@@ -59,57 +57,40 @@ class Advice:
     speedups: Mapping[str, float]
     torch_is_faster: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        executor, workers, direct_io = self.setting
-        return {
-            "executor": executor,
-            "direct_io": direct_io,
-            "max_workers": None if executor == "auto" else workers,
-            "speedup_over_torch": dict(self.speedups),
-            "torch_is_faster": self.torch_is_faster,
-        }
-
 
 def advise(
-    settings: Mapping[Setting, Mapping[str, Timing]], torch: Mapping[str, Timing]
+    settings: Mapping[Setting, Mapping[str, Sequence[float]]], torch: Mapping[str, Sequence[float]]
 ) -> Advice | None:
-    """The advice, or ``None`` if no setting was measured in every state.
+    """The advice, from the seconds of all runs by state; torch's are empty if its reader failed.
 
-    Args:
-        settings: timings by state.
-        torch: timings of torch's reader; empty if it failed.
+    ``None`` if no setting was measured in every state.
     """
-    states = {state for timings in (*settings.values(), torch) for state in timings}
-    whole = {name: timings for name, timings in settings.items() if timings.keys() == states}
+    states = list(dict.fromkeys(state for runs in (*settings.values(), torch) for state in runs))
+    whole = {setting: runs for setting, runs in settings.items() if runs.keys() == set(states)}
     if not states or not whole:
         return None
-    order = next(iter(whole.values()))  # in the order of measuring
-    best = {
-        state: min((timings[state] for timings in whole.values()), key=lambda it: it.median_s)
-        for state in order
+    best = {state: min(whole, key=lambda it: median(whole[it][state])) for state in states}
+    slowness = {
+        setting: math.prod(_slowness(runs[state], whole[best[state]][state]) for state in states)
+        for setting, runs in whole.items()
     }
-    slowness = {name: _slowness(timings, best) for name, timings in whole.items()}
     limit = min(slowness.values()) * (1 + _LEAST_NOISE)
     chosen = min(
-        (name for name, value in slowness.items() if value <= limit),
-        key=lambda name: (name.direct_io, name.workers, _EXECUTORS.index(name.executor)),
+        (setting for setting, value in slowness.items() if value <= limit),
+        key=lambda it: (it.direct_io, it.workers, _EXECUTORS.index(it.executor)),
     )
-    medians = {state: timing.median_s for state, timing in whole[chosen].items()}
-    speedups = {state: torch[state].median_s / medians[state] for state in best if state in torch}
+    speedups = {it: median(torch[it]) / median(whole[chosen][it]) for it in states if it in torch}
+    mean_speedup = math.prod(speedups.values()) ** (1 / max(1, len(speedups)))  # 1 without any
     return Advice(
         setting=chosen,
-        is_fastest=all(whole[chosen][state] is best[state] for state in best),
+        is_fastest=set(best.values()) == {chosen},
         speedups=speedups,
-        torch_is_faster=bool(speedups)
-        and math.prod(speedups.values()) ** (1 / len(speedups)) < 1 - _LEAST_NOISE,
+        torch_is_faster=mean_speedup < 1 - _LEAST_NOISE,
     )
 
 
-def _slowness(timings: Mapping[str, Timing], best: Mapping[str, Timing]) -> float:
-    slowness = 1.0
-    for state, timing in best.items():
-        ratio = timings[state].median_s / timing.median_s
-        noise = min(_MOST_NOISE, max(_LEAST_NOISE, timing.noise))
-        slowness *= ratio if ratio > 1 + noise else 1.0
-    return slowness
+def _slowness(seconds: Sequence[float], best: Sequence[float]) -> float:
+    best_s = median(best)
+    noise = median(abs(one_s - best_s) for one_s in best) / best_s
+    ratio = median(seconds) / best_s
+    return ratio if ratio > 1 + min(_MOST_NOISE, max(_LEAST_NOISE, noise)) else 1.0

@@ -1,22 +1,19 @@
-"""What ``paraload bench`` prints: what it is going to do, the tables, the recommendation."""
+"""What ``paraload bench`` says: its plan, the tables, the recommendation; and all of it as JSON."""
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Final
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
 
 from paraload._text import counted
-from paraload.cli._bench_arms import AUTO, RAW, TORCH
+from paraload.cli._bench_advice import AUTO
 from paraload.cli._output import Table, say, show_tables
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from paraload.cli._bench_advice import Advice
-    from paraload.cli._bench_result import Part, Plan, Result
-
-__all__ = ["show_plan", "show_result"]
+    from paraload.cli._bench_measure import Arm, Bench
 
 _GIB: Final = 1 << 30
 _NOTHING: Final = "-"
@@ -24,130 +21,148 @@ _NOTHING: Final = "-"
 _LITTLE_BYTES: Final = 64 << 20
 
 
-def show_plan(plan: Plan) -> None:
+def show_plan(bench: Bench) -> None:
     """Say what is going to happen, before it takes its time."""
-    machine = plan.machine
+    part, machine = bench.part, bench.machine
+    whole, limit = format_bytes(part["whole_bytes"]), format_bytes(part["limit_bytes"])
+    is_whole = part["nbytes"] == part["whole_bytes"]
+    much = ", all of it" if is_whole else f" of {whole} (--limit-bytes is {limit})"
+    objects = f" and {counted(part['objects'], 'object')}" if part["objects"] else ""
     say(
-        f"""\
-paraload bench {plan.path}
-  reads    {_part_text(plan.part)}
-  times    read_data into tensors that are ready; not planning, not .metadata
-  arms     {len(plan.arms)}, in turn, {counted(plan.rounds, "round")}: torch's FileSystemReader,\
- paraload,
-           and the raw limit: preadv of as many bytes, and nothing else
-  machine  {counted(machine.cores, "core")}, {format_bytes(machine.free_memory_bytes)} free,\
- {machine.file_system or "unknown file system"}, torch {machine.torch},\
- paraload {machine.paraload}"""
+        f"paraload bench {bench.case.folder}\n"
+        f"  reads    {format_bytes(part['nbytes'])}{much}:"
+        f" {counted(part['tensors'], 'tensor')}{objects} in {counted(part['files'], 'file')}\n"
+        "  times    read_data into tensors that are ready; not planning, not .metadata\n"
+        f"  arms     {len(bench.arms)}, in turn, {counted(bench.rounds, 'round')}:"
+        " torch's FileSystemReader, paraload with each setting\n"
+        f"  machine  {counted(machine['cores'], 'core')},"
+        f" {format_bytes(machine['free_memory_bytes'])} free,"
+        f" {machine['file_system'] or 'unknown file system'}, torch {machine['torch']},"
+        f" paraload {machine['paraload']}"
     )
 
 
-def _part_text(part: Part) -> str:
-    size, files = format_bytes(part.nbytes), counted(part.files, "file")
-    objects = f" and {counted(part.objects, 'object')}" if part.objects else ""
-    what = counted(part.tensors, "tensor") + objects
-    if part.nbytes == part.whole_bytes:
-        return f"{size}, all of it: {what} in {files}"
-    limit = f"--limit-bytes is {format_bytes(part.limit_bytes)}"
-    return f"""{size} of {format_bytes(part.whole_bytes)} ({limit}):
-           {what}, the first ones in each of {files}"""
-
-
-def show_result(result: Result) -> None:
+def show_result(bench: Bench) -> None:
     """Print everything that was found."""
-    if any(arm.timings for arm in result.plan.arms):
+    if any(arm.seconds for arm in bench.arms):
         say()
-        speeds = [_speed_table(result, state) for state in result.states]
-        show_tables([*speeds, _cost_table(result)])
-    failures = [f"{arm.name}: {arm.error}" for arm in result.failed]
-    for title, lines in (("notes", list(_notes(result))), ("failed", failures)):
+        show_tables([_table(bench, state) for state in bench.states])
+    failed = [f"{arm.name}: {arm.error}" for arm in bench.arms if arm.error is not None]
+    for title, lines in (("notes", [*_notes(bench), *_surprises(bench)]), ("failed", failed)):
         if lines:
             say("\n".join([f"\n{title}:", *(f"  {line}" for line in lines)]))
-    say("\n" + "\n".join(_advice_lines(result)))
+    say("\n" + "\n".join(_advice_lines(bench)))
 
 
-def _speed_table(result: Result, state: str) -> Table:
-    torch_s, raw_s = result.best_s(TORCH, state), result.best_s(RAW, state)
+def _table(bench: Bench, state: str) -> Table:
+    torch_runs = bench.arms[0].seconds.get(state)
     rows = []
-    for arm in result.plan.arms:
-        cells = [_NOTHING if arm.error is None else "failed", *[_NOTHING] * 4]
-        if (timing := arm.timings.get(state)) is not None:
+    for arm in bench.arms:
+        cells = [_NOTHING if arm.error is None else "failed", *[_NOTHING] * 3]
+        if runs := arm.seconds.get(state):
             cells = [
-                f"{result.plan.part.nbytes / timing.median_s / _GIB:.2f}",
-                f"{timing.median_s:.3f}",
-                timing.spread,
-                _NOTHING if torch_s is None else f"{torch_s / timing.median_s:.2f}",
-                _NOTHING if raw_s is None else f"{raw_s / timing.median_s:.0%}",
+                f"{bench.case.nbytes / median(runs) / _GIB:.2f}",
+                f"{median(runs):.3f}",
+                f"{min(runs):.3f}..{max(runs):.3f}",
+                f"{median(torch_runs) / median(runs):.2f}" if torch_runs else _NOTHING,
             ]
         rows.append([arm.reader, str(arm.workers(state) or _NOTHING), *cells])
     return Table(
-        title=f"page cache {state}, medians of {counted(result.plan.rounds, 'round')}",
-        head=("reader", "workers", "GiB/s", "seconds", "min..max", "x torch", "of raw"),
+        title=f"page cache {state}, medians of {counted(bench.rounds, 'round')}",
+        head=("reader", "workers", "GiB/s", "seconds", "min..max", "x torch"),
         rows=rows,
-        numeric=frozenset(range(1, 7)),
+        numeric=frozenset(range(1, 6)),
     )
 
 
-def _cost_table(result: Result) -> Table:
-    needed = result.plan.part.nbytes
-    rows = []
-    for arm in result.plan.arms:
-        peak, read = arm.peak_bytes, arm.bytes_read
-        cells = [_NOTHING if nbytes is None else format_bytes(nbytes) for nbytes in (peak, read)]
-        by_needed = f"{read / needed:.4f}" if read is not None and needed else _NOTHING
-        rows.append([arm.reader, str(arm.workers() or _NOTHING), *cells, by_needed])
-    return Table(
-        title=f"memory above the tensors, and bytes read for {format_bytes(needed)} needed",
-        head=("reader", "workers", "peak memory", "read", "by needed"),
-        rows=rows,
-        numeric=frozenset(range(1, 5)),
-    )
-
-
-def _notes(result: Result) -> Iterator[str]:
-    yield from (f"{state}: {how}" for state, how in result.states.items())
-    if result.not_cold:
-        yield f"not measured cold: {result.not_cold}"
-    if (nbytes := result.plan.part.nbytes) < _LITTLE_BYTES:
+def _notes(bench: Bench) -> Iterator[str]:
+    yield from (f"{state}: {how}" for state, how in bench.states.items())
+    if bench.not_cold:
+        yield f"not measured cold: {bench.not_cold}"
+    if (nbytes := bench.case.nbytes) < _LITTLE_BYTES:
         yield f"{format_bytes(nbytes)} are little: this compares start-up more than reading"
-    yield from result.notes
 
 
-def _advice_lines(result: Result) -> list[str]:
-    advice = result.advice
-    if advice is None:
+def _surprises(bench: Bench) -> list[str]:
+    """Everything that ran otherwise than asked, each told once."""
+    found: list[str] = []
+    for arm in bench.arms:
+        for report in arm.reports.values():
+            ran = report.executor, report.workers
+            if arm.asked_workers and ran != (arm.executor, arm.asked_workers):
+                found.append(f"{arm.name}: ran as {ran[0]} with {ran[1]}")
+            found += [f"slow path: {why} ({n})" for why, n in report.fallbacks.items()]
+            found += [f"CRC-32 not checked: {why} ({n})" for why, n in report.unverified.items()]
+    return list(dict.fromkeys(found))
+
+
+def _advice_lines(bench: Bench) -> list[str]:
+    if (advice := bench.advice) is None:
         return ["no recommendation: no setting of paraload could be measured"]
-    path = repr(os.fspath(result.plan.path))
-    speedups = _speedups(advice)
+    path, setting = str(bench.case.folder), advice.setting
+    speedups = ", ".join(
+        f"{ratio:.2f} times the speed of torch's reader {state}"
+        for state, ratio in advice.speedups.items()
+    )
     if advice.torch_is_faster:
-        closest = f"of paraload's settings {advice.setting} came closest ({speedups})"
+        closest = f"of paraload's settings {setting} came closest ({speedups})"
         return [
             f"recommended: torch's own reader, which is faster here; {closest}",
-            *_code(f"FileSystemReader({path})"),
+            f"\n    dcp.load(state_dict, storage_reader=FileSystemReader({path!r}))",
         ]
-    executor, workers, direct_io = advice.setting
     reason = "the fastest" if advice.is_fastest else "as fast as any, and the simplest"
-    if executor == AUTO:
-        what = "direct_io=True" if direct_io else "set nothing"
-        first = f"recommended: {what}; {advice.setting} is {reason}"
-        arguments = ", direct_io=True" * direct_io
-        variables = "PARALOAD_DIRECT_IO=1" * direct_io
+    if setting.executor != AUTO:
+        first = f"recommended: {setting}, {reason}"
+        arguments = f", executor={setting.executor!r}, max_workers={setting.workers}"
+        variables = f"PARALOAD_EXECUTOR={setting.executor} PARALOAD_MAX_WORKERS={setting.workers}"
     else:
-        first = f"recommended: {advice.setting}, {reason}"
-        arguments = f", executor={executor!r}, max_workers={workers}"
-        variables = f"PARALOAD_EXECUTOR={executor} PARALOAD_MAX_WORKERS={workers}"
+        what = "direct_io=True" if setting.direct_io else "set nothing"
+        first = f"recommended: {what}; {setting} is {reason}"
+        arguments = ", direct_io=True" * setting.direct_io
+        variables = "PARALOAD_DIRECT_IO=1" * setting.direct_io
+    reader = f"ParallelFileSystemReader({path!r}{arguments})"
     lines = [first, *([f"  {speedups}"] if speedups else [])]
-    return lines + _code(f"ParallelFileSystemReader({path}{arguments})", variables)
-
-
-def _code(reader: str, variables: str = "") -> list[str]:
-    lines = ["", f"    dcp.load(state_dict, storage_reader={reader})"]
+    lines += [f"\n    dcp.load(state_dict, storage_reader={reader})"]
     if variables:
-        lines += ["", "  or, for programs that pass no options:", "", f"    export {variables}"]
+        lines += ["\n  or, for programs that pass no options:", f"\n    export {variables}"]
     return lines
 
 
-def _speedups(advice: Advice) -> str:
-    return ", ".join(
-        f"{ratio:.2f} times " + ("" if number else "the speed of torch's reader ") + state
-        for number, (state, ratio) in enumerate(advice.speedups.items())
-    )
+def to_dict(bench: Bench) -> dict[str, Any]:
+    """Plain types for JSON."""
+    recommended = None
+    if (advice := bench.advice) is not None:
+        executor, workers, direct_io = advice.setting
+        recommended = {
+            "executor": executor,
+            "direct_io": direct_io,
+            "max_workers": None if executor == AUTO else workers,
+            "speedup_over_torch": advice.speedups,
+            "torch_is_faster": advice.torch_is_faster,
+        }
+    return {
+        "ok": all(arm.error is None for arm in bench.arms),
+        "path": str(bench.case.folder),
+        "machine": bench.machine,
+        "part": bench.part,
+        "rounds": bench.rounds,
+        "states": bench.states,
+        "not_cold": bench.not_cold,
+        "arms": [_arm_dict(arm, bench.case.nbytes) for arm in bench.arms],
+        "notes": _surprises(bench),
+        "recommended": recommended,
+    }
+
+
+def _arm_dict(arm: Arm, nbytes: int) -> dict[str, Any]:
+    timings = {
+        state: {
+            "median_s": median(runs),
+            "seconds": runs,
+            "bytes_per_second": nbytes / median(runs),
+            "workers": arm.workers(state),
+        }
+        for state, runs in arm.seconds.items()
+    }
+    same = {name: getattr(arm, name) for name in ("reader", "executor", "direct_io", "error")}
+    return {**same, "workers": arm.workers(), "timings": timings}
