@@ -559,7 +559,7 @@ def test_ctrl_c_ends_with_130(capsys, whole, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paraload.cli._bench_measure._run_once", interrupt)
+    monkeypatch.setattr("paraload.cli._bench_measure.random.Random", interrupt)
     status, out, err = call(capsys, whole, *QUICK)
     assert (status, err) == (130, "paraload: interrupted\n")
     assert "recommended" not in out

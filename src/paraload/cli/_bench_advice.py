@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from paraload._text import counted
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -36,10 +38,9 @@ class Setting(NamedTuple):
     def __str__(self) -> str:
         if self.executor == AUTO:
             name = "paraload by itself" + " with direct_io" * self.direct_io
-            return f"{name} ({self.workers} worker{'s' * (self.workers != 1)})"
-        if self.workers == 1:
-            return "1 worker (sequential)"
-        return f"{self.workers} {'processes (pool)' if self.executor == 'pool' else self.executor}"
+            return f"{name} ({counted(self.workers, 'worker')})"
+        names = {"sequential": "worker (sequential)", "pool": "processes (pool)"}
+        return f"{self.workers} {names.get(self.executor, self.executor)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

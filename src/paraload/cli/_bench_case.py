@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch.distributed.checkpoint import Metadata
@@ -21,7 +22,7 @@ from paraload.cli._planner import QUANTISED, BytesPlanner, empty_state
 from paraload.errors import CheckpointReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from paraload.report import ReadReport
@@ -30,79 +31,76 @@ if TYPE_CHECKING:
 _POISON: Final = 0xA5
 
 
-def pieces_of(metadata: Metadata) -> Metadata:
-    """The same checkpoint with each saved piece of a tensor as a tensor of its own.
+class Piece(NamedTuple):
+    """A saved piece of a tensor, as a tensor of its own, or an object; and the bytes of it."""
 
-    Loading it is what a job does that is sharded like the one that saved it, and any part of it can
-    be loaded alone.
+    key: MetadataIndex
+    entry: Any
+    info: Any
+    nbytes: int
+
+
+def pieces_of(metadata: Metadata) -> list[Piece]:
+    """Everything in the checkpoint, in the order in which a job plans to load it.
+
+    To load the pieces is what a job does that is sharded like the one that saved them.
     """
-    infos = metadata.storage_data
-    entries: dict[str, Any] = {}
-    places: dict[MetadataIndex, Any] = {}
-    for name, item in metadata.state_dict_metadata.items():
-        if not isinstance(item, TensorStorageMetadata):
-            entries[name] = item
-            places[MetadataIndex(name)] = infos.get(MetadataIndex(name))
-            continue
-        for chunk in item.chunks:
-            piece = name if len(item.chunks) == 1 else f"{name} from {tuple(chunk.offsets)} on"
-            start = torch.Size([0] * len(chunk.sizes))
-            whole = ChunkStorageMetadata(start, chunk.sizes)
-            entries[piece] = TensorStorageMetadata(item.properties, chunk.sizes, [whole])
-            places[MetadataIndex(piece, start)] = infos.get(MetadataIndex(name, chunk.offsets))
-    if lost := [index.fqn for index, info in places.items() if info is None]:
-        raise CheckpointReadError(f"{lost[0]!r}: the metadata names no file for it")
-    return Metadata(state_dict_metadata=entries, storage_data=places)
+    pieces = []
+    entries: dict[str, Any] = metadata.state_dict_metadata
+    for name, item in entries.items():
+        chunks = item.chunks if isinstance(item, TensorStorageMetadata) else [None]
+        for chunk in chunks:
+            key = MetadataIndex(name, None if chunk is None else chunk.offsets)
+            if (info := metadata.storage_data.get(key)) is None:
+                raise CheckpointReadError(f"{name!r}: the metadata names no file for it")
+            entry, nbytes = item, info.length
+            if chunk is not None:
+                part = f" from {tuple(chunk.offsets)} on" if len(chunks) > 1 else ""
+                start = torch.Size([0] * len(chunk.sizes))
+                key = MetadataIndex(name + part, start)
+                whole = ChunkStorageMetadata(start, chunk.sizes)
+                entry = TensorStorageMetadata(item.properties, chunk.sizes, [whole])
+                nbytes = math.prod(chunk.sizes) * item.properties.dtype.itemsize
+            pieces.append(Piece(key, entry, info, nbytes))
+    return pieces
 
 
-def sizes_of(pieces: Metadata) -> dict[MetadataIndex, int]:
-    """Bytes of each tensor, and those that an object takes in its file."""
-    sizes = {}
-    for index, info in pieces.storage_data.items():
-        sizes[index] = info.length
-        entry = pieces.state_dict_metadata[index.fqn]
-        if isinstance(entry, TensorStorageMetadata):
-            sizes[index] = entry.size.numel() * entry.properties.dtype.itemsize
-    return sizes
-
-
-def chosen(pieces: Metadata, limit_bytes: int) -> Metadata:
+def chosen(pieces: Sequence[Piece], limit_bytes: int) -> list[Piece]:
     """The first pieces of every file, at least one and about ``limit_bytes``, in their old order.
 
     Files are taken from in turn, so that the part is spread over files as the whole is.
     """
-    by_file: dict[str, deque[MetadataIndex]] = {}
-    for index, info in sorted(pieces.storage_data.items(), key=lambda it: it[1].offset):
-        by_file.setdefault(info.relative_path, deque()).append(index)
+    by_file: dict[str, deque[int]] = {}
+    for number in sorted(range(len(pieces)), key=lambda number: pieces[number].info.offset):
+        by_file.setdefault(pieces[number].info.relative_path, deque()).append(number)
     queues = deque(by_file[path] for path in sorted(by_file))
-    sizes = sizes_of(pieces)
-    taken: set[MetadataIndex] = set()
+    taken: list[int] = []
     left = limit_bytes
     while queues:
         queue = queues.popleft()
-        index = queue.popleft()
-        if sizes[index] > left and taken:
+        number = queue.popleft()
+        if pieces[number].nbytes > left and taken:
             continue  # this file gives no more
-        taken.add(index)
-        left -= sizes[index]
+        taken.append(number)
+        left -= pieces[number].nbytes
         if queue:
             queues.append(queue)
-    places = {index: info for index, info in pieces.storage_data.items() if index in taken}
-    entries = {index.fqn: pieces.state_dict_metadata[index.fqn] for index in places}
-    return Metadata(state_dict_metadata=entries, storage_data=places)
+    return [pieces[number] for number in sorted(taken)]
 
 
 class Case:
     """Pieces of a checkpoint, and a target for each tensor among them."""
 
-    def __init__(self, folder: Path, pieces: Metadata) -> None:
-        self.folder, self._pieces = folder, pieces
-        self.nbytes = sum(sizes_of(pieces).values())
-        self.files = sorted({folder / info.relative_path for info in pieces.storage_data.values()})
-        self._state = empty_state(pieces)
+    def __init__(self, folder: Path, pieces: Sequence[Piece]) -> None:
+        self.folder = folder
+        self.nbytes = sum(piece.nbytes for piece in pieces)
+        self.files = sorted({folder / piece.info.relative_path for piece in pieces})
+        entries = {piece.key.fqn: piece.entry for piece in pieces}
+        self._metadata = Metadata(entries, storage_data={it.key: it.info for it in pieces})
+        self._state = empty_state(self._metadata)
         self.targets: dict[str, torch.Tensor] = {
             name: self._state[name]
-            for name, entry in pieces.state_dict_metadata.items()
+            for name, entry in entries.items()
             if isinstance(entry, TensorStorageMetadata) and entry.properties.dtype not in QUANTISED
         }
         self.poison()  # gives them their pages too: the first reader is not charged for these
@@ -110,8 +108,8 @@ class Case:
     def prepare(self, reader: Any) -> Callable[[], ReadReport | None]:
         """Do all that ``dcp.load`` does before ``read_data``, and return the rest."""
         planner = BytesPlanner()
-        planner.set_up_planner(dict(self._state), self._pieces, is_coordinator=True)
-        reader.set_up_storage_reader(self._pieces, is_coordinator=True)
+        planner.set_up_planner(dict(self._state), self._metadata, is_coordinator=True)
+        reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         plan = reader.prepare_local_plan(planner.create_local_plan())
         (plan,) = reader.prepare_global_plan(planner.create_global_plan([plan]))
         plan = planner.finish_plan(plan)

@@ -16,7 +16,6 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -28,17 +27,17 @@ from paraload._resources import available_memory_bytes, file_system_of, usable_c
 from paraload._text import counted
 from paraload.cli._bench_advice import AUTO, Setting, advise
 from paraload.cli._bench_cache import drop, try_drop
-from paraload.cli._bench_case import Case, chosen, pieces_of, sizes_of
+from paraload.cli._bench_case import Case, chosen, pieces_of
 from paraload.cli._errors import UsageError
 from paraload.cli._memory import require_memory
 from paraload.errors import CheckpointReadError
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, parse_bytes
 from paraload.progress import is_terminal
 from paraload.readers import ParallelFileSystemReader
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from torch.distributed.checkpoint import Metadata
@@ -53,7 +52,7 @@ _LIMIT_BYTES: Final = 2 << 30
 _FREE_PARTS: Final = 4
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Arm:
     """A reader with its setting, and its measurements by state of the page cache.
 
@@ -67,9 +66,9 @@ class Arm:
     """
 
     reader: str
-    asked_workers: int | None
     make_reader: Callable[[], Any]
-    executor: str | None = None
+    executor: str | None
+    asked_workers: int | None
     direct_io: bool = False
     error: str | None = None
     is_damaged: bool = False
@@ -80,9 +79,6 @@ class Arm:
     def name(self) -> str:
         workers = self.asked_workers
         return f"{self.reader}, {counted(workers, 'worker')}" if workers else self.reader
-
-    def median_s(self, state: str) -> float | None:
-        return median(self.seconds[state]) if state in self.seconds else None
 
     def workers(self, state: str | None = None) -> int | None:
         """Readers at once; where paraload chose, the most in this state or in any."""
@@ -99,52 +95,32 @@ class Arm:
         return Setting(self.executor, workers, self.direct_io)
 
 
-@dataclass(slots=True, kw_only=True)
 class Bench:
     """What is measured, and what is found.
 
-    Attributes:
-        arms: torch's reader first; each runs ``rounds`` times in each state of the page cache.
-        machine: facts by name, as in JSON; ``part`` likewise.
-        states: how each was made, in the order of measuring.
-        not_cold: why the cold state was not measured; "" if it was.
-        advice: ``None`` if no setting of paraload was measured.
+    ``arms`` begin with torch's reader. ``states`` of the page cache tell how each was made, in the
+    order of measuring. ``advice`` is ``None`` if no setting of paraload was measured.
     """
 
-    case: Case
-    arms: Sequence[Arm]
-    rounds: int
-    machine: Mapping[str, Any]
-    part: Mapping[str, int]
-    states: dict[str, str] = field(default_factory=dict)
-    not_cold: str = ""
-    advice: Advice | None = None
-
-    @property
-    def shown(self) -> tuple[str, ReadReport] | None:
-        """State and report of the time line: the recommended setting in the colder state."""
-        state = list(self.states)[-1]
-        reports = {arm.setting: arm.reports for arm in self.arms}
-        return None if self.advice is None else (state, reports[self.advice.setting][state])
-
-
-def make_bench(path: Path, metadata: Metadata, limit_bytes: int | None, given: Namespace) -> Bench:
-    """Choose what is read, and by which arms."""
-    free_bytes = available_memory_bytes()
-    if limit_bytes is None:
+    def __init__(self, path: Path, metadata: Metadata, given: Namespace) -> None:
+        free_bytes = available_memory_bytes()
         limit_bytes = min(_LIMIT_BYTES, free_bytes // _FREE_PARTS)
-    pieces = pieces_of(metadata)
-    if not pieces.storage_data:
-        raise UsageError(f"{path}: the checkpoint is empty")
-    part = chosen(pieces, limit_bytes)
-    require_memory(sum(sizes_of(part).values()), "the part to read")
-    case = Case(path, part)
-    return Bench(
-        case=case,
-        arms=_arms(path, given),
-        rounds=given.rounds,
-        not_cold="--no-cold" if given.no_cold else "",
-        machine={
+        if given.limit_bytes is not None:
+            limit_bytes = parse_bytes(given.limit_bytes)
+        if not (pieces := pieces_of(metadata)):
+            raise UsageError(f"{path}: the checkpoint is empty")
+        part = chosen(pieces, limit_bytes)
+        require_memory(sum(piece.nbytes for piece in part), "the part to read")
+        self.case = Case(path, part)
+        self.part = {
+            "nbytes": self.case.nbytes,
+            "tensors": len(self.case.targets),
+            "objects": len(part) - len(self.case.targets),
+            "files": len(self.case.files),
+            "whole_bytes": sum(piece.nbytes for piece in pieces),
+            "limit_bytes": limit_bytes,
+        }
+        self.machine: dict[str, Any] = {
             "cores": usable_cores(),
             "free_memory_bytes": free_bytes,
             "file_system": file_system_of(str(path)),
@@ -152,16 +128,19 @@ def make_bench(path: Path, metadata: Metadata, limit_bytes: int | None, given: N
             "python": platform.python_version(),
             "torch": torch.__version__,
             "paraload": __version__,
-        },
-        part={
-            "nbytes": case.nbytes,
-            "tensors": len(case.targets),
-            "objects": len(part.storage_data) - len(case.targets),
-            "files": len(case.files),
-            "whole_bytes": sum(sizes_of(pieces).values()),
-            "limit_bytes": limit_bytes,
-        },
-    )
+        }
+        self.arms = _arms(path, given)
+        self.rounds: int = given.rounds
+        self.states: dict[str, str] = {}
+        self.not_cold = "--no-cold" if given.no_cold else ""
+        self.advice: Advice | None = None
+
+    @property
+    def shown(self) -> tuple[str, ReadReport] | None:
+        """State and report of the time line: the recommended setting in the colder state."""
+        state = list(self.states)[-1]
+        reports = {arm.setting: arm.reports for arm in self.arms}
+        return None if self.advice is None else (state, reports[self.advice.setting][state])
 
 
 def _arms(folder: Path, given: Namespace) -> list[Arm]:
@@ -172,20 +151,14 @@ def _arms(folder: Path, given: Namespace) -> list[Arm]:
         for count in [1] if executor == "sequential" else given.workers:
             # One worker is the caller's own thread with every executor.
             settings += [(executor if count > 1 else "sequential", count, False)]
-    arms = [Arm(reader=TORCH, asked_workers=1, make_reader=partial(FileSystemReader, folder))]
+    arms = [Arm(TORCH, partial(FileSystemReader, folder), executor=None, asked_workers=1)]
     for executor, workers, direct_io in dict.fromkeys(settings):
         # The environment decides about everything else.
-        chosen = {"executor": executor, "max_workers": workers, "direct_io": direct_io}
-        options = ReadOptions.resolve(overrides=chosen | {"progress": False})
-        label = ("by itself" if executor == AUTO else executor) + ", direct_io" * direct_io
-        arm = Arm(
-            reader=f"paraload {label}",
-            asked_workers=workers,
-            make_reader=partial(ParallelFileSystemReader, folder, options=options),
-            executor=executor,
-            direct_io=direct_io,
-        )
-        arms.append(arm)
+        setting = {"executor": executor, "max_workers": workers, "direct_io": direct_io}
+        options = ReadOptions.resolve(overrides=setting | {"progress": False})
+        make_reader = partial(ParallelFileSystemReader, folder, options=options)
+        name = ("by itself" if executor == AUTO else executor) + ", direct_io" * direct_io
+        arms.append(Arm(f"paraload {name}", make_reader, executor, workers, direct_io))
     return arms
 
 
@@ -234,28 +207,25 @@ def _check_all(bench: Bench) -> bool:
 
 
 def _run_all(bench: Bench, state: str, before_run: Callable[[], object]) -> None:
-    arms = [arm for arm in bench.arms if arm.error is None]
     # The speed of a machine drifts, and arms that run in turn see the same drift. Each round
     # shuffles them, so that none always inherits the heap or the caches of the same predecessor;
     # seeded by the round, so that the same command runs in the same order again.
+    arms = [arm for arm in bench.arms if arm.error is None]
     rounds = [random.Random(number).sample(arms, len(arms)) for number in range(bench.rounds)]  # noqa: S311
     for arm in _with_bar([arm for one in rounds for arm in one], state):
-        if arm.error is None:
-            with _failing(arm):
-                run = bench.case.prepare(arm.make_reader())
-                before_run()
-                _run_once(arm, state, run)
-
-
-def _run_once(arm: Arm, state: str, run: Callable[[], ReadReport | None]) -> None:
-    gc.collect()  # garbage of an earlier run is not charged to this one
-    started = time.perf_counter()
-    report = run()
-    seconds = time.perf_counter() - started
-    runs = arm.seconds.setdefault(state, [])
-    if report is not None and seconds < min(runs, default=math.inf):
-        arm.reports[state] = report
-    runs.append(seconds)
+        if arm.error is not None:
+            continue
+        with _failing(arm):
+            run = bench.case.prepare(arm.make_reader())
+            before_run()
+            gc.collect()  # garbage of an earlier run is not charged to this one
+            started = time.perf_counter()
+            report = run()
+            seconds = time.perf_counter() - started
+            runs = arm.seconds.setdefault(state, [])
+            if report is not None and seconds < min(runs, default=math.inf):
+                arm.reports[state] = report
+            runs.append(seconds)
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]  # generic for the type checker alone
@@ -265,8 +235,8 @@ class _Bar(tqdm):  # type: ignore[type-arg]  # generic for the type checker alon
 def _with_bar(arms: Sequence[Arm], what: str) -> Iterator[Arm]:
     """Yield ``arms``, with a line on the terminal that is gone at the end."""
     text = "{bar:20} {n_fmt}/{total_fmt}, {remaining} left, {desc}"
-    is_hidden = not is_terminal(sys.stderr)
-    with _Bar(arms, leave=False, disable=is_hidden, dynamic_ncols=True, bar_format=text) as bar:
+    hidden = not is_terminal(sys.stderr)
+    with _Bar(arms, leave=False, disable=hidden, dynamic_ncols=True, bar_format=text) as bar:
         for arm in bar:
             bar.set_description_str(f"{what}: {arm.name}")
             yield arm

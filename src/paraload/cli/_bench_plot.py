@@ -24,20 +24,17 @@ if TYPE_CHECKING:
 
     from paraload.cli._bench_measure import Bench
 
-_GIB: Final = 1 << 30
 #: Names hold any character, "$" too.
 _STYLE: Final[Any] = {"axes.axisbelow": True, "grid.alpha": 0.4, "text.parse_math": False}
 
 
 def check_format(target: str) -> None:
-    """Refuse a kind of picture that matplotlib cannot draw."""
     known = FigureCanvasBase.get_supported_filetypes()
     if Path(target).suffix.removeprefix(".") not in known:
         raise UsageError(f"--plot {target}: name it with one of .{', .'.join(sorted(known))}")
 
 
 def write_plot(bench: Bench, target: str) -> None:
-    """Draw everything."""
     machine, states = bench.machine, list(bench.states)
     with rc_context(_STYLE):
         figure = Figure(figsize=(11, 8), dpi=130, layout="constrained")
@@ -58,11 +55,10 @@ def write_plot(bench: Bench, target: str) -> None:
 
 def _draw_throughput(ax: Axes, bench: Bench, state: str) -> None:
     ax.set_title(f"page cache {state}")
-    gib = bench.case.nbytes / _GIB
+    gib = bench.case.nbytes / (1 << 30)
     arms = {arm: arm.seconds[state] for arm in bench.arms if state in arm.seconds}
-    if not arms:
-        return
-    for executor in dict.fromkeys(arm.executor for arm in arms if arm.executor not in {None, AUTO}):
+    swept = dict.fromkeys(arm.executor for arm in arms if arm.executor not in {None, AUTO})
+    for executor in [name for name in swept if name != "sequential"] or swept:
         # One worker is the beginning of every line.
         line = {
             arm.workers() or 1: runs
@@ -81,12 +77,13 @@ def _draw_throughput(ax: Axes, bench: Bench, state: str) -> None:
             ax.axhline(gib / median(runs), color="black", linestyle="--", label=arm.reader)
     counts = sorted({arm.workers(state) or 1 for arm in arms})
     ax.set_xscale("log", base=2)
-    ax.set_xticks(counts, [str(count) for count in counts], minor=False)
+    ax.set_xticks(counts, [str(count) for count in counts])
     ax.set_ylim(bottom=0)
     ax.grid(axis="y")
     ax.set_xlabel("workers (line: median, band: all rounds)")
     ax.set_ylabel("GiB/s")
-    ax.legend()
+    if arms:
+        ax.legend(fontsize="small", framealpha=0.6)
 
 
 def _draw_timeline(ax: Axes, bench: Bench) -> None:

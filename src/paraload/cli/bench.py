@@ -16,7 +16,7 @@ from typing import Any, Final
 from paraload.cli import _checkpoint as checkpoint
 from paraload.cli import _output as output
 from paraload.cli._errors import UsageError
-from paraload.options import EXECUTORS, parse_bytes
+from paraload.options import EXECUTORS
 
 _EXECUTORS: Final = tuple(name for name in EXECUTORS if name != "auto")
 
@@ -54,12 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Plan, measure, show; 1 if an arm failed."""
     path = checkpoint.existing_folder(arguments.path)
     _check_targets(arguments, path)
-    limit_bytes = parse_bytes(arguments.limit_bytes) if arguments.limit_bytes else None
     metadata = checkpoint.read_metadata(path).metadata
 
     from paraload.cli import _bench_measure, _bench_show  # noqa: PLC0415 - these import torch
 
-    bench = _bench_measure.make_bench(path, metadata, limit_bytes, arguments)
+    bench = _bench_measure.Bench(path, metadata, arguments)
     is_shown = arguments.json != output.STANDARD_OUTPUT
     if is_shown:
         _bench_show.show_plan(bench)
