@@ -167,9 +167,8 @@ def measure(bench: Bench) -> None:
     bench.states["warm"] = "every arm has just read it"
     with _quiet():
         if not _check_all(bench):
-            bench.states["warm"] = bench.not_cold = (
-                "no setting of paraload can read this checkpoint"
-            )
+            reason = "no setting of paraload can read this checkpoint"
+            bench.states["warm"] = bench.not_cold = reason
             return
         _run_all(bench, "warm", lambda: None)
         if not bench.not_cold:

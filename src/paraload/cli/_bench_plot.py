@@ -103,5 +103,6 @@ def _draw_timeline(ax: Axes, bench: Bench) -> None:
         )
     ax.set_yticks(range(len(workers)), workers)
     ax.invert_yaxis()
+    ax.set_xlim(left=0)
     ax.set_xlabel("ms since the load began (a colour is a file)")
     ax.set_title(f"who reads when: {bench.advice.setting}, page cache {state}")

@@ -16,7 +16,7 @@ from typing import Any, Final
 from paraload.cli import _checkpoint as checkpoint
 from paraload.cli import _output as output
 from paraload.cli._errors import UsageError
-from paraload.options import EXECUTORS
+from paraload.options import EXECUTORS, MOST_WORKERS
 
 _EXECUTORS: Final = tuple(name for name in EXECUTORS if name != "auto")
 
@@ -96,7 +96,10 @@ def _check_targets(arguments: argparse.Namespace, path: Path) -> None:
 
 
 def _counts(text: str) -> list[int]:
-    return sorted({_count(word) for word in text.split(",")})
+    counts = sorted({_count(word) for word in text.split(",")})
+    if counts[-1] > MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"expected {MOST_WORKERS} or less, got {counts[-1]}")
+    return counts
 
 
 def _count(text: str) -> int:
