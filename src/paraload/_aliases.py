@@ -1,8 +1,8 @@
-"""Targets that share memory: the one that is committed last wins.
+"""Targets that share memory: the last one that is committed wins.
 
-Tied weights have two names and one memory, and both load. Where they were saved with different
-values, torch's reader lets the last one win and says nothing. The result here is the same, but we
-name each target that lost its values, and the one that overwrote it.
+Tied weights are two names for one memory, and both load. If they were saved with different values,
+the last one silently wins in torch's reader. The result here is the same, but we report each target
+that lost its values, and the one that overwrote it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from paraload._task import RecordSpec
 
-__all__ = ["Aliases", "aliased_target"]
-
 
 class Aliases:
     """Items that were loaded into memory that several targets share, in commit order."""
@@ -30,17 +28,15 @@ class Aliases:
         self._loaded: list[tuple[RecordSpec, torch.Tensor, int]] = []
 
     def loaded(self, spec: RecordSpec, target: torch.Tensor) -> None:
-        """``target`` has its values now."""
         self._loaded.append((spec, target, checksum(target)))
 
     def overwritten(self) -> Iterator[tuple[RecordSpec, RecordSpec]]:
-        """Items whose targets have lost their values, each with the item that overwrote it."""
+        """Items whose targets lost their values, each with the item that overwrote it."""
         for at, (spec, target, before) in enumerate(self._loaded):
             if checksum(target) != before:
                 yield spec, self._last_over(at)
 
     def _last_over(self, at: int) -> RecordSpec:
-        """The last item that was loaded into the memory of item ``at``."""
         first, end = extent(self._loaded[at][1])
         for later in range(len(self._loaded) - 1, at, -1):
             spec, target, _ = self._loaded[later]
@@ -51,7 +47,6 @@ class Aliases:
 
 
 def aliased_target(by: RecordSpec) -> AliasedTargetError:
-    """The error for a target whose values were replaced by those of ``by``."""
     return AliasedTargetError(
         f"the target shares memory with {by.fqn!r}, which was saved with different values",
         hint="Give it memory of its own, or load only one of the two; without strict=True the last"

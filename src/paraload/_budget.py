@@ -1,12 +1,10 @@
-"""Bytes in flight. Arithmetic only: the engine asks, on the caller's thread, and nobody else."""
+"""Bytes in flight. Used by the engine on the caller's thread only, so it needs no lock."""
 
 from __future__ import annotations
 
-__all__ = ["MemoryBudget"]
-
 
 class MemoryBudget:
-    """Admits reservations up to ``limit_bytes``; a larger single one only when nothing is held.
+    """Admits reservations up to ``limit_bytes``, or a larger one while nothing else is held.
 
     >>> budget = MemoryBudget(10)
     >>> budget.reserve(7), budget.reserve(4)
@@ -22,7 +20,7 @@ class MemoryBudget:
         self.peak_bytes = 0
 
     def reserve(self, nbytes: int) -> bool:
-        """Hold ``nbytes`` if they fit, or if nothing is held: one oversize item goes alone."""
+        """Reserve ``nbytes``; ``False`` if they do not fit now."""
         if self.held_bytes and self.held_bytes + nbytes > self.limit_bytes:
             return False
         self.held_bytes += nbytes
@@ -30,5 +28,4 @@ class MemoryBudget:
         return True
 
     def release(self, nbytes: int) -> None:
-        """Give back what was reserved."""
         self.held_bytes -= nbytes

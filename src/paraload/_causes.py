@@ -1,41 +1,39 @@
 """Describes many failures in a few lines: one line for each cause in each file.
 
-A missing file fails all of its items. A line for one item says everything about it; a line for
-several items says what they have in common. Failures without a file, such as missing keys, have
-little in common: a few get a line each, and for many we list the names.
+A missing file fails all of its items. The line of a single item has everything about it; the line
+of several items has what they have in common. Failures without a file, such as missing keys, have
+little in common: a few get a line each, and many are listed by name.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from paraload._text import counted, printable, with_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from paraload.errors import ItemReadError
-
-    #: File, class of the error, problem.
-    Cause = tuple[str | None, type[ItemReadError], str]
-
-__all__ = ["lines_of"]
+#: An ``ItemReadError``, which is defined in a module that imports this one.
+Failure: TypeAlias = Any
+#: File, class of the error, problem.
+Cause: TypeAlias = tuple[str | None, type, str]
 
 _LISTED_CAUSES: Final = 20
 _LISTED_NAMES: Final = 3
-#: Failures without a file: up to the first number get a line each; above it, one line lists as many
-#: names as the second number.
+#: Up to this many failures without a file get a line each ...
 _SPELLED_OUT: Final = 10
+#: ... and of more, one line lists this many names.
 _LISTED_WITHOUT_FILE: Final = 100
 _PUNCTUATION: Final = "'\"`.,:;()[]"
 #: Numbers and tuples of numbers.
 _NUMBERS: Final = re.compile(r"[\d,()\[\] ]+")
 
 
-def lines_of(failures: Iterable[ItemReadError]) -> list[str]:
+def lines_of(failures: Iterable[Failure]) -> list[str]:
     """A bounded number of lines for ``failures``, in order."""
-    groups: dict[Cause, list[ItemReadError]] = {}
+    groups: dict[Cause, list[Failure]] = {}
     for failure in failures:
         groups.setdefault(_cause(failure), []).append(failure)
     shown = set(_one_of_each_file_first(groups)[:_LISTED_CAUSES])
@@ -48,8 +46,8 @@ def lines_of(failures: Iterable[ItemReadError]) -> list[str]:
     return lines
 
 
-def _cause(failure: ItemReadError) -> Cause:
-    """Equal for failures that differ only in their item: its name, its sizes, its offsets."""
+def _cause(failure: Failure) -> Cause:
+    """Equal for failures that differ only in their item's name, sizes and offsets."""
     problem, name = failure.problem, failure.fqn
     if name and name in problem:
         words = problem.replace(repr(name), "").split(" ")
@@ -64,8 +62,7 @@ def _one_of_each_file_first(causes: Iterable[Cause]) -> list[Cause]:
     return [*firsts.values(), *later]
 
 
-def _lines(group: Sequence[ItemReadError]) -> list[str]:
-    """The lines for one cause: all about a single item, or what several have in common."""
+def _lines(group: Sequence[Failure]) -> list[str]:
     names = {failure.fqn for failure in group}
     is_few = group[0].path is None and len(group) == len(names) <= _SPELLED_OUT
     if len(group) == 1 or is_few:
@@ -73,7 +70,7 @@ def _lines(group: Sequence[ItemReadError]) -> list[str]:
     return [_line(group)]
 
 
-def _line(group: Sequence[ItemReadError]) -> str:
+def _line(group: Sequence[Failure]) -> str:
     first = group[0]
     text = f"{type(first).__name__}: {first.problem} ({_where(group)}{_names(group)})"
     has_common = False
@@ -88,8 +85,7 @@ def _line(group: Sequence[ItemReadError]) -> str:
     return printable(with_hint(text, hints.pop() if len(hints) == 1 else None))
 
 
-def _where(group: Sequence[ItemReadError]) -> str:
-    """The file and the range that covers all items; a missing file needs no range."""
+def _where(group: Sequence[Failure]) -> str:
     first = group[0]
     if first.path is None:
         return ""
@@ -100,7 +96,7 @@ def _where(group: Sequence[ItemReadError]) -> str:
     return f"file {first.path!r}, bytes [{min(starts)}, {max(ends)}), "
 
 
-def _names(group: Sequence[ItemReadError]) -> str:
+def _names(group: Sequence[Failure]) -> str:
     names = list(dict.fromkeys(failure.fqn for failure in group if failure.fqn is not None))
     text = counted(len(group), "item")
     if not names:

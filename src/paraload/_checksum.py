@@ -1,7 +1,6 @@
-"""CRC-32 as zip uses it: of one piece, and of two pieces from their own.
+"""CRC-32 as zip uses it, and the CRC-32 of a whole from those of its parts.
 
-``zlib_ng`` is several times faster than the standard library's and drops the GIL. It is not
-imported before the first check, which keeps ``import paraload`` light.
+``zlib_ng`` is several times faster than the standard library's zlib and has ``crc32_combine``.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ __all__ = ["combined", "crc32"]
 
 
 def combined(parts: Iterable[tuple[int, int]]) -> int:
-    """The CRC-32 of a whole from ``(crc, nbytes)`` of its pieces, in order.
+    """The CRC-32 of a whole from ``(crc, nbytes)`` of each of its parts, in order.
 
     >>> combined([(crc32(b"check"), 5), (crc32(b"point"), 5)]) == crc32(b"checkpoint")
     True

@@ -1,8 +1,7 @@
-"""Stored tensors into targets that are not just the place for their bytes.
+"""Copies stored tensors into targets of another dtype, device or layout.
 
-``Tensor.copy_`` converts dtype, device and layout, and says nothing of it. A conversion of the
-dtype is counted here, or refused where the user wants that; one that would drop the imaginary parts
-is always refused.
+``Tensor.copy_`` converts silently. Here, conversions of the dtype are counted, or refused with
+``strict=True``; a conversion that would drop imaginary parts is always refused.
 """
 
 from __future__ import annotations
@@ -17,25 +16,19 @@ from paraload.errors import DtypeMismatchError, ItemReadError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Converter", "refused_conversion"]
+_OVERLAPPING: Final = "The target is an expanded tensor; load into target.contiguous()"
 
 
 def refused_conversion(
     stored: torch.dtype, target: torch.dtype, *, strict: bool
 ) -> DtypeMismatchError | None:
-    """The error for a target whose dtype is not the stored one; ``None`` if torch may convert.
-
-    Args:
-        stored: dtype of the stored tensor.
-        target: dtype of the target, different from ``stored``.
-        strict: refuse all conversions.
-    """
+    """The error for a target of another dtype; ``None`` if torch may convert."""
     if stored.is_complex and not target.is_complex:
         return DtypeMismatchError(
             "the stored tensor is complex and its target is not",
             expected=f"a complex target for {dtype_name(stored)}",
             got=dtype_name(target),
-            hint="Load it into a complex tensor, and take the part that you need",
+            hint="Load it into a complex tensor and take its real or imaginary part",
         )
     if strict:
         return DtypeMismatchError(
@@ -47,29 +40,16 @@ def refused_conversion(
     return None
 
 
-_OVERLAPPING: Final = "The target is an expanded tensor; load into target.contiguous()"
-
-
 class Converter:
-    """Copies, and knows what it has converted.
-
-    Args:
-        strict: convert no dtype.
-    """
+    """Copies into targets and counts conversions; ``strict`` refuses them."""
 
     def __init__(self, *, strict: bool) -> None:
         self._strict = strict
         self._items: defaultdict[str, set[int]] = defaultdict(set)
 
     def copy_into(self, target: torch.Tensor, source: torch.Tensor, *, item: int) -> None:
-        """Copy with torch.
-
-        Raises:
-            ShapeMismatchError: the shapes differ; ``copy_`` would broadcast some of these silently.
-            TargetMemoryError: the target has no memory; ``copy_`` would crash, or do nothing.
-            DtypeMismatchError: the dtypes differ more than they may.
-        """
-        require_shape(target, tuple(source.shape))
+        require_shape(target, tuple(source.shape))  # copy_ would broadcast some shapes silently
+        # Without memory, copy_ would crash or do nothing.
         if (fault := memory_fault(target)) is not None:
             raise target_without_memory(target, fault)
         if source.dtype != target.dtype:
@@ -86,7 +66,7 @@ class Converter:
             ) from error
 
     def counts(self) -> dict[str, int]:
-        """Conversion -> items."""
+        """The number of items of each conversion."""
         return {conversion: len(items) for conversion, items in sorted(self._items.items())}
 
     def _convert(self, stored: torch.dtype, wanted: torch.dtype, item: int) -> None:

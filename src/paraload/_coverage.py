@@ -1,7 +1,7 @@
-"""PURE: whether blocks tile a shape: each element is in one of them, and in no other.
+"""PURE: do blocks tile a shape, so that each element lies in exactly one of them?
 
-A tensor that was saved in chunks is whole if they tile it. Where they do not, torch's reader leaves
-the elements of a hole as they were, and lets the last of two overlapping chunks win.
+A tensor that was saved in chunks is complete if its chunks tile it. Where they do not, torch's
+reader leaves the elements of a hole unchanged, and the last of two overlapping chunks wins.
 """
 
 from __future__ import annotations
@@ -19,18 +19,12 @@ if TYPE_CHECKING:
     #: Offsets and lengths.
     Box = tuple[Shape, Shape]
 
-__all__ = ["coverage_fault", "meeting_pair"]
-
-#: As many dimensions as a tensor can have; damaged metadata may claim any number.
+#: torch's own limit; damaged metadata may claim any number.
 _MAX_DIMENSIONS: Final = 64
 
 
 def coverage_fault(shape: Shape, blocks: Iterable[Box]) -> str | None:
-    """What keeps ``blocks`` from tiling ``shape``; ``None`` if they do.
-
-    Args:
-        shape: of the whole.
-        blocks: offsets and lengths of each part, in any order.
+    """Why ``blocks``, given as ``(offsets, lengths)``, do not tile ``shape``; ``None`` if they do.
 
     >>> coverage_fault((4, 2), [((0, 0), (2, 2)), ((2, 0), (2, 2))])
     >>> coverage_fault((4, 2), [((0, 0), (2, 2))])
@@ -44,28 +38,25 @@ def coverage_fault(shape: Shape, blocks: Iterable[Box]) -> str | None:
     for offsets, lengths in blocks:
         if not len(offsets) == len(lengths) == len(shape):
             return f"a chunk of shape {lengths} at {offsets} has another number of dimensions"
-        if any(o < 0 or n < 0 or o + n > size for o, n, size in zip(offsets, lengths, shape)):  # noqa: B905 - they are of one length
+        if any(o < 0 or n < 0 or o + n > size for o, n, size in zip(offsets, lengths, shape)):  # noqa: B905 - their lengths are equal
             return f"a chunk of shape {lengths} at {offsets} does not lie inside of it"
         if 0 not in lengths:
             filled.append((offsets, lengths))
     if 0 in shape or _is_grid(shape, filled):
         return None
-    return _fault_inside(shape, filled)
-
-
-def _fault_inside(shape: Shape, blocks: list[Box]) -> str | None:
-    if (pair := meeting_pair(blocks)) is not None:
+    if (pair := meeting_pair(filled)) is not None:
         return f"two chunks have the elements {_from_to(*_common(*pair))}"
-    is_full = sum(prod(lengths) for _, lengths in blocks) == prod(shape)
-    hole = None if is_full else _first_hole(shape, blocks)
+    is_full = sum(prod(lengths) for _, lengths in filled) == prod(shape)
+    hole = None if is_full else _first_hole(shape, filled)
     return None if hole is None else f"no chunk has the elements {_from_to(*hole)}"
 
 
 def meeting_pair(blocks: Sequence[Box]) -> tuple[Box, Box] | None:
-    """Two blocks that have an element in common: a sweep along the widest dimension."""
+    """Two blocks that have an element in common, if there are any."""
     dims = range(len(blocks[0][0])) if blocks else ()
     if not dims:
         return (blocks[0], blocks[1]) if len(blocks) > 1 else None
+    # Sweep along the dimension with the most different offsets.
     sweep = max(dims, key=lambda dim: len({offsets[dim] for offsets, _ in blocks}))
     active: list[Box] = []
     for block in sorted(blocks, key=lambda block: block[0][sweep]):
@@ -83,7 +74,7 @@ def _meet(one: Box, other: Box) -> bool:
 
 
 def _is_grid(shape: Shape, blocks: list[Box], dim: int = 0) -> bool:
-    """Whether they tile it in the usual way, which takes one look at each: slab by slab."""
+    """Fast check for the usual case: the blocks form slabs, and each slab is tiled likewise."""
     if len(blocks) == 1:
         offsets, lengths = blocks[0]
         return not any(offsets[dim:]) and lengths[dim:] == shape[dim:]
@@ -101,7 +92,6 @@ def _is_grid(shape: Shape, blocks: list[Box], dim: int = 0) -> bool:
 
 
 def _first_hole(shape: Shape, blocks: list[Box]) -> Box | None:
-    """A box that no block has anything of."""
     if not shape:
         return None if blocks else ((), ())
     edges = {0, shape[0]}

@@ -1,9 +1,9 @@
 """PURE: from a slice of a strided tensor to byte runs. No I/O, no torch, no clock.
 
-A *run* is a piece of bytes that lies in one piece on both sides: in the stored payload (``src``)
-and in the memory that receives it (``dst``). Offsets are in bytes; ranges are half-open. A regular
-series of equal runs (the rows of a column slice) is one :class:`Run` with a count, so that a slice
-of a million rows stays a handful of objects.
+A *run* is a range of bytes that is contiguous on both sides: in the stored payload (``src``) and in
+the memory that receives it (``dst``). Offsets are in bytes; ranges are half-open. A regular series
+of equal runs, such as the rows of a column slice, is one :class:`Run` with a count, so a slice of a
+million rows takes a handful of objects.
 
     stored  [4, 6]   ......        slice rows 1:3, columns 2:5
                      ..###.        -> Run(src=8, dst=0, nbytes=3, count=2, src_step=6, dst_step=3)
@@ -37,15 +37,14 @@ class Run:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all ``count`` runs."""
         return self.nbytes * self.count
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One read: from ``start`` on, fill ``pieces`` in order.
+    """One read of ``[start, start + nbytes)``, scattered into ``pieces`` in order.
 
-    A piece is ``(dst, nbytes)``; ``dst`` is ``None`` where the bytes are a gap to be thrown away.
+    A piece is ``(dst, nbytes)``; ``dst`` is ``None`` for a gap, whose bytes are dropped.
     """
 
     start: int
@@ -68,7 +67,7 @@ def contiguous_strides(shape: Sequence[int]) -> Shape:
 
 
 def source_order(shape: Sequence[int], strides: Sequence[int]) -> Shape:
-    """The dimensions from the slowest to the fastest in the stored bytes."""
+    """The dimensions in the order of the stored bytes, slowest first."""
     return tuple(sorted(range(len(shape)), key=lambda dim: (-strides[dim], -shape[dim], dim)))
 
 
@@ -96,13 +95,8 @@ def slice_runs(
 ) -> tuple[Run, ...]:
     """The runs of a block of ``lengths`` elements, in the order of the stored bytes.
 
-    Args:
-        lengths: size of the block.
-        src_strides: strides of the stored tensor in elements, each >= 1 where the length is > 1.
-        dst_strides: strides of the receiving memory in elements.
-        itemsize: bytes of an element.
-        src: byte at which the block begins in the payload.
-        dst: byte at which it begins in the receiving memory.
+    Strides are in elements; those of the source are at least 1 where the length is more than 1. The
+    block starts at byte ``src`` of the payload and at byte ``dst`` of the receiving memory.
     """
     if 0 in lengths:
         return ()
@@ -125,7 +119,7 @@ def slice_runs(
 
 
 def _merged(dims: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Join neighbours that are one longer dimension on both sides."""
+    """Join neighbouring dimensions that are contiguous on both sides."""
     merged: list[tuple[int, int, int]] = []
     for size, src_step, dst_step in dims:
         if merged:
@@ -146,7 +140,6 @@ def _corners(dims: list[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def block_bytes(lengths: Sequence[int], itemsize: int) -> int:
-    """Bytes of the elements of a block."""
     return math.prod(lengths) * itemsize
 
 
@@ -167,22 +160,24 @@ def split_runs(runs: Sequence[Run], max_bytes: int) -> list[tuple[Run, ...]]:
     current: list[Run] = []
     room = max_bytes
     for run in _rows_that_fit(runs, max_bytes):
-        rest: Run | None = run
-        while rest is not None:
-            head, rest = _cut(rest, room)
-            if head is not None:
-                current.append(head)
-                room -= head.total_bytes
-            if rest is not None:
-                groups.append(tuple(current))
-                current, room = [], max_bytes
+        rest = run
+        while rest.total_bytes > room:
+            count = room // rest.nbytes
+            if count:
+                current.append(replace(rest, count=count))
+            groups.append(tuple(current))
+            current, room = [], max_bytes
+            src, dst = rest.src + count * rest.src_step, rest.dst + count * rest.dst_step
+            rest = replace(rest, src=src, dst=dst, count=rest.count - count)
+        current.append(rest)
+        room -= rest.total_bytes
     if current:
         groups.append(tuple(current))
     return groups
 
 
 def _rows_that_fit(runs: Sequence[Run], max_bytes: int) -> Iterator[Run]:
-    """Rows longer than a group are cut inside, which needs them one by one."""
+    """Cut rows that are longer than ``max_bytes``; this needs a run for each."""
     for run in runs:
         if run.nbytes <= max_bytes:
             yield run
@@ -190,16 +185,6 @@ def _rows_that_fit(runs: Sequence[Run], max_bytes: int) -> Iterator[Run]:
         for src, dst, nbytes in rows((run,)):
             for at in range(0, nbytes, max_bytes):
                 yield Run(src + at, dst + at, min(max_bytes, nbytes - at))
-
-
-def _cut(run: Run, room: int) -> tuple[Run | None, Run | None]:
-    """The rows of ``run`` that fit into ``room``, and the rest."""
-    if run.total_bytes <= room:
-        return run, None
-    fitting = room // run.nbytes
-    src, dst = run.src + fitting * run.src_step, run.dst + fitting * run.dst_step
-    rest = replace(run, src=src, dst=dst, count=run.count - fitting)
-    return (replace(run, count=fitting) if fitting else None), rest
 
 
 def rows(runs: Sequence[Run]) -> Iterator[tuple[int, int, int]]:
@@ -216,9 +201,9 @@ def plan_reads(
 
     Args:
         runs: in ascending order of ``src``.
-        max_gap_bytes: a gap up to this long is read and thrown away rather than skipped.
-        max_read_bytes: no read is longer than this.
-        max_pieces: no read has more pieces than this (``IOV_MAX`` of the system is 1024).
+        max_gap_bytes: gaps up to this long are read and dropped rather than skipped.
+        max_read_bytes: upper bound of one read.
+        max_pieces: upper bound of its pieces (``IOV_MAX`` of the system is 1024).
     """
     start = end = 0
     pieces: list[tuple[int | None, int]] = []
@@ -248,7 +233,7 @@ def plan_reads(
 
 
 def packed(runs: Sequence[Run], dst: int = 0) -> tuple[Run, ...]:
-    """The same sources, written one behind the other from ``dst`` on."""
+    """The same sources, with destinations packed one after another from ``dst``."""
     result: list[Run] = []
     for run in runs:
         result.append(replace(run, dst=dst, dst_step=run.nbytes))
@@ -257,7 +242,7 @@ def packed(runs: Sequence[Run], dst: int = 0) -> tuple[Run, ...]:
 
 
 def unpacked(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """From where :func:`packed` has put them to where the runs lead."""
+    """Runs that move the bytes from where :func:`packed` put them to their destinations."""
     return tuple(
         replace(there, src=here.dst, src_step=here.dst_step)
         for here, there in zip(packed(runs), runs, strict=True)
@@ -267,7 +252,7 @@ def unpacked(runs: Sequence[Run]) -> tuple[Run, ...]:
 def split_block(
     lengths: Sequence[int], order: Sequence[int], *, itemsize: int, max_bytes: int
 ) -> Iterator[tuple[Shape, Shape]]:
-    """Cut a block into ``(offsets, lengths)`` parts of at most ``max_bytes``, slowest dim first.
+    """Cut a block into parts ``(offsets, lengths)`` of at most ``max_bytes``, slowest dim first.
 
     >>> list(split_block((4, 3), (0, 1), itemsize=1, max_bytes=6))
     [((0, 0), (2, 3)), ((2, 0), (2, 3))]

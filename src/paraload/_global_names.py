@@ -1,8 +1,8 @@
-"""Decides whether an error says how to allow a class or function that a file names.
+"""Decides whether an error tells how to allow a class or function that a file names.
 
-People follow such instructions without a second thought. So an error gives them only for what an
-honest writer may need: a class of the writer's own package. Files that name ``posix.system``,
-``builtins.eval`` and the like were made to run code.
+People follow such instructions without much thought. So errors give them only for what an honest
+writer may need, such as a class of the writer's own package. A file that names ``posix.system`` or
+``builtins.eval`` was made to run code.
 """
 
 from __future__ import annotations
@@ -11,33 +11,11 @@ import sys
 from _compat_pickle import IMPORT_MAPPING
 from typing import Final
 
-__all__ = ["is_class_of_package", "is_of_data", "is_of_standard_library"]
-
-#: Python 2's names too ("__builtin__"): pickle still understands them.
+#: With the names of Python 2 ("__builtin__"), which pickle still understands.
 _STANDARD_LIBRARY: Final = frozenset(sys.stdlib_module_names) | IMPORT_MAPPING.keys()
 
-
-def is_class_of_package(module: str, name: str) -> bool:
-    """Whether this looks like a class of a package outside of the standard library.
-
-    Args:
-        module: name of the module.
-        name: name within the module. Each part has to look like a class, because pickle also
-            resolves "os.system" in a harmless module that imports ``os``.
-
-    >>> is_class_of_package("acme.writer", "StorageInfo"), is_class_of_package("posix", "system")
-    (True, False)
-    """
-    parts = module.split(".")
-    return (
-        all(part.isidentifier() for part in [*parts, *name.split(".")])
-        and parts[0] not in _STANDARD_LIBRARY
-        and all(part.lstrip("_")[:1].isupper() for part in name.split("."))
-    )
-
-
-#: Of Python and numpy, what objects in a checkpoint are often made of. To call these runs no other
-#: code.
+#: Classes of Python and numpy that objects in checkpoints often consist of. Calling them runs no
+#: other code.
 _OF_DATA: Final = {
     "argparse": "Namespace",
     "builtins": "bytearray complex dict frozenset list range set slice tuple",
@@ -55,8 +33,25 @@ _OF_DATA: Final = {
 }
 
 
+def is_class_of_package(module: str, name: str) -> bool:
+    """Whether this looks like a class of a package outside of the standard library.
+
+    Each part of ``name`` has to look like a class: pickle also resolves "os.system" in a harmless
+    module that imports ``os``.
+
+    >>> is_class_of_package("acme.writer", "StorageInfo"), is_class_of_package("posix", "system")
+    (True, False)
+    """
+    names = name.split(".")
+    return (
+        all(part.isidentifier() for part in [*module.split("."), *names])
+        and not is_of_standard_library(module)
+        and all(part.lstrip("_")[:1].isupper() for part in names)
+    )
+
+
 def is_of_data(module: str, name: str) -> bool:
-    """Whether this builds plain data, and an honest file may have it.
+    """Whether this builds plain data, as an honest file may contain it.
 
     >>> is_of_data("datetime", "datetime"), is_of_data("functools", "partial")
     (True, False)
@@ -65,5 +60,4 @@ def is_of_data(module: str, name: str) -> bool:
 
 
 def is_of_standard_library(module: str) -> bool:
-    """Whether the module comes with Python."""
     return module.partition(".")[0] in _STANDARD_LIBRARY

@@ -1,19 +1,16 @@
 """Signals during a load: none is lost, and none interrupts the start or end of workers.
 
-Ctrl-C is deferred while workers are started or ended. A ``KeyboardInterrupt`` can arrive between
-any two instructions. Between the start of a process and the line that notes its number, it would
-leave a process that nothing ends.
+Ctrl-C is deferred while workers start or stop: a ``KeyboardInterrupt`` between the start of a
+process and the line that records its pid would leave a process that nothing ends.
 
 An exception that a signal handler raises (``signal.alarm`` and ``TimeoutError``, a scheduler's
-SIGTERM) surfaces wherever the main thread happens to be. Inside a read it would look like a failure
-of that read: it would become the error of one item, or be retried, and the load would go on. So
-while a load runs, such an exception travels in a ``BaseException``, which no ``except Exception``
-catches:
+SIGTERM) surfaces wherever the main thread happens to be. Inside a read it would look like a failed
+read: it would become the error of one item, or be retried, and the load would go on. So during a
+load such an exception travels inside a ``BaseException``, which no ``except Exception`` catches:
 
     handler raises --> _Guard --> _Carrier(error) --> out of the load --> error, as it was raised
 
-From then on the load is torn down, and further signals must not interrupt that: their handlers run
-when it is done.
+From then on the load is shutting down. Signals that arrive meanwhile are handled afterwards.
 """
 
 from __future__ import annotations
@@ -29,16 +26,8 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = [
-    "carried",
-    "interrupts_blocked",
-    "interrupts_deferred",
-    "stop_if_signalled",
-    "stopped_by_signals",
-]
-
-Arguments = ParamSpec("Arguments")
-Answer = TypeVar("Answer")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _Carrier(BaseException):
@@ -50,7 +39,7 @@ class _Carrier(BaseException):
 
 
 class _Guard:
-    """Stands in for the program's handler of one signal."""
+    """Replaces the program's handler of one signal during a load."""
 
     def __init__(self, handler: Callable[..., object]) -> None:
         self.handler = handler
@@ -67,7 +56,7 @@ class _Guard:
                 self.handler(number, frame)
             except BaseException as error:
                 _state.is_ending, _state.lost = True, _Carrier(error)
-                if error.__context__ is interrupted:  # of ours, with all that its frames hold
+                if error.__context__ is interrupted:  # it would keep our frames alive
                     error.__context__ = None
                 if not isinstance(error, Exception):
                     raise
@@ -75,42 +64,32 @@ class _Guard:
 
 
 class _State:
-    """State of the main thread, the only one that runs signal handlers.
-
-    Attributes:
-        depth: guarded functions, each in the one before it.
-        deferring: blocks in which signals wait.
-        is_ending: a handler has raised; other signals wait until everything is torn down.
-        waiting: guards of these signals, by number.
-        lost: what the handler raised, for the case that Python drops it on the way.
-    """
+    """State of the main thread, the only one that runs signal handlers."""
 
     def __init__(self) -> None:
-        self.depth = 0
-        self.deferring = 0
-        self.is_ending = False
-        self.waiting: dict[int, _Guard] = {}
-        self.lost: _Carrier | None = None
+        self.depth = 0  # of nested guarded functions
+        self.deferring = 0  # of nested blocks that defer signals
+        self.is_ending = False  # a handler has raised
+        self.waiting: dict[int, _Guard] = {}  # deferred signals
+        self.lost: _Carrier | None = None  # what the handler raised, in case Python drops it
 
 
 _state: Final = _State()
 
-#: Does not convert each answer to an enum, as :mod:`signal` does: 1 us for all signals, not 20.
+#: ``signal.getsignal`` converts each answer to an enum: 20 us for all signals instead of 1 us.
 _getsignal: Final = _signal.getsignal
 
 
-def stopped_by_signals(
-    function: Callable[Arguments, Answer],
-) -> Callable[Arguments, Answer]:
-    """Let what a signal handler raises end ``function`` at once, unchanged.
+def stopped_by_signals(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: an exception of a signal handler ends ``function`` at once and unchanged.
 
-    On the main thread only: no other thread runs handlers. If such functions are nested, the
-    outermost one raises the exception.
+    It has no effect outside of the main thread, which runs all handlers. Where decorated functions
+    are nested, the outermost one raises the exception.
     """
 
-    # Not a context manager made of a generator: a StopIteration could not leave that unchanged.
+    # Not a @contextmanager: a StopIteration could not leave its generator unchanged.
     @functools.wraps(function)
-    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
         if threading.current_thread() is not threading.main_thread():
             return function(*args, **kwargs)
         guards: dict[int, _Guard] = {}
@@ -119,7 +98,7 @@ def stopped_by_signals(
             _state.depth = depth + 1
             _set(guards)
             answer = function(*args, **kwargs)
-            stop_if_signalled()  # the load must not seem to have ended well
+            stop_if_signalled()  # otherwise a load that was interrupted seems to have succeeded
         except _Carrier as carrier:
             if depth:
                 raise
@@ -128,7 +107,7 @@ def stopped_by_signals(
             return answer
         finally:
             for guard in guards.values():
-                guard.is_active = False  # first: handlers raise to the caller from now on
+                guard.is_active = False  # first: from now on handlers raise to the caller
             _state.depth = depth
             if not depth:
                 _state.lost, _state.is_ending = None, False
@@ -141,21 +120,20 @@ def stopped_by_signals(
 
 
 def carried(error: BaseException) -> BaseException:
-    """What a signal handler raised, if that is what ``error`` carries; or else ``error``."""
+    """The exception of a signal handler if ``error`` carries one, otherwise ``error``."""
     return error.error if isinstance(error, _Carrier) else error
 
 
 def stop_if_signalled() -> None:
-    """Raise what a signal handler has raised, if Python has dropped it, as it does in destructors.
+    """Raise an exception of a signal handler that Python dropped, as it does in destructors.
 
-    For loops of the caller's thread, which would go on.
+    Loops on the caller's thread call this; they would go on otherwise.
     """
     if _state.lost is not None and threading.current_thread() is threading.main_thread():
         raise _state.lost
 
 
 def _set(guards: dict[int, _Guard]) -> None:
-    """Guard the program's signal handlers; there is rarely one besides Ctrl-C's own."""
     for number in range(1, signal.NSIG):
         handler = _getsignal(number)
         # Ctrl-C raises a BaseException already. Constants and C handlers raise nothing.
@@ -184,14 +162,12 @@ def _put_back(guards: dict[int, _Guard]) -> None:
 class interrupts_deferred:  # noqa: N801 - used like a function
     """On the main thread, defer SIGINT and guarded signals to the end of the block.
 
-    Not a context manager made of a generator: until one of those has begun, a signal may still
-    come between a block and its own tearing down.
+    Not a ``@contextmanager``: a signal could arrive before its generator has entered the ``try``.
     """
 
     __slots__ = ("_caught", "_handler", "_is_main")
 
     def __enter__(self) -> None:
-        """Signals wait from now on."""
         self._is_main = threading.current_thread() is threading.main_thread()
         if not self._is_main:
             return
@@ -206,17 +182,15 @@ class interrupts_deferred:  # noqa: N801 - used like a function
             raise
 
     def __exit__(self, *_: object) -> None:
-        """Handle those that came."""
         if not self._is_main:
             return
-        handler = self._handler
-        if callable(handler):
-            signal.signal(signal.SIGINT, handler)
+        if callable(self._handler):
+            signal.signal(signal.SIGINT, self._handler)
         _state.deferring -= 1
         try:
             if self._caught:
                 # Not the interrupted frame: that would keep its locks alive.
-                handler(self._caught[-1], None)
+                self._handler(self._caught[-1], None)
         finally:
             if not _state.deferring:
                 _handle_waiting()
@@ -234,7 +208,7 @@ def _handle_waiting() -> None:
 
 @contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Processes that are started in this block never see the terminal's Ctrl-C."""
+    """Processes that start in this block never see the terminal's Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,11 +1,12 @@
 """Names every entry of a state dict that does not fit the checkpoint; torch names only the first.
 
-With torch alone, ten faults take ten runs of the program. Here torch's error starts a second pass,
-which asks torch to plan each entry by itself: torch alone decides what fits.
+An error of torch's planner starts a second pass, in which torch plans each entry by itself. So
+torch alone decides what fits.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import takewhile
@@ -36,15 +37,13 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import LoadPlanner
 
-__all__ = ["misplanned_named"]
-
-#: Planners of other classes keep their own plans and errors.
+#: Only errors of these methods are replaced; a planner that overrides them keeps its own errors.
 _EXPLAINED: Final = {
     getattr(kind, step)
     for kind in (DefaultLoadPlanner, QuickLoadPlanner)
     for step in ("set_up_planner", "create_local_plan")
 }
-#: How many missing names get suggestions, and from how many candidates: 10 ms for each name.
+#: Limits of the search for similar names, which takes 10 ms a name.
 _EXPLAINED_NAMES: Final = 10
 _MOST_CANDIDATES: Final = 1000
 _MOST_FRONTS: Final = 20
@@ -54,12 +53,7 @@ _WRAPPERS: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_
 
 @contextmanager
 def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
-    """Inside the block, an error of ``planner`` while planning names every entry that is wrong.
-
-    Args:
-        planner: torch's or ours; any other planner is left alone.
-        path: of the checkpoint, for texts.
-    """
+    """In the block, a planning error of torch's planner or ours names every wrong entry."""
     explained: dict[str, Callable[..., CheckpointReadError | None]] = {
         "set_up_planner": lambda state_dict, *_, **__: _refused_meta(state_dict, path),
         "create_local_plan": lambda: _refusal(planner, path),
@@ -71,8 +65,8 @@ def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
     if not is_known:
         yield
         return
-    # Set on the planner for this load only: the reader, and steps that a user overrides, must see
-    # the planner that was given, not a wrapper.
+    # On the instance, for this load only: the reader and overridden steps must see the planner that
+    # the user passed, not a wrapper.
     for name, refusal in explained.items():
         vars(planner)[name] = _explaining(getattr(planner, name), refusal)
     try:
@@ -85,8 +79,6 @@ def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
 def _explaining(
     step: Callable[..., Any], refusal: Callable[..., CheckpointReadError | None]
 ) -> Callable[..., Any]:
-    """``step``, whose error is replaced by that of ``refusal``, if it has one to tell."""
-
     def explained(*args: Any, **kwargs: Any) -> Any:
         try:
             return step(*args, **kwargs)
@@ -99,7 +91,10 @@ def _explaining(
 
 
 def _refused_meta(state_dict: Any, path: str) -> CheckpointReadError | None:
-    """The error that names all targets on the meta device; torch allocates them for ranks only."""
+    """The error that names all targets on the meta device.
+
+    torch allocates such targets, but only where there is a process group.
+    """
     if distributed.is_available() and distributed.is_initialized():
         return None
     targets, _ = flatten_state_dict(state_dict)
@@ -114,10 +109,7 @@ def _refused_meta(state_dict: Any, path: str) -> CheckpointReadError | None:
 
 
 def _refusal(planner: Any, path: str) -> CheckpointReadError | None:
-    """The error that names every entry that torch cannot plan.
-
-    ``None`` if it would say no more than torch's own error.
-    """
+    """The error that names every entry that torch cannot plan; ``None`` if torch's own says it."""
     metadata = getattr(planner, "metadata", None)
     state_dict = getattr(planner, "state_dict", None)
     if metadata is None or state_dict is None:
@@ -166,7 +158,7 @@ def _fault(fqn: str, target: Any, entries: Any, error: Exception) -> ItemReadErr
 
 
 def _is_tensor(target: Any) -> bool:
-    """Whether torch can split it into chunks: a tensor, or an object with its chunk protocol."""
+    """Whether torch can split ``target`` into chunks."""
     return (
         isinstance(target, torch.Tensor)
         or hasattr(target, "__create_chunk_list__")
@@ -180,13 +172,7 @@ def _is_tensor(target: Any) -> bool:
 def _advise(
     missing: Sequence[MissingKeyError], unclaimed: Sequence[str], planner: DefaultLoadPlanner
 ) -> list[str]:
-    """Lines that say what to do about ``missing``; each failure gets similar names as its hint.
-
-    Args:
-        missing: failures of names that the checkpoint does not have.
-        unclaimed: names that only the checkpoint has.
-        planner: the planner in use.
-    """
+    """Lines of advice about ``missing`` names, given those that only the checkpoint has."""
     if not missing:
         return []
     advice = []
@@ -208,7 +194,7 @@ def _advise(
 
 
 def _renamings(names: Sequence[str], unclaimed: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Ways to rename ``names``: how many of them ``unclaimed`` then has, and words for the advice.
+    """Ways to rename ``names``: how many are in ``unclaimed`` then, and the advice.
 
     >>> list(_renamings(["a.w", "a.b"], {"m.a.w", "m.a.b"}))[0][0]
     2
@@ -234,29 +220,26 @@ def _renamings(names: Sequence[str], unclaimed: Collection[str]) -> Iterator[tup
 
 
 def _fronts(names: Sequence[str], unclaimed: Iterable[str]) -> set[tuple[str, str]]:
-    """Prefixes of a few ``names``, and of ``unclaimed`` names with the longest common end."""
-    by_end: dict[str, list[str]] = {
-        name.rpartition(".")[2]: [] for name in names[:_EXPLAINED_NAMES]
-    }
+    """Pairs of prefixes, old and new, of names with the longest common end."""
+    by_end: defaultdict[str, list[str]] = defaultdict(list)
     for other in unclaimed:
-        if (same := by_end.get(other.rpartition(".")[2])) is not None:
-            same.append(other)
+        by_end[_last_part(other)].append(other)
     fronts = set()
     for name in names[:_EXPLAINED_NAMES]:
-        ends = {other: _common_end(name, other) for other in by_end[name.rpartition(".")[2]]}
+        ends = {other: _common_end(name, other) for other in by_end[_last_part(name)]}
         longest = max(ends.values(), default=0)
         fronts |= {(name[:-n], other[:-n]) for other, n in ends.items() if n == longest}
     return set(sorted(fronts)[:_MOST_FRONTS])
 
 
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _common_end(one: str, other: str) -> int:
-    """The length of the parts that both names end with."""
-    same = takewhile(
-        lambda pair: pair[0] == pair[1],
-        zip(reversed(one.split(".")), reversed(other.split(".")), strict=False),
-    )
-    common = ".".join(part for part, _ in same)
-    return len(common)
+    """The length of the dotted parts that both names end with."""
+    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
+    return len(".".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _hint(name: str, unclaimed: Sequence[str]) -> str | None:
@@ -266,13 +249,9 @@ def _hint(name: str, unclaimed: Sequence[str]) -> str | None:
     above = next((other for other in unclaimed if name.startswith(f"{other}.")), None)
     if above is not None:
         return f"It has {above!r} as a whole: put one value there"
-    similar = _similar(name, unclaimed)
-    return f"Did you mean {' or '.join(map(repr, similar))}?" if similar else None
-
-
-def _similar(name: str, unclaimed: Sequence[str]) -> list[str]:
     candidates = unclaimed
     if len(candidates) > _MOST_CANDIDATES:
-        last = name.rpartition(".")[2]
-        candidates = [other for other in candidates if other.rpartition(".")[2] == last]
-    return get_close_matches(name, candidates[:_MOST_CANDIDATES], n=2)
+        last = _last_part(name)
+        candidates = [other for other in candidates if _last_part(other) == last]
+    similar = get_close_matches(name, candidates[:_MOST_CANDIDATES], n=2)
+    return f"Did you mean {' or '.join(map(repr, similar))}?" if similar else None

@@ -1,7 +1,7 @@
 """PURE: what to stage of a slice that has too many runs to move one by one. No I/O, no torch.
 
 A small window of a kernel, cut from thousands of filters, has thousands of runs of a few elements.
-Reading the filters whole and cutting them in memory is then the cheaper way.
+It is faster to read the filters whole and cut them in memory.
 
     stored   |..##..|..##..|..##..|  ...       one series of rows for each filter
     region   |......|......|......|            read whole, cut by torch
@@ -19,21 +19,18 @@ if TYPE_CHECKING:
 
     from paraload._geometry import Run, Shape
 
-__all__ = ["Region", "is_fragmented", "staging_region"]
-
-#: A slice is cut in memory, rather than read run by run, where it has more series of rows ...
+#: A slice is cut in memory, rather than read run by run, if it has more series of rows than this,
 _MANY_SERIES: Final = 64
-#: ... of fewer bytes on the average: to begin such a series costs more than to read it.
+#: with fewer bytes than this on average: starting such a series costs more than reading it.
 _SMALL_SERIES_BYTES: Final = 16 << 10
-#: Rows of a region that is cut in memory are at least so long, unless the tensor has none longer.
+#: Rows of a region that is cut in memory are at least this long, if the tensor has such rows.
 _SHORT_ROW_BYTES: Final = 512
 
 
 def is_fragmented(runs: Sequence[Run]) -> bool:
-    """Whether the runs are so many and so small that moving them one by one is the slow way."""
-    n_runs = len(runs)
+    """Whether the runs are too many and too small to be moved one by one."""
     n_bytes = sum(run.total_bytes for run in runs)
-    return n_runs > _MANY_SERIES and n_bytes < n_runs * _SMALL_SERIES_BYTES
+    return len(runs) > _MANY_SERIES and n_bytes < len(runs) * _SMALL_SERIES_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +42,10 @@ class Region:
     order: Shape
 
     def nbytes(self, itemsize: int) -> int:
-        """Bytes of the block."""
         return geometry.block_bytes(self.lengths, itemsize)
 
     def runs(self, strides: Sequence[int], itemsize: int, src: int) -> tuple[Run, ...]:
-        """The runs that fill it from its first byte on; ``src`` is where the block begins."""
+        """The runs that fill it, if the block starts at byte ``src`` of the payload."""
         return geometry.slice_runs(
             self.lengths,
             src_strides=strides,
@@ -67,7 +63,7 @@ def staging_region(
     lengths: Sequence[int],
     itemsize: int,
 ) -> Region:
-    """What to stage for a slice: the slice itself, or whole rows of it where it is fragmented."""
+    """The slice itself, or whole rows around it if the slice is fragmented."""
     order = geometry.source_order(shape, strides)
     exact = Region(offsets=tuple(offsets), lengths=tuple(lengths), order=order)
     if not is_fragmented(exact.runs(strides, itemsize, 0)):

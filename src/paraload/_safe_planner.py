@@ -1,7 +1,7 @@
-"""SafeLoadPlanner: objects in a checkpoint that bring no code.
+"""SafeLoadPlanner: loads the objects of a checkpoint without running code from it.
 
-A checkpoint holds tensors, and objects that torch's planner unpickles: whoever wrote the file can
-have any code run that way. Here they go through torch's restricted unpickler.
+Besides tensors, a checkpoint holds pickled objects. torch's planner unpickles them, which runs
+whatever code the file names. This planner uses torch's restricted unpickler.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import ReadItem
 
-__all__ = ["SafeLoadPlanner"]
-
 
 class SafeLoadPlanner(QuickLoadPlanner):
-    """torch's ``DefaultLoadPlanner``, but objects are read with ``weights_only=True``.
+    """torch's ``DefaultLoadPlanner``, except that it unpickles objects with ``weights_only=True``.
 
-    Numbers, strings, containers and tensors load. Other classes are refused, unless they were
-    allowed with ``torch.serialization.add_safe_globals``.
+    Numbers, strings, containers and tensors load. Other classes are refused unless
+    ``torch.serialization.add_safe_globals`` allows them. Arguments are those of
+    ``DefaultLoadPlanner``.
 
     >>> import tempfile, torch, paraload, torch.distributed.checkpoint as dcp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -39,11 +38,13 @@ class SafeLoadPlanner(QuickLoadPlanner):
     """
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Take the object of ``read_item``.
+        """Unpickle the object of ``read_item`` into the state dict.
 
         Raises:
-            UnsafeObjectError: it names a class or function that is not allowed; nothing was run.
+            UnsafeObjectError: it names a class or function that is not allowed, or is damaged. No
+                code of it was run.
         """
+        fqn = read_item.dest_index.fqn
         try:
             loaded = torch.load(value, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - damaged bytes can raise anything
@@ -51,9 +52,8 @@ class SafeLoadPlanner(QuickLoadPlanner):
                 f"the object was not unpickled ({reason_of(error)})",
                 hint="It is damaged, or contains something that weights_only=True cannot load",
             )
-            told.fqn = read_item.dest_index.fqn
+            told.fqn = fqn
             raise told from None
-        fqn = read_item.dest_index.fqn
         if self.flatten_state_dict:
             set_element(self.original_state_dict, self.mappings[fqn], loaded)
         else:

@@ -1,4 +1,4 @@
-"""Series of short rows: a column slice has thousands of them.
+"""Reads of many short rows: a column slice has thousands of them.
 
     gather   file     |##......|##......|##......|    read through, a block at a time
              scratch  |##......|##......|##           in the processor's cache
@@ -7,9 +7,8 @@
     pick     file     |##......|##......|##......|    in the page cache
              target   |##|##|##|                      the rows alone, copied by the system
 
-A row that is placed by a statement of Python costs more than reading it does, and a statement for
-each row lets one thread run at a time. numpy is imported when the first series is met: a worker
-process that reads whole tensors need not pay for it.
+A Python statement for each row costs more than reading it, and holds the GIL meanwhile. numpy is
+imported with the first such series: a worker process that reads whole tensors does not need it.
 """
 
 from __future__ import annotations
@@ -22,24 +21,22 @@ if TYPE_CHECKING:
 
     from paraload._geometry import Run
 
-__all__ = ["copy_runs", "gather", "is_gathered", "pick"]
-
-#: From so many rows on, one strided copy is faster than a statement for each.
+#: From this many rows on, one strided copy is faster than a statement for each row.
 _MIN_ROWS: Final = 8
-#: Longer rows are faster read straight to their places than copied once more.
+#: Longer rows are faster without the additional copy.
 _MAX_ROW_BYTES: Final = 16 << 10
-#: Of 64 KiB to 4 MiB, 1 MiB and more were the fastest; this much stays in the processor's cache.
+#: Of 64 KiB to 4 MiB, 1 MiB and more were the fastest; 1 MiB stays in the processor's cache.
 _SCRATCH_BYTES: Final = 1 << 20
-#: To pick a row takes as long as to read through so much, where rows lie together in the target...
+#: Picking a row takes as long as reading through this much, if rows are packed in the target ...
 _PACKED_ROW_COSTS_BYTES: Final = 2 << 10
-#: ...and where they do not.
+#: ... and through this much if they are not.
 _SPREAD_ROW_COSTS_BYTES: Final = 12 << 10
-#: Rows so far apart are as fast one by one: to find each of them in the cache is most of the work.
+#: Rows further apart are as fast one by one: finding each in the page cache is most of the work.
 _MAX_PICKED_STEP_BYTES: Final = 512 << 10
 
 
 def copy_runs(runs: Sequence[Run], data: memoryview, memory: memoryview) -> int:
-    """Copy ``runs`` from ``data`` to ``memory``; the number of bytes."""
+    """Copy ``runs`` from ``data`` to ``memory`` and return the number of bytes."""
     copied = 0
     for run in runs:
         if run.count >= _MIN_ROWS:
@@ -63,15 +60,15 @@ def pick(
     read_rows: Callable[[int, Run, memoryview], bool],
     base: int,
 ) -> bool:
-    """Read rows without what lies between them, if it is faster.
+    """Read rows without the bytes between them, if that is faster.
 
     Args:
-        wanted: runs of the same rows, and the memory that each goes to.
-        read_rows: reads a run from a position of the file on, or says that it cannot.
-        base: where in the file the payload begins.
+        wanted: runs of the same rows, each with the memory that it goes to.
+        read_rows: reads one run of the payload at ``base``; returns whether it could.
+        base: where in the file the payload starts.
 
     Returns:
-        Whether all of them are where they belong; if not, read them in another way.
+        ``False`` if rows are missing, so that they have to be read in another way.
     """
     skipped_bytes = wanted[0][0].src_step
     for run, _ in wanted:
@@ -91,14 +88,14 @@ def gather(
     base: int,
     seen: Callable[[memoryview], None] | None = None,
 ) -> None:
-    """Read through rows, gaps too, and put what is wanted of them where it belongs.
+    """Read through the rows and the gaps between them; copy the rows to their places.
 
     Args:
         wanted: runs and the memory that each goes to; they agree in ``count`` and ``src_step``, and
-            begin in the same row.
-        read_into: fills buffers with the bytes from a position of the file on.
-        base: where in the file the payload begins.
-        seen: is shown all bytes that were read, in order.
+            start in the same row.
+        read_into: fills buffers with the bytes from a file position.
+        base: where in the file the payload starts.
+        seen: is called with all bytes that were read, in order.
     """
     n_rows, step = wanted[0][0].count, wanted[0][0].src_step
     first = min(run.src for run, _ in wanted)
@@ -117,9 +114,9 @@ def gather(
 
 
 def _copy_rows(run: Run, data: memoryview, src: int, memory: memoryview) -> None:
-    """One strided copy; numpy refuses rows that do not lie inside of their buffers."""
     from numpy import ndarray  # noqa: PLC0415 - see above
 
+    # numpy refuses rows that do not lie inside of their buffers.
     shape, row = (run.count,), f"V{run.nbytes}"
     rows = ndarray(shape, row, data, src, (run.src_step,))
     ndarray(shape, row, memory, run.dst, (run.dst_step,))[...] = rows

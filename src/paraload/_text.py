@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["counted", "printable", "printable_lines", "sentence", "with_hint"]
-
 
 def counted(number: int, noun: str) -> str:
     """A number and its noun, in the singular or plural.
@@ -20,21 +18,18 @@ def with_hint(text: str, hint: str | None) -> str:
     >>> with_hint("file is missing", "Is the checkpoint complete?")
     'file is missing. Is the checkpoint complete?'
     """
-    if not hint:
-        return text
-    return f"{sentence(text)} {hint}"
+    return f"{sentence(text)} {hint}" if hint else text
 
 
 def sentence(text: str) -> str:
-    """``text`` with a full stop, unless it already ends like a sentence."""
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def printable(text: str) -> str:
     r"""``text`` on one line, with escapes for characters that a terminal interprets or hides.
 
-    Names come from a file that anyone may have written. Escapes are those of ``repr``; letters
-    outside ASCII stay.
+    Names come from files that anyone may have written. Escapes are those of ``repr``; printable
+    letters outside ASCII stay.
 
     >>> printable("größe"), printable("a\x1b[31m")
     ('größe', 'a\\x1b[31m')

@@ -14,36 +14,56 @@ the Chromium project. Pure: it writes no file.
 
 from __future__ import annotations
 
-from itertools import chain
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from paraload.report import ReadReport, TaskTiming
-
-__all__ = ["throughput_steps", "trace_of", "workers_of"]
-
-#: The load is the only process of its trace; its real number means nothing to a reader.
+#: A trace has one process, the load.
 _PID: Final = 1
-#: Fine enough for a screen; finer ones show single tasks, which have tracks of their own.
+#: Fine enough for a screen; finer steps show single tasks, which have their own tracks.
 _STEPS: Final = 200
 _US: Final = 1e6
 _GIB: Final = 1 << 30
 
 
-def trace_of(report: ReadReport) -> dict[str, Any]:
-    """All events of one load, as plain types for JSON."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskTiming:
+    """One task of a worker: what it read, and when, in seconds since the load began.
+
+    Attributes:
+        worker: name of the thread or process. The caller's own thread may read too.
+        path: the file, relative to the checkpoint.
+        start: first byte of the range that the task worked on.
+        end: one past the last byte of the range.
+        bytes_read: bytes read. They are fewer than the range where only headers were read, and a
+            few more where the task also read the checksum behind a record.
+        started_s: when the task began.
+        ended_s: when it ended.
+        tasks: how many tasks this entry stands for. Very long loads join consecutive tasks.
+    """
+
+    worker: str
+    path: str
+    start: int
+    end: int
+    bytes_read: int
+    started_s: float
+    ended_s: float
+    tasks: int = 1
+
+
+def trace_of(report: Any) -> dict[str, Any]:
+    """All events of a ``ReadReport`` (imported above this module), as plain types for JSON."""
     tids = {worker: tid for tid, worker in enumerate(workers_of(report.timeline), start=1)}
     workers = "1 worker" if report.workers == 1 else f"{report.workers} workers"
     return {
-        "traceEvents": list(
-            chain(
-                _names(f"paraload load ({report.executor}, {workers})", tids),
-                (_span(timing, tids[timing.worker]) for timing in report.timeline),
-                _counters(report),
-            )
-        ),
+        "traceEvents": [
+            *_names(f"paraload load ({report.executor}, {workers})", tids),
+            *(_span(timing, tids[timing.worker]) for timing in report.timeline),
+            *_counters(report.timeline, report.seconds),
+        ],
         "displayTimeUnit": "ms",
         "otherData": {
             "seconds": report.seconds,
@@ -56,43 +76,45 @@ def trace_of(report: ReadReport) -> dict[str, Any]:
 
 
 def workers_of(timeline: Iterable[TaskTiming]) -> list[str]:
-    """Everybody who has read, by name; numbers in names count as numbers."""
+    """The names of all workers, with numbers in numerical order."""
     return sorted({timing.worker for timing in timeline}, key=_natural)
 
 
 def throughput_steps(timeline: Sequence[TaskTiming], seconds: float) -> list[tuple[float, float]]:
-    """``(begin in seconds, bytes a second)`` of equal steps over the load.
+    """``(start in seconds, bytes per second)`` of equal steps over the load.
 
-    What is known of a task is its time as a whole, so its bytes count as if they had come evenly.
+    The bytes of a task count as if they had arrived evenly over its time.
     """
     step_s = seconds / _STEPS
     if step_s <= 0:
         return []
     totals = [0.0] * _STEPS
     for timing in timeline:
-        first = _step_at(timing.started_s, step_s)
-        last = _step_at(timing.ended_s, step_s)
-        rate = timing.bytes_read / max(timing.ended_s - timing.started_s, 1e-9)
+        first, last = (
+            min(max(int(moment_s / step_s), 0), _STEPS - 1)
+            for moment_s in (timing.started_s, timing.ended_s)
+        )
         if first == last:
             totals[first] += timing.bytes_read
             continue
-        totals[first] += rate * ((first + 1) * step_s - timing.started_s)
-        totals[last] += rate * (timing.ended_s - last * step_s)
-        for step in range(first + 1, last):
-            totals[step] += rate * step_s
-    return [(number * step_s, nbytes / step_s) for number, nbytes in enumerate(totals)]
+        rate = timing.bytes_read / (timing.ended_s - timing.started_s)
+        for step in range(first, last + 1):
+            start_s = max(timing.started_s, step * step_s)
+            totals[step] += rate * (min(timing.ended_s, (step + 1) * step_s) - start_s)
+    return [(step * step_s, nbytes / step_s) for step, nbytes in enumerate(totals)]
 
 
-def _step_at(moment_s: float, step_s: float) -> int:
-    return min(max(int(moment_s / step_s), 0), _STEPS - 1)
-
-
-def _names(process: str, tids: dict[str, int]) -> Iterator[dict[str, Any]]:
-    yield {"ph": "M", "name": "process_name", "pid": _PID, "args": {"name": process}}
+def _names(process: str, tids: dict[str, int]) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "process_name", "pid": _PID, "args": {"name": process}}
+    ]
     for worker, tid in tids.items():
         about = {"ph": "M", "pid": _PID, "tid": tid}
-        yield {**about, "name": "thread_name", "args": {"name": worker}}
-        yield {**about, "name": "thread_sort_index", "args": {"sort_index": tid}}
+        events += [
+            {**about, "name": "thread_name", "args": {"name": worker}},
+            {**about, "name": "thread_sort_index", "args": {"sort_index": tid}},
+        ]
+    return events
 
 
 def _span(timing: TaskTiming, tid: int) -> dict[str, Any]:
@@ -117,15 +139,20 @@ def _span(timing: TaskTiming, tid: int) -> dict[str, Any]:
     }
 
 
-def _counters(report: ReadReport) -> Iterator[dict[str, Any]]:
-    about = {"ph": "C", "name": "throughput", "pid": _PID}
-    for moment_s, rate in throughput_steps(report.timeline, report.seconds):
-        yield {**about, "ts": moment_s * _US, "args": {"GiB/s": round(rate / _GIB, 3)}}
-    if report.timeline:
-        yield {**about, "ts": report.seconds * _US, "args": {"GiB/s": 0.0}}
+def _counters(timeline: Sequence[TaskTiming], seconds: float) -> list[dict[str, Any]]:
+    steps = [*throughput_steps(timeline, seconds), (seconds, 0.0)] if timeline else []
+    return [
+        {
+            "ph": "C",
+            "name": "throughput",
+            "pid": _PID,
+            "ts": moment_s * _US,
+            "args": {"GiB/s": round(rate / _GIB, 3)},
+        }
+        for moment_s, rate in steps
+    ]
 
 
 def _natural(name: str) -> tuple[str, int, str]:
     words = name.rstrip("0123456789")
-    digits = name[len(words) :]
-    return words, int(digits or 0), name
+    return words, int(name[len(words) :] or 0), name

@@ -21,11 +21,11 @@ from paraload._files import look_at_files, path_failures
 from paraload._folder_metadata import folder_metadata
 from paraload._gc import collector_paused
 from paraload._interrupts import stopped_by_signals
-from paraload._resources import choose_ramp
 from paraload._verify_plan import inventory_of, misplaced, orphans
 from paraload._verify_report import Finding, VerifyReport
 from paraload._verify_run import VerifyRun
 from paraload._work import Work
+from paraload.executors._width import choose_ramp
 from paraload.manifest import compare_manifest
 from paraload.options import ReadOptions
 from paraload.sources._local import LocalSource

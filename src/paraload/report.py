@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraload._text import counted, printable
-from paraload._trace import trace_of
+from paraload._trace import TaskTiming, trace_of
 
 if TYPE_CHECKING:
     import os
@@ -22,65 +22,39 @@ _SHOWN_PAIRS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileTiming:
-    """When a file was first and last worked on, in seconds since the load began, and its bytes."""
+    """When a file was first and last read, in seconds since the load began, and its bytes."""
 
     started_s: float
     ended_s: float
     bytes_read: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskTiming:
-    """One task of a worker: what it read, and when, in seconds since the load began.
-
-    Attributes:
-        worker: name of the thread or process; the caller's own thread may read too.
-        path: of the file, relative to the checkpoint.
-        start: first byte of the range that the task worked on.
-        end: one past its last byte.
-        bytes_read: of that range: headers alone, where payloads were looked for; and of the
-            checksum behind it, where a record ends.
-        started_s: when it began.
-        ended_s: when it was done.
-        tasks: more than one in very long loads, where neighbours are joined.
-    """
-
-    worker: str
-    path: str
-    start: int
-    end: int
-    bytes_read: int
-    started_s: float
-    ended_s: float
-    tasks: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadReport:
-    """What was read, and how.
+    """What a load read, and how. ``print(report)`` gives a summary.
 
     Attributes:
-        bytes_needed: bytes that the targets took.
-        bytes_read: bytes that were read for them, headers and gaps included.
-        bytes_verified: bytes of ``bytes_needed`` whose CRC-32 was checked and right.
+        bytes_needed: bytes that the targets needed.
+        bytes_read: bytes that were read, including headers and gaps.
+        bytes_verified: bytes of ``bytes_needed`` whose CRC-32 was checked and correct.
         reads: read requests.
-        items: tensors and objects.
-        files: files.
-        seconds: of the whole ``read_data``.
-        workers: readers at once.
-        executor: how they ran.
-        retries: requests that were tried again.
-        bytes_direct: bytes of ``bytes_read`` that did not go through the page cache.
-        fallbacks: reason -> items that could not go the fast way.
-        conversions: conversion of the dtype -> items.
-        overwritten: target -> the target that replaced its values: they share memory, and were
-            saved with different values.
-        unverified: reason -> items whose bytes could not be checked.
-        peak_in_flight_bytes: most staging memory that was reserved at once.
-        file_timings: by path.
-        tasks: pieces of work that readers were given.
-        timeline: those tasks by their beginnings. Ten thousand entries at most: of a load with more
-            tasks, neighbours are joined.
+        items: tensors and objects that were loaded.
+        files: files that were read.
+        seconds: duration of ``read_data``.
+        workers: number of concurrent readers.
+        executor: the executor that ran them, such as ``"threads"``.
+        retries: read requests that were repeated.
+        bytes_direct: bytes of ``bytes_read`` that bypassed the page cache.
+        fallbacks: items that took a slow path, counted by reason.
+        unverified: items whose bytes could not be checked, counted by reason.
+        conversions: items whose dtype was converted, counted by conversion.
+        overwritten: targets that lost their values, each with the target that overwrote it. The two
+            share memory and were saved with different values.
+        peak_in_flight_bytes: most staging memory that was reserved at one time.
+        file_timings: a :class:`FileTiming` for each file, by path relative to the checkpoint.
+        tasks: tasks that readers were given.
+        timeline: a :class:`TaskTiming` for each task in the order in which they started. It has at
+            most 10,000 entries; a longer load joins consecutive tasks.
     """
 
     bytes_needed: int
@@ -105,56 +79,51 @@ class ReadReport:
 
     @property
     def bytes_per_second(self) -> float:
-        """Needed bytes a second."""
+        """Needed bytes per second of the whole load; 0.0 if it took no time."""
         return self.bytes_needed / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the time line, as plain types for JSON."""
+        """All fields except ``timeline``, as plain types for JSON."""
         values = dataclasses.asdict(dataclasses.replace(self, timeline=()))
         del values["timeline"]
         return values
 
     def write_trace(self, path: str | os.PathLike[str]) -> None:
-        """Write the time line as a trace that https://ui.perfetto.dev and chrome://tracing open.
+        """Write the time line as a trace for https://ui.perfetto.dev or chrome://tracing.
 
-        One track for each worker, one slice for each task, and the throughput of all.
+        It has a track for each worker, a slice for each task, and the total throughput.
 
         Args:
-            path: of the JSON file.
+            path: the JSON file to write.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         Path(path).write_text(json.dumps(trace_of(self)), encoding="utf-8")
 
     def __str__(self) -> str:
-        """A few lines for a person."""
-        past_cache = ""
+        direct = ""
         if self.bytes_direct:
-            past_cache = f" ({format_bytes(self.bytes_direct)} of it past the page cache)"
-        lines = [
-            (
-                f"loaded {counted(self.items, 'item')}, {format_bytes(self.bytes_needed)} from"
-                f" {counted(self.files, 'file')} in {self.seconds:.3f} s"
-                f" ({format_bytes(self.bytes_per_second)}/s, {self.executor},"
-                f" {counted(self.workers, 'worker')})"
-            ),
-            (
-                f"read {format_bytes(self.bytes_read)} in {counted(self.reads, 'request')}"
-                f"{past_cache}, CRC-32 checked for {format_bytes(self.bytes_verified)}"
-            ),
-        ]
-        if self.unverified:
-            lines.append(f"not checked: {_counts(self.unverified)}")
-        if self.conversions:
-            lines.append(f"converted: {_counts(self.conversions)}")
-        if self.overwritten:
-            lines.append(f"overwritten: {pairs_text(self.overwritten)}")
-        if self.fallbacks:
-            lines.append(f"slow paths: {_counts(self.fallbacks)}")
-        if self.retries:
-            lines.append(f"retried requests: {self.retries}")
-        return "\n".join(map(printable, lines))
+            direct = f" ({format_bytes(self.bytes_direct)} of it past the page cache)"
+        loaded = (
+            f"loaded {counted(self.items, 'item')}, {format_bytes(self.bytes_needed)} from"
+            f" {counted(self.files, 'file')} in {self.seconds:.3f} s"
+            f" ({format_bytes(self.bytes_per_second)}/s, {self.executor},"
+            f" {counted(self.workers, 'worker')})"
+        )
+        read = (
+            f"read {format_bytes(self.bytes_read)} in {counted(self.reads, 'request')}"
+            f"{direct}, CRC-32 checked for {format_bytes(self.bytes_verified)}"
+        )
+        details = {
+            "not checked": _counts(self.unverified),
+            "converted": _counts(self.conversions),
+            "overwritten": pairs_text(self.overwritten),
+            "slow paths": _counts(self.fallbacks),
+            "retried requests": self.retries,
+        }
+        more = [f"{label}: {detail}" for label, detail in details.items() if detail]
+        return "\n".join(map(printable, [loaded, read, *more]))
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -162,7 +131,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def pairs_text(overwritten: Mapping[str, str]) -> str:
-    """The first few pairs, and how many more there are.
+    """The first few pairs and the number of the others.
 
     >>> pairs_text({"head.weight": "embedding.weight"})
     "'head.weight' by 'embedding.weight'"
@@ -174,7 +143,7 @@ def pairs_text(overwritten: Mapping[str, str]) -> str:
 
 
 def format_bytes(nbytes: float) -> str:
-    """Bytes in the unit that suits them.
+    """A number of bytes with a binary unit.
 
     >>> format_bytes(1536 << 20)
     '1.50 GiB'
