@@ -1,4 +1,4 @@
-"""The request's second module: the mixin, its worker, and the steps that hooks replace."""
+"""The mixin, the worker of the process executors, and the steps that hooks replace."""
 
 from paraload._shared import process_single_file as _process_single_file
 from paraload.formats._torch_load import narrow_tensor as _narrow_tensor_simple

@@ -1,4 +1,4 @@
-"""The request's first module: ``read_data`` for existing readers, as functions or methods."""
+"""``read_data`` with a literal process pool, as functions or as methods of any reader."""
 
 from paraload._shared import process_single_file as _process_single_file
 from paraload.readers import read_data_parallel, read_data_parallel_v2

@@ -5,7 +5,7 @@
 
     dcp.load(state_dict, storage_reader=ParallelFileSystemReader("ckpt/step-1000"))
 
-Names are imported when they are first used, so that ``import paraload`` does not import torch.
+Names are imported on first use, so that ``import paraload`` does not import torch.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import LoadPlan
 
-    from paraload._task import ReadTask, RecordSpec, StorageItem
+    from paraload._task import ReadTask, RecordSpec
+    from paraload.hooks import StorageItem
     from paraload.sources._base import ByteSource
     from paraload.transforms import Decoder
 

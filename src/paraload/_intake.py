@@ -18,9 +18,10 @@ from torch.distributed.checkpoint.planner import LoadItemType
 
 from paraload._destination import dtype_name
 from paraload._overlap import Block
-from paraload._task import ItemIndex, LocateTask, RecordSpec, RecordsTask, Stored, Told, Wanted
+from paraload._task import LocateTask, RecordSpec, RecordsTask, Stored, Told, Wanted
 from paraload._tensor_memory import TENSOR_TYPES
 from paraload._wholeness import require_places
+from paraload.hooks import ItemIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import MetadataIndex
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
-    from paraload._task import ReadItemInfo, ReadTask, StorageItem
+    from paraload._task import ReadTask
+    from paraload.hooks import ReadItemInfo, StorageItem
 
 __all__ = [
     "block_in_target",

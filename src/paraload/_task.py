@@ -14,38 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem  # noqa: F401, TC001
+
 if TYPE_CHECKING:
     from paraload._geometry import Run, Shape
 
 ItemKind = Literal["tensor", "bytes"]
-
-
-class ItemIndex(NamedTuple):
-    """A torch-free ``MetadataIndex``."""
-
-    fqn: str
-    offset: Shape | None = None
-    index: int | None = None  # type: ignore[assignment]  # MetadataIndex has this name
-
-
-class ReadItemInfo(NamedTuple):
-    """A torch-free ``ReadItem``, as hooks receive it; ``type`` is ``"TENSOR"`` or ``"BYTE_IO"``."""
-
-    type: str
-    dest_index: ItemIndex
-    dest_offsets: Shape
-    storage_index: ItemIndex
-    storage_offsets: Shape
-    lengths: Shape
-
-
-class StorageItem(NamedTuple):
-    """A torch-free ``_StorageInfo``: bytes ``[offset, offset + length)`` of ``relative_path``."""
-
-    relative_path: str
-    offset: int
-    length: int
-    transform_descriptors: tuple[str, ...] = ()
 
 
 class Stored(NamedTuple):

@@ -1,9 +1,9 @@
-"""Manifests tell whether the files of a checkpoint have been replaced.
+"""Manifests show whether files of a checkpoint have been replaced.
 
-A CRC-32 tells damage, not a swap: a shard of another step has checksums that are right. A manifest
-has a digest of each file. Without a key it is SHA-256, and proves something only if it is kept
-where those who can write to the checkpoint cannot. With a key it is BLAKE2b, and may lie beside the
-checkpoint: without the key, a manifest for other files cannot be forged.
+A CRC-32 detects damage but not replacement: a shard of another step has correct checksums. A
+manifest has a digest of each file. Without a key the digests are SHA-256, so the manifest must be
+kept where those who can write to the checkpoint cannot change it. With a key they are BLAKE2b, and
+the manifest may be kept beside the checkpoint: it cannot be forged without the key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["compare_manifest", "write_manifest"]
 _VERSION: Final = 1
 _PLAIN, _KEYED = "sha256", "blake2b-keyed"
 _BLAKE2B_KEY_BYTES: Final = 64
-#: Hashing releases the GIL, so this is about the number of cores of most machines.
+#: Hashing releases the GIL, so this many threads are of use.
 _DIGESTERS: Final = 16
 _PIECE_BYTES: Final = 1 << 20
 _REPLACED: Final = "The checkpoint was written to after the manifest was made"
@@ -43,20 +43,21 @@ def write_manifest(
     key: bytes | None = None,
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
 ) -> int:
-    """Write the digests of all files in the folder ``path``, its ``.metadata`` among them.
+    """Write the digests of all files of a checkpoint, including ``.metadata``.
 
     Args:
         path: folder of the checkpoint.
-        target: the manifest; a file in the folder does not list itself.
-        key: of the digests; a plain SHA-256 when not given.
-        stall_timeout_s: how long to wait for an answer from the storage; ``None`` waits forever.
+        target: the manifest to write. If it is in the folder, it does not list itself.
+        key: secret key of the digests; without one they are SHA-256.
+        stall_timeout_s: seconds without progress before a stalled read becomes an error; ``None``
+            waits forever.
 
     Returns:
         The number of files.
 
     Raises:
-        OSError: a file cannot be read, or the manifest not be written.
-        StalledReadError: the storage has not answered in time.
+        OSError: a file cannot be read, or the manifest cannot be written.
+        StalledReadError: the storage did not answer in time.
 
     >>> import tempfile, pathlib
     >>> from paraload.manifest import compare_manifest, write_manifest
@@ -71,7 +72,7 @@ def write_manifest(
     files = _digests(Path(path), Path(target), key, stall_timeout_s)
     manifest = {"version": _VERSION, "digest": _PLAIN if key is None else _KEYED, "files": files}
     if key is not None:
-        manifest["key_digest"] = _hasher(key).hexdigest()  # of no data: identifies the key
+        manifest["key_digest"] = _hasher(key).hexdigest()  # of no data; identifies the key
     Path(target).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return len(files)
 
@@ -83,34 +84,42 @@ def compare_manifest(
     key: bytes | None = None,
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
 ) -> Iterator[Finding]:
-    """What is different from ``manifest``: files that are replaced, missing, or new.
+    """Compare a checkpoint with its manifest; yield a finding for each difference.
+
+    Args:
+        path: folder of the checkpoint.
+        manifest: what :func:`write_manifest` has written.
+        key: the key that it was written with, if any.
+        stall_timeout_s: seconds without progress before a stalled read becomes an error; ``None``
+            waits forever.
+
+    Yields:
+        Files that were replaced, are missing, or are not in the manifest, in order of their names.
 
     Raises:
-        InvalidOptionError: the file is not a manifest, or does not match ``key``.
+        InvalidOptionError: the file is not a manifest, or was written with another key.
         OSError: a file cannot be read.
-        StalledReadError: the storage has not answered in time.
+        StalledReadError: the storage did not answer in time.
     """
     known = _read(Path(manifest), key)
     found = _digests(Path(path), Path(manifest), key, stall_timeout_s)
     for name in sorted(known.keys() | found.keys()):
+        problem = "the file is not the one that the manifest lists"
         if name not in found:
-            yield _finding(
-                name, "the file is missing", "the file that the manifest lists", "no file"
-            )
+            problem = "the file is missing"
+            expected, got = "the file that the manifest lists", "no file"
         elif name not in known:
-            yield _finding(name, "the manifest does not list the file", "no such file", "a file")
+            problem = "the manifest does not list the file"
+            expected, got = "no such file", "a file"
         elif found[name]["bytes"] != known[name]["bytes"]:
-            sizes = (f"{of[name]['bytes']} bytes" for of in (known, found))
-            yield _finding(name, "the file is not the one that the manifest lists", *sizes)
+            expected, got = (f"{of[name]['bytes']} bytes" for of in (known, found))
         elif not hmac.compare_digest(found[name]["digest"], known[name]["digest"]):
-            digests = (f"digest {of[name]['digest'][:16]}..." for of in (known, found))
-            yield _finding(name, "the file is not the one that the manifest lists", *digests)
-
-
-def _finding(name: str, problem: str, expected: str, got: str) -> Finding:
-    return Finding(
-        kind="manifest", problem=problem, path=name, expected=expected, got=got, hint=_REPLACED
-    )
+            expected, got = (f"digest {of[name]['digest'][:16]}..." for of in (known, found))
+        else:
+            continue
+        yield Finding(
+            kind="manifest", problem=problem, path=name, expected=expected, got=got, hint=_REPLACED
+        )
 
 
 def _read(manifest: Path, key: bytes | None) -> dict[str, Any]:
@@ -127,7 +136,7 @@ def _read(manifest: Path, key: bytes | None) -> dict[str, Any]:
         ) from error
     if version != _VERSION:
         raise InvalidOptionError(
-            f"{manifest}: version {version}; this paraload reads version {_VERSION}"
+            f"{manifest}: version {version}; this paraload reads version {_VERSION} only"
         )
     if kind != (_PLAIN if key is None else _KEYED):
         wanted = "with a key" if kind == _KEYED else "without a key"

@@ -1,8 +1,7 @@
-"""ReadOptions: the one home of every default, validated when it is made.
+"""ReadOptions: every option of a load, with its default. Values are checked when it is made.
 
-Callers that cannot pass options (torchtitan, Lightning and others give only a path) set the
-environment instead; an explicit argument wins over the environment, the environment over the
-default.
+An explicit argument wins over the environment, and the environment over the default. The
+environment is for programs that take only a path, such as torchtitan and Lightning.
 """
 
 from __future__ import annotations
@@ -10,86 +9,102 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from paraload.errors import InvalidOptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import IO
 
-    from paraload._task import ReadItemInfo
+    from paraload.hooks import NarrowTensor, SliceFile, Transform
     from paraload.progress import ProgressHook
 
 __all__ = ["EXECUTORS", "ReadOptions", "parse_bytes"]
 
 EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
 
-#: Staging memory of one reader. Direct reads need none of it; 256 MiB hides the latency of every
-#: staged path that was measured, and eight ranks of a host stay within 2 GiB.
+#: Staging memory of one reader. Direct reads need none; 256 MiB hides the latency of every staged
+#: path that was measured, and eight ranks of a host stay within 2 GiB.
 DEFAULT_MEMORY_BUDGET_BYTES: Final = 256 << 20
 MIN_MEMORY_BUDGET_BYTES: Final = 1 << 20
-#: Far more than any storage needs. More threads could exceed limits of the system, or its memory.
+#: Far more than any storage needs; more threads could exceed limits of the system, or its memory.
 MOST_WORKERS: Final = 1024
 
-#: A worker answers for at most 32 MiB at once, so this is some 100 KiB a second: nothing comes any
-#: more. NCCL gives up on a rank that does not answer after 600 s; the error should come before.
+#: A task reads at most 32 MiB, so a reader that takes longer gets less than 100 KiB/s. NCCL gives
+#: up on a rank that does not answer for 600 s; our error should come first.
 DEFAULT_STALL_TIMEOUT_S: Final = 300.0
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"\s*(\d+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
+_SIZE: Final = re.compile(r"\s*(\d+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
 _GLOBAL: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 
 
-class _StorageItem(Protocol):
-    """What a ``slice_file`` hook is told of an item's place."""
-
-    relative_path: str
-    offset: int
-    length: int
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
-    """How a reader reads. Every field is also a keyword of every reader and of ``paraload.load``.
+    """How a checkpoint is read. Immutable and picklable, if its hooks are.
+
+    Each field is also a keyword of every reader and of :func:`paraload.load`. Environment variables
+    set some of them; see :meth:`resolve`.
 
     Attributes:
-        enable_parallel: ``False`` reads with one reader on the caller's thread.
-        max_workers: readers at once, 1,024 at most; ``None`` chooses from cores, storage and free
-            memory.
-        executor: ``"threads"`` (what ``"auto"`` takes), ``"processes"``, ``"pool"`` or
-            ``"sequential"``.
-        memory_budget_bytes: upper bound of staging memory in flight, in bytes; ``None`` takes
-            256 MiB or an eighth of the memory that is free, whichever is less.
-        verify: check the CRC-32 of every record that is read whole.
-        progress: ``True`` for a bar, a callable for :class:`~paraload.ReadProgress` snapshots.
-        slice_file: ``(stream, item_metadata) -> stream``, finds an item's bytes in its file.
-        narrow_tensor: ``(tensor, storage_offsets, lengths) -> tensor``, cuts the needed slice.
-        transform: ``(read_item, transform_descriptors, stream) -> stream``, decodes an item.
-        retries: how often a read is tried again that the system has refused for what may be a
-            moment (EIO, ESTALE, EAGAIN and the like), after pauses from 50 ms on.
-        stall_timeout_s: seconds in which no task is done until the load ends with a
-            :class:`~paraload.errors.StalledReadError`; ``None`` waits for ever. A task reads at
-            most 32 MiB, or one record where a hook or transform needs it whole. Reads of
-            ``.metadata``, checks of files and ``paraload.verify`` have the same deadline. What runs
-            on the caller's own thread has none: hooks of ``"sequential"``, and some reads of
-            ``"processes"`` and ``"pool"`` while workers are busy.
-        direct_io: read what is not in the page cache past it, with O_DIRECT: then nothing else is
-            pushed out of the cache. ``paraload bench`` tells whether it is faster here. Not for
-            ranks of one host that read the same bytes, nor for files that are soon read again:
-            each time they come from the storage. Takes 4 MiB for each reader; without
-            ``max_workers``, all together at most as much as the memory budget. Where the file
-            system refuses, the report says so and the page cache is used.
-        strict: refuse to convert a stored tensor to another dtype, which torch does silently.
-        allow_outside_paths: read files that the metadata names outside of the checkpoint's folder.
-        allow_globals: what ``.metadata`` may name besides the classes of torch's own writers:
-            names such as ``"mypackage.writer.Info"``, or the classes and functions themselves. To
-            unpickle them runs their code.
+        enable_parallel: ``False`` reads with one reader on the caller's thread, as
+            ``executor="sequential"`` does.
+        max_workers: number of concurrent readers, from 1 to 1,024. By default it is chosen: it
+            starts with the cores of this rank, and threads are added while throughput grows. Set it
+            to 1 for a spinning disk, which then reads files front to back.
+        executor: how readers run. ``"threads"`` is what ``"auto"``, the default, uses, and the
+            fastest for plain reads. ``"processes"`` is for hooks that are slow Python; it copies
+            data once more and takes 0.2 s to start. ``"pool"`` is the same with a literal
+            ``multiprocessing.Pool``. ``"sequential"`` reads on the caller's thread. Loads of less
+            than 1 MiB always do.
+        memory_budget_bytes: upper bound of staging memory, in bytes, at least 1 MiB. The default is
+            256 MiB, or an eighth of this rank's share of the free memory if that is less. Threads
+            need it only for bytes that cannot be read straight into their tensors, such as small,
+            compressed or converted items; worker processes need it for all bytes. An item that is
+            larger than the budget is staged alone.
+        verify: check the CRC-32 of every record that is read whole, before its tensor is committed.
+            Default ``True``. The check runs at memory speed on bytes that are still in the cache.
+            Records that are read in part cannot be checked; the report counts them.
+        progress: ``True`` draws a progress bar on a terminal. A callable is called on the caller's
+            thread with a :class:`~paraload.ReadProgress` after each task; an exception in it ends
+            the load. Default ``None``.
+        slice_file: hook ``(stream, item_metadata) -> stream`` that finds an item's bytes in a
+            stream of its file. ``item_metadata`` is a :class:`~paraload.hooks.StorageItem`. Hooks
+            read items whole, and must pickle with ``"processes"`` and ``"pool"``.
+        narrow_tensor: hook ``(tensor, storage_offsets, lengths) -> tensor`` that cuts the needed
+            slice out of a stored tensor. Offsets and lengths are in elements.
+        transform: hook ``(read_item, transform_descriptors, stream) -> stream`` that decodes an
+            item. ``read_item`` is a :class:`~paraload.hooks.ReadItemInfo`.
+        retries: retries of a read after a transient error of the storage (EIO, ESTALE, EAGAIN and
+            the like). Default 3, with pauses of 50, 100 and 200 ms; the pause doubles up to 5 s.
+        stall_timeout_s: seconds without progress before a stalled read becomes a
+            :class:`~paraload.errors.StalledReadError`. Default 300. ``None`` waits forever. A task
+            reads at most 32 MiB, or one record if a hook needs it whole, so only a storage that is
+            slower than 100 KiB/s needs more. The deadline also holds for ``.metadata``, for checks
+            of files, and in :func:`paraload.verify`. It does not hold for what runs on the caller's
+            thread: hooks with ``"sequential"``, and reads that this thread does while the workers
+            of ``"processes"`` and ``"pool"`` are busy.
+        direct_io: bypass the page cache for ranges that are not cached (O_DIRECT). Default
+            ``False``. Use it for large checkpoints that are read once: the load then evicts nothing
+            else from the cache. ``paraload bench`` measures whether it is faster too. Leave it off
+            if ranks of one host read the same bytes, or if the files are read again soon. Each
+            reader needs 4 MiB more; without ``max_workers``, all of them stay within the memory
+            budget. If the file system does not support it, the page cache is used, and the report
+            says so.
+        strict: turn two things that torch does silently into errors: converting a stored tensor to
+            the dtype of its target, and overwriting a target that shares memory with another one
+            but was saved with different values. Default ``False``; the report names both.
+        allow_outside_paths: read files outside of the checkpoint's folder if the metadata names
+            them. Default ``False``, which refuses such a checkpoint.
+        allow_globals: classes and functions that ``.metadata`` may name besides those of torch's
+            own writers, as names such as ``"mypackage.writer.Info"`` or as objects. Default ``()``.
+            Unpickling runs their code, so allow only what you trust.
 
     Raises:
-        InvalidOptionError: a value is impossible; the text names field, value and choices.
+        InvalidOptionError: a value is invalid. The error names the field, the value and what is
+            allowed.
 
     >>> ReadOptions(max_workers=4).executor
     'auto'
@@ -101,9 +116,9 @@ class ReadOptions:
     memory_budget_bytes: int | None = None
     verify: bool = True
     progress: bool | ProgressHook | None = None
-    slice_file: Callable[[IO[bytes], _StorageItem], IO[bytes]] | None = None
-    narrow_tensor: Callable[[Any, tuple[int, ...], tuple[int, ...]], Any] | None = None
-    transform: Callable[[ReadItemInfo, tuple[str, ...], IO[bytes]], IO[bytes]] | None = None
+    slice_file: SliceFile | None = None
+    narrow_tensor: NarrowTensor | None = None
+    transform: Transform | None = None
     retries: int = 3
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S
     direct_io: bool = False
@@ -112,31 +127,34 @@ class ReadOptions:
     allow_globals: tuple[str | Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse impossible values here, so that nothing behind has to."""
         if self.executor not in EXECUTORS:
             choices = ", ".join(map(repr, EXECUTORS))
             raise InvalidOptionError(f"executor={self.executor!r} is not one of {choices}")
         for name in ("enable_parallel", "verify", "direct_io", "strict", "allow_outside_paths"):
-            _require(name, getattr(self, name), bool)
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidOptionError(f"{name}={getattr(self, name)!r}: expected True or False")
         if self.max_workers is not None:
-            _require("max_workers", self.max_workers, int, minimum=1, maximum=MOST_WORKERS)
+            _require_count("max_workers", self.max_workers, 1, MOST_WORKERS)
         if self.memory_budget_bytes is not None:
-            minimum = MIN_MEMORY_BUDGET_BYTES
-            _require("memory_budget_bytes", self.memory_budget_bytes, int, minimum=minimum)
-        _require("retries", self.retries, int, minimum=0)
-        if self.stall_timeout_s is not None:
-            _require_seconds("stall_timeout_s", self.stall_timeout_s)
-        if not (self.progress is None or isinstance(self.progress, bool)):
-            _require_callable("progress", self.progress)
-        for name in ("slice_file", "narrow_tensor", "transform"):
-            if getattr(self, name) is not None:
-                _require_callable(name, getattr(self, name))
-        # Whatever was given lists them; frozen, so that they stay as they were checked.
+            _require_count("memory_budget_bytes", self.memory_budget_bytes, MIN_MEMORY_BUDGET_BYTES)
+        _require_count("retries", self.retries, 0)
+        timeout_s: Any = self.stall_timeout_s
+        is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+        if timeout_s is not None and not (is_number and timeout_s > 0):
+            raise InvalidOptionError(
+                f"stall_timeout_s={timeout_s!r}: expected a number of seconds above 0, or None"
+            )
+        for name in ("progress", "slice_file", "narrow_tensor", "transform"):
+            value = getattr(self, name)
+            is_flag = name == "progress" and isinstance(value, bool)
+            if not (value is None or is_flag or callable(value)):
+                raise InvalidOptionError(f"{name}={value!r} is not callable")
+        # A copy, so that the list stays as it was checked even if the caller changes it.
         object.__setattr__(self, "allow_globals", _checked_globals(self.allow_globals))
 
     @property
     def is_sequential(self) -> bool:
-        """Whether one reader was asked for."""
+        """Whether one reader reads everything, on the caller's thread."""
         return not self.enable_parallel or self.executor == "sequential" or self.max_workers == 1
 
     @classmethod
@@ -146,15 +164,20 @@ class ReadOptions:
         overrides: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> ReadOptions:
-        """The options in force: explicit arguments, then the environment, then the defaults.
+        """Combine explicit arguments, the environment and the defaults, in this order.
+
+        The environment variables are PARALOAD_MAX_WORKERS, PARALOAD_EXECUTOR,
+        PARALOAD_MEMORY_BUDGET (such as ``256MiB``), PARALOAD_RETRIES, PARALOAD_STALL_TIMEOUT_S (or
+        ``none``), PARALOAD_PROGRESS, PARALOAD_DIRECT_IO (``1`` or ``0``), and
+        PARALOAD_ALLOW_GLOBALS (names with commas between them).
 
         Args:
-            options: a whole set; the environment then has no say.
-            overrides: single fields by name, laid over ``options``.
-            environ: the environment to read; ``os.environ`` when not given.
+            options: a complete set of options; the environment is not used then.
+            overrides: fields by name, which override ``options`` and the environment.
+            environ: the environment; by default ``os.environ``.
 
         Raises:
-            InvalidOptionError: an unknown field, or an impossible value.
+            InvalidOptionError: a field is unknown or a value is invalid.
         """
         overrides = dict(overrides or {})
         known = {field.name for field in dataclasses.fields(cls)}
@@ -167,7 +190,12 @@ class ReadOptions:
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes from text such as ``"268435456"``, ``"256MiB"`` or ``"2g"``.
+    """Parse a number of bytes, such as ``"268435456"``, ``"256MiB"`` or ``"2g"``.
+
+    Units are binary: ``"1MB"`` is 1,048,576 bytes.
+
+    Raises:
+        InvalidOptionError: the text is not a size.
 
     >>> parse_bytes("256 MiB")
     268435456
@@ -196,7 +224,6 @@ def _parse_count(text: str) -> int:
 
 
 def _parse_seconds(text: str) -> float | None:
-    """Seconds; "none" for no limit."""
     if text.lower() == "none":
         return None
     try:
@@ -205,7 +232,7 @@ def _parse_seconds(text: str) -> float | None:
         raise InvalidOptionError(f"expected a number of seconds, or none, got {text!r}") from None
 
 
-#: Environment variable -> the option it sets and how its text is read.
+#: Environment variable -> the field that it sets, and the parser of its text.
 _ENVIRONMENT: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "PARALOAD_MAX_WORKERS": ("max_workers", _parse_count),
     "PARALOAD_EXECUTOR": ("executor", str),
@@ -232,27 +259,13 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _require(
-    name: str,
-    value: object,
-    kind: type,
-    *,
-    minimum: int | None = None,
-    maximum: int | None = None,
-) -> None:
-    is_bool_for_int = kind is int and isinstance(value, bool)
-    if not isinstance(value, kind) or is_bool_for_int:
-        expected = "a whole number" if kind is int else "True or False"
-        raise InvalidOptionError(f"{name}={value!r}: expected {expected}")
-    if minimum is not None and isinstance(value, int) and value < minimum:
+def _require_count(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidOptionError(f"{name}={value!r}: expected a whole number")
+    if value < minimum:
         raise InvalidOptionError(f"{name}={value}: expected {minimum} or more")
-    if maximum is not None and isinstance(value, int) and value > maximum:
+    if maximum is not None and value > maximum:
         raise InvalidOptionError(f"{name}={value}: expected {maximum} or less")
-
-
-def _require_seconds(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise InvalidOptionError(f"{name}={value!r}: expected a number of seconds above 0")
 
 
 def _checked_globals(value: Any) -> tuple[Any, ...]:
@@ -268,8 +281,3 @@ def _checked_globals(value: Any) -> tuple[Any, ...]:
                 " or function"
             )
     return tuple(value)
-
-
-def _require_callable(name: str, value: object) -> None:
-    if not callable(value):
-        raise InvalidOptionError(f"{name}={value!r} is not callable")

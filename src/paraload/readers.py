@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.planner import LoadItemType
 from paraload import _adapter as adapter
 from paraload import _intake as intake
 from paraload import _reading as reading
-from paraload._task import ReadItemInfo, ReadTask, StorageItem
+from paraload.hooks import ReadItemInfo, StorageItem
 from paraload.metadata import read_metadata
 from paraload.options import ReadOptions
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch.futures import Future
 
     from paraload._items import CompletedItem
+    from paraload._task import ReadTask
     from paraload.report import ReadReport
     from paraload.sources._base import ByteSource, FileIdentity
 

@@ -1,9 +1,9 @@
-"""Stream transforms: from a descriptor in the metadata to a decoder that runs in a worker.
+"""Decoders of stream transforms, which run in the workers.
 
-torch's writer puts the descriptor of every ``StreamTransformExtension`` beside the item
-(``("stream.zstd/1",)``); reading applies them in that order. ``stream.zstd`` is decoded with
-``zstandard`` itself, which keeps workers free of torch; every other registered extension runs as it
-is, in the worker.
+torch's writer stores the descriptor of every ``StreamTransformExtension`` with the item
+(``("stream.zstd/1",)``); reading applies their decoders in that order. ``stream.zstd`` is decoded
+with ``zstandard`` itself, so that workers do not import torch. Other registered extensions run
+unchanged.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ from paraload.errors import DAMAGED_HINT, TransformError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from paraload.hooks import StorageItem
+
 __all__ = ["Decoder", "ExtensionDecoder", "ZstdDecoder", "decode", "slice_stream"]
 
 
 class Decoder(Protocol):
-    """Undoes one transform of a whole record; picklable."""
+    """Undoes one transform. Decoders pickle, for worker processes."""
 
     def __call__(self, data: memoryview, limit_bytes: int) -> memoryview:
-        """The decoded bytes.
+        """Decode a whole record.
+
+        Args:
+            data: the encoded bytes.
+            limit_bytes: upper bound of the decoded size; metadata and files may claim any size.
 
         Raises:
-            TransformError: they are damaged, or would be more than ``limit_bytes``.
+            TransformError: ``data`` is damaged, or decodes to more than ``limit_bytes``.
         """
 
 
-#: RFC 8878: a block gives 128 KiB at most, and takes a header of three bytes and one of content.
+#: RFC 8878: a block decodes to at most 128 KiB, and takes a header of 3 bytes and 1 of content.
 _ZSTD_MOST_INFLATION: Final = (128 << 10) // 4
 
 
@@ -40,8 +46,8 @@ class ZstdDecoder:
     """``stream.zstd/1``: one zstandard frame."""
 
     def __call__(self, data: memoryview, limit_bytes: int) -> memoryview:
-        """Decompress; a cut, damaged or overlong frame is a :class:`TransformError`."""
-        # What the metadata claims may be absurd, and zstandard allocates as much as it may write.
+        """Decompress ``data``; see :class:`Decoder`."""
+        # zstandard allocates the limit at once, and it comes from metadata that may be wrong.
         limit_bytes = min(limit_bytes, len(data) * _ZSTD_MOST_INFLATION)
         import zstandard  # noqa: PLC0415 - an extra; resolved to this decoder only if installed
 
@@ -68,7 +74,7 @@ class ExtensionDecoder:
     descriptor: str
 
     def __call__(self, data: memoryview, limit_bytes: int) -> memoryview:
-        """Run the extension over the record."""
+        """Run the extension; see :class:`Decoder`."""
         try:
             decoded = self.extension.transform_from(io.BytesIO(data)).read(-1)
         except Exception as error:
@@ -89,7 +95,7 @@ def _too_long(what: str, limit_bytes: int) -> TransformError:
 
 
 def no_decoder(descriptor: str) -> TransformError:
-    """The error for a record that needs an unknown transform."""
+    """The error for a record whose transform is unknown."""
     return TransformError(
         f"no decoder for transform {descriptor!r}",
         hint="Register its extension with _extension_registry=, or pass transform=",
@@ -97,18 +103,13 @@ def no_decoder(descriptor: str) -> TransformError:
 
 
 def decode(data: memoryview, decoders: Iterable[Decoder], limit_bytes: int) -> memoryview:
-    """Apply ``decoders`` in order; none may give more than ``limit_bytes``."""
+    """Apply ``decoders`` in order; each may return at most ``limit_bytes``."""
     for decoder in decoders:
         data = decoder(data, limit_bytes)
     return data
 
 
-def slice_stream(stream: IO[bytes], item_metadata: Any) -> IO[bytes]:
-    """The item's bytes of an open file: what ``slice_file`` replaces.
-
-    Args:
-        stream: a seekable stream of the whole file.
-        item_metadata: has ``offset`` and ``length`` in bytes.
-    """
+def slice_stream(stream: IO[bytes], item_metadata: StorageItem) -> IO[bytes]:
+    """Cut an item's bytes out of a seekable stream of its file: the default of ``slice_file``."""
     stream.seek(item_metadata.offset)
     return io.BytesIO(stream.read(item_metadata.length))

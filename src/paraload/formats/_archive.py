@@ -1,7 +1,7 @@
-"""The checksums of a whole zip archive in memory, for records that are not located. PURE.
+"""Checks whole zip archives in memory, for records that are not located. PURE.
 
-Bytes items and tensors that only torch can read are ``torch.save`` archives too; zipfile finds
-their entries by the central directory, and compares each with its CRC-32.
+Objects, and tensors that only torch can read, are ``torch.save`` archives too. zipfile finds their
+entries by the central directory, and compares each with its CRC-32.
 """
 
 from __future__ import annotations
@@ -15,27 +15,21 @@ from paraload.errors import DAMAGED_HINT, ChecksumMismatchError, FormatError, It
 if TYPE_CHECKING:
     import zipfile
 
-__all__ = ["check_archive", "check_entry"]
-
 _PIECE_BYTES: Final = 1 << 20
 
 
 def check_archive(data: memoryview, limit_bytes: int, *, verify: bool) -> int:
-    """Check the CRC-32 of every entry of a whole archive in memory.
+    """Check the CRC-32 of every entry of an archive.
 
     Args:
         data: the archive.
-        limit_bytes: what its entries can be together; some writers compress them.
-        verify: compare checksums.
+        limit_bytes: upper bound of the size of all entries, which some writers compress.
+        verify: compare checksums; ``False`` checks the size alone.
 
     Returns:
-        The number of payload bytes that were proved right; 0 if this is no zip archive.
-
-    Raises:
-        FormatError: the entries would inflate to more than they can be.
-        ChecksumMismatchError: an entry's bytes are not those that were written.
+        The number of bytes that were verified; 0 if this is not a zip archive.
     """
-    import zipfile  # noqa: PLC0415 - 10 ms that a worker without bytes items need not spend
+    import zipfile  # noqa: PLC0415 - 10 ms, which a worker that reads only tensors can save
 
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
@@ -50,28 +44,20 @@ def check_archive(data: memoryview, limit_bytes: int, *, verify: bool) -> int:
                 got=f"entries of {nbytes} bytes",
                 hint=DAMAGED_HINT,
             )
-        # A CRC of 0: written without checksums, or empty.
+        # A CRC of 0 means that the entry is empty, or was written without checksums.
         checked = [info for info in entries if verify and info.CRC]
         return sum(check_entry(archive, info) for info in checked)
 
 
 def check_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    """Compare an entry with its CRC-32, piece by piece.
-
-    Returns:
-        Its bytes.
-
-    Raises:
-        ChecksumMismatchError: they are not those that were written.
-        ItemReadError: whatever the archive's file could not read.
-    """
+    """Compare an entry with its CRC-32, in pieces; return its size in bytes."""
     try:
         with archive.open(info) as entry:
             while entry.read(_PIECE_BYTES):  # zipfile compares the CRC-32 at the end
                 pass
     except ItemReadError:
-        raise
-    except Exception as error:  # BadZipFile, zlib.error, and whatever a damaged entry provokes
+        raise  # of the file that the archive reads from
+    except Exception as error:  # BadZipFile, zlib.error: a damaged entry can raise anything
         raise ChecksumMismatchError(
             f"entry {info.filename!r} of the record is damaged",
             expected=f"CRC-32 {info.CRC:08x}",

@@ -1,4 +1,4 @@
-"""The fallback: records that only torch can read. Needs torch, so nothing torch-free imports it."""
+"""Records that only torch can read, and the errors for what torch refuses to read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 
     from paraload._geometry import Shape
 
-__all__ = ["can_open", "load_tensor", "narrow_tensor", "narrow_with_hook", "reason_of", "refusal"]
-
 _SHOWN_OF_REASON: Final = 200
 _SHOWN_OF_NAME: Final = 500
-#: torch's messages about names that it refuses.
+#: torch's messages about classes and functions that it refuses, and modules that it needs.
 _REFUSED: Final = re.compile(
     r"Unsupported global: GLOBAL (.+?) was not an allowed global"
     r"|unsupported GLOBAL (.+?) whose module .+ is blocked",
@@ -32,16 +30,11 @@ _NOT_IMPORTED: Final = re.compile(r"[`\w. ]+ must be imported to load [\w ]+")
 
 
 def load_tensor(data: memoryview) -> torch.Tensor:
-    """``torch.load`` of a whole record, on the CPU, weights only.
-
-    Raises:
-        UnsafeObjectError: it needs a class that is not imported, or that is not allowed.
-        FormatError: torch cannot read it either, or it is no tensor.
-    """
+    """``torch.load`` of a whole record, on the CPU, with ``weights_only=True``."""
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises anything for damaged bytes
-        # Without torch's own text, which advises to run whatever is in the file.
+        # Not torch's own text, which advises to run the code that is in the file.
         raise refusal(error, "tensor") or FormatError(
             "neither paraload nor torch can read the record",
             got=reason_of(error),
@@ -49,22 +42,19 @@ def load_tensor(data: memoryview) -> torch.Tensor:
         ) from None
     if not isinstance(loaded, torch.Tensor):
         raise FormatError(
-            "no tensor is stored where the metadata places one",
+            "the metadata says that this is a tensor, but the file has another object",
             got=f"an object of type {type(loaded).__name__}",
-            hint="File and metadata do not belong together",
+            hint="File and metadata are of different checkpoints",
         )
     return loaded
 
 
 def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
-    """The error for a record that is intact, but needs something that torch refuses.
+    """The error for an intact record with something that torch refuses; ``None`` for other errors.
 
     Args:
         error: what ``torch.load(weights_only=True)`` raised.
         what: what the record holds, such as "tensor".
-
-    Returns:
-        ``None`` if ``error`` is about something else.
     """
     text = str(error)
     if told := _NOT_IMPORTED.search(text):
@@ -75,18 +65,18 @@ def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
         return None
     name = printable((refused[1] or refused[2])[:_SHOWN_OF_NAME])
     module, _, kind = name.rpartition(".")
-    if is_of_data(module or "builtins", kind):  # torch leaves out "builtins"
+    if is_of_data(module or "builtins", kind):  # torch leaves "builtins" out
         return _data_refusal(name, what)
     if is_class_of_package(module, kind):
         return _class_refusal(module, kind, what)
-    if module == "torch" and kind.isidentifier() and kind not in vars(torch):  # a dtype, perhaps
+    if module == "torch" and kind.isidentifier() and kind not in vars(torch):  # such as a new dtype
         return UnsafeObjectError(
             f"the {what} needs {name}, which this version of torch does not have",
             hint="A newer torch wrote the file, so load it with that; or the file is damaged",
         )
     package = module.partition(".")[0]
     if package.isidentifier() and package != "torch" and not is_of_standard_library(module):
-        hint = f"Do not trust this file, unless the documentation of {package} tells how to load it"
+        hint = f"Do not trust this file, unless the documentation of {package} says how to load it"
     else:
         hint = "Do not trust this file: it is damaged, or it was made to run code here"
     return UnsafeObjectError(
@@ -96,7 +86,7 @@ def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
 
 def _data_refusal(name: str, what: str) -> UnsafeObjectError:
     allowed = name
-    if name.startswith("numpy."):  # an array needs all of these, and the class of its dtype
+    if name.startswith("numpy."):  # an array needs all of these and the class of its dtype
         core = name.removesuffix(".scalar").removesuffix("._reconstruct")
         core = core if core.endswith(".multiarray") else "numpy._core.multiarray"
         allowed = (
@@ -104,7 +94,7 @@ def _data_refusal(name: str, what: str) -> UnsafeObjectError:
             f" {core}._reconstruct, {core}.scalar"
         )
     return UnsafeObjectError(
-        f"the {what} is made with {name}, which torch does not allow by itself",
+        f"the {what} is made with {name}, which torch does not allow by default",
         hint=f"If you trust the file, call torch.serialization.add_safe_globals([{allowed}]) before"
         " loading, or use torch's DefaultLoadPlanner, which loads every object",
     )
@@ -116,7 +106,6 @@ def _class_refusal(module: str, kind: str, what: str) -> UnsafeObjectError:
     allow = f"torch.serialization.add_safe_globals([{name}])"
     package = module.split(".", maxsplit=1)[0]
     if module not in sys.modules:
-        # If the package is imported already, name the submodule.
         to_import = module if package in sys.modules else package
         return UnsafeObjectError(
             f"{needs} this program has not imported",
@@ -124,10 +113,10 @@ def _class_refusal(module: str, kind: str, what: str) -> UnsafeObjectError:
             f" itself, and you trust the file, call {allow} too",
         )
     if not hasattr(sys.modules[module], kind):
-        cure = f"Install a version of {package} that has it"
+        hint = f"Install a version of {package} that has it"
         if module == "__main__":
-            cure = "The script that saved the checkpoint defines it; define it in this script too"
-        return UnsafeObjectError(f"{needs} the imported module {module} does not have", hint=cure)
+            hint = "The script that saved the checkpoint defines it; define it in this script too"
+        return UnsafeObjectError(f"{needs} the imported module {module} does not have", hint=hint)
     return UnsafeObjectError(
         f"{needs} this program has imported, but not allowed torch to load",
         hint=f"If you trust the file, call {allow} before loading",
@@ -135,7 +124,7 @@ def _class_refusal(module: str, kind: str, what: str) -> UnsafeObjectError:
 
 
 def can_open(data: memoryview) -> bool:
-    """Whether torch takes the bytes for an archive of its own: so it begins to load them."""
+    """Whether torch recognises the bytes as an archive of its own."""
     try:
         torch._C.PyTorchFileReader(io.BytesIO(data))  # noqa: SLF001 - what torch.load itself opens
     except RuntimeError:
@@ -144,21 +133,18 @@ def can_open(data: memoryview) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """The reason from torch's message, without its advice to allow whatever is in the file."""
+    """The reason in torch's message, without its advice to allow what is in the file."""
     text = str(error)
     _, is_unpickler, detail = text.partition("WeightsUnpickler error:")
     lines = (detail if is_unpickler else text).strip().splitlines()
-    told = f": {lines[0].strip()[:_SHOWN_OF_REASON]}" if lines else ""
-    return printable(f"{type(error).__name__}{told}")
+    reason = f": {lines[0].strip()[:_SHOWN_OF_REASON]}" if lines else ""
+    return printable(f"{type(error).__name__}{reason}")
 
 
 def narrow_tensor(tensor: torch.Tensor, storage_offsets: Shape, lengths: Shape) -> torch.Tensor:
-    """Cut the needed slice: what ``narrow_tensor=`` replaces.
-
-    A dimension of which all is wanted is left alone, as torch's own reader does.
-    """
+    """Cut a slice out of a tensor: the default of ``narrow_tensor=``."""
     for dim, (offset, length) in enumerate(zip(storage_offsets, lengths, strict=True)):
-        if length < tensor.size(dim):
+        if length < tensor.size(dim):  # as torch's own reader: a view only where one is needed
             tensor = tensor.narrow(dim, offset, length)
     return tensor
 
@@ -166,7 +152,7 @@ def narrow_tensor(tensor: torch.Tensor, storage_offsets: Shape, lengths: Shape) 
 def narrow_with_hook(
     data: memoryview, hook: Callable[..., Any], storage_offsets: Shape, lengths: Shape
 ) -> dict[str, Any]:
-    """Load, cut with the user's hook, and give the bytes: the fields of a ``NarrowedTensor``."""
+    """Load a record and cut it with the user's hook; return the fields of a ``NarrowedTensor``."""
     try:
         loaded = load_tensor(data)
     except UnsafeObjectError as error:

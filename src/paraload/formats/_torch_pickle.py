@@ -1,19 +1,16 @@
 """``data.pkl`` of a ``torch.save`` archive that holds one tensor: what the tensor is. PURE.
 
-It is read by an unpickler that can build nothing but the marks below: a pickle that asks for more
-is odd, and left to torch.
+Its unpickler can build nothing but the marks below. A pickle that asks for more is left to torch.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from paraload._opcodes import require_bounded_memory
 from paraload.formats._base import DTYPE_BYTES
-
-__all__ = ["OddError", "tensor_in"]
 
 _STORAGE_DTYPES: Final = {
     "DoubleStorage": "float64",
@@ -32,15 +29,19 @@ _STORAGE_DTYPES: Final = {
 
 
 class OddError(Exception):
-    """Not what torch writes for a plain tensor; the text says in what. Never leaves the format."""
+    """Not what torch writes for a plain tensor; the text says why. Never leaves the format."""
 
 
-def tensor_in(pickled: bytes) -> dict[str, Any]:
-    """What the pickle of one plain tensor says of it, and the key of its payload.
+class PickledTensor(NamedTuple):
+    """A tensor, as fields of a ``TensorRecord``, and its payload."""
 
-    Raises:
-        OddError: it is something else.
-    """
+    fields: dict[str, Any]
+    key: str
+    nbytes: int
+
+
+def tensor_in(pickled: bytes) -> PickledTensor:
+    """Parse the pickle of one plain tensor; raise :class:`OddError` for anything else."""
     try:
         require_bounded_memory(pickled)
         mark = _HeaderUnpickler(io.BytesIO(pickled)).load()
@@ -50,23 +51,23 @@ def tensor_in(pickled: bytes) -> dict[str, Any]:
         raise OddError("data.pkl not understood") from error
     if not isinstance(mark, _Tensor):
         raise OddError("not a plain tensor")
-    return mark.fields
+    return mark.tensor
 
 
 class _Tensor:
-    """The mark that stands for a rebuilt tensor; it has no state that a pickle could set."""
+    """Stands for a rebuilt tensor. It refuses state that the pickle tries to set."""
 
-    __slots__ = ("fields",)
+    __slots__ = ("tensor",)
 
-    def __init__(self, fields: dict[str, Any]) -> None:
-        self.fields = fields
+    def __init__(self, tensor: PickledTensor) -> None:
+        self.tensor = tensor
 
     def __setstate__(self, state: object) -> None:
         raise OddError("tensor with state")
 
 
 class _Hooks:
-    """The mark for the (empty) ``OrderedDict`` of backward hooks."""
+    """Stands for the ``OrderedDict`` of backward hooks, which has to be empty."""
 
     __slots__ = ()
 
@@ -80,19 +81,10 @@ def _rebuild_v2(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any)
     return _rebuild(storage, offset, shape, strides, storage[0])
 
 
-def _rebuild_v3(
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    _grad: Any,
-    _hooks: Any,
-    dtype: Any,
-    *rest: Any,
-) -> _Tensor:
-    if rest:
+def _rebuild_v3(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _Tensor:
+    if len(rest) > 3:  # noqa: PLR2004 - requires_grad, hooks, dtype; a fourth as above
         raise OddError("tensor with math bits")
-    return _rebuild(storage, offset, shape, strides, dtype)
+    return _rebuild(storage, offset, shape, strides, rest[2])
 
 
 def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any) -> _Tensor:
@@ -105,17 +97,15 @@ def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any) ->
         raise OddError("impossible tensor sizes")
     if len(shape) != len(strides):
         raise OddError("impossible tensor sizes")
-    return _Tensor(
-        {
-            "dtype": dtype,
-            "itemsize": itemsize,
-            "shape": shape,
-            "strides": strides,
-            "storage_offset": offset,
-            "key": key,
-            "nbytes": numel if kind == "untyped" else numel * itemsize,
-        }
-    )
+    fields = {
+        "dtype": dtype,
+        "itemsize": itemsize,
+        "shape": shape,
+        "strides": strides,
+        "storage_offset": offset,
+    }
+    nbytes = numel if kind == "untyped" else numel * itemsize
+    return _Tensor(PickledTensor(fields, key, nbytes))
 
 
 def _rebuild_parameter(tensor: Any, _requires_grad: Any, _hooks: Any) -> Any:
@@ -123,20 +113,17 @@ def _rebuild_parameter(tensor: Any, _requires_grad: Any, _hooks: Any) -> Any:
 
 
 class _HeaderUnpickler(pickle.Unpickler):
-    """Builds marks only: every global is one of the names below or refused."""
-
     _GLOBALS: Final = {
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
         ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
         ("collections", "OrderedDict"): _Hooks,
+        ("torch.storage", "UntypedStorage"): "untyped",
     }
 
     def find_class(self, module: str, name: str) -> Any:
         if (mark := self._GLOBALS.get((module, name))) is not None:
             return mark
-        if (module, name) == ("torch.storage", "UntypedStorage"):
-            return "untyped"
         if module == "torch":
             return _STORAGE_DTYPES.get(name, name)  # the dtype of a storage class, or a dtype
         raise OddError(f"{module}.{name}")

@@ -13,9 +13,9 @@ numbers little-endian, no entry compressed)::
     PK 07 08 | crc32 | size | size                   the trailer: absent for an empty payload
     ...                                              version, serialization id, central directory
 
-``data.pkl`` names dtype, shape and strides but nothing of the values, so the bytes before the
-payload are equal for equal layouts. They are parsed once and found again by comparing all of them:
-a record whose header differs in a single bit is parsed, and checked, anew.
+``data.pkl`` depends on dtype, shape and strides but not on values, so the bytes before the payload
+are equal for equal layouts. They are parsed once and then found by comparing all of them: a header
+that differs in a single bit is parsed, and checked, anew.
 """
 
 from __future__ import annotations
@@ -24,15 +24,8 @@ import struct
 from typing import Final
 
 from paraload._checksum import crc32
-from paraload.formats._base import (
-    NATIVE_BYTEORDER,
-    NeedBytes,
-    TensorRecord,
-    Unsupported,
-)
+from paraload.formats._base import NATIVE_BYTEORDER, NeedBytes, TensorRecord, Unsupported
 from paraload.formats._torch_pickle import OddError, tensor_in
-
-__all__ = ["FIRST_HEAD_BYTES", "TorchZipFormat"]
 
 #: Most headers end at byte 704; 1 KiB finds them with one read.
 FIRST_HEAD_BYTES: Final = 1024
@@ -48,52 +41,40 @@ _DESCRIPTOR_64: Final = struct.Struct("<4sI2Q")
 _HAS_DESCRIPTOR: Final = 0x08
 
 
-class _Layouts:
-    """Layouts by all the bytes that lie before the payload."""
+class TorchZipFormat:
+    """:class:`~paraload.formats._base.ItemFormat` of plain tensors written by ``torch.save``."""
 
     def __init__(self) -> None:
         self._by_head: dict[bytes, TensorRecord] = {}
         self._starts: set[int] = set()
 
-    def find(self, head: bytes) -> TensorRecord | None:
-        for start in tuple(self._starts):
-            if (record := self._by_head.get(head[:start])) is not None:
-                return record
-        return None
-
-    def add(self, head: bytes, record: TensorRecord) -> None:
-        if len(self._by_head) >= _MAX_CACHED_LAYOUTS:
-            self._by_head.clear()
-            self._starts.clear()
-        self._by_head[head[: record.start]] = record
-        self._starts.add(record.start)
-
-
-class TorchZipFormat:
-    """:class:`~paraload.formats._base.ItemFormat` of plain tensors written by ``torch.save``."""
-
-    def __init__(self) -> None:
-        self._layouts = _Layouts()
-
     def locate(self, head: bytes, record_bytes: int) -> TensorRecord | NeedBytes | Unsupported:
-        """Find the payload; see :class:`~paraload.formats._base.ItemFormat`."""
-        record = self._layouts.find(head)
+        record = self._cached(head)
         if record is None:
             found = _parse(head, record_bytes)
             if not isinstance(found, TensorRecord):
                 return found
             record = found
-            self._layouts.add(head, record)
+            if len(self._by_head) >= _MAX_CACHED_LAYOUTS:
+                self._by_head.clear()
+                self._starts.clear()
+            self._by_head[head[: record.start]] = record
+            self._starts.add(record.start)
         if record.end > record_bytes:
             return Unsupported("payload outside its record")
         return record
 
+    def _cached(self, head: bytes) -> TensorRecord | None:
+        for start in tuple(self._starts):  # a copy: other threads may add to it
+            if (record := self._by_head.get(head[:start])) is not None:
+                return record
+        return None
+
     def read_trailer(self, trailer: bytes | memoryview, payload_bytes: int) -> int | None:
-        """The CRC-32 that the data descriptor holds; see :class:`ItemFormat`."""
         return _descriptor_crc(trailer, payload_bytes)
 
     def __reduce__(self) -> tuple[type[TorchZipFormat], tuple[()]]:
-        return TorchZipFormat, ()  # a cache does not travel
+        return TorchZipFormat, ()  # without the cache
 
 
 class _Short(Exception):  # noqa: N818 - a signal inside this module, never an error outside it
@@ -121,21 +102,17 @@ def _parse_head(head: bytes) -> TensorRecord:
     byteorder = b""
     while True:
         name, flags, crc, start = _local_header(head, at)
-        if name == f"{prefix}data/{tensor['key']}":
+        if name == f"{prefix}data/{tensor.key}":
             break
         content, at = _small_entry(head, start, flags)
         if name == f"{prefix}byteorder":
             byteorder = content
     if byteorder != NATIVE_BYTEORDER.encode():
-        raise OddError("byte order not told or not native")
-    end = start + tensor["nbytes"]
+        raise OddError("byte order unknown or not native")
+    end = start + tensor.nbytes
     has_trailer = bool(flags & _HAS_DESCRIPTOR)
     record = TensorRecord(
-        dtype=tensor["dtype"],
-        itemsize=tensor["itemsize"],
-        shape=tensor["shape"],
-        strides=tensor["strides"],
-        storage_offset=tensor["storage_offset"],
+        **tensor.fields,
         start=start,
         end=end,
         crc=None if has_trailer else crc,
@@ -147,7 +124,7 @@ def _parse_head(head: bytes) -> TensorRecord:
 
 
 def _local_header(head: bytes, at: int) -> tuple[str, int, int, int]:
-    """``(name, flags, crc, first byte of the content)`` of the entry at ``at``."""
+    """``(name, flags, crc, start of the content)`` of the entry at ``at``."""
     if at + _LOCAL.size > len(head):
         raise _Short
     fields = _LOCAL.unpack_from(head, at)
@@ -165,7 +142,10 @@ def _local_header(head: bytes, at: int) -> tuple[str, int, int, int]:
 
 
 def _small_entry(head: bytes, at: int, flags: int) -> tuple[bytes, int]:
-    """Content and end of an entry whose size only its data descriptor tells."""
+    """Content and end of an entry whose size is only in its data descriptor.
+
+    The header does not give the size, so look for a descriptor that matches the bytes before it.
+    """
     if not flags & _HAS_DESCRIPTOR:
         raise OddError("archive without data descriptors")
     found = at

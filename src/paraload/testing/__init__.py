@@ -1,17 +1,16 @@
-"""Contract suites for people who add a storage, a format or an executor, and things to test with.
+"""Contract suites for new storages, formats and executors, and helpers for tests.
 
-A suite is a class of test methods; pytest collects a subclass that says what is to be tested::
+A suite is a class of test methods. Subclass it and provide what it tests as fixtures::
 
     class TestMySource(SourceContract):
         @pytest.fixture
-        def files(self, tmp_path): ...  # writes FILES somewhere
+        def files(self, tmp_path): ...  # writes FILES to the storage
 
         @pytest.fixture
-        def source(self, files): ...  # the source that reads them
+        def source(self, files): ...  # a source that reads them
 
-:func:`resources` and :func:`leaked` tell what a piece of work has left behind.
-
-Only :func:`make_checkpoint` needs torch; sources, formats and executors are tested without it.
+:func:`resources` and :func:`leaked` find what a piece of work has leaked. Only
+:func:`make_checkpoint` needs torch.
 """
 
 from __future__ import annotations

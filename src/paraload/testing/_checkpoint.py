@@ -1,4 +1,4 @@
-"""Checkpoints of torch's own writer, to test with."""
+"""Checkpoints to test with."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
-
-__all__ = ["make_checkpoint"]
 
 
 def make_checkpoint(
@@ -18,8 +16,16 @@ def make_checkpoint(
     single_file_per_rank: bool = True,
     zstd: bool = False,
 ) -> dict[str, Any]:
-    """Save ``state_dict`` with torch's own writer, into ``files`` files; returns it."""
-    import torch.distributed.checkpoint as dcp  # noqa: PLC0415 - torch only for those who need it
+    """Save ``state_dict`` with torch's own writer and return it.
+
+    Args:
+        folder: the checkpoint to write.
+        state_dict: what to save.
+        files: number of files.
+        single_file_per_rank: ``False`` writes a file for each tensor.
+        zstd: compress with torch's ``ZStandard`` extension.
+    """
+    import torch.distributed.checkpoint as dcp  # noqa: PLC0415 - the other helpers need no torch
     from torch.distributed.checkpoint._extension import ZStandard  # noqa: PLC0415 - likewise
 
     writer = dcp.FileSystemWriter(

@@ -1,4 +1,4 @@
-"""A source that goes wrong when it is told to."""
+"""A source with faults."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ if TYPE_CHECKING:
 
     from paraload.sources._base import ByteSource, Receipt
 
-__all__ = ["FaultySource"]
-
 
 class FaultySource(WrappedSource):
-    """Another source with faults: the ``fail_at``-th read of a process raises, or gives damage.
+    """A source whose ``fail_at``-th read in a process raises, or returns damaged bytes.
 
     Args:
-        inner: reads the bytes.
-        fail_at: number of the read that goes wrong, from 1 on; 0 for none.
-        times: how many reads go wrong from there on.
-        error: what it raises; ``None`` damages its first buffer instead.
-        cut: the damage is a last byte that never arrives, rather than a flipped bit.
-        delay_s: how long each read takes longer.
+        inner: the source that reads the bytes.
+        fail_at: number of the first read that fails, from 1; 0 for none.
+        times: number of consecutive reads that fail.
+        error: the exception to raise; ``None`` flips a bit of the first buffer instead.
+        cut: instead of flipping a bit, leave the last byte of the first buffer unread.
+        delay_s: seconds that each read takes longer.
     """
 
     def __init__(
@@ -46,23 +44,17 @@ class FaultySource(WrappedSource):
         self.error = error
         self.cut = cut
         self.delay_s = delay_s
-        self._numbers = count(1)  # its next() is one step, whatever threads there are
+        self._numbers = count(1)  # next() is atomic, so threads need no lock
 
     def __reduce__(self) -> tuple[Any, ...]:
-        again = partial(
-            FaultySource,
-            fail_at=self.fail_at,
-            times=self.times,
-            error=self.error,
-            cut=self.cut,
-            delay_s=self.delay_s,
-        )
-        return again, (self.inner,)
+        names = ("fail_at", "times", "error", "cut", "delay_s")
+        return partial(FaultySource, **{name: getattr(self, name) for name in names}), (self.inner,)
 
     def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
-        """Read, unless it is this one's turn to fail."""
+        """Read, or fail."""
         time.sleep(self.delay_s)
-        if not self._is_turn():
+        number = next(self._numbers)
+        if not (self.fail_at > 0 and 0 <= number - self.fail_at < self.times):
             return self.inner.read_into(path, start, buffers)
         if self.error is not None:
             raise copy.copy(self.error)
@@ -71,7 +63,3 @@ class FaultySource(WrappedSource):
         receipt = self.inner.read_into(path, start, buffers)
         buffers[0][at] = before if self.cut else buffers[0][at] ^ 1
         return receipt
-
-    def _is_turn(self) -> bool:
-        number = next(self._numbers)
-        return self.fail_at > 0 and 0 <= number - self.fail_at < self.times

@@ -1,4 +1,4 @@
-"""What a piece of work holds, and what it has left behind."""
+"""Finds descriptors, threads, processes and shared memory that a piece of work has leaked."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["leaked", "resources"]
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only listed
 
 
 def resources() -> Counter[str]:
-    """What this process holds apart from ordinary memory, every thing as a line of text.
+    """What this process holds, each thing as a line of text.
 
-    Open descriptors, threads, processes below this one, and the machine's shared memory, as far as
-    no other program has it.
+    It counts open descriptors, threads, child processes, and segments of shared memory that are not
+    mapped by other programs.
     """
     held: Counter[str] = Counter()
     for fd in Path("/proc/self/fd").iterdir():
@@ -32,7 +32,7 @@ def resources() -> Counter[str]:
     held.update(f"thread {thread.name}" for thread in threading.enumerate())
     family = {child.pid for child in psutil.Process().children(recursive=True)}
     held.update(f"process {pid}" for pid in family)
-    # None where there is no such folder; a folder in it is somebody's scratch space.
+    # Only files: a folder there is the scratch space of another program.
     segments = {str(path) for path in _SHARED_MEMORY.glob("*") if path.is_file()}
     if segments:
         family.add(os.getpid())
@@ -41,27 +41,23 @@ def resources() -> Counter[str]:
     return held
 
 
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only listed
-
-
 def _mapped_by(pids: Iterable[int]) -> set[str]:
-    """The segments of shared memory that these processes have mapped."""
     found: set[str] = set()
     for pid in pids:
         try:
             maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
         except OSError:
-            continue  # it has ended, or is somebody else's
+            continue  # it has ended, or belongs to another user
         lines = (line for line in maps.splitlines() if f"{_SHARED_MEMORY}/" in line)
         found.update(line.split(maxsplit=5)[-1] for line in lines)
     return found
 
 
 def leaked(before: Counter[str], *, grace_s: float = 10.0) -> list[str]:
-    """What is there since ``before = resources()``, and does not go away in ``grace_s`` seconds.
+    """What was acquired since ``before = resources()`` and is not released within ``grace_s`` seconds.
 
-    Other programs use the machine's shared memory too: one that ends while it is looked at has some
-    that nobody seems to have. So what is left is what every look has found.
+    Only what every look finds counts: while another program ends, its shared memory is not mapped
+    by any process and looks like ours.
     """
     deadline = time.monotonic() + grace_s
     left = resources() - before

@@ -1,0 +1,70 @@
+"""The hooks that change how an item is read, and what they are told of the item.
+
+Each is an option of :class:`~paraload.ReadOptions`. A hook runs on a reader thread, or in a worker
+process, where it must pickle: use a function at the top level of a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import IO, Any, NamedTuple
+
+__all__ = ["ItemIndex", "NarrowTensor", "ReadItemInfo", "SliceFile", "StorageItem", "Transform"]
+
+
+class ItemIndex(NamedTuple):
+    """Name and place of a tensor chunk: torch's ``MetadataIndex`` without torch.
+
+    Attributes:
+        fqn: fully qualified name of the tensor or object.
+        offset: of the chunk within the tensor, in elements; ``None`` for objects.
+        index: position of the chunk in the metadata, if it is known.
+    """
+
+    fqn: str
+    offset: tuple[int, ...] | None = None
+    index: int | None = None  # type: ignore[assignment]  # hides tuple.index, as MetadataIndex does
+
+
+class ReadItemInfo(NamedTuple):
+    """What to read and where it goes: torch's ``ReadItem`` without torch.
+
+    Attributes:
+        type: ``"TENSOR"`` or ``"BYTE_IO"``.
+        dest_index: the target.
+        dest_offsets: where the slice goes in the target, in elements.
+        storage_index: the stored chunk.
+        storage_offsets: where the slice starts in the stored chunk, in elements.
+        lengths: shape of the slice.
+    """
+
+    type: str
+    dest_index: ItemIndex
+    dest_offsets: tuple[int, ...]
+    storage_index: ItemIndex
+    storage_offsets: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+class StorageItem(NamedTuple):
+    """Where an item is stored: bytes ``[offset, offset + length)`` of ``relative_path``.
+
+    ``transform_descriptors`` names the transforms of its bytes, such as ``"stream.zstd/1"``.
+    """
+
+    relative_path: str
+    offset: int
+    length: int
+    transform_descriptors: tuple[str, ...] = ()
+
+
+#: ``slice_file(stream, item_metadata)`` returns a stream of the item's bytes. ``stream`` is a
+#: stream of the whole file.
+SliceFile = Callable[[IO[bytes], StorageItem], IO[bytes]]
+
+#: ``narrow_tensor(tensor, storage_offsets, lengths)`` returns the slice of a stored tensor.
+NarrowTensor = Callable[[Any, tuple[int, ...], tuple[int, ...]], Any]
+
+#: ``transform(read_item, transform_descriptors, stream)`` returns a stream of decoded bytes. The
+#: descriptors are those that paraload does not decode itself.
+Transform = Callable[[ReadItemInfo, tuple[str, ...], IO[bytes]], IO[bytes]]
