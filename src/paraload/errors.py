@@ -1,14 +1,16 @@
-"""The errors of paraload, each of them picklable with everything it says.
+"""The errors of paraload. All of them pickle with everything that they say.
 
-A load that fails raises one :class:`CheckpointReadError`. Its ``failures`` hold an
-:class:`ItemReadError` for every item that could not be read; its text has a line for each cause in
-each file. A wrong call is an :class:`InvalidOptionError`, unrelated to the checkpoint. Errors
-cross process and rank borders by pickle, so none of them keeps a lock, a tensor or a live
-traceback: the traceback of the worker travels as text.
+A load that fails raises one :class:`CheckpointReadError`. Its ``failures`` has an
+:class:`ItemReadError` for each item that could not be read; its text has a line for each cause in
+each file. A wrong call is an :class:`InvalidOptionError`, which is not a ``CheckpointReadError``.
+
+Errors travel between processes and ranks, so they hold no lock, tensor or live traceback; the
+traceback of a worker travels as text.
 """
 
 from __future__ import annotations
 
+import copyreg
 from typing import TYPE_CHECKING, Any, Final
 
 from paraload._causes import lines_of
@@ -46,16 +48,16 @@ __all__ = [
     "WorkerDiedError",
 ]
 
-#: What to do about bytes that are not those that were written.
+#: The hint of errors about damaged bytes.
 DAMAGED_HINT: Final = "The file changed after it was written; restore it or load another checkpoint"
 
 
 class CheckpointReadError(Exception):
-    """A checkpoint could not be read completely.
+    """A checkpoint could not be read, or not completely.
 
     Args:
-        message: what happened, as one text for a person.
-        failures: one error for each item that failed; empty when the load failed as a whole.
+        message: what happened, for people.
+        failures: an error for each item that failed; empty if the load failed as a whole.
     """
 
     def __init__(self, message: str, failures: tuple[ItemReadError, ...] = ()) -> None:
@@ -63,41 +65,29 @@ class CheckpointReadError(Exception):
         self.failures = failures
 
     def __str__(self) -> str:
-        """The message, with escapes for control characters in names."""
-        return printable_lines(super().__str__())
+        return printable_lines(super().__str__())  # names in it may have control characters
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # BaseException would call cls(*args) alone; a frozen rebuild keeps every attribute and the
-        # notes without asking subclasses to repeat their constructor's signature here.
-        state = self.__dict__.copy()
+        # BaseException would call cls(*args), but the constructors here take other arguments.
+        state = {**vars(self), "args": self.args}
         if isinstance(self, OSError):
-            state["errno"] = self.errno  # which is in no __dict__
-        return _rebuild, (type(self), self.args, state)
-
-
-def _rebuild(
-    cls: type[CheckpointReadError], args: tuple[Any, ...], state: dict[str, Any]
-) -> CheckpointReadError:
-    error = cls.__new__(cls, *args)
-    error.args = args
-    for name, value in state.items():
-        setattr(error, name, value)
-    return error
+            state["errno"] = self.errno
+        return copyreg.__newobj__, (type(self),), state  # type: ignore[attr-defined]  # typeshed
 
 
 class ItemReadError(CheckpointReadError):
-    """One item of the plan could not be read.
+    """One item of the plan could not be read. All arguments are attributes, too.
 
     Args:
         problem: what is wrong, in a few words.
-        fqn: fully qualified name of the tensor or object; ``None`` where it is not known yet.
+        fqn: fully qualified name of the tensor or object; ``None`` if it is not known.
         path: the file, relative to the checkpoint.
-        start: first byte of the range in question, in the file.
-        end: one past the last byte.
-        expected: what should have been there.
-        got: what was there.
+        start: first byte of the range in the file.
+        end: one past its last byte.
+        expected: what should be there.
+        got: what is there.
         hint: the next step for the user.
-        traceback_text: the traceback of the worker that met the problem.
+        traceback_text: the traceback of the worker, if there is one.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a load, each made elsewhere
@@ -114,18 +104,12 @@ class ItemReadError(CheckpointReadError):
         traceback_text: str = "",
     ) -> None:
         super().__init__(problem)
-        self.problem = problem
-        self.fqn = fqn
-        self.path = path
-        self.start = start
-        self.end = end
-        self.expected = expected
-        self.got = got
-        self.hint = hint
+        self.problem, self.fqn = problem, fqn
+        self.path, self.start, self.end = path, start, end
+        self.expected, self.got, self.hint = expected, got, hint
         self.traceback_text = traceback_text
 
     def __str__(self) -> str:
-        """Everything that is known, on one line."""
         where = f"{self.fqn!r}: " if self.fqn is not None else ""
         text = f"{where}{self.problem}"
         if self.path is not None:
@@ -140,7 +124,7 @@ class ItemReadError(CheckpointReadError):
         return printable(with_hint(text, self.hint))
 
     def locate(self, *, path: str, start: int, end: int, fqn: str | None = None) -> None:
-        """Fill in the place of the error where the code that raised it did not know it."""
+        """Set the name, file and range that the error does not have yet."""
         self.fqn = fqn if self.fqn is None else self.fqn
         self.path = path if self.path is None else self.path
         if self.start is None or self.end is None:
@@ -148,11 +132,11 @@ class ItemReadError(CheckpointReadError):
 
 
 class MissingFileError(ItemReadError, FileNotFoundError):
-    """A file that the metadata names is not there."""
+    """A file that the metadata names does not exist."""
 
 
 class AliasedTargetError(ItemReadError, ValueError):
-    """Two targets share memory and were saved with different values."""
+    """Two targets share memory and were saved with different values (with ``strict=True``)."""
 
 
 class MissingEntryError(ItemReadError, KeyError):
@@ -168,7 +152,7 @@ class KindMismatchError(ItemReadError, TypeError):
 
 
 class CoverageError(ItemReadError, ValueError):
-    """The chunks of a tensor leave some of its elements out, or have some of them twice."""
+    """The stored chunks of a tensor leave elements out, or overlap."""
 
 
 class ShortFileError(ItemReadError, EOFError):
@@ -176,23 +160,23 @@ class ShortFileError(ItemReadError, EOFError):
 
 
 class StorageReadError(ItemReadError, OSError):
-    """The system could not read a file, however often it was asked; ``errno`` says why."""
+    """The system could not read a file, even after ``retries``; ``errno`` has the reason."""
 
 
 class UnsafePathError(ItemReadError, ValueError):
-    """The metadata names a file that is not inside of the checkpoint's folder."""
+    """The metadata names a file outside of the checkpoint's folder; see ``allow_outside_paths``."""
 
 
 class ChecksumMismatchError(ItemReadError):
-    """The bytes of a record do not have the CRC-32 that was written with them."""
+    """The CRC-32 of a record differs from the one that was written with it."""
 
 
 class FormatError(ItemReadError, ValueError):
-    """The bytes are not what the format prescribes."""
+    """The bytes of a record violate their format."""
 
 
 class ShapeMismatchError(ItemReadError, ValueError):
-    """The stored tensor, the planned slice and the target do not fit each other."""
+    """The shapes of the stored tensor, the planned slice and the target do not match."""
 
 
 class TargetMemoryError(ItemReadError, ValueError):
@@ -200,11 +184,11 @@ class TargetMemoryError(ItemReadError, ValueError):
 
 
 class DtypeMismatchError(ItemReadError, TypeError):
-    """The stored tensor would have to be converted to a dtype that cannot hold it, or must not."""
+    """A stored tensor would lose its imaginary part, or be converted with ``strict=True``."""
 
 
 class UnsafeObjectError(ItemReadError):
-    """An object in the checkpoint needs code that is not allowed; none of it was run."""
+    """A tensor or object needs code that is not allowed. None of it was run."""
 
 
 class TransformError(ItemReadError):
@@ -212,11 +196,11 @@ class TransformError(ItemReadError):
 
 
 class MetadataError(CheckpointReadError):
-    """The ``.metadata`` of a checkpoint cannot be read, or is none.
+    """The ``.metadata`` of a checkpoint cannot be read, or is not metadata.
 
     Args:
-        problem: what is wrong with it, and what to do.
-        path: the file.
+        problem: what is wrong, and what to do.
+        path: the file; also an attribute.
     """
 
     def __init__(self, problem: str, path: str) -> None:
@@ -225,16 +209,16 @@ class MetadataError(CheckpointReadError):
 
 
 class MissingMetadataError(MetadataError, FileNotFoundError):
-    """There is no ``.metadata``."""
+    """The checkpoint has no ``.metadata``."""
 
 
 class UnsafeMetadataError(MetadataError):
-    """The ``.metadata`` asks for code that metadata has no need of; none of it was run.
+    """The ``.metadata`` names a class or function that is not allowed. None of its code was run.
 
     Args:
-        problem: what it asks for, and how to allow it.
+        problem: what it names, and how to allow it with ``allow_globals``.
         path: the file.
-        global_name: the class or function that it names, with its module.
+        global_name: the class or function with its module; also an attribute.
     """
 
     def __init__(self, problem: str, path: str, global_name: str) -> None:
@@ -243,11 +227,11 @@ class UnsafeMetadataError(MetadataError):
 
 
 class ChangedFileError(CheckpointReadError):
-    """Files of the checkpoint are not what they were when the load began.
+    """Files of the checkpoint changed during the load.
 
     Args:
-        message: which, and what changed.
-        paths: the files.
+        message: which files, and what changed.
+        paths: the files; also an attribute.
     """
 
     def __init__(self, message: str, paths: tuple[str, ...] = ()) -> None:
@@ -256,11 +240,11 @@ class ChangedFileError(CheckpointReadError):
 
 
 class StalledReadError(CheckpointReadError, TimeoutError):
-    """A read has not come back for ``stall_timeout_s``."""
+    """A read did not return within ``stall_timeout_s``."""
 
 
 class WorkerDiedError(CheckpointReadError):
-    """A worker process ended without an answer."""
+    """A worker process ended without returning a result."""
 
 
 class InvalidOptionError(ValueError):
@@ -268,15 +252,15 @@ class InvalidOptionError(ValueError):
 
 
 class HookNotPicklableError(InvalidOptionError, TypeError):
-    """A hook cannot be sent to worker processes."""
+    """A hook cannot be sent to worker processes because it does not pickle."""
 
 
-#: Distinct worker tracebacks shown under the final error; each failure carries its own.
+#: Most distinct worker tracebacks under the final error; each failure has its own.
 _NOTED_TRACEBACKS: Final = 3
 
 
 def summarize(failures: list[ItemReadError], *, items: int, path: str) -> CheckpointReadError:
-    """The one error that ends a load: every cause, its items, and unexpected tracebacks."""
+    """The error that ends a load: every cause, its items, and unexpected tracebacks."""
     return _error_of(
         f"{len(failures)} of {counted(items, 'item')} of the checkpoint {path!r} could not be read;"
         " the targets are partly filled and must not be used:",
@@ -287,7 +271,7 @@ def summarize(failures: list[ItemReadError], *, items: int, path: str) -> Checkp
 def refuse_to_begin(
     failures: Sequence[ItemReadError], *, items: int, path: str
 ) -> CheckpointReadError:
-    """The one error of a load in which nothing was read, since it could not have ended well."""
+    """The error of a load that is refused before the first read, because it could not succeed."""
     return _error_of(
         f"the checkpoint {path!r} cannot fill {len(failures)} of {counted(items, 'item')}; nothing"
         " was read, and the targets are as they were:",
@@ -308,9 +292,7 @@ def _error_of(head: str, failures: Sequence[ItemReadError]) -> CheckpointReadErr
 
 
 def _is_unexpected(failure: ItemReadError) -> bool:
-    """Whether it wraps another exception: only then does its traceback say more than its text.
-
-    A failure of the user's own transform has no hint; a failure of ours has one.
-    """
+    """Whether it wraps another exception: only then does its traceback say more than its text."""
     kind = type(failure)
+    # Errors of the user's own transforms have no hint; ours have one.
     return kind is ItemReadError or (kind is TransformError and failure.hint is None)

@@ -36,9 +36,11 @@ DEFAULT_STALL_TIMEOUT_S: Final = 300.0
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE: Final = re.compile(r"\s*(\d+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
+_FLAGS: Final = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
 _GLOBAL: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-_TRUE: Final = frozenset({"1", "true", "yes", "on"})
-_FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,56 +208,44 @@ def parse_bytes(text: str) -> int:
     return int(match[1]) * _UNITS[match[2].lower()]
 
 
-def _parse_flag(text: str) -> bool:
-    if text.lower() in _TRUE | _FALSE:
-        return text.lower() in _TRUE
-    raise InvalidOptionError(f"expected 1 or 0, got {text!r}")
+def _flag_in(text: str) -> bool:
+    return _FLAGS[text.lower()]
 
 
-def _parse_names(text: str) -> tuple[str, ...]:
+def _names_in(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _parse_count(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidOptionError(f"expected a whole number, got {text!r}") from None
+def _seconds_in(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
 
 
-def _parse_seconds(text: str) -> float | None:
-    if text.lower() == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidOptionError(f"expected a number of seconds, or none, got {text!r}") from None
-
-
-#: Environment variable -> the field that it sets, and the parser of its text.
-_ENVIRONMENT: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
-    "PARALOAD_MAX_WORKERS": ("max_workers", _parse_count),
-    "PARALOAD_EXECUTOR": ("executor", str),
-    "PARALOAD_MEMORY_BUDGET": ("memory_budget_bytes", parse_bytes),
-    "PARALOAD_RETRIES": ("retries", _parse_count),
-    "PARALOAD_STALL_TIMEOUT_S": ("stall_timeout_s", _parse_seconds),
-    "PARALOAD_PROGRESS": ("progress", _parse_flag),
-    "PARALOAD_DIRECT_IO": ("direct_io", _parse_flag),
-    "PARALOAD_ALLOW_GLOBALS": ("allow_globals", _parse_names),
+#: Environment variable -> the field that it sets, the parser of its text, and what that expects.
+_ENVIRONMENT: Final[dict[str, tuple[str, Callable[[str], Any], str]]] = {
+    "PARALOAD_MAX_WORKERS": ("max_workers", int, "a whole number"),
+    "PARALOAD_EXECUTOR": ("executor", str, ""),
+    "PARALOAD_MEMORY_BUDGET": ("memory_budget_bytes", parse_bytes, ""),
+    "PARALOAD_RETRIES": ("retries", int, "a whole number"),
+    "PARALOAD_STALL_TIMEOUT_S": ("stall_timeout_s", _seconds_in, "a number of seconds, or none"),
+    "PARALOAD_PROGRESS": ("progress", _flag_in, "1 or 0"),
+    "PARALOAD_DIRECT_IO": ("direct_io", _flag_in, "1 or 0"),
+    "PARALOAD_ALLOW_GLOBALS": ("allow_globals", _names_in, ""),
 }
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for variable, (field, parse) in _ENVIRONMENT.items():
+    for variable, (field, parse, expected) in _ENVIRONMENT.items():
         if not (text := environ.get(variable, "").strip()):
             continue
         try:
             values[field] = parse(text)
             ReadOptions(**{field: values[field]})
-        except InvalidOptionError as error:
-            message = f"environment variable {variable}={text!r}: {error}"
-            raise InvalidOptionError(message) from None
+        except (ValueError, KeyError) as error:
+            problem = error if isinstance(error, InvalidOptionError) else f"expected {expected}"
+            raise InvalidOptionError(
+                f"environment variable {variable}={text!r}: {problem}"
+            ) from None
     return values
 
 

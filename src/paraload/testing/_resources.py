@@ -54,7 +54,7 @@ def _mapped_by(pids: Iterable[int]) -> set[str]:
 
 
 def leaked(before: Counter[str], *, grace_s: float = 10.0) -> list[str]:
-    """What was acquired since ``before = resources()`` and is not released within ``grace_s`` seconds.
+    """What was acquired since ``before = resources()`` and not released within ``grace_s`` seconds.
 
     Only what every look finds counts: while another program ends, its shared memory is not mapped
     by any process and looks like ours.
