@@ -67,10 +67,6 @@ def _lines(group: Sequence[Failure]) -> list[str]:
     is_few = group[0].path is None and len(group) == len(names) <= _SPELLED_OUT
     if len(group) == 1 or is_few:
         return [f"{type(failure).__name__}: {failure}" for failure in group]
-    return [_line(group)]
-
-
-def _line(group: Sequence[Failure]) -> str:
     first = group[0]
     text = f"{type(first).__name__}: {first.problem} ({_where(group)}{_names(group)})"
     has_common = False
@@ -82,7 +78,7 @@ def _line(group: Sequence[Failure]) -> str:
     if not has_common and None not in (first.expected, first.got):
         text += f"; for {first.fqn!r}, expected {first.expected}, got {first.got}"
     hints = {failure.hint for failure in group}
-    return printable(with_hint(text, hints.pop() if len(hints) == 1 else None))
+    return [printable(with_hint(text, hints.pop() if len(hints) == 1 else None))]
 
 
 def _where(group: Sequence[Failure]) -> str:
@@ -91,9 +87,8 @@ def _where(group: Sequence[Failure]) -> str:
         return ""
     starts = [failure.start for failure in group if failure.start is not None]
     ends = [failure.end for failure in group if failure.end is not None]
-    if not starts or not ends or isinstance(first, FileNotFoundError):
-        return f"file {first.path!r}, "
-    return f"file {first.path!r}, bytes [{min(starts)}, {max(ends)}), "
+    has_range = starts and ends and not isinstance(first, FileNotFoundError)
+    return f"file {first.path!r}, " + (f"bytes [{min(starts)}, {max(ends)}), " if has_range else "")
 
 
 def _names(group: Sequence[Failure]) -> str:

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zlib_ng.zlib_ng import crc32, crc32_combine
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-try:
-    from zlib_ng.zlib_ng import crc32, crc32_combine
-except ImportError as error:  # pragma: no cover - a broken installation
-    raise ImportError("paraload needs zlib-ng: pip install zlib-ng") from error
 
 __all__ = ["combined", "crc32"]
 

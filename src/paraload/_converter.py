@@ -23,21 +23,17 @@ def refused_conversion(
     stored: torch.dtype, target: torch.dtype, *, strict: bool
 ) -> DtypeMismatchError | None:
     """The error for a target of another dtype; ``None`` if torch may convert."""
+    expected = dtype_name(stored)
     if stored.is_complex and not target.is_complex:
-        return DtypeMismatchError(
-            "the stored tensor is complex and its target is not",
-            expected=f"a complex target for {dtype_name(stored)}",
-            got=dtype_name(target),
-            hint="Load it into a complex tensor and take its real or imaginary part",
-        )
-    if strict:
-        return DtypeMismatchError(
-            "the dtypes of the target and the stored tensor differ",
-            expected=dtype_name(stored),
-            got=dtype_name(target),
-            hint="Create the target with the stored dtype; without strict=True it is converted",
-        )
-    return None
+        problem = "the stored tensor is complex and its target is not"
+        expected = f"a complex target for {expected}"
+        hint = "Load it into a complex tensor and take its real or imaginary part"
+    elif strict:
+        problem = "the dtypes of the target and the stored tensor differ"
+        hint = "Create the target with the stored dtype; without strict=True it is converted"
+    else:
+        return None
+    return DtypeMismatchError(problem, expected=expected, got=dtype_name(target), hint=hint)
 
 
 class Converter:
@@ -53,7 +49,10 @@ class Converter:
         if (fault := memory_fault(target)) is not None:
             raise target_without_memory(target, fault)
         if source.dtype != target.dtype:
-            self._convert(source.dtype, target.dtype, item)
+            refused = refused_conversion(source.dtype, target.dtype, strict=self._strict)
+            if refused is not None:
+                raise refused
+            self._items[f"{dtype_name(source.dtype)} to {dtype_name(target.dtype)}"].add(item)
         try:
             # Detached because copy_ refuses inference tensors and views of them as targets.
             target.detach().copy_(source)
@@ -68,8 +67,3 @@ class Converter:
     def counts(self) -> dict[str, int]:
         """The number of items of each conversion."""
         return {conversion: len(items) for conversion, items in sorted(self._items.items())}
-
-    def _convert(self, stored: torch.dtype, wanted: torch.dtype, item: int) -> None:
-        if (refused := refused_conversion(stored, wanted, strict=self._strict)) is not None:
-            raise refused
-        self._items[f"{dtype_name(stored)} to {dtype_name(wanted)}"].add(item)

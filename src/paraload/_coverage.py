@@ -45,10 +45,10 @@ def coverage_fault(shape: Shape, blocks: Iterable[Box]) -> str | None:
     if 0 in shape or _is_grid(shape, filled):
         return None
     if (pair := meeting_pair(filled)) is not None:
-        return f"two chunks have the elements {_from_to(*_common(*pair))}"
+        return f"two chunks have the elements {_from_to(_common(*pair))}"
     is_full = sum(prod(lengths) for _, lengths in filled) == prod(shape)
     hole = None if is_full else _first_hole(shape, filled)
-    return None if hole is None else f"no chunk has the elements {_from_to(*hole)}"
+    return None if hole is None else f"no chunk has the elements {_from_to(hole)}"
 
 
 def meeting_pair(blocks: Sequence[Box]) -> tuple[Box, Box] | None:
@@ -110,5 +110,5 @@ def _common(one: Box, other: Box) -> Box:
     return starts, tuple(end - start for start, end in zip(starts, ends, strict=True))
 
 
-def _from_to(offsets: Shape, lengths: Shape) -> str:
-    return f"from {tuple(offsets)} to {tuple(o + n for o, n in zip(offsets, lengths, strict=True))}"
+def _from_to(box: Box) -> str:
+    return f"from {tuple(box[0])} to {tuple(o + n for o, n in zip(*box, strict=True))}"

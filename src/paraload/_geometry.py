@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 Shape = tuple[int, ...]
 
@@ -101,42 +101,35 @@ def slice_runs(
     if 0 in lengths:
         return ()
     order = source_order(lengths, src_strides)
-    dims = _merged(
-        [
-            (lengths[d], src_strides[d] * itemsize, dst_strides[d] * itemsize)
-            for d in order
-            if lengths[d] != 1
-        ]
-    )
+    steps = ((lengths[d], src_strides[d] * itemsize, dst_strides[d] * itemsize) for d in order)
+    dims = _merged(steps)
     nbytes = itemsize
     if dims and dims[-1][1] == itemsize and dims[-1][2] == itemsize:
         nbytes *= dims.pop()[0]
     count, src_step, dst_step = dims.pop() if dims else (1, 0, 0)
     return tuple(
-        Run(src + src_at, dst + dst_at, nbytes, count, src_step, dst_step)
-        for src_at, dst_at in _corners(dims)
+        Run(
+            src + sum(k * dim[1] for k, dim in zip(at, dims, strict=True)),
+            dst + sum(k * dim[2] for k, dim in zip(at, dims, strict=True)),
+            nbytes,
+            count,
+            src_step,
+            dst_step,
+        )
+        for at in itertools.product(*(range(size) for size, _, _ in dims))
     )
 
 
-def _merged(dims: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def _merged(dims: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """Join neighbouring dimensions that are contiguous on both sides."""
     merged: list[tuple[int, int, int]] = []
     for size, src_step, dst_step in dims:
-        if merged:
-            outer, outer_src, outer_dst = merged[-1]
-            if outer_src == size * src_step and outer_dst == size * dst_step:
-                merged[-1] = (outer * size, src_step, dst_step)
-                continue
+        if size == 1:
+            continue
+        if merged and merged[-1][1:] == (size * src_step, size * dst_step):
+            size *= merged.pop()[0]  # noqa: PLW2901
         merged.append((size, src_step, dst_step))
     return merged
-
-
-def _corners(dims: list[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
-    for index in itertools.product(*(range(size) for size, _, _ in dims)):
-        yield (
-            sum(i * step for i, (_, step, _) in zip(index, dims, strict=True)),
-            sum(i * step for i, (_, _, step) in zip(index, dims, strict=True)),
-        )
 
 
 def block_bytes(lengths: Sequence[int], itemsize: int) -> int:

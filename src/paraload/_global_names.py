@@ -1,4 +1,4 @@
-"""Decides whether an error tells how to allow a class or function that a file names.
+"""Decides whether an error says how to allow a class or function that a file names.
 
 People follow such instructions without much thought. So errors give them only for what an honest
 writer may need, such as a class of the writer's own package. A file that names ``posix.system`` or

@@ -75,8 +75,8 @@ def load(
         What was read, and how.
 
     Raises:
-        CheckpointReadError: something could not be read. The error names every item that failed;
-            the targets must not be used.
+        CheckpointReadError: something could not be read. The error names every item that failed.
+            The targets must not be used unless it says that nothing was read.
         InvalidOptionError: an option has an invalid value.
         torch.distributed.checkpoint.api.CheckpointException: under a process group; it holds the
             errors of all ranks, such as the two above.
@@ -133,7 +133,7 @@ def _load_values(
                 values, reader, process_group=process_group, no_dist=is_alone, planner=planner
             )
     except CheckpointException as error:
-        return _told(error, is_alone=is_alone)
+        return _unwrapped(error, is_alone=is_alone)
     return None
 
 
@@ -156,15 +156,13 @@ class _LoadReader(ParallelFileSystemReader):
         traceback, and a rank that then fails leaves the others waiting forever.
         """
         try:
-            return super().read_metadata(*args, **kwargs)
-        except MetadataError as error:
-            if not self._has_own_metadata(error):
-                raise _UnreadableError(error) from None
-        except Exception as error:  # noqa: BLE001 - raised again after torch
-            raise _UnreadableError(error) from None
-        try:
+            try:
+                return super().read_metadata(*args, **kwargs)
+            except MetadataError as error:
+                if not self._has_own_metadata(error):
+                    raise
             return super().read_metadata(rank=self._own_rank)
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - raised again after torch
             raise _UnreadableError(error) from None
 
     def _has_own_metadata(self, error: MetadataError) -> bool:
@@ -185,17 +183,17 @@ class _UnreadableError(BaseException):
     """Carries an error past torch, which replaces every ``Exception`` by an AssertionError."""
 
 
-def _told(error: CheckpointException, *, is_alone: bool) -> BaseException:
+def _unwrapped(error: CheckpointException, *, is_alone: bool) -> BaseException:
     """The error to raise: torch's, with the original errors, or for a single process its own.
 
     Typed errors lose their traceback: their text is complete, and under a process group every rank
     prints the tracebacks of all ranks.
     """
     for rank, (raised, trace) in error.failures.items():
-        told = raised.args[0] if isinstance(raised, _UnreadableError) else carried(raised)
-        if isinstance(told, CheckpointReadError | InvalidOptionError):
-            error.failures[rank] = told.with_traceback(None), StackSummary()
+        original = raised.args[0] if isinstance(raised, _UnreadableError) else carried(raised)
+        if isinstance(original, CheckpointReadError | InvalidOptionError):
+            error.failures[rank] = original.with_traceback(None), StackSummary()
         else:
-            error.failures[rank] = told, trace
+            error.failures[rank] = original, trace
     # torch wraps every error, Ctrl-C included, even if there is only one rank.
     return error.failures[0][0] if is_alone else error.with_traceback(None)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import contextmanager
 from difflib import get_close_matches
-from itertools import takewhile
 from operator import itemgetter
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -101,18 +101,15 @@ def _refused_meta(state_dict: Any, path: str) -> CheckpointReadError | None:
     failures = [
         target_without_memory(target, fault, fqn=fqn)
         for fqn, target in targets.items()
-        if isinstance(target, torch.Tensor)
-        and target.is_meta
-        and (fault := memory_fault(target)) is not None
+        if isinstance(target, torch.Tensor) and target.is_meta and (fault := memory_fault(target))
     ]
     return refuse_to_begin(failures, items=len(targets), path=path) if failures else None
 
 
 def _refusal(planner: Any, path: str) -> CheckpointReadError | None:
     """The error that names every entry that torch cannot plan; ``None`` if torch's own says it."""
-    metadata = getattr(planner, "metadata", None)
-    state_dict = getattr(planner, "state_dict", None)
-    if metadata is None or state_dict is None:
+    metadata, state_dict = planner.metadata, planner.state_dict
+    if metadata is None:
         return None
     entries = metadata.state_dict_metadata
     failures: list[ItemReadError] = []
@@ -134,9 +131,9 @@ def _fault(fqn: str, target: Any, entries: Any, error: Exception) -> ItemReadErr
         return MissingKeyError("the checkpoint has no entry of this name", fqn=fqn)
     entry = entries[fqn]
     if isinstance(entry, TensorStorageMetadata):
-        stored = tuple(entry.size)
-        if not _is_tensor(target):
-            dtype = entry.properties.dtype
+        stored, dtype = tuple(entry.size), entry.properties.dtype
+        chunked = ("__create_chunk_list__", "local_shards")  # torch splits these into chunks, too
+        if not (isinstance(target, torch.Tensor) or any(hasattr(target, of) for of in chunked)):
             return KindMismatchError(
                 "the checkpoint has a tensor of this name, but the target is not a tensor",
                 fqn=fqn,
@@ -157,15 +154,6 @@ def _fault(fqn: str, target: Any, entries: Any, error: Exception) -> ItemReadErr
     return ItemReadError(f"torch cannot plan it ({type(error).__name__}: {error})", fqn=fqn)
 
 
-def _is_tensor(target: Any) -> bool:
-    """Whether torch can split ``target`` into chunks."""
-    return (
-        isinstance(target, torch.Tensor)
-        or hasattr(target, "__create_chunk_list__")
-        or hasattr(target, "local_shards")
-    )
-
-
 # --------------------------------------------------------------------------------- missing names
 
 
@@ -177,7 +165,7 @@ def _advise(
         return []
     advice = []
     names = [str(failure.fqn) for failure in missing]
-    count, how = max(_renamings(names, set(unclaimed)), key=itemgetter(0), default=(0, ""))
+    count, how = max(_renamings(names, set(unclaimed)), key=itemgetter(0))
     if 2 * count > len(names):
         those = "the missing name" if len(names) == 1 else f"the {len(names)} missing names"
         some = f"{count} of " if count < len(names) else ""
@@ -238,17 +226,16 @@ def _last_part(name: str) -> str:
 
 def _common_end(one: str, other: str) -> int:
     """The length of the dotted parts that both names end with."""
-    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
-    return len(".".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    parts = [one.split(".")[::-1], other.split(".")[::-1]]
+    return len(".".join(commonprefix(parts)))  # noqa: RUF071 - of lists, so not by characters
 
 
 def _hint(name: str, unclaimed: Sequence[str]) -> str | None:
-    below = next((other for other in unclaimed if other.startswith(f"{name}.")), None)
-    if below is not None:
-        return f"It has parts of it, such as {below!r}: put a dict or list of them there"
-    above = next((other for other in unclaimed if name.startswith(f"{other}.")), None)
-    if above is not None:
-        return f"It has {above!r} as a whole: put one value there"
+    for other in unclaimed:
+        if other.startswith(f"{name}."):
+            return f"It has parts of it, such as {other!r}: put a dict or list of them there"
+        if name.startswith(f"{other}."):
+            return f"It has {other!r} as a whole: put one value there"
     candidates = unclaimed
     if len(candidates) > _MOST_CANDIDATES:
         last = _last_part(name)

@@ -48,12 +48,12 @@ class SafeLoadPlanner(QuickLoadPlanner):
         try:
             loaded = torch.load(value, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - damaged bytes can raise anything
-            told = refusal(error, "object") or UnsafeObjectError(
+            refused = refusal(error, "object") or UnsafeObjectError(
                 f"the object was not unpickled ({reason_of(error)})",
                 hint="It is damaged, or contains something that weights_only=True cannot load",
             )
-            told.fqn = fqn
-            raise told from None
+            refused.fqn = fqn
+            raise refused from None
         if self.flatten_state_dict:
             set_element(self.original_state_dict, self.mappings[fqn], loaded)
         else:

@@ -55,24 +55,35 @@ class TaskTiming:
 
 
 def trace_of(report: Any) -> dict[str, Any]:
-    """All events of a ``ReadReport`` (imported above this module), as plain types for JSON."""
-    tids = {worker: tid for tid, worker in enumerate(workers_of(report.timeline), start=1)}
+    """All events of a ``ReadReport`` (whose module imports this one), as plain types for JSON."""
+    timeline, seconds = report.timeline, report.seconds
     workers = "1 worker" if report.workers == 1 else f"{report.workers} workers"
+    name = f"paraload load ({report.executor}, {workers})"
+    events = [_event("M", "process_name", args={"name": name})]
+    tids = {worker: tid for tid, worker in enumerate(workers_of(timeline), start=1)}
+    for worker, tid in tids.items():
+        events.append(_event("M", "thread_name", tid=tid, args={"name": worker}))
+        events.append(_event("M", "thread_sort_index", tid=tid, args={"sort_index": tid}))
+    events += [_span(timing, tids[timing.worker]) for timing in timeline]
+    steps = [*throughput_steps(timeline, seconds), (seconds, 0.0)] if timeline else []
+    for moment_s, rate in steps:
+        args = {"GiB/s": round(rate / _GIB, 3)}
+        events.append(_event("C", "throughput", ts=moment_s * _US, args=args))
     return {
-        "traceEvents": [
-            *_names(f"paraload load ({report.executor}, {workers})", tids),
-            *(_span(timing, tids[timing.worker]) for timing in report.timeline),
-            *_counters(report.timeline, report.seconds),
-        ],
+        "traceEvents": events,
         "displayTimeUnit": "ms",
         "otherData": {
-            "seconds": report.seconds,
+            "seconds": seconds,
             "bytes_needed": report.bytes_needed,
             "bytes_read": report.bytes_read,
             "tasks": report.tasks,
-            "tasks_not_shown": report.tasks - sum(timing.tasks for timing in report.timeline),
+            "tasks_not_shown": report.tasks - sum(timing.tasks for timing in timeline),
         },
     }
+
+
+def _event(phase: str, name: str, **values: Any) -> dict[str, Any]:
+    return {"ph": phase, "name": name, "pid": _PID, **values}
 
 
 def workers_of(timeline: Iterable[TaskTiming]) -> list[str]:
@@ -104,19 +115,6 @@ def throughput_steps(timeline: Sequence[TaskTiming], seconds: float) -> list[tup
     return [(step * step_s, nbytes / step_s) for step, nbytes in enumerate(totals)]
 
 
-def _names(process: str, tids: dict[str, int]) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = [
-        {"ph": "M", "name": "process_name", "pid": _PID, "args": {"name": process}}
-    ]
-    for worker, tid in tids.items():
-        about = {"ph": "M", "pid": _PID, "tid": tid}
-        events += [
-            {**about, "name": "thread_name", "args": {"name": worker}},
-            {**about, "name": "thread_sort_index", "args": {"sort_index": tid}},
-        ]
-    return events
-
-
 def _span(timing: TaskTiming, tid: int) -> dict[str, Any]:
     seconds = timing.ended_s - timing.started_s
     rate = timing.bytes_read / seconds / _GIB if seconds > 0 else 0.0
@@ -127,30 +125,15 @@ def _span(timing: TaskTiming, tid: int) -> dict[str, Any]:
         "bytes": timing.bytes_read,
         "GiB/s": round(rate, 3),
     }
-    return {
-        "ph": "X",
-        "name": timing.path.rpartition("/")[2],
-        "cat": "read",
-        "ts": timing.started_s * _US,
-        "dur": seconds * _US,
-        "pid": _PID,
-        "tid": tid,
-        "args": args if timing.tasks == 1 else {**args, "tasks": timing.tasks},
-    }
-
-
-def _counters(timeline: Sequence[TaskTiming], seconds: float) -> list[dict[str, Any]]:
-    steps = [*throughput_steps(timeline, seconds), (seconds, 0.0)] if timeline else []
-    return [
-        {
-            "ph": "C",
-            "name": "throughput",
-            "pid": _PID,
-            "ts": moment_s * _US,
-            "args": {"GiB/s": round(rate / _GIB, 3)},
-        }
-        for moment_s, rate in steps
-    ]
+    return _event(
+        "X",
+        timing.path.rpartition("/")[2],
+        cat="read",
+        ts=timing.started_s * _US,
+        dur=seconds * _US,
+        tid=tid,
+        args=args if timing.tasks == 1 else {**args, "tasks": timing.tasks},
+    )
 
 
 def _natural(name: str) -> tuple[str, int, str]:

@@ -1,7 +1,7 @@
-"""The hooks that change how an item is read, and what they are told of the item.
+"""The hooks of :class:`~paraload.ReadOptions`, and what they receive about an item.
 
-Each is an option of :class:`~paraload.ReadOptions`. A hook runs on a reader thread, or in a worker
-process, where it must pickle: use a function at the top level of a module.
+Hooks run on reader threads or in worker processes. Those receive hooks by pickle, so a hook should
+be a function at the top level of a module.
 """
 
 from __future__ import annotations

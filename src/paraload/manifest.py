@@ -134,18 +134,18 @@ def _read(manifest: Path, key: bytes | None) -> dict[str, Any]:
         raise InvalidOptionError(
             f"{manifest}: is not a manifest of paraload ({error!r})"
         ) from error
-    if version != _VERSION:
-        raise InvalidOptionError(
-            f"{manifest}: version {version}; this paraload reads version {_VERSION} only"
-        )
-    if kind != (_PLAIN if key is None else _KEYED):
-        wanted = "with a key" if kind == _KEYED else "without a key"
-        raise InvalidOptionError(f"{manifest}: was made {wanted} ({kind})")
+    problem = None
     known_key = value.get("key_digest")  # older manifests have none
-    if known_key is not None and not hmac.compare_digest(
+    if version != _VERSION:
+        problem = f"version {version}; this paraload reads version {_VERSION} only"
+    elif kind != (_PLAIN if key is None else _KEYED):
+        problem = f"was made {'with' if kind == _KEYED else 'without'} a key ({kind})"
+    elif known_key is not None and not hmac.compare_digest(
         str(known_key).encode(), _hasher(key).hexdigest().encode()
     ):
-        raise InvalidOptionError(f"{manifest}: was made with another key")
+        problem = "was made with another key"
+    if problem is not None:
+        raise InvalidOptionError(f"{manifest}: {problem}")
     return files
 
 

@@ -267,7 +267,7 @@ def _checked_globals(value: Any) -> tuple[Any, ...]:
         is_named = hasattr(allowed, "__module__") and hasattr(allowed, "__qualname__")
         if not (_GLOBAL.fullmatch(allowed) if isinstance(allowed, str) else is_named):
             raise InvalidOptionError(
-                f"allow_globals: {allowed!r} is neither a name such as 'module.name' nor a class"
-                " or function"
+                f"allow_globals: {allowed!r} is not a name such as 'module.name', a class or a"
+                " function"
             )
     return tuple(value)

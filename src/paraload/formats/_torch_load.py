@@ -57,70 +57,66 @@ def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
         what: what the record holds, such as "tensor".
     """
     text = str(error)
-    if told := _NOT_IMPORTED.search(text):
-        return UnsafeObjectError(
-            f"the {what} needs modules that this program has not imported", hint=told[0].strip()
-        )
-    if (refused := _REFUSED.search(text)) is None:
+    if needed := _NOT_IMPORTED.search(text):
+        problem = "needs modules that this program has not imported"
+        hint = needed[0].strip()
+    elif refused := _REFUSED.search(text):
+        problem, hint = _explained(printable((refused[1] or refused[2])[:_SHOWN_OF_NAME]))
+    else:
         return None
-    name = printable((refused[1] or refused[2])[:_SHOWN_OF_NAME])
+    return UnsafeObjectError(f"the {what} {problem}", hint=hint)
+
+
+def _explained(name: str) -> tuple[str, str]:
+    """What is wrong with a name that torch refuses, and the next step."""
     module, _, kind = name.rpartition(".")
     if is_of_data(module or "builtins", kind):  # torch leaves "builtins" out
-        return _data_refusal(name, what)
-    if is_class_of_package(module, kind):
-        return _class_refusal(module, kind, what)
-    if module == "torch" and kind.isidentifier() and kind not in vars(torch):  # such as a new dtype
-        return UnsafeObjectError(
-            f"the {what} needs {name}, which this version of torch does not have",
-            hint="A newer torch wrote the file, so load it with that; or the file is damaged",
+        allow = f"torch.serialization.add_safe_globals([{_data_recipe(name)}])"
+        hint = (
+            f"If you trust the file, call {allow} before loading, or use torch's"
+            " DefaultLoadPlanner, which loads every object"
         )
+        return f"is made with {name}, which torch does not allow by default", hint
+    if is_class_of_package(module, kind):
+        return _explained_class(module, kind)
+    if module == "torch" and kind.isidentifier() and kind not in vars(torch):  # such as a new dtype
+        hint = "A newer torch wrote the file, so load it with that; or the file is damaged"
+        return f"needs {name}, which this version of torch does not have", hint
     package = module.partition(".")[0]
+    hint = "Do not trust this file: it is damaged, or it was made to run code here"
     if package.isidentifier() and package != "torch" and not is_of_standard_library(module):
         hint = f"Do not trust this file, unless the documentation of {package} says how to load it"
-    else:
-        hint = "Do not trust this file: it is damaged, or it was made to run code here"
-    return UnsafeObjectError(
-        f"the {what} names {name}, which torch refuses to load; nothing was executed", hint=hint
-    )
+    return f"names {name}, which torch refuses to load; nothing was executed", hint
 
 
-def _data_refusal(name: str, what: str) -> UnsafeObjectError:
-    allowed = name
-    if name.startswith("numpy."):  # an array needs all of these and the class of its dtype
-        core = name.removesuffix(".scalar").removesuffix("._reconstruct")
-        core = core if core.endswith(".multiarray") else "numpy._core.multiarray"
-        allowed = (
-            "numpy.ndarray, numpy.dtype, type(numpy.dtype('float64')),"
-            f" {core}._reconstruct, {core}.scalar"
-        )
-    return UnsafeObjectError(
-        f"the {what} is made with {name}, which torch does not allow by default",
-        hint=f"If you trust the file, call torch.serialization.add_safe_globals([{allowed}]) before"
-        " loading, or use torch's DefaultLoadPlanner, which loads every object",
-    )
+def _data_recipe(name: str) -> str:
+    if not name.startswith("numpy."):
+        return name
+    # An array needs all of these and the class of its dtype.
+    core = name.removesuffix(".scalar").removesuffix("._reconstruct")
+    core = core if core.endswith(".multiarray") else "numpy._core.multiarray"
+    kinds = "numpy.ndarray, numpy.dtype, type(numpy.dtype('float64'))"
+    return f"{kinds}, {core}._reconstruct, {core}.scalar"
 
 
-def _class_refusal(module: str, kind: str, what: str) -> UnsafeObjectError:
-    name = f"{module}.{kind}"
-    needs = f"the {what} needs the class {name}, which"
-    allow = f"torch.serialization.add_safe_globals([{name}])"
-    package = module.split(".", maxsplit=1)[0]
+def _explained_class(module: str, kind: str) -> tuple[str, str]:
+    allow = f"torch.serialization.add_safe_globals([{module}.{kind}])"
+    package = module.partition(".")[0]
     if module not in sys.modules:
-        to_import = module if package in sys.modules else package
-        return UnsafeObjectError(
-            f"{needs} this program has not imported",
-            hint=f"`import {to_import}` before loading. If {package} does not allow its classes"
-            f" itself, and you trust the file, call {allow} too",
+        problem = "this program has not imported"
+        hint = (
+            f"`import {module if package in sys.modules else package}` before loading. If {package}"
+            f" does not allow its classes itself, and you trust the file, call {allow} too"
         )
-    if not hasattr(sys.modules[module], kind):
+    elif hasattr(sys.modules[module], kind):
+        problem = "this program has imported, but not allowed torch to load"
+        hint = f"If you trust the file, call {allow} before loading"
+    else:
+        problem = f"the imported module {module} does not have"
         hint = f"Install a version of {package} that has it"
         if module == "__main__":
             hint = "The script that saved the checkpoint defines it; define it in this script too"
-        return UnsafeObjectError(f"{needs} the imported module {module} does not have", hint=hint)
-    return UnsafeObjectError(
-        f"{needs} this program has imported, but not allowed torch to load",
-        hint=f"If you trust the file, call {allow} before loading",
-    )
+    return f"needs the class {module}.{kind}, which {problem}", hint
 
 
 def can_open(data: memoryview) -> bool:
