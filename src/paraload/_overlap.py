@@ -34,10 +34,8 @@ def overlapping_items(
 ) -> set[int]:
     """The items whose targets share memory with another item's.
 
-    Args:
-        starts: first address of each item.
-        ends: one past its last; equal to ``starts`` for an item without addresses.
-        block_of: what an item fills. Called only if addresses overlap, which is rare.
+    Item ``i`` has the addresses ``[starts[i], ends[i])``, which may be empty. ``block_of(i)``, what
+    it fills, is called only if addresses overlap, which is rare.
     """
     there = np.flatnonzero(ends > starts)
     order = there[np.argsort(starts[there], kind="stable")]

@@ -60,15 +60,11 @@ def pick(
     read_rows: Callable[[int, Run, memoryview], bool],
     base: int,
 ) -> bool:
-    """Read rows without the bytes between them, if that is faster.
+    """Read rows of the payload at ``base`` without the bytes between them, if that is faster.
 
-    Args:
-        wanted: runs of the same rows, each with the memory that it goes to.
-        read_rows: reads one run of the payload at ``base``; returns whether it could.
-        base: where in the file the payload starts.
-
-    Returns:
-        ``False`` if rows are missing, so that they have to be read in another way.
+    The runs in ``wanted`` are of the same rows, each with the memory that it goes to. ``read_rows``
+    reads one of them and returns whether it could. Returns ``False`` if rows are missing, so that
+    all have to be read in another way.
     """
     skipped_bytes = wanted[0][0].src_step
     for run, _ in wanted:
@@ -88,14 +84,11 @@ def gather(
     base: int,
     seen: Callable[[memoryview], None] | None = None,
 ) -> None:
-    """Read through the rows and the gaps between them; copy the rows to their places.
+    """Read through rows of the payload at ``base``, gaps included; copy the rows to their places.
 
-    Args:
-        wanted: runs and the memory that each goes to; they agree in ``count`` and ``src_step``, and
-            start in the same row.
-        read_into: fills buffers with the bytes from a file position.
-        base: where in the file the payload starts.
-        seen: is called with all bytes that were read, in order.
+    The runs in ``wanted``, each with the memory that it goes to, agree in ``count`` and
+    ``src_step`` and start in the same row. ``read_into`` fills buffers from a file position;
+    ``seen`` is called with all bytes that were read, in order.
     """
     n_rows, step = wanted[0][0].count, wanted[0][0].src_step
     first = min(run.src for run, _ in wanted)

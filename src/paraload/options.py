@@ -52,7 +52,7 @@ class ReadOptions:
 
     Attributes:
         enable_parallel: ``False`` reads with one reader on the caller's thread, as
-            ``executor="sequential"`` does.
+            ``executor="sequential"`` does. Default ``True``.
         max_workers: number of concurrent readers, from 1 to 1,024. By default it is chosen: it
             starts with the cores of this rank, and threads are added while throughput grows. Set it
             to 1 for a spinning disk, which then reads files front to back.
