@@ -7,6 +7,7 @@ reader leaves the elements of a hole unchanged, and the last of two overlapping 
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Final
@@ -49,6 +50,15 @@ def coverage_fault(shape: Shape, blocks: Iterable[Box]) -> str | None:
     is_full = sum(prod(lengths) for _, lengths in filled) == prod(shape)
     hole = None if is_full else _first_hole(shape, filled)
     return None if hole is None else f"no chunk has the elements {_from_to(hole)}"
+
+
+@lru_cache(maxsize=4096)
+def chunks_fault(shape: Shape, boxes: tuple[Box, ...]) -> str | None:
+    """Like :func:`coverage_fault`, but cached: a model has many tensors that were cut alike.
+
+    The texts show plain tuples where the shapes are torch's.
+    """
+    return coverage_fault(tuple(shape), [(tuple(offsets), tuple(n)) for offsets, n in boxes])
 
 
 def meeting_pair(blocks: Sequence[Box]) -> tuple[Box, Box] | None:

@@ -1,10 +1,10 @@
-"""The metadata of a checkpoint's folder, for tools, however its ranks saved it.
+"""The metadata of a checkpoint's folder, for tools: one ``Metadata`` and one index of it.
 
     .metadata                     one file for all ranks; it wins, as in torch
     __0.metadata, __1.metadata    one file for each rank: saved with use_collectives=False
-                --several--> one Metadata with all entries, named "rank 1: w"
 
-Ranks that save alone may use one name for different tensors, so each name gets its rank in front.
+Ranks that save alone may use one name for different tensors. So where there are several of them,
+the entries are named "rank 1: w".
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch.distributed.checkpoint.metadata import Metadata
 
+from paraload._dcp_index import index_of
+from paraload._gc import collector_paused
 from paraload._rank_files import GLOBAL_METADATA, rank_files
 from paraload.errors import MetadataError
 from paraload.metadata import read_metadata
@@ -27,9 +29,8 @@ from paraload.options import DEFAULT_STALL_TIMEOUT_S
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from paraload._index import CheckpointIndex
     from paraload.sources._base import FileIdentity
-
-__all__ = ["FolderMetadata", "folder_metadata"]
 
 #: A data file of a rank that saves alone.
 _DATA_FILE: Final = re.compile(r"__(0|[1-9]\d*)_\d+\.distcp")
@@ -44,6 +45,7 @@ class FolderMetadata:
 
     Attributes:
         metadata: all entries of all ranks.
+        index: the same as plain values.
         seen: the identity of each metadata file before it was read, by absolute path.
         ranks: ranks with metadata of their own; empty if one file is for all.
         missing: ranks whose metadata should be here: a higher rank has metadata, or the rank has
@@ -51,6 +53,7 @@ class FolderMetadata:
     """
 
     metadata: Metadata
+    index: CheckpointIndex
     seen: dict[str, FileIdentity]
     ranks: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
@@ -83,25 +86,27 @@ def folder_metadata(
     """
     folder = Path(folder)
     path = folder / GLOBAL_METADATA
-    # Path.exists raises where the folder may not be searched, which reading the file tells better.
+    # Path.exists raises if the folder may not be searched; reading the file gives a better error.
     of_ranks = {} if os.path.exists(path) else rank_files(folder)  # noqa: PTH110
-    paths = [folder / name for name in of_ranks.values()] or [path]
     seen: dict[str, FileIdentity] = {}
     allowed = tuple(allow_globals)
-    found = [
-        read_metadata(
-            path,
+    found = []
+    for name in of_ranks.values() or [GLOBAL_METADATA]:
+        metadata = read_metadata(
+            folder / name,
             allow_globals=allowed,
             retries=retries,
             stall_timeout_s=stall_timeout_s,
             seen=seen,
         )
-        for path in paths
-    ]
-    for path, metadata in zip(paths, found, strict=True):
-        _require_places(metadata, path)
+        _require_places(metadata, folder / name)
+        found.append(metadata)
+    with collector_paused():
+        metadata = found[0] if len(found) == 1 else _joined(dict(zip(of_ranks, found, strict=True)))
+        index = index_of(metadata)
     return FolderMetadata(
-        metadata=found[0] if len(found) == 1 else _joined(dict(zip(of_ranks, found, strict=True))),
+        metadata=metadata,
+        index=index,
         seen=seen,
         ranks=tuple(of_ranks),
         missing=_missing(folder, of_ranks) if of_ranks else (),
@@ -109,7 +114,6 @@ def folder_metadata(
 
 
 def _require_places(metadata: Metadata, path: Path) -> None:
-    """Refuse metadata of other storages, which does not give byte ranges in files."""
     storage = getattr(metadata, "storage_data", None)
     if not isinstance(storage, Mapping):
         raise MetadataError("does not say where anything is stored", str(path))

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.default_planner import create_default_local_lo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
-from paraload._intake import is_just_a_tensor
+from paraload._plan_items import is_just_a_tensor
 from paraload._tensor_memory import TENSOR_TYPES
 
 if TYPE_CHECKING:

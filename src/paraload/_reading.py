@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch.futures import Future
 
 from paraload import _adapter as adapter
-from paraload import _intake as intake
+from paraload import _plan_items as plan_items
 from paraload._budget import MemoryBudget
 from paraload._daemons import DaemonThreads
 from paraload._destination import Destinations
@@ -24,13 +24,13 @@ from paraload._gc import collector_paused, objects_frozen
 from paraload._interrupts import stopped_by_signals
 from paraload._job import Job
 from paraload._overlap import overlapping_items
-from paraload._tensor_memory import dispatch_modes_off
-from paraload._wholeness import (
+from paraload._preflight import (
     require_decoders,
     require_fitting,
     require_whole_tensors,
     require_writable,
 )
+from paraload._tensor_memory import dispatch_modes_off
 from paraload.errors import CheckpointReadError, StalledReadError
 
 if TYPE_CHECKING:
@@ -165,23 +165,25 @@ def plan_job(
     path = adapter.path_text(reader.path)
     with adapter.planning_with(reader, traits):
         first = steps["_create_read_tasks"](plan, reader.storage_data)
-    specs = intake.specs_of(first)
+    specs = plan_items.specs_of(first)
     if not traits.options.allow_outside_paths:
         require_inside(specs, path=path)
     traits.remember(specs, plan, reader.storage_data)
     work = traits.work(specs)
     require_decoders(specs, work, path=path)
     # The commit of a planner that may be resolved ahead is torch's, which does nothing.
-    is_plain = intake.may_resolve_ahead(planner)
+    is_plain = plan_items.may_resolve_ahead(planner)
     has_own_commit = steps.are_own("_process_results")
     if is_plain:
         require_whole_tensors(plan, planner, path=path)
-        destinations = Destinations(intake.resolved_tensors(plan, planner))
+        destinations = Destinations(plan_items.resolved_tensors(plan, planner))
         require_writable(destinations, plan, path=path)
         # A hook may change shape and dtype, and an overridden step may not use the target.
         if work.narrow_tensor is None and not has_own_commit:
             require_fitting(specs, destinations, strict=traits.options.strict, path=path)
-        ordered = overlapping_items(*destinations.spans(), partial(intake.block_in_target, plan))
+        ordered = overlapping_items(
+            *destinations.spans(), partial(plan_items.block_in_target, plan)
+        )
     else:
         destinations, ordered = Destinations(), {spec.item for spec in specs}
     if ordered:

@@ -43,8 +43,8 @@ class Wanted(NamedTuple):
     stored: Stored | None = None
 
 
-class Told(NamedTuple):
-    """What the hooks of a load are told of an item."""
+class HookInfo(NamedTuple):
+    """The description of an item that hooks receive."""
 
     read_item: ReadItemInfo
     storage: StorageItem
@@ -53,8 +53,8 @@ class Told(NamedTuple):
 class RecordSpec(NamedTuple):
     """One item of the plan and the record that holds it: bytes ``[start, end)`` of ``path``.
 
-    ``fqn`` is the name that the checkpoint knows the item by. ``told`` is there if hooks are: a
-    load has one spec for each item, so that it pays to make no more of it than is asked for.
+    ``fqn`` is the item's name in the checkpoint. ``hook_info`` is set only for loads with hooks:
+    every item has a spec, so each field costs a load of many items time and memory.
     """
 
     item: int
@@ -63,7 +63,7 @@ class RecordSpec(NamedTuple):
     end: int
     fqn: str
     wanted: Wanted
-    told: Told | None = None
+    hook_info: HookInfo | None = None
 
     @property
     def kind(self) -> ItemKind:
@@ -71,11 +71,11 @@ class RecordSpec(NamedTuple):
         return self.wanted.kind
 
     @property
-    def for_hooks(self) -> Told:
-        """What hooks are told."""
-        if self.told is None:
+    def for_hooks(self) -> HookInfo:
+        """The description for hooks."""
+        if self.hook_info is None:
             raise TypeError(f"{self.fqn!r} was planned for a load without hooks")
-        return self.told
+        return self.hook_info
 
     @property
     def length(self) -> int:

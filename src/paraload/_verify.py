@@ -1,11 +1,11 @@
 """``paraload.verify``: whether a checkpoint is what was written, without a model.
 
-    .metadata --restricted--> Inventory --> files there? --> records, checked by threads --> report
-                                 |             |                 |
-                                 +-------------+------ findings -+
+    .metadata --restricted--> CheckpointIndex --> files there? --> records, checked by threads
+                                  |                    |               |
+                                  +---- findings ------+---------------+--> report
 
-Nothing is unpickled but the metadata, and that by stand-ins. What is read is summed and forgotten:
-a thread needs 1 MiB, whatever the size of a tensor.
+Only the metadata is unpickled, with stand-ins for all classes. Payloads are summed and dropped: a
+thread needs 1 MiB, whatever the size of a tensor.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from paraload._files import look_at_files, path_failures
 from paraload._folder_metadata import folder_metadata
 from paraload._gc import collector_paused
 from paraload._interrupts import stopped_by_signals
-from paraload._verify_plan import inventory_of, misplaced, orphans
-from paraload._verify_report import Finding, VerifyReport
+from paraload._task import RecordSpec, Stored, Wanted
+from paraload._verify_report import Finding, Part, VerifyReport
 from paraload._verify_run import VerifyRun
 from paraload._work import Work
 from paraload.executors._width import choose_ramp
@@ -34,13 +34,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Container, Iterator, Mapping, Sequence
 
-    from paraload._task import RecordSpec
-    from paraload._verify_plan import Inventory
-    from paraload._verify_report import Part
+    from paraload._index import Chunk, IndexFault, Place
+    from paraload._task import ItemKind
     from paraload.errors import ItemReadError
     from paraload.sources._base import FileIdentity
-
-__all__ = ["verify"]
 
 
 @stopped_by_signals
@@ -87,12 +84,14 @@ def verify(
         stall_timeout_s=options.stall_timeout_s,
     )
     with collector_paused():
-        inventory = inventory_of(found.metadata)
-        problems = [*inventory.findings, *misplaced(inventory.specs, inventory.parts)]
+        records = sorted(found.index.records(), key=lambda record: record[1].name)
+        all_specs = [_spec(number, *record) for number, record in enumerate(records)]
+        parts = [_part(chunk) for _, chunk in records]
+        problems = [*map(_finding, found.index.faults())]
     problems += map(_missing_rank, found.missing)
     source = LocalSource(folder, direct_io=options.direct_io)
     try:
-        specs, files, missing = _present(source, inventory, options)
+        specs, files, missing = _present(source, all_specs, parts, options)
         problems += missing
         work = Work(
             source=source,
@@ -102,32 +101,34 @@ def verify(
             stall_timeout_s=options.stall_timeout_s,
         )
         workers = options.max_workers or choose_ramp(str(folder)).start
-        run = VerifyRun(work, specs, inventory.parts, workers)
+        run = VerifyRun(work, specs, parts, workers)
         with progress_hook(options, None) as hook:
             problems += run.findings(hook)
     finally:
         source.close()
-    known = {*found.files, *(spec.path for spec in inventory.specs)}
+    data_files = {spec.path for spec in all_specs}
+    known = {*found.files, *data_files}
     with DaemonThreads.for_looks(options.stall_timeout_s) as looker:
         unknown = looker.call(
             lambda: f"{str(folder)!r} was being listed",
             list,
             _orphan_files(folder, known, manifest),
         )
-    remarks = [*orphans(inventory.specs, files), *unknown]
+    sizes = {path: file.size_bytes for path, file in files.items()}
+    remarks = [*map(_orphan_bytes, found.index.orphan_bytes(sizes)), *unknown]
     if found.starts_late:
         remarks.append(Finding(kind="ranks-elsewhere", problem=found.starts_late))
     if manifest is not None:
         problems += compare_manifest(
             folder, manifest, key=key, stall_timeout_s=options.stall_timeout_s
         )
-    tensors = {part.name for part in inventory.parts if part.lengths is not None}
+    tensors = {part.name for part in parts if part.lengths is not None}
     return VerifyReport(
         path=str(folder),
         tensors=len(tensors),
-        objects=len({part.name for part in inventory.parts} - tensors),
-        records=len(inventory.specs),
-        files=len({spec.path for spec in inventory.specs}),
+        objects=len({part.name for part in parts} - tensors),
+        records=len(records),
+        files=len(data_files),
         bytes_checked=run.verified_bytes,
         bytes_unverifiable=run.unverifiable_bytes,
         uncompared=run.uncompared,
@@ -140,16 +141,51 @@ def verify(
     )
 
 
+def _spec(number: int, place: Place, chunk: Chunk) -> RecordSpec:
+    lengths = chunk.lengths or ()
+    stored = None if chunk.dtype is None else Stored(chunk.dtype, lengths)
+    kind: ItemKind = "bytes" if stored is None else "tensor"
+    wanted = Wanted(kind, (0,) * len(lengths), lengths, place.descriptors, stored)
+    return RecordSpec(number, place.path, place.start, place.end, chunk.name, wanted)
+
+
+def _part(chunk: Chunk) -> Part:
+    return Part(name=chunk.name, offsets=chunk.offsets, lengths=chunk.lengths)
+
+
+def _finding(fault: IndexFault) -> Finding:
+    path, start, end, *_ = fault.place or (None, None, None)
+    return Finding(
+        kind=fault.kind,
+        problem=fault.problem,
+        path=path,
+        start=start,
+        end=end,
+        parts=tuple(map(_part, fault.chunks)),
+        hint="The metadata is damaged, or the checkpoint is incomplete",
+    )
+
+
+def _orphan_bytes(place: Place) -> Finding:
+    return Finding(
+        kind="orphan-bytes",
+        problem="no record has these bytes",
+        path=place.path,
+        start=place.start,
+        end=place.end,
+    )
+
+
 def _present(
-    source: LocalSource, inventory: Inventory, options: ReadOptions
+    source: LocalSource, specs: Sequence[RecordSpec], parts: Sequence[Part], options: ReadOptions
 ) -> tuple[list[RecordSpec], dict[str, FileIdentity], list[Finding]]:
     """The records whose files are there, these files, and what is wrong with all others."""
-    outside = {} if options.allow_outside_paths else path_failures(inventory.specs)
-    inside = [spec for spec in inventory.specs if spec.item not in outside]
+    outside = {} if options.allow_outside_paths else path_failures(specs)
+    inside = [spec for spec in specs if spec.item not in outside]
     with DaemonThreads.for_looks(options.stall_timeout_s) as looker:
         files, missing = look_at_files(source, inside, looker, retries=options.retries)
-    specs = [spec for spec in inside if spec.item not in missing]
-    return specs, files, list(_by_file(outside | missing, inventory.parts))
+    present = [spec for spec in inside if spec.item not in missing]
+    return present, files, list(_by_file(outside | missing, parts))
 
 
 def _by_file(failures: Mapping[int, ItemReadError], parts: Sequence[Part]) -> Iterator[Finding]:

@@ -18,8 +18,10 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from paraload import _adapter as adapter
-from paraload import _intake as intake
+from paraload import _plan_items as plan_items
 from paraload import _reading as reading
+from paraload._dcp_index import descriptors_of
+from paraload._task import ReadTask
 from paraload.hooks import ReadItemInfo, StorageItem
 from paraload.metadata import read_metadata
 from paraload.options import ReadOptions
@@ -122,22 +124,20 @@ class ParallelFileReader:
         """What hooks and workers are told of a read item: plain, picklable, without torch."""
         return ReadItemInfo(
             read_item.type.name,
-            intake.plain_index(read_item.dest_index),
+            plan_items.plain_index(read_item.dest_index),
             tuple(read_item.dest_offsets),
-            intake.plain_index(read_item.storage_index),
+            plan_items.plain_index(read_item.storage_index),
             tuple(read_item.storage_offsets),
             tuple(read_item.lengths),
         )
 
     def _serialize_storage_metadata(self, storage_info: Any) -> StorageItem:
         """What hooks and workers are told of an item's place in the checkpoint."""
-        # Older writers did not have descriptors.
-        descriptors = getattr(storage_info, "transform_descriptors", None) or ()
         return StorageItem(
             storage_info.relative_path,
             storage_info.offset,
             storage_info.length,
-            tuple(descriptors),
+            descriptors_of(storage_info),
         )
 
     def _create_read_tasks(self, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:
@@ -147,10 +147,14 @@ class ParallelFileReader:
         names = ("_serialize_read_item", "_serialize_storage_metadata")
         with adapter.traits_for_tasks(self) as traits:
             if traits.tells_hooks or steps.are_own(*names):
-                tell_item, tell_storage = (steps[name] for name in names)
-                specs = intake.told_specs(plan, storage_data, tell_item, tell_storage, path=path)
+                info_of_item, info_of_storage = (steps[name] for name in names)
+                specs = plan_items.specs_for_hooks(
+                    plan, storage_data, info_of_item, info_of_storage, path=path
+                )
             else:
-                specs = intake.lean_specs(plan, storage_data, path=path, entries=traits.entries)
+                specs = plan_items.plain_specs(
+                    plan, storage_data, path=path, entries=traits.entries
+                )
             return traits.first_tasks(specs)
 
     def _make_source(self) -> ByteSource:

@@ -153,11 +153,11 @@ def test_only_so_many_layouts_are_remembered(saved, monkeypatch):
 )
 def test_a_whole_tensor_is_resolved_to_what_the_planner_would(saved, order):
     folder, state = saved
-    from paraload import _intake as intake
+    from paraload import _plan_items as plan_items
 
     plan, planner = support.plan_for(FileSystemReader(folder), support.empty_like(state))
     plan = LoadPlan(order(plan.items))
-    for item, got in zip(plan.items, intake.resolved_tensors(plan, planner), strict=True):
+    for item, got in zip(plan.items, plan_items.resolved_tensors(plan, planner), strict=True):
         if got is not None:
             expected = planner.resolve_tensor(item)
             assert (got.data_ptr(), got.shape) == (expected.data_ptr(), expected.shape)
@@ -166,7 +166,7 @@ def test_a_whole_tensor_is_resolved_to_what_the_planner_would(saved, order):
 def test_an_offset_that_a_plain_tensor_does_not_have_is_the_planners_to_refuse(saved):
     import dataclasses
 
-    from paraload import _intake as intake
+    from paraload import _plan_items as plan_items
 
     folder, state = saved
     plan, planner = support.plan_for(FileSystemReader(folder), support.empty_like(state))
@@ -176,7 +176,7 @@ def test_an_offset_that_a_plain_tensor_does_not_have_is_the_planners_to_refuse(s
         index = dataclasses.replace(item.dest_index, offset=torch.Size(offset))
         plan.items[number] = dataclasses.replace(item, dest_index=index)
         with pytest.raises(ValueError, match="is not a ShardedTensor"):
-            list(intake.resolved_tensors(plan, planner))
+            list(plan_items.resolved_tensors(plan, planner))
 
 
 # ----------------------------------------------------------------- the collector

@@ -1,10 +1,10 @@
-"""What a DCP plan asks for: a spec for every read item, and the tensors that they go to.
+"""The items of a DCP plan: a spec for each of them, and the tensors that they go to.
 
-    plan.items + storage_data  -->  RecordSpec   where the bytes are, what is wanted of them
-    planner                    -->  Destination  where they go, if that may be asked ahead
+    plan.items + storage_data  -->  RecordSpec   where the bytes are, which part of them is wanted
+    planner                    -->  Destination  where they go, if it may be resolved ahead
 
-Everything here runs once for each item, tens of thousands of times in one load, before the first
-byte is read: a microsecond more is a second for a million items.
+Everything here runs once for each item, before the first byte is read: a microsecond more is a
+second for a million items.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadItemType
 
+from paraload._dcp_index import UNKNOWN, StoredTensors, descriptors_of
 from paraload._destination import dtype_name
 from paraload._overlap import Block
-from paraload._task import LocateTask, RecordSpec, RecordsTask, Stored, Told, Wanted
+from paraload._preflight import require_places
+from paraload._task import HookInfo, LocateTask, RecordSpec, RecordsTask, Stored, Wanted
 from paraload._tensor_memory import TENSOR_TYPES
-from paraload._wholeness import require_places
 from paraload.hooks import ItemIndex
 
 if TYPE_CHECKING:
@@ -29,37 +30,25 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import MetadataIndex
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
-    from paraload._task import ReadTask
+    from paraload._task import ItemKind, ReadTask
     from paraload.hooks import ReadItemInfo, StorageItem
 
-__all__ = [
-    "block_in_target",
-    "is_just_a_tensor",
-    "lean_specs",
-    "may_resolve_ahead",
-    "plain_index",
-    "resolved_tensors",
-    "specs_of",
-    "told_specs",
-]
 
-
-def lean_specs(
+def plain_specs(
     plan: LoadPlan, storage_data: Any, *, path: str, entries: Mapping[str, Any] | None = None
 ) -> list[RecordSpec]:
-    """The items of ``plan``, for a load in which nobody else is told of them.
+    """The items of ``plan``, for a load without hooks.
 
     Args:
         plan: what to read.
         storage_data: where it is.
         path: of the checkpoint, for texts.
-        entries: of the metadata, which say what stored tensors have to be; ``None`` where they are
-            not known.
+        entries: of the metadata, which describe the stored tensors; ``None`` if not known.
 
     Raises:
         CheckpointReadError: there is no place for some of the items.
     """
-    facts = _StoredFacts(entries or {})
+    stored = StoredTensors(entries or {})
     known: dict[Any, Wanted] = {}
     specs = []
     try:
@@ -68,9 +57,8 @@ def lean_specs(
             info = storage_data[index]
             lengths, offsets = read_item.lengths, read_item.storage_offsets
             is_bytes = read_item.type is LoadItemType.BYTE_IO
-            # Older writers did not have descriptors.
-            descriptors = tuple(getattr(info, "transform_descriptors", None) or ())
-            dtype, shape = _UNKNOWN if is_bytes else facts.of(index)
+            descriptors = descriptors_of(info)
+            dtype, shape = UNKNOWN if is_bytes else stored.of(index)
             key = (is_bytes, offsets, lengths, descriptors, dtype, shape)
             wanted = known.get(key)
             if wanted is None:
@@ -90,61 +78,25 @@ def lean_specs(
     return specs
 
 
-_UNKNOWN: Final = (None, None)
-
-
-class _StoredFacts:
-    """What the metadata says of stored tensors, one chunk after the other."""
-
-    def __init__(self, entries: Mapping[str, Any]) -> None:
-        self._entries = entries
-        self._by_offset: dict[str, dict[Any, Any]] = {}
-
-    def of(self, index: MetadataIndex) -> tuple[Any, Any]:
-        """The dtype and the shape; both ``None`` where there is no telling."""
-        entry = self._entries.get(index.fqn)
-        chunks = getattr(entry, "chunks", None)
-        if not chunks:
-            return _UNKNOWN
-        hint = index.index
-        chunk = chunks[hint if hint is not None and 0 <= hint < len(chunks) else 0]
-        if chunk.offsets != index.offset and index.offset is not None:
-            by_offset = self._by_offset.get(index.fqn)
-            if by_offset is None:
-                by_offset = self._by_offset[index.fqn] = {c.offsets: c for c in chunks}
-            chunk = by_offset.get(index.offset)
-            if chunk is None:
-                return _UNKNOWN
-        return entry.properties.dtype, chunk.sizes  # type: ignore[union-attr]
-
-
-def told_specs(
+def specs_for_hooks(
     plan: LoadPlan,
     storage_data: Any,
-    tell_item: Callable[[ReadItem], ReadItemInfo],
-    tell_storage: Callable[[Any], StorageItem],
+    info_of_item: Callable[[ReadItem], ReadItemInfo],
+    info_of_storage: Callable[[Any], StorageItem],
     *,
     path: str,
 ) -> list[RecordSpec]:
-    """The same, from what hooks are told: who tells them something else reads something else."""
+    """The same, from the descriptions for hooks: an overridden description changes what is read."""
     require_places(plan, storage_data, path=path)
     specs = []
     for number, read_item in enumerate(plan.items):
-        storage = tell_storage(storage_data[read_item.storage_index])
-        info = tell_item(read_item)
-        kind = "bytes" if info.type == "BYTE_IO" else "tensor"
-        wanted = Wanted(kind, info.storage_offsets, info.lengths, storage.transform_descriptors)  # type: ignore[arg-type]
-        specs.append(
-            RecordSpec(
-                number,
-                storage.relative_path,
-                storage.offset,
-                storage.offset + storage.length,
-                info.storage_index.fqn,
-                wanted,
-                Told(info, storage),
-            )
-        )
+        storage = info_of_storage(storage_data[read_item.storage_index])
+        info = info_of_item(read_item)
+        kind: ItemKind = "bytes" if info.type == "BYTE_IO" else "tensor"
+        wanted = Wanted(kind, info.storage_offsets, info.lengths, storage.transform_descriptors)
+        start, end = storage.offset, storage.offset + storage.length
+        fqn, hook_info = info.storage_index.fqn, HookInfo(info, storage)
+        specs.append(RecordSpec(number, storage.relative_path, start, end, fqn, wanted, hook_info))
     return specs
 
 
@@ -162,17 +114,15 @@ def specs_of(tasks: Iterable[ReadTask]) -> list[RecordSpec]:
     return sorted(found, key=attrgetter("item"))
 
 
-# ------------------------------------------------------------------------------- destinations
-
-_ASKED: Final = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")
+_RESOLVE_STEPS: Final = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")
 
 
 def may_resolve_ahead(planner: LoadPlanner) -> bool:
-    """Whether resolving has no effect that could be missed: torch's planner, unchanged there."""
+    """Whether this is torch's planner, unchanged in resolving: then resolving has no effect."""
     return isinstance(planner, DefaultLoadPlanner) and all(
         getattr(type(planner), name) is getattr(DefaultLoadPlanner, name)
         and name not in vars(planner)
-        for name in _ASKED
+        for name in _RESOLVE_STEPS
     )
 
 
@@ -181,8 +131,8 @@ def is_just_a_tensor(target: Any) -> bool:
 
     torch lets a tensor describe itself as a part of a global one, by a method
     (``__create_chunk_list__``) or, from torch 2.14 on, by attributes of a plain tensor
-    (``CheckpointableTensor``). A later torch may give a meaning to any attribute, so a tensor that
-    has one is left to torch's own planner.
+    (``CheckpointableTensor``). A later torch may give a meaning to any attribute, so torch's own
+    planner plans the tensors that have one.
     """
     return (
         type(target) in TENSOR_TYPES
@@ -194,11 +144,11 @@ def is_just_a_tensor(target: Any) -> bool:
 def resolved_tensors(plan: LoadPlan, planner: Any) -> Iterator[torch.Tensor | None]:
     """The target of each item, by a planner that :func:`may_resolve_ahead`; ``None`` for bytes.
 
-    A plain tensor that is wanted whole is its own target: torch's planner would look it up, narrow
-    none of its dimensions, and return it, in three times the time.
+    A plain tensor that is wanted whole is its own target: torch's planner would return it after a
+    look-up and narrowing none of its dimensions, in three times the time.
     """
-    # Torch's plans have the order of the state dict, so that to walk both finds each tensor without
-    # a look-up; what has another order is looked up, once the walk has come to the end.
+    # torch's plans have the order of the state dict, so walking both finds each tensor without a
+    # look-up. In any other order, the walk soon reaches its end, and the rest is looked up.
     entries = iter(planner.state_dict.items())
     name = tensor = None
     for item in plan.items:

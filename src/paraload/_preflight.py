@@ -1,14 +1,11 @@
-"""Checks before the first byte is read.
+"""Checks before the first byte is read, which leave every target untouched when they fail.
 
 Each item has a place, each tensor is complete, each target can take its values, and each transform
 has a decoder.
-
-Nothing has been written into a target when one of these errors is raised.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +14,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from paraload._checks import check_stored
 from paraload._converter import refused_conversion
-from paraload._coverage import coverage_fault
+from paraload._coverage import chunks_fault, coverage_fault
 from paraload._destination import require_shape, target_without_memory
 from paraload._text import counted
 from paraload.errors import (
@@ -30,31 +27,18 @@ from paraload.errors import (
 from paraload.transforms import no_decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
-    from paraload._coverage import Box
     from paraload._destination import Destinations
     from paraload._task import RecordSpec
     from paraload._work import Work
 
-__all__ = [
-    "require_decoders",
-    "require_fitting",
-    "require_places",
-    "require_whole_tensors",
-    "require_writable",
-]
-
 
 def require_places(plan: LoadPlan, storage_data: Any, *, path: str) -> None:
-    """Every item has an entry that says where it is stored.
-
-    Raises:
-        CheckpointReadError: with a :class:`MissingEntryError` for each item that has none.
-    """
-    failures = [
+    """Require that the metadata says where each item is stored."""
+    failures: list[ItemReadError] = [
         MissingEntryError(
             f"the checkpoint does not say where the part at offset {tuple(index.offset or ())} is"
             " stored",
@@ -69,25 +53,21 @@ def require_places(plan: LoadPlan, storage_data: Any, *, path: str) -> None:
 
 
 def require_whole_tensors(plan: LoadPlan, planner: Any, *, path: str) -> None:
-    """The chunks of each tensor that is asked for make it up: without a hole, without an overlap.
+    """Require that the chunks of each tensor tile it: without a hole, without an overlap.
 
-    Only a planner whose targets are those of its ``state_dict`` can be asked. What is wrong outside
-    of what this rank wants is none of its business; and whatever size the metadata gives (some
-    planners change it), a target that the plan fills is filled.
+    Only tensors that this rank loads are checked. Some planners change the sizes in the metadata,
+    so a target that the plan fills completely is accepted whatever they are.
 
     Args:
-        plan: what this rank wants.
+        plan: of this rank.
         planner: torch's, or one that resolves as torch's does.
         path: of the checkpoint, for texts.
-
-    Raises:
-        CheckpointReadError: with a :class:`CoverageError` for each tensor that is not whole.
     """
     metadata = getattr(planner, "metadata", None)
-    if metadata is None:  # it was not set up, or not with any
+    if metadata is None:  # it was not set up, or without metadata
         return
     entries = metadata.state_dict_metadata
-    broken: dict[str, str] = {}
+    failures: list[ItemReadError] = []
     for fqn in planner.state_dict:
         entry = entries.get(fqn)
         if type(entry) is not TensorStorageMetadata:
@@ -95,31 +75,22 @@ def require_whole_tensors(plan: LoadPlan, planner: Any, *, path: str) -> None:
         chunks = entry.chunks
         if len(chunks) == 1 and chunks[0].sizes == entry.size and not any(chunks[0].offsets):
             continue
-        boxes = tuple([(chunk.offsets, chunk.sizes) for chunk in chunks])
-        if (fault := _fault(entry.size, boxes)) is not None:
-            broken[fqn] = fault
-    failures: list[ItemReadError] = [
-        CoverageError(
-            f"the chunks in the checkpoint do not make up this tensor: {fault}",
-            fqn=fqn,
-            expected=f"each element of shape {tuple(entries[fqn].size)} once",
-            got=counted(len(entries[fqn].chunks), "chunk"),
-            hint="The checkpoint is incomplete, or its metadata is damaged; load another one",
-        )
-        for fqn, fault in broken.items()
-        if not _is_filled(fqn, plan, planner)
-    ]
+        fault = chunks_fault(entry.size, tuple([(it.offsets, it.sizes) for it in chunks]))
+        if fault is not None and not _is_filled(fqn, plan, planner):
+            failure = CoverageError(
+                f"the chunks in the checkpoint do not make up this tensor: {fault}",
+                fqn=fqn,
+                expected=f"each element of shape {tuple(entry.size)} once",
+                got=counted(len(chunks), "chunk"),
+                hint="The checkpoint is incomplete, or its metadata is damaged; load another one",
+            )
+            failures.append(failure)
     if failures:
         raise refuse_to_begin(failures, items=len(plan.items), path=path)
 
 
 def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -> None:
-    """Require that every target has memory, and a separate place for each element.
-
-    Raises:
-        CheckpointReadError: with a :class:`ShapeMismatchError` for each target that has one place
-            for several elements, and a :class:`TargetMemoryError` for each that has no memory.
-    """
+    """Require that every target has memory, and a separate place for each element."""
     failures: list[ItemReadError] = [
         ShapeMismatchError(
             "several elements of the target share one place in memory",
@@ -144,10 +115,6 @@ def require_fitting(
     """Require that slices lie inside the stored tensors, and that targets fit in shape and dtype.
 
     If the metadata does not describe a stored tensor, it is checked after it has been read.
-
-    Raises:
-        CheckpointReadError: with a :class:`ShapeMismatchError` or a :class:`DtypeMismatchError` for
-            each target that cannot take what is stored.
     """
     layouts = destinations.layouts
     wanted_ids = map(id, map(attrgetter("wanted"), specs))
@@ -194,11 +161,7 @@ def _misfit(spec: RecordSpec, destinations: Destinations, *, strict: bool) -> It
 
 
 def require_decoders(specs: Sequence[RecordSpec], work: Work, *, path: str) -> None:
-    """Require a decoder for every transform of the records, unless a hook decodes them.
-
-    Raises:
-        CheckpointReadError: with a :class:`TransformError` for each item that nothing can decode.
-    """
+    """Require a decoder for every transform of the records, unless a hook decodes them."""
     unknown = {names: left[0] for names, (_, left) in work.decoders.items() if left}
     if not unknown or work.transform is not None:
         return
@@ -211,23 +174,17 @@ def require_decoders(specs: Sequence[RecordSpec], work: Work, *, path: str) -> N
     raise refuse_to_begin(failures, items=len(specs), path=path)
 
 
-@lru_cache(maxsize=4096)
-def _fault(size: torch.Size, boxes: tuple[Box, ...]) -> str | None:
-    """Cached: a model has many tensors that were cut alike."""
-    return coverage_fault(tuple(size), [(tuple(offsets), tuple(sizes)) for offsets, sizes in boxes])
-
-
 def _is_filled(fqn: str, plan: LoadPlan, planner: Any) -> bool:
-    """Whether the plan fills all that this rank has of the tensor, each element once."""
+    """Whether the plan fills each element of this rank's part of the tensor once."""
     by_target: dict[Any, list[ReadItem]] = {}
     for item in plan.items:
         if item.dest_index.fqn == fqn:
             by_target.setdefault(item.dest_index, []).append(item)
     return bool(by_target) and all(
-        coverage_fault(tuple(planner.lookup_tensor(target).shape), _blocks(items)) is None
+        coverage_fault(
+            tuple(planner.lookup_tensor(target).shape),
+            [(tuple(item.dest_offsets), tuple(item.lengths)) for item in items],
+        )
+        is None
         for target, items in by_target.items()
     )
-
-
-def _blocks(items: Iterable[ReadItem]) -> list[Box]:
-    return [(tuple(item.dest_offsets), tuple(item.lengths)) for item in items]
