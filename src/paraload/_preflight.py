@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from paraload._work import Work
 
 
+def _refuse(failures: list[ItemReadError], *, items: int, path: str) -> None:
+    if failures:
+        raise refuse_to_begin(failures, items=items, path=path)
+
+
 def require_places(plan: LoadPlan, storage_data: Any, *, path: str) -> None:
     """Require that the metadata says where each item is stored."""
     failures: list[ItemReadError] = [
@@ -48,8 +53,7 @@ def require_places(plan: LoadPlan, storage_data: Any, *, path: str) -> None:
         for item in plan.items
         if (index := item.storage_index) not in storage_data
     ]
-    if failures:
-        raise refuse_to_begin(failures, items=len(plan.items), path=path)
+    _refuse(failures, items=len(plan.items), path=path)
 
 
 def require_whole_tensors(plan: LoadPlan, planner: Any, *, path: str) -> None:
@@ -85,8 +89,7 @@ def require_whole_tensors(plan: LoadPlan, planner: Any, *, path: str) -> None:
                 hint="The checkpoint is incomplete, or its metadata is damaged; load another one",
             )
             failures.append(failure)
-    if failures:
-        raise refuse_to_begin(failures, items=len(plan.items), path=path)
+    _refuse(failures, items=len(plan.items), path=path)
 
 
 def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -> None:
@@ -105,8 +108,7 @@ def require_writable(destinations: Destinations, plan: LoadPlan, *, path: str) -
         target_without_memory(tensor, fault, fqn=plan.items[item].dest_index.fqn)
         for item, tensor, fault in destinations.without_memory()
     ]
-    if failures:
-        raise refuse_to_begin(failures, items=len(plan.items), path=path)
+    _refuse(failures, items=len(plan.items), path=path)
 
 
 def require_fitting(
@@ -127,16 +129,13 @@ def require_fitting(
         for kind, spec in kinds.items()
         if layouts[spec.item] is None or _misfit(spec, destinations, strict=strict) is not None
     }
-    if not doubtful:
-        return
     failures = [
         failure
-        for spec in specs
+        for spec in (specs if doubtful else ())
         if (id(spec.wanted), id(layouts[spec.item])) in doubtful
         and (failure := _misfit(spec, destinations, strict=strict)) is not None
     ]
-    if failures:
-        raise refuse_to_begin(failures, items=len(specs), path=path)
+    _refuse(failures, items=len(specs), path=path)
 
 
 def _misfit(spec: RecordSpec, destinations: Destinations, *, strict: bool) -> ItemReadError | None:

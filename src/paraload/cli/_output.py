@@ -1,4 +1,7 @@
-"""What commands print: tables for people, JSON for programs."""
+"""What commands print: tables for people, JSON for programs.
+
+Tables are plain text in pipes and files, and wherever rich, of the ``cli`` extra, is missing.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from paraload._text import printable, printable_lines
 from paraload.cli._errors import UsageError
@@ -19,38 +22,17 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-    from rich.table import Table as RichTable
-
     from paraload.report import ReadReport
 
-__all__ = [
-    "STANDARD_OUTPUT",
-    "Table",
-    "add_json_option",
-    "add_reading_options",
-    "add_trace_option",
-    "check_file_target",
-    "check_json_target",
-    "discard_output",
-    "prepare_streams",
-    "printing",
-    "reading_options",
-    "say",
-    "show_tables",
-    "write_json",
-    "write_trace",
-]
-
-STANDARD_OUTPUT = "-"
-_GAP = "  "
-_VERY_WIDE = 10_000
-#: Text that is folded into less cannot be read.
-_FOLDED_WIDTH = 8
+STANDARD_OUTPUT: Final = "-"
+_GAP: Final = "  "
+#: Text that is folded into less is unreadable.
+_FOLDED_WIDTH: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows of text under a title, safe to show on a terminal.
+    """Rows of text under a title.
 
     Attributes:
         title: above it.
@@ -70,43 +52,73 @@ class Table:
         rows = [[printable(cell) for cell in row] for row in self.rows]
         object.__setattr__(self, "rows", rows)
 
+    @property
+    def widths(self) -> list[int]:
+        return [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+
     def show(self) -> None:
-        """Print it, with rich where rich is installed and somebody looks."""
         show_tables([self])
 
     def plain(self) -> str:
         """Aligned text; columns are at least two blanks apart."""
-        return "\n".join([f"{self.title}:", *self._plain_lines()])
+        lines, widths = [f"{self.title}:"], self.widths
+        for row in (self.head, *self.rows):
+            cells = [
+                cell.rjust(width) if number in self.numeric else cell.ljust(width)
+                for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append((_GAP + _GAP.join(cells)).rstrip())
+        return "\n".join(lines)
 
-    def _widths(self) -> list[int]:
-        return [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+    def is_drawn_well(self, width: int) -> bool:
+        """Whether rich folds nothing that fits as plain text, and has room for the numbers.
 
-    def _plain_lines(self) -> list[str]:
-        widths = self._widths()
-        return [self._line(row, widths) for row in (self.head, *self.rows)]
+        rich does not fold numbers: without enough room, it cuts their last digits.
+        """
+        widths = self.widths
+        plain_width = sum(widths) + len(_GAP) * len(widths)
+        drawn_width = plain_width + len(widths) + 1
+        text = [width for number, width in enumerate(widths) if number not in self.numeric]
+        narrowest = drawn_width - sum(max(0, width - _FOLDED_WIDTH) for width in text)
+        return width >= drawn_width or narrowest <= width < plain_width
 
-    def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
-        cells = (
-            cell.rjust(width) if number in self.numeric else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+
+def show_tables(tables: Sequence[Table]) -> None:
+    """Print tables that belong together: all drawn, or all plain."""
+    if not (is_terminal(sys.stdout) and _draw(tables)):
+        say("\n\n".join(table.plain() for table in tables))
+
+
+def _draw(tables: Sequence[Table]) -> bool:
+    """Draw with rich; ``False`` if plain text is better, or rich is missing."""
+    try:
+        from rich import box, console  # noqa: PLC0415 - the cli extra
+        from rich.table import Table as RichTable  # noqa: PLC0415 - likewise
+    except ImportError:
+        return False
+    # Without markup: names such as "a[b]" are shown as they are.
+    printer = console.Console(markup=False, highlight=False, emoji=False)
+    if not all(table.is_drawn_well(printer.width) for table in tables):
+        return False
+    for table in tables:
+        drawn = RichTable(
+            title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
         )
-        return (_GAP + _GAP.join(cells)).rstrip()
-
-    @property
-    def plain_width(self) -> int:
-        """Of the longest line below the title."""
-        return max(map(len, self._plain_lines()))
-
-    @property
-    def foldable_width(self) -> int:
-        """What folding the text columns can save."""
-        text = (width for at, width in enumerate(self._widths()) if at not in self.numeric)
-        return sum(max(0, width - _FOLDED_WIDTH) for width in text)
+        for number, name in enumerate(table.head):
+            is_number = number in table.numeric
+            justify: Literal["left", "right"] = "right" if is_number else "left"
+            # Folded, because names that are cut cannot be copied.
+            drawn.add_column(name, justify=justify, no_wrap=is_number, overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*row)
+        with printing():
+            printer.print(drawn)
+    return True
 
 
 def prepare_streams() -> None:
-    """Let no name of a file end a command: what the terminal cannot encode is printed escaped."""
-    for stream in (sys.stdout, sys.stderr):  # either is None where the shell has closed it
+    """Print escapes for what the terminal cannot encode, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):  # either is None if the shell has closed it
         if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             stream.reconfigure(errors="backslashreplace")
 
@@ -146,88 +158,35 @@ def warn(text: str) -> None:
             print(printable_lines(text), file=sys.stderr, flush=True)
 
 
-def show_tables(tables: Sequence[Table]) -> None:
-    """Print tables that belong together, all of them in one way."""
-    if not (is_terminal(sys.stdout) and _draw(tables)):
-        say("\n\n".join(table.plain() for table in tables))
-
-
-def _draw(tables: Sequence[Table]) -> bool:
-    """Draw with rich; ``False`` without rich, and where it would fold what fits when it is plain.
-
-    Numbers are never folded: rich cuts their last digits instead, so it does not draw where even
-    the narrowest text columns leave them too little room.
-    """
-    try:
-        from rich import console  # noqa: PLC0415 - the cli extra
-    except ImportError:
-        return False
-    # Names such as "a[b]" are no markup.
-    printer = console.Console(markup=False, highlight=False, emoji=False)
-    options = printer.options.update(max_width=_VERY_WIDE)
-    drawn = [_drawn(table) for table in tables]
-    widths = [printer.measure(one, options=options).maximum for one in drawn]
-    least = max(width - table.foldable_width for width, table in zip(widths, tables, strict=True))
-    plain_width = max(table.plain_width for table in tables)
-    if plain_width <= printer.width < max(widths) or printer.width < least:
-        return False
-    with printing():
-        printer.print(*drawn, sep="\n")
-    return True
-
-
-def _drawn(table: Table) -> RichTable:
-    from rich import box  # noqa: PLC0415 - the cli extra
-    from rich.table import Table as RichTable  # noqa: PLC0415 - likewise
-
-    drawn = RichTable(
-        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
-    )
-    for number, name in enumerate(table.head):
-        is_number = number in table.numeric
-        drawn.add_column(
-            name,
-            justify="right" if is_number else "left",
-            no_wrap=is_number,
-            overflow="fold",  # names are for copying: never cut them
-        )
-    for row in table.rows:
-        drawn.add_row(*row)
-    return drawn
-
-
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """What commands that read a whole checkpoint are told: which, and with how many readers."""
+    """The options of commands that read a whole checkpoint."""
     parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
     parser.add_argument("--workers", type=int, metavar="N", help="readers at once")
     parser.add_argument(
         "--direct-io",
         action="store_true",
         default=None,
-        help="read past the page cache what is not in it",
+        help="bypass the page cache for uncached ranges (O_DIRECT)",
     )
 
 
 def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of ``ReadOptions`` that follow from these, and a bar where somebody looks."""
-    # Where nobody looks, tqdm need not even be imported.
-    given: dict[str, Any] = {"progress": is_terminal(sys.stderr)}
-    if arguments.workers is not None:
-        given["max_workers"] = arguments.workers
-    if arguments.direct_io is not None:
-        given["direct_io"] = arguments.direct_io
-    return given
+    """The fields of ``ReadOptions`` for these options, with a progress bar on a terminal."""
+    given = {
+        "progress": is_terminal(sys.stderr),  # elsewhere, tqdm need not even be imported
+        "max_workers": arguments.workers,
+        "direct_io": arguments.direct_io,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
-    """``--json``, as every command has it."""
     parser.add_argument(
         "--json", metavar="FILE", help="write the result as JSON; - writes only that, to the output"
     )
 
 
 def add_trace_option(parser: argparse.ArgumentParser, what: str) -> None:
-    """``--trace``, for commands that read."""
     parser.add_argument(
         "--trace",
         metavar="FILE",
@@ -259,11 +218,7 @@ def check_file_target(option: str, target: str | None) -> None:
 
 
 def write_json(value: dict[str, Any], target: str | None) -> None:
-    """Write ``value`` where ``--json`` says, if it says so.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
+    """Write ``value`` where ``--json`` says, if it was given."""
     if target is None:
         return
     text = json.dumps(value, indent=2)
@@ -271,21 +226,20 @@ def write_json(value: dict[str, Any], target: str | None) -> None:
         with printing():
             print(text, flush=True)
         return
-    try:
+    with _writing("--json", target):
         Path(target).write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json {target}: {error.strerror}") from error
 
 
 def write_trace(report: ReadReport, target: str | None) -> None:
-    """Write the time line where ``--trace`` says, if it says so.
+    """Write the time line where ``--trace`` says, if it was given."""
+    if target is not None:
+        with _writing("--trace", target):
+            report.write_trace(target)
 
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    if target is None:
-        return
+
+@contextmanager
+def _writing(option: str, target: str) -> Iterator[None]:
     try:
-        report.write_trace(target)
+        yield
     except OSError as error:
-        raise UsageError(f"--trace {target}: {error.strerror}") from error
+        raise UsageError(f"{option} {target}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""A planner for commands, which read checkpoints of strangers."""
+"""A planner for commands, which must not run code from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Iterator
 
-    from torch.distributed.checkpoint import Metadata
-
-__all__ = ["QUANTISED", "BytesPlanner", "empty_state"]
+    from paraload._index import CheckpointIndex, Entry
 
 #: Their scales are in the record, not in the metadata, and ``copy_`` needs a target with the same
 #: scheme. So no target can be made before the record is read.
@@ -27,7 +25,7 @@ QUANTISED: Final = frozenset(
 )
 
 
-def empty_state(metadata: Metadata) -> dict[str, Any]:
+def empty_state(index: CheckpointIndex) -> dict[str, Any]:
     """A target for every entry of the checkpoint; ``None`` for objects.
 
     The stand-in for a quantised tensor has its size, but only one byte, which is never written to.
@@ -35,22 +33,23 @@ def empty_state(metadata: Metadata) -> dict[str, Any]:
     Raises:
         ItemReadError: torch cannot make a tensor that the metadata describes.
     """
-    return {name: _empty(name, item) for name, item in metadata.state_dict_metadata.items()}
+    return {entry.name: _empty(entry) for entry in index.entries}
 
 
-def _empty(name: str, item: Any) -> torch.Tensor | None:
-    if not isinstance(item, TensorStorageMetadata):
+def _empty(entry: Entry) -> torch.Tensor | None:
+    if entry.dtype is None or entry.shape is None:
         return None
+    dtype = getattr(torch, entry.dtype)
     try:
-        if item.properties.dtype in QUANTISED:
-            return torch.zeros((), dtype=torch.uint8, device="cpu").expand(item.size)
-        return torch.empty(item.size, dtype=item.properties.dtype, device="cpu")
+        if dtype in QUANTISED:
+            return torch.zeros((), dtype=torch.uint8, device="cpu").expand(entry.shape)
+        return torch.empty(entry.shape, dtype=dtype, device="cpu")
     except (RuntimeError, TypeError, OverflowError) as error:
         raise ItemReadError(
             "torch cannot create the tensor that the metadata describes",
-            fqn=name,
-            expected=f"a known dtype and enough memory for a tensor of shape {tuple(item.size)}"
-            f" and dtype {item.properties.dtype}",
+            fqn=entry.name,
+            expected=f"a known dtype and enough memory for a tensor of shape {entry.shape}"
+            f" and dtype {dtype}",
             got=str(error).split("\n", 1)[0],
             hint="The metadata is damaged, or a newer torch wrote it",
         ) from error
@@ -59,17 +58,17 @@ def _empty(name: str, item: Any) -> torch.Tensor | None:
 class BytesPlanner(QuickLoadPlanner):
     """Leaves objects as bytes, and loads quantised tensors from their bytes.
 
-    Unpickling objects would need the classes of the job that saved them, and run whatever code a
-    stranger's checkpoint holds.
+    Unpickling objects would need the classes of the job that saved them, and would run any code in
+    the checkpoint.
     """
 
     def create_local_plan(self) -> LoadPlan:
         """The plan of torch, with quantised tensors as whole records."""
-        plan, entries = super().create_local_plan(), self._entries()
-        plan.items = [it for it in plan.items if not _is_quantised(entries, it.dest_index.fqn)]
-        for fqn in self.state_dict:
-            if _is_quantised(entries, fqn):
-                plan.items += _record_items(fqn, entries[fqn])
+        plan = super().create_local_plan()
+        quantised = {fqn: it for fqn in self.state_dict if (it := self._quantised(fqn))}
+        plan.items = [item for item in plan.items if item.dest_index.fqn not in quantised]
+        for fqn, entry in quantised.items():
+            plan.items += _record_items(fqn, entry)
         return plan
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
@@ -79,10 +78,8 @@ class BytesPlanner(QuickLoadPlanner):
             ItemReadError: torch cannot read it.
         """
         index = read_item.storage_index
-        entries = self._entries()
-        if not _is_quantised(entries, index.fqn):
+        if (entry := self._quantised(index.fqn)) is None:
             return
-        entry = entries[index.fqn]
         tensor = load_tensor(value.getbuffer())
         shape = next(chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset)
         expected, got = (entry.properties.dtype, tuple(shape)), (tensor.dtype, tuple(tensor.shape))
@@ -94,13 +91,11 @@ class BytesPlanner(QuickLoadPlanner):
                 hint="File and metadata do not belong together",
             )
 
-    def _entries(self) -> dict[str, Any]:
-        return {} if self.metadata is None else self.metadata.state_dict_metadata
-
-
-def _is_quantised(entries: dict[str, Any], fqn: str) -> bool:
-    entry = entries.get(fqn)
-    return isinstance(entry, TensorStorageMetadata) and entry.properties.dtype in QUANTISED
+    def _quantised(self, fqn: str) -> TensorStorageMetadata | None:
+        entry = self.metadata.state_dict_metadata.get(fqn) if self.metadata else None
+        if isinstance(entry, TensorStorageMetadata) and entry.properties.dtype in QUANTISED:
+            return entry
+        return None
 
 
 def _record_items(fqn: str, entry: TensorStorageMetadata) -> Iterator[ReadItem]:

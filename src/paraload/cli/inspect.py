@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
 
 from paraload._text import counted, printable
 from paraload.cli import _checkpoint as checkpoint
@@ -19,11 +20,16 @@ from paraload.cli._output import (
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
-    from paraload.cli._checkpoint import CheckpointFile, Contents, Entry
+    from collections.abc import Sequence
+    from pathlib import Path
 
-__all__ = ["add_parser", "run"]
+    from paraload._folder_metadata import FolderMetadata
+    from paraload._index import Entry, Place
 
-_DEFAULT_LIMIT = 20
+    #: What JSON has of a file, or of an entry.
+    Facts = dict[str, Any]
+
+_DEFAULT_LIMIT: Final = 20
 
 
 def add_parser(commands: Any) -> None:
@@ -52,16 +58,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Print tables, or JSON; 1 if files are missing or cut."""
     check_json_target(arguments.json)
     path = checkpoint.existing_folder(arguments.path)
-    metadata = checkpoint.read_metadata(path)
-    found = checkpoint.contents(metadata, path)
-    write_json({"path": str(path), **found.to_dict()}, arguments.json)
+    found = checkpoint.read_metadata(path)
+    facts = _facts(found, path)
+    write_json(facts, arguments.json)
     if arguments.json != STANDARD_OUTPUT:
-        _show(found, sort=arguments.sort, limit=arguments.limit)
-    if metadata.starts_late:
-        warn(f"paraload: remark: {metadata.starts_late}")
-    for problem in found.problems:
+        _show(facts, sort=arguments.sort, limit=arguments.limit)
+    if found.starts_late:
+        warn(f"paraload: remark: {found.starts_late}")
+    for problem in facts["problems"]:
         warn(f"paraload: {printable(problem)}")
-    return 1 if found.problems else 0
+    return 1 if facts["problems"] else 0
 
 
 def _count_or_zero(text: str) -> int:
@@ -70,68 +76,120 @@ def _count_or_zero(text: str) -> int:
     return int(text)
 
 
-def _show(found: Contents, *, sort: str, limit: int) -> None:
-    objects = len(found.entries) - len(found.tensors)
+# ------------------------------------------------------------------------------- what JSON has
+
+
+def _facts(found: FolderMetadata, path: Path) -> Facts:
+    index = found.index
+    files = [_file_facts(path, *item) for item in index.places_by_file().items()]
+    sizes = [file["bytes"] for file in files]
+    problems = [
+        f"__{rank}.metadata: the metadata of this rank is missing" for rank in found.missing
+    ]
+    tensors = sum(entry.shape is not None for entry in index.entries)
+    return {
+        "path": str(path),
+        "tensors": tensors,
+        "objects": len(index.entries) - tensors,
+        "tensor_bytes": index.tensor_bytes,
+        "file_bytes": sum(sizes),
+        # The largest file by the mean file: with 1.0, all are equal, and no reader waits.
+        "balance": max(sizes) * len(sizes) / sum(sizes) if any(sizes) else 1.0,
+        "problems": problems + [problem for file in files if (problem := _problem(file))],
+        "files": files,
+        "entries": sorted(map(_entry_facts, index.entries), key=itemgetter("name")),
+    }
+
+
+def _entry_facts(entry: Entry) -> Facts:
+    places = entry.places
+    return {
+        "name": entry.name,
+        "dtype": entry.dtype,
+        "shape": entry.shape,
+        "bytes": entry.nbytes,
+        "chunks": len(places),
+        "files": len({place.path for place in places}),
+    }
+
+
+def _file_facts(folder: Path, name: str, places: Sequence[Place]) -> Facts:
+    """``bytes`` are up to the end of the last record, ``bytes_on_disk`` those that are there."""
+    path, size, refusal = folder / name, None, ""
+    try:
+        if path.is_file():
+            size = path.stat().st_size
+    except FileNotFoundError:
+        pass  # gone since
+    except OSError as error:
+        refusal = str(error.strerror)
+    return {
+        "path": name,
+        "bytes": max(place.end for place in places),
+        "bytes_on_disk": size,
+        "records": len(places),
+        "refusal": refusal,
+    }
+
+
+def _problem(file: Facts) -> str | None:
+    promised, size = file["bytes"], file["bytes_on_disk"]
+    if file["refusal"]:
+        return f"{file['path']}: the file cannot be looked at: {file['refusal']}"
+    if size is None:
+        return f"{file['path']}: the file is missing"
+    if size < promised:
+        least = f"expected at least {promised} bytes, got {size}"
+        return f"{file['path']}: the file is too short; {least}"
+    return None
+
+
+# --------------------------------------------------------------------------- what people see
+
+
+def _show(facts: Facts, *, sort: str, limit: int) -> None:
     say(
-        f"{counted(len(found.tensors), 'tensor')}, {format_bytes(found.tensor_bytes)};"
-        f" {counted(objects, 'object')};"
-        f" {counted(len(found.files), 'file')}, {format_bytes(found.file_bytes)}"
-        f" (largest by mean: {found.balance:.2f})"
+        f"{counted(facts['tensors'], 'tensor')}, {format_bytes(facts['tensor_bytes'])};"
+        f" {counted(facts['objects'], 'object')};"
+        f" {counted(len(facts['files']), 'file')}, {format_bytes(facts['file_bytes'])}"
+        f" (largest by mean: {facts['balance']:.2f})"
     )
-    key = _by_size if sort == "size" else _by_name
-    say()
-    _files_table(sorted(found.files, key=key), limit, found).show()
-    say()
-    _entries_table(sorted(found.entries, key=key), limit).show()
-
-
-def _by_size(what: Entry | CheckpointFile) -> tuple[int, str]:
-    return -what.bytes, _by_name(what)
-
-
-def _by_name(what: Entry | CheckpointFile) -> str:
-    return what.path if isinstance(what, checkpoint.CheckpointFile) else what.name
-
-
-def _files_table(files: list[CheckpointFile], limit: int, found: Contents) -> Table:
-    shown = files[: limit or None]
+    # Both lists are sorted by name, and sorting is stable.
+    files, entries = (
+        sorted(facts[what], key=itemgetter("bytes"), reverse=True)
+        if sort == "size"
+        else facts[what]
+        for what in ("files", "entries")
+    )
     rows = [
         (
-            file.path,
-            format_bytes(file.bytes),
-            f"{file.bytes / found.file_bytes:.1%}" if found.file_bytes else "",
-            str(file.records),
+            file["path"],
+            format_bytes(file["bytes"]),
+            f"{file['bytes'] / facts['file_bytes']:.1%}" if facts["file_bytes"] else "",
+            str(file["records"]),
         )
-        for file in shown
+        for file in files[: limit or None]
     ]
-    return Table(
-        title=_title("files", len(shown), len(files)),
-        head=("file", "bytes", "share", "records"),
-        rows=rows,
-        numeric=frozenset({1, 2, 3}),
-    )
-
-
-def _entries_table(entries: list[Entry], limit: int) -> Table:
-    shown = entries[: limit or None]
-    rows = [
+    _show_table("files", ("file", "bytes", "share", "records"), rows, len(files), texts=1)
+    lines = [
         (
-            entry.name,
-            entry.dtype or "object",
-            "" if entry.shape is None else " x ".join(map(str, entry.shape)) or "scalar",
-            format_bytes(entry.bytes),
-            str(entry.chunks),
-            str(entry.files),
+            entry["name"],
+            entry["dtype"] or "object",
+            "" if entry["shape"] is None else " x ".join(map(str, entry["shape"])) or "scalar",
+            format_bytes(entry["bytes"]),
+            str(entry["chunks"]),
+            str(entry["files"]),
         )
-        for entry in shown
+        for entry in entries[: limit or None]
     ]
-    return Table(
-        title=_title("tensors and objects", len(shown), len(entries)),
-        head=("name", "dtype", "shape", "bytes", "chunks", "files"),
-        rows=rows,
-        numeric=frozenset({3, 4, 5}),
-    )
+    head = ("name", "dtype", "shape", "bytes", "chunks", "files")
+    _show_table("tensors and objects", head, lines, len(entries), texts=3)
 
 
-def _title(what: str, shown: int, total: int) -> str:
-    return what if shown == total else f"{what}, {shown} of {total} (--limit 0 lists all)"
+def _show_table(
+    what: str, head: Sequence[str], rows: Sequence[Sequence[str]], total: int, *, texts: int
+) -> None:
+    more = "" if len(rows) == total else f", {len(rows)} of {total} (--limit 0 lists all)"
+    numeric = frozenset(range(texts, len(head)))
+    say()
+    Table(title=what + more, head=head, rows=rows, numeric=numeric).show()

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from paraload.errors import ItemReadError
     from paraload.report import ReadReport
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser of all."""
@@ -88,12 +86,12 @@ def _load(path: Path, found: FolderMetadata, options: ReadOptions) -> ReadReport
     from paraload.cli._planner import BytesPlanner, empty_state  # noqa: PLC0415
     from paraload.readers import ParallelFileSystemReader  # noqa: PLC0415
 
-    require_memory(checkpoint.contents(found, path).tensor_bytes, "the checkpoint")
+    require_memory(found.index.tensor_bytes, "the checkpoint")
     reader = ParallelFileSystemReader(path, options=options)
     reader._metadata_before = found.seen  # noqa: SLF001 - the reader does not read it itself
     planner = BytesPlanner()
     with collector_paused():
-        planner.set_up_planner(empty_state(found.metadata), found.metadata, is_coordinator=True)
+        planner.set_up_planner(empty_state(found.index), found.metadata, is_coordinator=True)
         reader.set_up_storage_reader(found.metadata, is_coordinator=True)
         plan = reader.prepare_local_plan(planner.create_local_plan())
         (plan,) = reader.prepare_global_plan(planner.create_global_plan([plan]))

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from paraload._verify_report import Finding, VerifyReport
 
-__all__ = ["add_parser", "run"]
-
 _DEFAULT_LIMIT = 50
 
 
@@ -138,22 +136,19 @@ def _show(report: VerifyReport) -> None:
 
 
 def _table(title: str, findings: Sequence[Finding]) -> Table:
-    shown = findings[:_DEFAULT_LIMIT]
-    more = "" if len(shown) == len(findings) else f", {len(shown)} of {len(findings)}; JSON has all"
-    return Table(
-        title=f"{title}{more}",
-        head=("kind", "problem", "file", "bytes", "affects", "expected", "got"),
-        rows=[
-            (
-                finding.kind,
-                finding.problem,
-                finding.path or "",
-                "" if finding.end is None else f"[{finding.start}, {finding.end})",
-                finding.affected(),
-                finding.expected or "",
-                finding.got or "",
-            )
-            for finding in shown
-        ],
-        numeric=frozenset(),
-    )
+    rows = [
+        (
+            finding.kind,
+            finding.problem,
+            finding.path or "",
+            "" if finding.end is None else f"[{finding.start}, {finding.end})",
+            finding.affected(),
+            finding.expected or "",
+            finding.got or "",
+        )
+        for finding in findings[:_DEFAULT_LIMIT]
+    ]
+    if len(rows) < len(findings):
+        title += f", {len(rows)} of {len(findings)}; JSON has all"
+    head = ("kind", "problem", "file", "bytes", "affects", "expected", "got")
+    return Table(title=title, head=head, rows=rows, numeric=frozenset())
