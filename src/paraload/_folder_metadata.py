@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +27,7 @@ from paraload.metadata import read_metadata
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from paraload._index import CheckpointIndex
     from paraload.sources._base import FileIdentity
@@ -139,10 +139,9 @@ def _joined(by_rank: dict[int, Metadata]) -> Metadata:
     return Metadata(entries, storage_data=storage, version=getattr(first, "version", None))
 
 
-def _missing(folder: Path, ranks: Iterable[int]) -> tuple[int, ...]:
-    there = list(ranks)
-    gaps = chain.from_iterable(range(first + 1, second) for first, second in pairwise(there))
+def _missing(folder: Path, ranks: Collection[int]) -> tuple[int, ...]:
+    gaps = (rank for rank in range(min(ranks), max(ranks)) if rank not in ranks)
     with_data = {
         int(found[1]) for file in folder.iterdir() if (found := _DATA_FILE.fullmatch(file.name))
     }
-    return tuple(sorted({*islice(gaps, _MOST_MISSING), *with_data.difference(there)}))
+    return tuple(sorted({*islice(gaps, _MOST_MISSING), *with_data.difference(ranks)}))

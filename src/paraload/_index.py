@@ -138,17 +138,16 @@ class CheckpointIndex:
                     continue
             last = place, chunk
 
-    def orphan_bytes(self, file_bytes: Mapping[str, int]) -> Iterator[Place]:
-        """Ranges of files, given with their sizes, that no record has."""
+    def orphan_bytes(self, file_bytes: Mapping[str, int]) -> Iterator[IndexFault]:
+        """Ranges of files, given with their sizes, that no record has: odd, but harmless."""
         ends = dict.fromkeys(file_bytes, 0)
-        for place, _ in self._in_file_order():
-            if place.path in ends:
-                if place.start > ends[place.path]:
-                    yield Place(place.path, ends[place.path], place.start)
-                ends[place.path] = max(ends[place.path], place.end)
-        for path, end in ends.items():
-            if file_bytes[path] > end:
-                yield Place(path, end, file_bytes[path])
+        ranges = [place for place, _ in self._in_file_order() if place.path in ends]
+        ranges += [Place(path, size, size) for path, size in file_bytes.items()]
+        for path, start, end, _ in ranges:
+            if start > ends[path]:
+                orphan = Place(path, ends[path], start)
+                yield IndexFault("orphan-bytes", "no record has these bytes", (), orphan)
+            ends[path] = max(ends[path], end)
 
     def _in_file_order(self) -> list[tuple[Place, Chunk]]:
         return sorted(self.records(), key=lambda record: record[0][:3])

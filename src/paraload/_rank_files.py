@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import os
 
-__all__ = ["GLOBAL_METADATA", "is_left_out", "only_ranks", "rank_files"]
-
 #: The file for all ranks.
 GLOBAL_METADATA: Final = ".metadata"
 #: The file of one rank. torch writes the number without leading zeros.

@@ -87,7 +87,8 @@ def verify(
         records = sorted(found.index.records(), key=lambda record: record[1].name)
         all_specs = [_spec(number, *record) for number, record in enumerate(records)]
         parts = [_part(chunk) for _, chunk in records]
-        problems = [*map(_finding, found.index.faults())]
+        hint = "The metadata is damaged, or the checkpoint is incomplete"
+        problems = [_finding(fault, hint) for fault in found.index.faults()]
     problems += map(_missing_rank, found.missing)
     source = LocalSource(folder, direct_io=options.direct_io)
     try:
@@ -115,7 +116,7 @@ def verify(
             _orphan_files(folder, known, manifest),
         )
     sizes = {path: file.size_bytes for path, file in files.items()}
-    remarks = [*map(_orphan_bytes, found.index.orphan_bytes(sizes)), *unknown]
+    remarks = [*map(_finding, found.index.orphan_bytes(sizes)), *unknown]
     if found.starts_late:
         remarks.append(Finding(kind="ranks-elsewhere", problem=found.starts_late))
     if manifest is not None:
@@ -153,7 +154,7 @@ def _part(chunk: Chunk) -> Part:
     return Part(name=chunk.name, offsets=chunk.offsets, lengths=chunk.lengths)
 
 
-def _finding(fault: IndexFault) -> Finding:
+def _finding(fault: IndexFault, hint: str | None = None) -> Finding:
     path, start, end, *_ = fault.place or (None, None, None)
     return Finding(
         kind=fault.kind,
@@ -162,17 +163,7 @@ def _finding(fault: IndexFault) -> Finding:
         start=start,
         end=end,
         parts=tuple(map(_part, fault.chunks)),
-        hint="The metadata is damaged, or the checkpoint is incomplete",
-    )
-
-
-def _orphan_bytes(place: Place) -> Finding:
-    return Finding(
-        kind="orphan-bytes",
-        problem="no record has these bytes",
-        path=place.path,
-        start=place.start,
-        end=place.end,
+        hint=hint,
     )
 
 
