@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from paraload._checksum import crc32
+from paraload._dcp_index import index_of
 from paraload.cli._planner import QUANTISED, BytesPlanner, empty_state
 from paraload.errors import CheckpointReadError
 
@@ -97,7 +98,7 @@ class Case:
         self.files = sorted({folder / piece.info.relative_path for piece in pieces})
         entries = {piece.key.fqn: piece.entry for piece in pieces}
         self._metadata = Metadata(entries, storage_data={it.key: it.info for it in pieces})
-        self._state = empty_state(self._metadata)
+        self._state = empty_state(index_of(self._metadata))
         self.targets: dict[str, torch.Tensor] = {
             name: self._state[name]
             for name, entry in entries.items()
