@@ -1,6 +1,6 @@
 """Storage with a limited rate, simulated: every read that is under way is a stream of its own.
 
-    read_into --> inner source (page cache) --> wait until a stream of that rate would be done
+    read --> inner source (page cache) --> wait until a stream of that rate would be done
 
 Network storage gives each stream only so much, and all of them together only so much more. No bytes
 travel more slowly here; the reader is made to wait, which is the same to it and can be repeated.
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from paraload.sources._base import ByteSource, Receipt
+    from paraload.sources import ByteSource, Read, ReadStats
 
 __all__ = ["RatedReader", "RatedSource"]
 
 
 class RatedSource(WrappedSource):
-    """:class:`~paraload.sources._base.ByteSource` that is as slow as it is told to be.
+    """:class:`~paraload.sources.ByteSource` that is as slow as it is told to be.
 
     Args:
         inner: reads the bytes.
@@ -60,16 +60,16 @@ class RatedSource(WrappedSource):
         )
         return again, (self.inner,)
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
+    def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
         """Read, and return no sooner than such a storage would have."""
-        nbytes = sum(map(len, buffers))
+        nbytes = sum(len(buffer) for read in reads for buffer in read.buffers)
         started_s = time.monotonic()
         due_s = started_s + self.latency_s + nbytes / self.bytes_per_second_per_stream
         if self.bytes_per_second is not None:
             due_s = max(due_s, self._over_the_wire(started_s, nbytes / self.bytes_per_second))
-        receipt = self.inner.read_into(path, start, buffers)
+        stats = self.inner.read(path, reads)
         time.sleep(max(0.0, due_s - time.monotonic()))
-        return receipt
+        return stats
 
     def _over_the_wire(self, now_s: float, takes_s: float) -> float:
         """When a read is through, if it queues behind all others on the one wire."""

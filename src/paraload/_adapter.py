@@ -16,11 +16,11 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._extension import StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.filesystem import FileSystem, _StorageReaderTransforms
 
-from paraload._plan import first_tasks
+from paraload._plan import PlanKnobs, first_tasks
 from paraload._work import Work
+from paraload.errors import InvalidOptionError
 from paraload.options import ReadOptions
-from paraload.sources._local import LocalSource
-from paraload.sources._streams import StreamSource
+from paraload.sources._opening import open_source
 from paraload.transforms import ExtensionDecoder, ZstdDecoder
 
 if TYPE_CHECKING:
@@ -30,18 +30,8 @@ if TYPE_CHECKING:
 
     from paraload._task import ReadTask, RecordSpec
     from paraload.hooks import StorageItem
-    from paraload.sources._base import ByteSource
+    from paraload.sources import ByteSource
     from paraload.transforms import Decoder
-
-__all__ = [
-    "ReaderTraits",
-    "default_source",
-    "options_of",
-    "path_text",
-    "planning_with",
-    "stock_decoders",
-    "traits_for_tasks",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +61,23 @@ class ReaderTraits:
         own_slice = getattr(type(reader), "_slice_file", None)
         is_stock_slice = own_slice is None or own_slice is FileSystemReader._slice_file  # noqa: SLF001
         slice_here = None if is_stock_slice else _SliceHere(reader)
+        slice_file = options.slice_file or slice_here
+        if slice_file is not None and not hasattr(source, "open_stream"):
+            raise InvalidOptionError(
+                f"slice_file= and _slice_file read from streams, which {type(source).__name__} does"
+                " not have; transform= gets the bytes of a record without one"
+            )
         transforms = getattr(reader, "transforms", None)
         fs_name = type(getattr(reader, "fs", None)).__name__
         reasons = {
-            f"fs is a {fs_name}": isinstance(source, StreamSource),
+            f"fs is a {fs_name}": source.limits.forward_only,
             "_slice_file is overridden": slice_here is not None,
             "transforms are the reader's own": _is_foreign(transforms),
         }
         return cls(
             options=options,
             source=source,
-            slice_file=options.slice_file or slice_here,
+            slice_file=slice_file,
             stays_here=next((reason for reason, holds in reasons.items() if holds), ""),
             transforms=transforms,
             entries=getattr(reader, "_entries", None),
@@ -91,7 +87,12 @@ class ReaderTraits:
     @property
     def needs_stream(self) -> bool:
         """Items are cut from streams, by a hook or because the storage has nothing else."""
-        return self.slice_file is not None or isinstance(self.source, StreamSource)
+        return self.slice_file is not None or self.source.limits.forward_only
+
+    @property
+    def knobs(self) -> PlanKnobs:
+        """Sizes of tasks."""
+        return PlanKnobs.of(self.source.limits)
 
     @property
     def tells_hooks(self) -> bool:
@@ -125,9 +126,10 @@ class ReaderTraits:
             specs,
             whole=self.needs_whole,
             as_stream=self.needs_stream,
-            in_sequence=isinstance(self.source, StreamSource),
+            in_sequence=self.source.limits.forward_only,
             in_plan_order=in_plan_order,
             straight_through=self.options.is_sequential,
+            knobs=self.knobs,
         )
         return [*tasks]
 
@@ -187,10 +189,10 @@ def traits_for_tasks(reader: Any) -> Iterator[ReaderTraits]:
 def default_source(reader: Any) -> ByteSource:
     """What reads below ``reader.path``: the file system, or the streams of another ``fs``."""
     fs = getattr(reader, "fs", None)
-    is_local = fs is None or type(fs) is FileSystem
-    if not is_local:
-        return StreamSource(fs, reader.path)
-    return LocalSource(reader.path, direct_io=options_of(reader).direct_io)
+    is_local = type(fs) is FileSystem
+    return open_source(
+        reader.path, fs=None if is_local else fs, direct_io=options_of(reader).direct_io
+    )
 
 
 def _source_of(reader: Any) -> ByteSource:

@@ -48,6 +48,7 @@ class Workshop:
         converter: copies what was collected into targets.
         verify: check records that are read whole.
         split_bytes: asked with a record, says how many bytes of it a task reads.
+        max_gap_bytes: a gap up to this long is read rather than skipped.
         located: tasks that need no memory, for the engine to give to the feed.
     """
 
@@ -57,6 +58,7 @@ class Workshop:
     converter: Converter
     verify: bool
     split_bytes: Callable[[RecordSpec], int]
+    max_gap_bytes: int
     located: list[RunsTask] = field(default_factory=list)
 
 
@@ -199,6 +201,7 @@ class Assembly:
             checksum=checksum,
             with_trailer=with_trailer and checksum,
             split_bytes=self.split_bytes,
+            max_gap_bytes=self.shop.max_gap_bytes,
         )
 
     # ------------------------------------------------------------------ collecting

@@ -91,6 +91,7 @@ class Load:
             converter=self._commits.converter,
             verify=job.work.verify,
             split_bytes=job.split_bytes,
+            max_gap_bytes=job.max_gap_bytes,
         )
         self._failures: dict[int, ItemReadError] = {}
 

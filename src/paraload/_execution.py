@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from paraload._plan import DEFAULT_KNOBS, split_bytes_for
+from paraload._plan import PlanKnobs, split_bytes_for
 from paraload._resources import default_budget_bytes
 from paraload._shared import SLOTS_PER_WORKER
 from paraload.executors import make_executor
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from paraload.executors._ramp import RampLimits
     from paraload.options import ReadOptions
     from paraload.progress import ProgressHook, ReadProgress
-
-__all__ = ["Execution", "TaskSizes", "choose_execution", "progress_hook"]
+    from paraload.sources import ByteSource
 
 #: Less than this has been read before a second worker has started.
 _SHARE_FROM_BYTES: Final = 1 << 20
@@ -63,12 +62,15 @@ class TaskSizes:
     Args:
         total_bytes: of all records.
         limit_bytes: of a task.
+        least_bytes: of a task.
         workers: readers at once, now.
     """
 
-    def __init__(self, total_bytes: int, limit_bytes: int, workers: Callable[[], int]) -> None:
+    def __init__(
+        self, total_bytes: int, limit_bytes: int, least_bytes: int, workers: Callable[[], int]
+    ) -> None:
         self._left_bytes = total_bytes
-        self._limit_bytes = limit_bytes
+        self._limits = limit_bytes, least_bytes
         self._workers = workers
         self._record: tuple[str, int] | None = None
         self._split_bytes = 0
@@ -82,19 +84,19 @@ class TaskSizes:
         if record != self._record:
             self._record = record
             workers = self._workers()
-            self._split_bytes = split_bytes_for(self._left_bytes, workers, self._limit_bytes)
+            self._split_bytes = split_bytes_for(self._left_bytes, workers, *self._limits)
             self._left_bytes -= spec.length
         return self._split_bytes
 
 
 def choose_execution(
-    options: ReadOptions, *, path: str, total_bytes: int, stays_here: str
+    options: ReadOptions, *, source: ByteSource, total_bytes: int, stays_here: str
 ) -> Execution:
     """What the options ask for, as far as reader and work allow it.
 
     Args:
         options: of the load.
-        path: of the checkpoint; its file system has a say in the number of workers.
+        source: of the checkpoint.
         total_bytes: of the records.
         stays_here: why the work cannot be sent to other processes; "" if it can.
     """
@@ -109,7 +111,7 @@ def choose_execution(
     in_processes = name in _IN_PROCESSES
     workers, ramp = 1, None
     if not options.is_sequential and total_bytes >= _SHARE_FROM_BYTES:
-        workers, ramp = _choose_workers(options, path, budget_bytes, in_processes=in_processes)
+        workers, ramp = _choose_workers(options, source, budget_bytes, in_processes=in_processes)
     slot_bytes = 0
     if in_processes:
         # Half of the budget is for slots, so that staging behind them has the other.
@@ -118,25 +120,26 @@ def choose_execution(
     if workers == 1:
         name, slot_bytes = "sequential", 0
     executor = make_executor(name, workers=workers, slot_bytes=slot_bytes, ramp=ramp)
-    limit_bytes = slot_bytes or DEFAULT_KNOBS.split_bytes
+    knobs = PlanKnobs.of(source.limits)
+    limit_bytes = min(slot_bytes or knobs.split_bytes, knobs.split_bytes)
     return Execution(
         executor=executor,
         staging_bytes=budget_bytes - slot_bytes * SLOTS_PER_WORKER * workers,
-        sizes=TaskSizes(total_bytes, limit_bytes, lambda: executor.workers),
+        sizes=TaskSizes(total_bytes, limit_bytes, knobs.min_split_bytes, lambda: executor.workers),
         task_limit_bytes=slot_bytes or sys.maxsize,
         downgrade=downgrade,
     )
 
 
 def _choose_workers(
-    options: ReadOptions, path: str, budget_bytes: int, *, in_processes: bool
+    options: ReadOptions, source: ByteSource, budget_bytes: int, *, in_processes: bool
 ) -> tuple[int, RampLimits | None]:
     """The number that was asked for, exactly; or the one to begin with, and where it may lead."""
     if options.max_workers is not None:
         return options.max_workers, None
     if in_processes:
         return choose_processes(), None
-    ramp = choose_ramp(path)
+    ramp = choose_ramp(getattr(source, "root", None), source.limits.requests_in_flight)
     if options.direct_io:
         ramp = ramp.at_most(budget_bytes // DIRECT_READ_BYTES)  # what they read through is memory
     return ramp.start, ramp

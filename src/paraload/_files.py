@@ -1,10 +1,10 @@
 """The files of a load: whether all are there before it, and still the same after it.
 
-    specs --> seen_files: one look at each file --> {path: FileIdentity}      before the first byte
-    {path: FileIdentity} --> changed_files: the same look, compared            after the last one
+    specs --> seen_files: one look at each file --> {path: FileStat}      before the first byte
+    {path: FileStat} --> changed_files: the same look, compared            after the last one
 
-No torch. A storage that cannot tell what a file is (streams) is not asked for more: its reads find
-out one by one.
+No torch. Files of a storage that only has streams are not looked at: their reads find out one by
+one.
 """
 
 from __future__ import annotations
@@ -18,30 +18,21 @@ from typing import TYPE_CHECKING, Final
 
 from paraload._checks import check_range
 from paraload._daemons import PATIENCE_WITH_STALLED_S, DaemonThreads
-from paraload._retry import is_transient, pauses, storage_error
 from paraload._text import counted
 from paraload._work import item_error
-from paraload.errors import (
-    ChangedFileError,
-    ItemReadError,
-    UnsafePathError,
-    refuse_to_begin,
-)
+from paraload.errors import ChangedFileError, ItemReadError, UnsafePathError, refuse_to_begin
+from paraload.sources._retrying import is_transient, pauses
+from paraload.sources._system_errors import storage_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Protocol
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from paraload._task import RecordSpec
-    from paraload.sources._base import ByteSource, FileIdentity
+    from paraload.sources import ByteSource, FileStat
 
-    Looks = dict[str, FileIdentity | Exception | None]
+    Look = Callable[[str], FileStat]
+    Looks = dict[str, FileStat | Exception]
 
-    class _Looked(Protocol):
-        def identify(self, path: str) -> FileIdentity | None: ...
-
-
-__all__ = ["changed_files", "look_at_files", "path_failures", "require_inside", "seen_files"]
 
 #: A look at a file of a network file system takes a millisecond, and there may be thousands. To a
 #: disk it takes some microseconds, and handing it to a thread a hundred.
@@ -100,16 +91,10 @@ def seen_files(
     *,
     path: str,
     retries: int,
-) -> dict[str, FileIdentity]:
-    """What the files are now, of those that the storage can tell it of.
+) -> dict[str, FileStat]:
+    """What the files are now; nothing of a storage that only has streams.
 
-    Args:
-        source: has them.
-        specs: the records in them.
-        thread: makes the system calls, so that the caller's wait has a deadline.
-        path: of the checkpoint, for texts.
-        retries: how often to look again at files that are not there: just after a write, a network
-            file system may not show them yet.
+    ``thread`` makes the calls, so that the caller's wait has a deadline.
 
     Raises:
         CheckpointReadError: with an error for each item whose file is missing, unreadable, or
@@ -124,53 +109,49 @@ def seen_files(
 
 def look_at_files(
     source: ByteSource, specs: Sequence[RecordSpec], thread: DaemonThreads, *, retries: int
-) -> tuple[dict[str, FileIdentity], dict[int, ItemReadError]]:
+) -> tuple[dict[str, FileStat], dict[int, ItemReadError]]:
     """What :func:`seen_files` returns, and its errors by item."""
+    if source.limits.forward_only:
+        return {}, {}
     by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
     for spec in specs:
         by_file[spec.path].append(spec)
-    looks, tries = _look_again(_FirstLook(source), by_file, thread, retries)
+    looks, tries = _look_again(source, _first_look(source), by_file, thread, retries)
     failures: dict[int, ItemReadError] = {}
-    seen: dict[str, FileIdentity] = {}
+    seen: dict[str, FileStat] = {}
     for path, look in looks.items():
         if isinstance(look, Exception):
-            failures |= _all_failed(look, by_file[path], tries)
-        elif look is not None:
+            known = _final_error(source, look, tries)
+            failures |= {s.item: _of_item(copy.copy(known), s) for s in by_file[path]}
+        else:
             seen[path] = look
-            failures |= _outside(by_file[path], look.size_bytes)
+            failures |= _outside(by_file[path], look.size)
     return seen, failures
 
 
-class _FirstLook:
-    """Identifies files, and requires that they can be opened for reading."""
+def _first_look(source: ByteSource) -> Look:
+    require_readable = getattr(source, "require_readable", None)
 
-    def __init__(self, source: ByteSource) -> None:
-        self._source = source
-        self._require_readable = getattr(source, "require_readable", None)
+    def look(path: str) -> FileStat:
+        stat = source.stat(path)
+        if require_readable is not None:
+            require_readable(path)
+        return stat
 
-    def identify(self, path: str) -> FileIdentity | None:
-        """As the source does.
-
-        Raises:
-            OSError: the file exists, but the system refuses to open it.
-        """
-        identity = self._source.identify(path)
-        if identity is not None and self._require_readable is not None:
-            self._require_readable(path)
-        return identity
+    return look
 
 
 def changed_files(
-    source: ByteSource, seen: Mapping[str, FileIdentity], thread: DaemonThreads, *, retries: int
+    source: ByteSource, seen: Mapping[str, FileStat], thread: DaemonThreads, *, retries: int
 ) -> ChangedFileError | None:
     """The error for files that are not what they were; ``None`` if all are."""
     changes = {}
-    looks, _ = _look_again(source, seen, thread, retries)
+    looks, _ = _look_again(source, source.stat, seen, thread, retries)
     for path, look in looks.items():
         if isinstance(look, Exception):
             changes[path] = f"cannot be looked at any more ({look})"
-        elif look is not None and (what := seen[path].changes_to(look)):
-            changes[path] = what
+        elif _is_changed(seen[path], look):
+            changes[path] = _change(source, seen[path], look)
     if not changes:
         return None
     return ChangedFileError(
@@ -182,26 +163,46 @@ def changed_files(
     )
 
 
+def _is_changed(before: FileStat, after: FileStat) -> bool:
+    if before.size != after.size:
+        return True
+    # A storage that cannot tell says None.
+    return before.version != after.version and None not in (before.version, after.version)
+
+
+def _change(source: ByteSource, before: FileStat, after: FileStat) -> str:
+    if (describe := getattr(source, "describe_change", None)) is not None:
+        return str(describe(before, after))
+    if before.size != after.size:
+        return f"had {before.size} bytes and has {after.size}"
+    return f"was replaced or written to (version {before.version}, now {after.version})"
+
+
 def _look_again(
-    source: _Looked, paths: Iterable[str], thread: DaemonThreads, retries: int
+    source: ByteSource, look: Look, paths: Iterable[str], thread: DaemonThreads, retries: int
 ) -> tuple[Looks, int]:
-    """Looks at each file, more of them where one failed for the moment; and how many there were."""
-    looks = _look(source, paths, thread)
+    """Looks at each file, again where that failed for the moment; and the most looks at one."""
+    looks = _look(look, paths, thread)
     tries, waits = 1, pauses(retries)
-    while again := [path for path, look in looks.items() if _is_worth_a_look(look)]:
+    while again := [
+        path
+        for path, found in looks.items()
+        if isinstance(found, Exception) and is_transient(source, found)
+    ]:
         if not (number := next(waits, 0)):
             break
-        looks |= _look(source, again, thread)
+        looks |= _look(look, again, thread)
         tries = number
     return looks, tries
 
 
-def _look(source: _Looked, paths: Iterable[str], thread: DaemonThreads) -> Looks:
-    def look(path: str) -> FileIdentity | Exception | None:
+def _look(first: Look, paths: Iterable[str], thread: DaemonThreads) -> Looks:
+    def look(path: str) -> FileStat | Exception:
         try:
-            return source.identify(path)
+            return first(path)
         except Exception as error:  # noqa: BLE001 - told together with those of the other files
-            return item_error(error) if not isinstance(error, OSError) else error
+            error.__traceback__ = None
+            return error
 
     looks: Looks = {}
     left = deque(paths)
@@ -223,12 +224,12 @@ def _look(source: _Looked, paths: Iterable[str], thread: DaemonThreads) -> Looks
 
 
 def _look_together(
-    look: Callable[[str], FileIdentity | Exception | None],
-    paths: Iterable[str],
+    look: Callable[[str], FileStat | Exception],
+    paths: Collection[str],
     timeout_s: float | None,
 ) -> Looks:
-    looks: Looks = dict.fromkeys(paths)  # fixes the order: answers come in any
-    waiting = dict.fromkeys(looks)
+    waiting = dict.fromkeys(paths)
+    looks: Looks = {}
 
     def what() -> str:
         return f"checking {counted(len(waiting), 'file')}, {next(iter(waiting))!r} among them"
@@ -243,22 +244,15 @@ def _look_together(
             answer = threads.next(what)
             looks[answer.key] = answer.result()
             del waiting[answer.key]
-    return looks
+    return {path: looks[path] for path in paths}  # in order, whatever the order of the answers
 
 
-def _is_worth_a_look(look: object) -> bool:
-    return isinstance(look, OSError) and is_transient(look)
-
-
-def _all_failed(
-    error: Exception, specs: Iterable[RecordSpec], tries: int
-) -> dict[int, ItemReadError]:
-    if isinstance(error, OSError):
-        error = storage_error(error, start=None, end=None, tries=tries)
-    known = item_error(error)
+def _final_error(source: ByteSource, error: Exception, tries: int) -> ItemReadError:
+    transient = is_transient(source, error)
+    known = item_error(storage_error(error, start=None, end=None, tries=tries, transient=transient))
     known.traceback_text = ""  # of a look at a file it says nothing more
     known.start = known.end = None
-    return {spec.item: _of_item(copy.copy(known), spec) for spec in specs}
+    return known
 
 
 def _outside(specs: Iterable[RecordSpec], size_bytes: int) -> dict[int, ItemReadError]:

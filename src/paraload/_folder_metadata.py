@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from paraload._index import CheckpointIndex
-    from paraload.sources._base import FileIdentity
+    from paraload.sources import FileStat
 
 #: A data file of a rank that saves alone.
 _DATA_FILE: Final = re.compile(r"__(0|[1-9]\d*)_\d+\.distcp")
@@ -54,7 +54,7 @@ class FolderMetadata:
 
     metadata: Metadata
     index: CheckpointIndex
-    seen: dict[str, FileIdentity]
+    seen: dict[str, FileStat]
     ranks: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
 
@@ -88,7 +88,7 @@ def folder_metadata(
     path = folder / GLOBAL_METADATA
     # Path.exists raises if the folder may not be searched; reading the file gives a better error.
     of_ranks = {} if os.path.exists(path) else rank_files(folder)  # noqa: PTH110
-    seen: dict[str, FileIdentity] = {}
+    seen: dict[str, FileStat] = {}
     allowed = tuple(allow_globals)
     found = []
     for name in of_ranks.values() or [GLOBAL_METADATA]:

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from paraload._task import ReadTask, RecordSpec
     from paraload._work import Work
 
-__all__ = ["Job"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -28,6 +26,7 @@ class Job:
         work: what workers need.
         split_bytes: asked with a located record, says how many bytes of it a task reads.
         task_limit_bytes: bytes that one task may deliver.
+        max_gap_bytes: a gap up to this long is read rather than skipped.
         hand_over_landed: somebody wants to know of items that are in their targets already.
         slow_reasons: why nothing of it can go the fast way.
         watch_targets: ordered items are so because their targets share memory.
@@ -43,6 +42,7 @@ class Job:
     work: Work
     split_bytes: Callable[[RecordSpec], int]
     task_limit_bytes: int
+    max_gap_bytes: int
     hand_over_landed: bool
     slow_reasons: Sequence[str]
     watch_targets: bool

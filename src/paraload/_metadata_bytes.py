@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from paraload._daemons import DaemonThreads
 from paraload._rank_files import GLOBAL_METADATA, is_left_out, only_ranks
-from paraload._retry import again
-from paraload.errors import FormatError, MetadataError, MissingMetadataError, StalledReadError
-from paraload.sources._base import FileIdentity
-from paraload.sources._open import open_regular
+from paraload.errors import (
+    FormatError,
+    MetadataError,
+    MissingMetadataError,
+    ShortFileError,
+    StalledReadError,
+)
+from paraload.sources import Read
+from paraload.sources._opening import open_source
+from paraload.sources._retrying import again
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from paraload.sources import ByteSource, FileStat, StreamingSource
 
 #: The most bytes of one read, as in tasks: each read restarts the deadline.
 _PIECE_BYTES: Final = 32 << 20
@@ -32,12 +41,12 @@ class MetadataBytes(NamedTuple):
     Attributes:
         path: for errors; absolute on a mounted file system.
         data: all bytes of the file.
-        seen: what :func:`identity_of` said before the read; empty for torch's file systems.
+        seen: the file's stat before the read, by path; empty for torch's file systems.
     """
 
     path: str
     data: bytes
-    seen: dict[str, FileIdentity]
+    seen: dict[str, FileStat]
 
 
 def read_metadata_bytes(
@@ -49,36 +58,29 @@ def read_metadata_bytes(
         MetadataError: the file is missing or empty, or cannot be read.
         StalledReadError: the storage has not answered in time.
     """
-    if fs is None:
-        name = str(Path(path).absolute())
-        read = partial(_read_file, name)
-    else:
-        name = str(path)
-        read = partial(_read_stream, fs, path)
+    whole = path if fs is not None else str(Path(path).absolute())
+    name = str(whole)
     try:
-        with DaemonThreads.for_looks(stall_timeout_s) as thread:
-            call = partial(thread.call, lambda: f"{name!r} was being read", read, thread.goes_on)
-            found: MetadataBytes = again(call, retries)
+        with (
+            closing(open_source(None if fs is not None else "/", fs=fs)) as source,
+            DaemonThreads.for_looks(stall_timeout_s) as thread,
+        ):
+            read = partial(_read, source, whole, fs, thread.goes_on)
+            call = partial(thread.call, lambda: f"{name!r} was being read", read)
+            found: MetadataBytes = again(source, call, retries)
     except _MissingForGoodError as error:
         raise _missing(name, is_folder_there=error.is_folder_there) from None
     except FileNotFoundError:
         raise _missing(name, is_folder_there=True) from None
+    except FormatError:
+        raise MetadataError("is not a regular file", name) from None
     except StalledReadError:
         raise
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, ShortFileError) as error:
         raise MetadataError(_unreadable(error), name) from error
     if not found.data:
         raise MetadataError(f"is empty; {_INCOMPLETE}", name)
     return found
-
-
-def identity_of(path: str | os.PathLike[str]) -> dict[str, FileIdentity]:
-    """The file's identity by its absolute path; empty if ``stat`` fails."""
-    name = str(Path(path).absolute())
-    try:
-        return {name: FileIdentity.of(Path(name).stat())}
-    except OSError:
-        return {}  # reading the file raises the error
 
 
 class _MissingForGoodError(Exception):
@@ -89,29 +91,22 @@ class _MissingForGoodError(Exception):
         self.is_folder_there = is_folder_there
 
 
-def _read_file(name: str, goes_on: Callable[[], None]) -> MetadataBytes:
-    seen = identity_of(name)
+def _read(source: ByteSource, path: Any, fs: Any, goes_on: Callable[[], None]) -> MetadataBytes:
     try:
-        file = open_regular(name)
-    except FormatError:
-        raise MetadataError("is not a regular file", name) from None
+        if source.limits.forward_only:
+            with cast("StreamingSource", source).open_stream(path) as stream:
+                return MetadataBytes(str(path), _read_all(stream, goes_on), {})
+        stat = source.stat(path)
+        return MetadataBytes(path, _read_pieces(source, path, stat, goes_on), {path: stat})
     except FileNotFoundError:
-        # Path.is_dir raises if a folder above cannot be searched.
-        is_folder_there = os.path.isdir(Path(name).parent)  # noqa: PTH112
-        if is_folder_there and not is_left_out(Path(name)):
-            raise
-        raise _MissingForGoodError(is_folder_there=is_folder_there) from None
-    with file:
-        return MetadataBytes(name, _read_all(file, goes_on), seen)
-
-
-def _read_stream(fs: Any, path: Any, goes_on: Callable[[], None]) -> MetadataBytes:
-    try:
-        with fs.create_stream(path, "rb") as stream:
-            return MetadataBytes(str(path), _read_all(stream, goes_on), {})
-    except FileNotFoundError:
-        if _is_left_out_of(fs, path):
-            raise _MissingForGoodError(is_folder_there=True) from None
+        if fs is not None:
+            is_folder_there, is_final = True, _is_left_out_of(fs, path)
+        else:
+            # Path.is_dir raises if a folder above cannot be searched.
+            is_folder_there = os.path.isdir(Path(path).parent)  # noqa: PTH112
+            is_final = not is_folder_there or is_left_out(Path(path))
+        if is_final:
+            raise _MissingForGoodError(is_folder_there=is_folder_there) from None
         raise
 
 
@@ -130,6 +125,16 @@ def _read_all(stream: IO[bytes], goes_on: Callable[[], None]) -> bytes:
         pieces.append(piece)
         goes_on()
     return b"".join(pieces)
+
+
+def _read_pieces(
+    source: ByteSource, path: str, stat: FileStat, goes_on: Callable[[], None]
+) -> bytes:
+    data = memoryview(bytearray(stat.size))
+    for at in range(0, stat.size, _PIECE_BYTES):
+        source.read(path, (Read(at, (data[at : at + _PIECE_BYTES],)),))
+        goes_on()
+    return bytes(data)
 
 
 def _unreadable(error: Exception) -> str:

@@ -26,8 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from paraload.formats._base import TensorRecord
+    from paraload.sources import SourceLimits
 
-__all__ = ["PlanKnobs", "first_tasks", "runs_tasks", "share_reads", "split_bytes_for"]
+#: The figures behind these sizes are printed by ``python -m benchmarks``.
+_BLOCK_BYTES: Final = 4 << 20
+_MAX_SPLIT_BYTES: Final = 32 << 20
+#: With a MiB the last reader of a slow storage was often alone at the end, for as long as it takes;
+#: with 64 KiB they ended no more together than with this.
+_MIN_SPLIT_BYTES: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,27 +46,37 @@ class PlanKnobs:
         block_bytes: small records are read in blocks of about this length.
         max_gap_bytes: a gap up to this long is read and thrown away rather than skipped.
         split_bytes: bytes of a record that one task reads at most.
+        min_split_bytes: and at least, unless the record ends.
     """
 
     locate_from_bytes: int = 256 << 10
     locate_batch: int = 8
-    block_bytes: int = 4 << 20
+    block_bytes: int = _BLOCK_BYTES
     max_gap_bytes: int = 32 << 10
-    split_bytes: int = 32 << 20
+    split_bytes: int = _MAX_SPLIT_BYTES
+    min_split_bytes: int = _MIN_SPLIT_BYTES
+
+    @classmethod
+    def of(cls, limits: SourceLimits) -> PlanKnobs:
+        """The sizes that suit a storage.
+
+        A record that one efficient request can read is read whole: its header would be another
+        request. Where requests wait for a server, headers do not wait for each other.
+        """
+        efficient, most = limits.efficient_bytes, limits.max_request_bytes
+        return cls(
+            locate_from_bytes=efficient,
+            locate_batch=8 if limits.requests_in_flight is None else 1,
+            block_bytes=min(most, max(_BLOCK_BYTES, efficient)),
+            max_gap_bytes=limits.max_gap_bytes,
+            split_bytes=min(most, _MAX_SPLIT_BYTES),
+            min_split_bytes=max(_MIN_SPLIT_BYTES, efficient),
+        )
 
 
-#: The sizes in force; the figures behind them are printed by ``python -m benchmarks``.
-DEFAULT_KNOBS: Final = PlanKnobs()
-
-
-#: With a MiB the last reader of a slow storage was often alone at the end, for as long as it takes;
-#: with 64 KiB they ended no more together than with this.
-_MIN_SPLIT_BYTES: Final = 256 << 10
-
-
-def split_bytes_for(left_bytes: int, workers: int, limit: int) -> int:
+def split_bytes_for(left_bytes: int, workers: int, limit: int, least: int) -> int:
     """Parts of what is left small enough that all workers end at about the same time."""
-    return min(limit, max(_MIN_SPLIT_BYTES, left_bytes // (2 * workers)))
+    return min(limit, max(least, left_bytes // (2 * workers)))
 
 
 def first_tasks(
@@ -71,7 +87,7 @@ def first_tasks(
     in_sequence: bool = False,
     in_plan_order: bool = False,
     straight_through: bool = False,
-    knobs: PlanKnobs = DEFAULT_KNOBS,
+    knobs: PlanKnobs,
 ) -> list[LocateTask | RecordsTask]:
     """The tasks that begin a load.
 
@@ -209,7 +225,7 @@ def runs_tasks(
     checksum: bool,
     with_trailer: bool,
     split_bytes: int,
-    max_gap_bytes: int = DEFAULT_KNOBS.max_gap_bytes,
+    max_gap_bytes: int,
 ) -> list[RunsTask]:
     """The tasks that read ``runs`` of one record.
 

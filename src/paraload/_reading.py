@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 
     from paraload._execution import Execution
     from paraload.report import ReadReport
-    from paraload.sources._base import ByteSource, FileIdentity
-
-__all__ = ["ReaderSteps", "plan_job", "read_with"]
+    from paraload.sources import ByteSource, FileStat
 
 
 class ReaderSteps:
@@ -115,8 +113,9 @@ def read_with(
             seen = seen_files(
                 traits.source, job.specs, looker, path=job.path, retries=traits.options.retries
             )
-            if (before := getattr(reader, "_metadata_before", None)) is not None:
-                seen |= before
+            job.work.file_sizes = {path: stat.size for path, stat in seen.items()}
+            if hasattr(traits.source, "root"):  # the absolute path of .metadata means something
+                seen |= getattr(reader, "_metadata_before", {})
             job.destinations.note_writes()
             stack.enter_context(objects_frozen())
         report = _run(load, execution, traits.source, seen, looker, traits.options.retries)
@@ -130,7 +129,7 @@ def _run(
     load: Load,
     execution: Execution,
     source: ByteSource,
-    seen: Mapping[str, FileIdentity],
+    seen: Mapping[str, FileStat],
     looker: DaemonThreads,
     retries: int,
 ) -> ReadReport:
@@ -190,7 +189,7 @@ def plan_job(
         first = traits.first_tasks(specs, in_plan_order=True)
     execution = choose_execution(
         traits.options,
-        path=path,
+        source=traits.source,
         total_bytes=sum([spec.end - spec.start for spec in specs]),
         stays_here=traits.stays_here,
     )
@@ -203,6 +202,7 @@ def plan_job(
         work=work,
         split_bytes=execution.sizes.next_split_bytes,
         task_limit_bytes=execution.task_limit_bytes,
+        max_gap_bytes=traits.knobs.max_gap_bytes,
         hand_over_landed=not is_plain or has_own_commit,
         watch_targets=is_plain,
         slow_reasons=[reason for reason in (traits.stays_here, execution.downgrade) if reason],

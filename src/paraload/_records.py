@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import io
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from paraload._alike import Alike, land_alike
 from paraload._checks import check_payload, check_range, check_stored, most_bytes
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from paraload._task import RecordSpec, RecordsTask
     from paraload._work import Meter, Sink, Work
     from paraload.formats._base import ItemFormat
-
-__all__ = ["decoded", "locate_in", "read_block", "read_records", "read_streams"]
+    from paraload.sources import StreamingSource
 
 
 class _Taken:
@@ -133,7 +132,8 @@ def read_streams(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
         return _take_record(meter, sink, taken, spec, memoryview(data))
 
     try:
-        with meter.work.source.open_stream(task.path) as stream:
+        # A load without streams is refused where it needs them.
+        with cast("StreamingSource", meter.work.source).open_stream(task.path) as stream:
             for spec in task.specs:
                 taken.take(spec, take, stream, spec)
     except Exception as error:  # noqa: BLE001 - becomes the failure of every item left

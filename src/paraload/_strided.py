@@ -83,17 +83,20 @@ def gather(
     read_into: Callable[[int, Sequence[memoryview]], None],
     base: int,
     seen: Callable[[memoryview], None] | None = None,
+    *,
+    least_bytes: int = 0,
 ) -> None:
     """Read through rows of the payload at ``base``, gaps included; copy the rows to their places.
 
     The runs in ``wanted``, each with the memory that it goes to, agree in ``count`` and
     ``src_step`` and start in the same row. ``read_into`` fills buffers from a file position;
-    ``seen`` is called with all bytes that were read, in order.
+    ``seen`` is called with all bytes that were read, in order. No read is shorter than
+    ``least_bytes``, as far as there are rows.
     """
     n_rows, step = wanted[0][0].count, wanted[0][0].src_step
     first = min(run.src for run, _ in wanted)
     width = max(run.src + run.nbytes for run, _ in wanted) - first
-    per_block = min(n_rows, max(1, _SCRATCH_BYTES // step))
+    per_block = min(n_rows, max(1, max(_SCRATCH_BYTES, least_bytes) // step))
     scratch = memoryview(bytearray((per_block - 1) * step + width))
     for row in range(0, n_rows, per_block):
         count = min(per_block, n_rows - row)

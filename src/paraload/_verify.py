@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from paraload._index import Chunk, IndexFault, Place
     from paraload._task import ItemKind
     from paraload.errors import ItemReadError
-    from paraload.sources._base import FileIdentity
+    from paraload.sources import FileStat
 
 
 @stopped_by_signals
@@ -115,7 +115,7 @@ def verify(
             list,
             _orphan_files(folder, known, manifest),
         )
-    sizes = {path: file.size_bytes for path, file in files.items()}
+    sizes = {path: file.size for path, file in files.items()}
     remarks = [*map(_finding, found.index.orphan_bytes(sizes)), *unknown]
     if found.starts_late:
         remarks.append(Finding(kind="ranks-elsewhere", problem=found.starts_late))
@@ -169,7 +169,7 @@ def _finding(fault: IndexFault, hint: str | None = None) -> Finding:
 
 def _present(
     source: LocalSource, specs: Sequence[RecordSpec], parts: Sequence[Part], options: ReadOptions
-) -> tuple[list[RecordSpec], dict[str, FileIdentity], list[Finding]]:
+) -> tuple[list[RecordSpec], dict[str, FileStat], list[Finding]]:
     """The records whose files are there, these files, and what is wrong with all others."""
     outside = {} if options.allow_outside_paths else path_failures(specs)
     inside = [spec for spec in specs if spec.item not in outside]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from paraload._result import Failed, ReadTally
-from paraload._retry import is_transient, pauses, storage_error
 from paraload.errors import ItemReadError
 from paraload.formats._torch_zip import TorchZipFormat
+from paraload.sources import Read
+from paraload.sources._retrying import RetryingSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     from paraload._sink import TargetMemory
     from paraload._task import RecordSpec, RunsTask
     from paraload.formats._base import ItemFormat, TensorRecord
-    from paraload.sources._base import ByteSource, Receipt
+    from paraload.sources import ByteSource, ReadStats
     from paraload.transforms import Decoder
-
-Answer = TypeVar("Answer")
-
-__all__ = ["Cancelled", "Meter", "NarrowedTensor", "Sink", "Work", "guarded", "item_error"]
 
 
 @dataclass(kw_only=True)
@@ -45,6 +41,8 @@ class Work:
     is_cancelled: Callable[[], bool] | None = None
     retries: int = 0
     stall_timeout_s: float | None = None
+    #: Sizes of files, as far as they are known in this process.
+    file_sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def hooks(self) -> dict[str, Callable[..., Any]]:
@@ -106,77 +104,82 @@ class Cancelled(BaseException):
 
 
 class Meter:
-    """Counts the reads of one task, tries them again, and lets none begin after the load's end.
-
-    A task that has used up its tries for one read gets no more of them: where a whole file cannot
-    be read, its thousand small records shall not wait for it one by one.
-    """
+    """Reads for one task: counts, and lets no read begin after the load's end."""
 
     def __init__(self, work: Work, path: str) -> None:
         self.work = work
         self.path = path
-        self.tally = ReadTally()
-        self._retries_left = work.retries
+        self._tally = ReadTally()
+        self.limits = work.source.limits
+        self._source = RetryingSource(work.source, work.retries, work.is_cancelled)
+
+    @property
+    def tally(self) -> ReadTally:
+        """What the task took so far."""
+        self._tally.retries = self._source.retried
+        return self._tally
 
     def size(self) -> int:
         """Bytes of the file."""
-        try:
-            return self.work.source.size(self.path)
-        except OSError as error:
-            return self._try_again(error, None, None, partial(self.work.source.size, self.path))
+        size = self.work.file_sizes.get(self.path)
+        if size is None:
+            try:
+                size = self._source.stat(self.path).size
+            except Exception:
+                self._require_wanted()
+                raise
+            self.work.file_sizes[self.path] = size
+        return size
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
         """Fill ``buffers`` from ``start`` on."""
-        if self.work.is_cancelled is not None and self.work.is_cancelled():
-            raise Cancelled
-        source, nbytes = self.work.source, sum(map(len, buffers))
+        self._require_wanted()
+        nbytes = sum(map(len, buffers))
+        reads: Sequence[Read] = (Read(start, buffers),)
+        if nbytes > self.limits.max_request_bytes:
+            reads = self._split(start, buffers)
         try:
-            receipt = source.read_into(self.path, start, buffers)
-        except OSError as error:
-            read = partial(source.read_into, self.path, start, buffers)
-            receipt = self._try_again(error, start, start + nbytes, read)
-        self._count(receipt, nbytes)
+            stats = self._source.read(self.path, reads)
+        except Exception:
+            self._require_wanted()  # the retries may have ended with the load
+            raise
+        self._count(stats, nbytes)
 
     def read_rows(self, base: int, run: geometry.Run, memory: memoryview) -> bool:
         """Copy rows alone to where they belong; ``False`` if they are to be read through.
 
         Whatever is wrong with the file is left for those reads to find.
         """
-        if self.work.is_cancelled is not None and self.work.is_cancelled():
-            raise Cancelled
+        self._require_wanted()
+        if (read := getattr(self._source, "read_rows", None)) is None:
+            return False
         try:
-            receipt = self.work.source.read_rows(self.path, base, run, memory)
+            stats: ReadStats | None = read(self.path, base, run, memory)
         except OSError:
             return False
-        if receipt is not None:
-            self._count(receipt, run.total_bytes)
-        return receipt is not None
+        if stats is not None:
+            self._count(stats, run.total_bytes)
+        return stats is not None
 
-    def _count(self, receipt: Receipt, nbytes: int) -> None:
-        tally = self.tally
-        tally.reads += receipt.requests
-        tally.bytes_read += nbytes
-        tally.bytes_direct += receipt.bytes_direct
-        tally.fallback = tally.fallback or receipt.fallback
-
-    def _try_again(
-        self, error: OSError, start: int | None, end: int | None, read: Callable[[], Answer]
-    ) -> Answer:
-        tries = 1
-        for _ in pauses(self._retries_left if is_transient(error) else 0, self.work.is_cancelled):
-            self.work.source.forget(self.path)
-            self.tally.retries += 1
-            tries += 1
-            try:
-                return read()
-            except OSError as again:
-                error = again
-                if not is_transient(again):
-                    break
+    def _require_wanted(self) -> None:
         if self.work.is_cancelled is not None and self.work.is_cancelled():
             raise Cancelled
-        self._retries_left = 0
-        raise storage_error(error, start=start, end=end, tries=tries)
+
+    def _split(self, start: int, buffers: Sequence[memoryview]) -> list[Read]:
+        reads, most = [], self.limits.max_request_bytes
+        for buffer in buffers:
+            for at in range(0, len(buffer), most):
+                piece = buffer[at : at + most]
+                reads.append(Read(start, (piece,)))
+                start += len(piece)
+        return reads
+
+    def _count(self, stats: ReadStats, nbytes: int) -> None:
+        tally = self._tally
+        tally.reads += stats.requests
+        tally.bytes_read += nbytes
+        tally.bytes_direct += stats.bytes_direct
+        tally.fallback = tally.fallback or stats.fallback
 
 
 def item_error(error: Exception) -> ItemReadError:

@@ -26,7 +26,6 @@ from paraload._strided import gather, is_gathered, pick
 from paraload._task import LocateTask, RecordsTask, RunsTask, SharedTask
 from paraload._work import Meter, guarded, item_error
 from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
-from paraload.formats._torch_zip import FIRST_HEAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,16 +34,10 @@ if TYPE_CHECKING:
     from paraload._task import ReadTask, RecordSpec
     from paraload._work import Sink, Work
 
-__all__ = ["run_task"]
-
 #: With a checksum, bytes are read in pieces that are still in the processor's cache when they are
 #: summed. Shorter pieces cost more than they gain: threads change places at each of them, and only
 #: one of them can be in Python. Of 64 KiB to 16 MiB, 2 and 4 MiB were the fastest.
 CHECKED_READ_BYTES: Final = 4 << 20
-#: Without one, a read is as long as a task.
-UNCHECKED_READ_BYTES: Final = 1 << 30
-#: Below the IOV_MAX of every system in use.
-MAX_PIECES: Final = 1000
 
 
 def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
@@ -84,7 +77,7 @@ def _locate(meter: Meter, spec: RecordSpec, known: dict[tuple[int, int], TensorR
     check_range(spec, meter.size())
     if spec.kind == "bytes":
         return Located(item=spec.item, record=None)
-    want = min(FIRST_HEAD_BYTES, spec.length)
+    want = min(meter.limits.head_bytes, spec.length)
     while True:
         head = bytearray(want)
         meter.read_into(spec.start, [memoryview(head)])
@@ -132,7 +125,7 @@ def _read_shared(task: SharedTask, meter: Meter, sink: Sink) -> list[Outcome | L
             wanted.append((run, memory))
         base = task.parts[0].base
         if not pick(wanted, meter.read_rows, base):
-            gather(wanted, meter.read_into, base)
+            gather(wanted, meter.read_into, base, least_bytes=meter.limits.efficient_bytes)
     except Exception as error:  # noqa: BLE001 - becomes the failure of each item
         failure = item_error(error)
         failure.locate(path=task.path, start=task.start, end=task.end)
@@ -147,7 +140,9 @@ def _read_into(
     task: RunsTask, runs: tuple[geometry.Run, ...], memory: memoryview, meter: Meter
 ) -> int:
     """Read every run to its place; the CRC-32 of all of them in order, if it is wanted."""
-    step = CHECKED_READ_BYTES if task.checksum else UNCHECKED_READ_BYTES
+    step = meter.limits.max_request_bytes
+    if task.checksum:
+        step = min(step, max(CHECKED_READ_BYTES, meter.limits.efficient_bytes))
     if len(runs) == 1 and runs[0].count == 1:
         return _read_straight(task, runs[0], memory, meter, step)
     crc = 0
@@ -162,7 +157,9 @@ def _read_into(
     for gathered, group in groupby(runs, key=lambda run: is_gathered(run, task.max_gap_bytes)):
         if gathered:
             for run in group:
-                gather([(run, memory)], meter.read_into, task.base, seen)
+                wanted = [(run, memory)]
+                least_bytes = meter.limits.efficient_bytes
+                gather(wanted, meter.read_into, task.base, seen, least_bytes=least_bytes)
         else:
             _scatter(task, tuple(group), memory, meter, step, seen)
     return crc
@@ -182,7 +179,7 @@ def _scatter(
         runs,
         max_gap_bytes=task.max_gap_bytes,
         max_read_bytes=step,
-        max_pieces=MAX_PIECES,
+        max_pieces=meter.limits.max_buffers,
     ):
         buffers = []
         for dst, nbytes in read.pieces:

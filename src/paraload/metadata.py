@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.checkpoint.metadata import StorageMeta
 
 from paraload._interrupts import stopped_by_signals
-from paraload._metadata_bytes import identity_of, read_metadata_bytes
+from paraload._metadata_bytes import read_metadata_bytes
 from paraload._metadata_parsing import parse_metadata
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.metadata import Metadata
 
-    from paraload.sources._base import FileIdentity
+    from paraload.sources import FileStat
 
-__all__ = ["identity_of", "read_metadata"]
+__all__ = ["read_metadata"]
 
 
 @stopped_by_signals
@@ -36,7 +36,7 @@ def read_metadata(
     load_id: str | None = None,
     retries: int = 0,
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
-    seen: dict[str, FileIdentity] | None = None,
+    seen: dict[str, FileStat] | None = None,
 ) -> Metadata:
     """The metadata of a checkpoint.
 
@@ -49,7 +49,8 @@ def read_metadata(
         retries: how often to retry transient read errors.
         stall_timeout_s: seconds without progress before a stalled read becomes an error; ``None``
             waits forever.
-        seen: receives what :func:`identity_of` says about the file before it is read.
+        seen: receives the file's :class:`~paraload.sources.FileStat` before it is read, by its
+            absolute path; nothing of torch's file systems.
 
     Returns:
         An object of the caller's own: changes to it do not reach other callers.

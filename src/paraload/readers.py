@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from paraload._items import CompletedItem
     from paraload._task import ReadTask
     from paraload.report import ReadReport
-    from paraload.sources._base import ByteSource, FileIdentity
+    from paraload.sources import ByteSource, FileStat
 
 __all__ = [
     "ParallelFileReader",
@@ -158,7 +158,7 @@ class ParallelFileReader:
             return traits.first_tasks(specs)
 
     def _make_source(self) -> ByteSource:
-        """Where the bytes come from. A reader for another storage returns its own ``ByteSource``.
+        """Where the bytes come from; a reader for another storage returns its own source.
 
         Called once for each load, which closes the source. It opens nothing before the first read.
         """
@@ -211,7 +211,7 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         ParallelFileReader.__init__(self, options=options, **keywords)
         FileSystemReader.__init__(self, path, _extension_registry)
         self._entries: Mapping[str, Any] | None = None
-        self._metadata_before: dict[str, FileIdentity] = {}
+        self._metadata_before: dict[str, FileStat] = {}
 
     def set_up_storage_reader(
         self,

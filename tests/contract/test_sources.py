@@ -12,10 +12,13 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from benchmarks.rated import RatedSource
 from paraload.errors import FormatError
 from paraload.executors._gauge import GaugedSource
-from paraload.sources import _local
+from paraload.sources import Read, _local
 from paraload.sources._local import LocalSource
+from paraload.sources._retrying import RetryingSource
 from paraload.sources._streams import StreamSource
+from paraload.sources._wrapped import WrappedSource
 from paraload.testing import FILES, FaultySource, SourceContract
+from tests.sources import RemoteLikeSource
 
 
 def written(folder):
@@ -38,7 +41,7 @@ class TestLocalSource(SourceContract):
             (tmp_path / f"f{n}").write_bytes(bytes([n]))
         buffers = [bytearray(1) for _ in range(200)]
         for n in range(200):
-            source.read_into(f"f{n}", 0, [memoryview(buffers[n])])
+            source.read(f"f{n}", [Read(0, [memoryview(buffers[n])])])
         assert [buffer[0] for buffer in buffers] == list(range(200))
         assert len(source._handles) == _local._MAX_OPEN_FILES
         source.close()
@@ -54,9 +57,9 @@ class TestLocalSource(SourceContract):
             lambda fd, buffers, at: whole(fd, [next(b for b in buffers if b)[:at_once]], at),
         )
         buffers = [bytearray(size) for size in (3, 0, 5000, 1)]
-        receipt = source.read_into("sub/large", 7, [memoryview(b) for b in buffers])
+        stats = source.read("sub/large", [Read(7, [memoryview(b) for b in buffers])])
         assert b"".join(buffers) == FILES["sub/large"][7:5011]
-        assert receipt.requests >= 5004 // at_once
+        assert stats.requests >= 5004 // at_once
 
     @pytest.mark.timeout(10)
     def test_a_fifo_or_a_folder_is_refused_and_not_waited_for(self, tmp_path):
@@ -67,7 +70,7 @@ class TestLocalSource(SourceContract):
         source = LocalSource(tmp_path)
         for path in ("fifo", "folder"):
             with pytest.raises((FormatError, IsADirectoryError)):
-                source.read_into(path, 0, [memoryview(bytearray(1))])
+                source.read(path, [Read(0, [memoryview(bytearray(1))])])
         source.close()
 
 
@@ -152,7 +155,7 @@ class TestRatedSource(SourceContract):
         began_s = time.monotonic()
         with ThreadPoolExecutor(readers) as pool:
             for _ in pool.map(
-                lambda _: source.read_into("sub/large", 0, [memoryview(bytearray(100_000))]),
+                lambda _: source.read("sub/large", [Read(0, [memoryview(bytearray(100_000))])]),
                 range(readers),
             ):
                 pass
@@ -174,15 +177,68 @@ class TestFaultySource(SourceContract):
         source = FaultySource(LocalSource(written(tmp_path)), fail_at=2, error=OSError(5, "EIO"))
         source = pickle.loads(pickle.dumps(source))
         buffer = memoryview(bytearray(4))
-        source.read_into("small", 0, [buffer])
+        source.read("small", [Read(0, [buffer])])
         with pytest.raises(OSError, match="EIO"):
-            source.read_into("small", 0, [buffer])
-        source.read_into("small", 0, [buffer])
+            source.read("small", [Read(0, [buffer])])
+        source.read("small", [Read(0, [buffer])])
         source.close()
 
     def test_or_flips_a_bit(self, tmp_path):
         source = FaultySource(LocalSource(written(tmp_path)), fail_at=1)
         buffer = bytearray(4)
-        source.read_into("small", 0, [memoryview(buffer)])
+        source.read("small", [Read(0, [memoryview(buffer)])])
         assert bytes(buffer) == b"1123"
         source.close()
+
+
+class TestRemoteLikeSource(SourceContract):
+    """A storage that is nothing like a file system."""
+
+    @pytest.fixture
+    def source(self):
+        return RemoteLikeSource(FILES, latency_s=0.0001)
+
+
+class TestRetryingSource(SourceContract):
+    """What each task reads through."""
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        source = RetryingSource(LocalSource(written(tmp_path)), retries=0)
+        yield source
+        source.close()
+
+    test_pickling = None
+
+
+OPTIONAL = {
+    "describe_change",
+    "drop_handle",
+    "is_transient",
+    "list_files",
+    "open_stream",
+    "read_rows",
+    "require_readable",
+    "root",
+}
+
+
+@pytest.mark.parametrize(
+    ("inner", "has"),
+    [
+        (LocalSource("/"), OPTIONAL),
+        (StreamSource(FileSystem(), "/"), {"drop_handle", "is_transient", "open_stream"}),
+        (RemoteLikeSource(FILES), {"is_transient"}),
+    ],
+    ids=["local", "streams", "remote"],
+)
+def test_wrappers_have_the_capabilities_of_what_they_wrap(inner, has):
+    def capabilities(source):
+        return {name for name in OPTIONAL if hasattr(source, name)}
+
+    assert capabilities(inner) == has
+    assert capabilities(GaugedSource(inner, lambda _: None)) == has
+    assert capabilities(WrappedSource(inner)) == has - {"read_rows"}
+    assert capabilities(RetryingSource(inner, retries=3)) == has - {"is_transient"}
+    for wrapped in (GaugedSource(inner, lambda _: None), FaultySource(inner)):
+        assert wrapped.limits == inner.limits

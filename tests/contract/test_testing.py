@@ -22,6 +22,7 @@ from paraload.errors import ShortFileError
 from paraload.executors import make_executor
 from paraload.formats._base import TensorRecord
 from paraload.formats._torch_zip import TorchZipFormat
+from paraload.sources import Read, ReadStats
 from paraload.sources._local import LocalSource
 from paraload.testing import (
     ExecutorContract,
@@ -125,7 +126,7 @@ def test_one_fault_of_many_threads_hits_one_read(tmp_path, executor):
     def read(some):
         for buffer in some:
             try:
-                source.read_into("sub/large", 0, [buffer])
+                source.read("sub/large", [Read(0, [buffer])])
             except OSError as error:
                 failed.append(error)
 
@@ -142,9 +143,9 @@ def test_a_cut_read_leaves_its_last_byte_alone(tmp_path):
     source = FaultySource(LocalSource(written(tmp_path)), fail_at=1, cut=True)
     source = pickle.loads(pickle.dumps(source))
     buffer = bytearray(b"....")
-    source.read_into("small", 0, [memoryview(buffer)])
+    source.read("small", [Read(0, [memoryview(buffer)])])
     assert bytes(buffer) == b"012."
-    source.read_into("small", 0, [memoryview(buffer)])
+    source.read("small", [Read(0, [memoryview(buffer)])])
     assert bytes(buffer) == b"0123"
     source.close()
 
@@ -155,11 +156,11 @@ def test_a_cut_read_leaves_its_last_byte_alone(tmp_path):
 class LyingSource(LocalSource):
     """Past the end there are zeros."""
 
-    def read_into(self, path, start, buffers):
+    def read(self, path, reads):
         try:
-            return super().read_into(path, start, buffers)
+            return super().read(path, reads)
         except ShortFileError:
-            return 1
+            return ReadStats(1)
 
 
 class StaleSource(LocalSource):

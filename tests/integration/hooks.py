@@ -67,13 +67,13 @@ class SlowSource:
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def identify(self, path):
+    def stat(self, path):
         time.sleep(self._seconds)
-        return self._inner.identify(path)
+        return self._inner.stat(path)
 
-    def read_into(self, path, start, buffers):
+    def read(self, path, reads):
         time.sleep(self._seconds)
-        return self._inner.read_into(path, start, buffers)
+        return self._inner.read(path, reads)
 
     def read_rows(self, path, base, run, memory):
         return None

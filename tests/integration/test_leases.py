@@ -18,7 +18,7 @@ import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.errors import FormatError, MetadataError, StalledReadError
 from paraload.metadata import read_metadata
-from paraload.sources import _open
+from paraload.sources import Read, _open
 from paraload.sources._local import LocalSource
 from tests.integration import hooks, support
 from tests.integration.support import EXECUTORS
@@ -136,13 +136,15 @@ def test_a_fifo_is_refused_at_once_also_where_a_regular_file_was_before(tmp_path
     before = len([*Path("/proc/self/fd").iterdir()])
     for _ in range(2):
         with pytest.raises(FormatError, match="not a regular file"):
-            source.size("fifo")
+            source.read("fifo", [Read(0, [memoryview(bytearray(1))])])
         with pytest.raises(MetadataError, match="not a regular file"):
             read_metadata(tmp_path / "fifo")
         # What answers EAGAIN and is then looked at is the FIFO that has taken the file's place.
         monkeypatch.setattr(_open.os, "open", blocked)
     (tmp_path / "file").write_bytes(b"bytes")
-    assert source.size("file") == 5
+    buffer = bytearray(5)
+    source.read("file", [Read(0, [memoryview(buffer)])])
+    assert buffer == b"bytes"
     source.close()
     assert len([*Path("/proc/self/fd").iterdir()]) == before
 

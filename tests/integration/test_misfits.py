@@ -26,9 +26,9 @@ class Watched(FaultySource):
         super().__init__(inner)
         self.reads = reads
 
-    def read_into(self, path, start, buffers):
+    def read(self, path, reads):
         self.reads.append(path)
-        return super().read_into(path, start, buffers)
+        return super().read(path, reads)
 
 
 class Reader(ParallelFileSystemReader):

@@ -86,7 +86,7 @@ def test_a_ramp_does_not_ask_again_and_again(tmp_path, monkeypatch):
             return RatedSource(source, bytes_per_second_per_stream=20e6)
 
     monkeypatch.setattr(
-        "paraload._execution.choose_ramp", lambda path: RampLimits(start=2, limit=32, cores=2)
+        "paraload._execution.choose_ramp", lambda *_: RampLimits(start=2, limit=32, cores=2)
     )
     reader = Reader(tmp_path, stall_timeout_s=None)
     targets = support.empty_like(saved)

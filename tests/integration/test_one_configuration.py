@@ -28,9 +28,9 @@ class CountedSource(LocalSource):
     def __reduce__(self):
         return LocalSource, (self.root,)
 
-    def read_into(self, path, start, buffers):
-        self._log.append((path, start))
-        return super().read_into(path, start, buffers)
+    def read(self, path, reads):
+        self._log += [(path, start) for start, _ in reads]
+        return super().read(path, reads)
 
     def close(self):
         self._log.append("close")
@@ -164,7 +164,7 @@ def test_a_class_that_took_the_methods_makes_one_source(folder, saved, monkeypat
             made.append(self)
             super().__init__(*args, **keywords)
 
-    monkeypatch.setattr("paraload._adapter.LocalSource", Watched)
+    monkeypatch.setattr("paraload.sources._opening.LocalSource", Watched)
     reader = FileSystemReader(folder)
     targets = support.empty_like(saved)
     read_data_parallel(reader, *support.plan_for(reader, targets), num_workers=1)

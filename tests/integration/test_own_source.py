@@ -18,7 +18,7 @@ class BrokenSource(LocalSource):
     def __reduce__(self):
         return BrokenSource, (self.root,)
 
-    def read_into(self, path, start, buffers):
+    def read(self, path, reads):
         raise OSError(5, "made to fail")
 
 

@@ -66,10 +66,14 @@ slow_enough = settings(
 def small_knobs(monkeypatch):
     """Sizes at which tensors of a few hundred bytes are located, split, blocked and shared out."""
     knobs = _plan.PlanKnobs(
-        locate_from_bytes=1800, locate_batch=2, block_bytes=6000, max_gap_bytes=64, split_bytes=512
+        locate_from_bytes=1800,
+        locate_batch=2,
+        block_bytes=6000,
+        max_gap_bytes=64,
+        split_bytes=512,
+        min_split_bytes=512,
     )
-    monkeypatch.setattr(_execution, "DEFAULT_KNOBS", knobs)
-    monkeypatch.setattr(_execution, "split_bytes_for", lambda *_: 512)
+    monkeypatch.setattr(_plan.PlanKnobs, "of", lambda _: knobs)
     monkeypatch.setattr(_execution, "_SHARE_FROM_BYTES", 0)
     monkeypatch.setattr(_strided, "_MIN_ROWS", 2)
     monkeypatch.setattr(_strided, "_SCRATCH_BYTES", 200)
@@ -77,12 +81,6 @@ def small_knobs(monkeypatch):
     monkeypatch.setattr(_strided, "_SPREAD_ROW_COSTS_BYTES", 120)
     monkeypatch.setattr(_region, "_MANY_SERIES", 4)
     monkeypatch.setattr(_region, "_SMALL_SERIES_BYTES", 64)
-    # Defaults of parameters are bound when a function is made: other names do not reach them.
-    for function, small in (
-        (_plan.first_tasks, {"knobs": knobs}),
-        (_plan.runs_tasks, {"max_gap_bytes": knobs.max_gap_bytes}),
-    ):
-        monkeypatch.setattr(function, "__kwdefaults__", function.__kwdefaults__ | small)
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 import paraload
-from paraload import ParallelFileSystemReader, _metadata_bytes, metadata
+from paraload import ParallelFileSystemReader, metadata
 from paraload._folder_metadata import folder_metadata
 from paraload.cli import main
 from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
+from paraload.sources._local import LocalSource
 from tests.integration.ranks import run_ranks
 
 PROCESSES = {"executor": "processes", "max_workers": 2}
@@ -98,7 +99,7 @@ def ours(state, folder, **keywords):
 @pytest.mark.parametrize("keywords", [{}, PROCESSES])
 def test_a_load_finds_the_rank_s_own_and_waits_for_nothing(one, monkeypatch, load, keywords):
     waits = []
-    monkeypatch.setattr("paraload._retry.time.sleep", waits.append)
+    monkeypatch.setattr("paraload.sources._retrying.time.sleep", waits.append)
     if keywords:  # its start waits for workers
         monkeypatch.undo()
     state = blank(0)
@@ -129,14 +130,14 @@ def test_without_any_it_is_looked_for_again(tmp_path):
 def test_a_listed_file_that_is_missing_for_a_moment_is_looked_for_again(one, monkeypatch):
     """Otherwise a load would silently take what one rank saved earlier."""
     dcp.save({"w": torch.ones(5)}, checkpoint_id=one, no_dist=True)
-    real, misses = _metadata_bytes.open_regular, [FileNotFoundError(2, "not yet")] * 2
+    real, misses = LocalSource.stat, [FileNotFoundError(2, "not yet")] * 2
 
-    def late(name):
-        if misses and name.endswith("/.metadata"):
+    def late(self, path):
+        if misses and path.endswith("/.metadata"):
             raise misses.pop()
-        return real(name)
+        return real(self, path)
 
-    monkeypatch.setattr(_metadata_bytes, "open_regular", late)
+    monkeypatch.setattr(LocalSource, "stat", late)
     state = {"w": torch.zeros(5)}
     paraload.load(state, one, no_dist=True)
     assert (state["w"].tolist(), misses) == ([1.0] * 5, [])

@@ -59,10 +59,11 @@ def stalls(act, match, timeout_s=TIMEOUT_S):
 
 @pytest.mark.parametrize(
     ("executor", "from_call"),
-    [("threads", 1), ("threads", 2), *((executor, 4) for executor in EXECUTORS)],
+    # The first stat is that of .metadata.
+    [("threads", 2), ("threads", 3), *((executor, 5) for executor in EXECUTORS)],
 )
 def test_looks_at_files_before_and_after(folder, saved, monkeypatch, storage, executor, from_call):
-    hang(monkeypatch, storage, LocalSource, "identify", from_call=from_call)
+    hang(monkeypatch, storage, LocalSource, "stat", from_call=from_call)
     timeout_s = (
         TIMEOUT_S if executor in {"sequential", "threads"} else 3.0
     )  # they take time to start
@@ -76,13 +77,13 @@ def test_looks_at_files_before_and_after(folder, saved, monkeypatch, storage, ex
 
 @pytest.mark.parametrize("executor", ["sequential", "threads"])
 @pytest.mark.parametrize("size", ["small", "big"])
-@pytest.mark.parametrize("from_call", [1, 3])
+@pytest.mark.parametrize("from_call", [2, 4])  # the first read is that of .metadata
 def test_reads(tmp_path, monkeypatch, storage, executor, size, from_call):
     """With "threads" too a load of less than 1 MiB has one reader."""
     side = {"small": 30, "big": 500}[size]
     saved = {f"w{n}": torch.randn(side, side) for n in range(4)}
     support.save(tmp_path, saved, files=4)
-    hang(monkeypatch, storage, LocalSource, "read_into", from_call=from_call)
+    hang(monkeypatch, storage, LocalSource, "read", from_call=from_call)
     options = {"executor": executor, "max_workers": 2, "stall_timeout_s": TIMEOUT_S}
     stalls(
         lambda: paraload.load(support.empty_like(saved), tmp_path, no_dist=True, **options),
@@ -106,7 +107,7 @@ def test_hooks_of_sequential_run_on_the_caller_s_thread(folder, saved):
 def test_slow_looks_that_several_threads_take(folder, saved, monkeypatch, storage):
     monkeypatch.setattr("paraload._files._ALONE_S", -1)
     monkeypatch.setattr("paraload._files._QUICK_LOOK_S", -1)
-    hang(monkeypatch, storage, LocalSource, "identify", from_call=2)
+    hang(monkeypatch, storage, LocalSource, "stat", from_call=3)
     stalls(
         lambda: paraload.load(
             support.empty_like(saved), folder, no_dist=True, stall_timeout_s=TIMEOUT_S
@@ -116,22 +117,22 @@ def test_slow_looks_that_several_threads_take(folder, saved, monkeypatch, storag
 
 
 def test_many_looks_may_take_longer_together(folder, saved, monkeypatch):
-    really = LocalSource.identify
+    really = LocalSource.stat
 
     def slow(self, path):
         time.sleep(0.15)
         return really(self, path)
 
-    monkeypatch.setattr(LocalSource, "identify", slow)
+    monkeypatch.setattr(LocalSource, "stat", slow)
     targets = support.empty_like(saved)
     paraload.load(targets, folder, no_dist=True, stall_timeout_s=TIMEOUT_S)
     support.assert_same(targets, saved)
 
 
-@pytest.mark.parametrize("step", ["open_regular", "identity_of"])
+@pytest.mark.parametrize("step", ["stat", "read"])
 @pytest.mark.parametrize("act", ["load", "dcp", "verify"])
 def test_metadata(folder, saved, monkeypatch, storage, step, act):
-    hang(monkeypatch, storage, _metadata_bytes, step)
+    hang(monkeypatch, storage, LocalSource, step)
     acts = {
         "load": lambda: paraload.load(
             support.empty_like(saved), folder, no_dist=True, stall_timeout_s=TIMEOUT_S
@@ -146,15 +147,12 @@ def test_metadata_that_come_piece_by_piece_may_take_longer(folder, saved, monkey
     monkeypatch.setattr(_metadata_bytes, "_PIECE_BYTES", 500)
     pieces = []
 
-    def slow(stream, goes_on, really=_metadata_bytes._read_all):
-        def pause():
-            pieces.append(1)
-            time.sleep(0.1)
-            goes_on()
+    def slow(self, path, reads, really=LocalSource.read):
+        pieces.append(1)
+        time.sleep(0.1)
+        return really(self, path, reads)
 
-        return really(stream, pause)
-
-    monkeypatch.setattr(_metadata_bytes, "_read_all", slow)
+    monkeypatch.setattr(LocalSource, "read", slow)
     found = metadata.read_metadata(folder / ".metadata", stall_timeout_s=TIMEOUT_S)
     assert found.state_dict_metadata.keys() == saved.keys()
     assert len(pieces) > 4
@@ -162,7 +160,7 @@ def test_metadata_that_come_piece_by_piece_may_take_longer(folder, saved, monkey
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_verify(folder, saved, monkeypatch, storage, workers):
-    hang(monkeypatch, storage, LocalSource, "read_into", from_call=3)
+    hang(monkeypatch, storage, LocalSource, "read", from_call=4)
     stalls(
         lambda: paraload.verify(folder, max_workers=workers, stall_timeout_s=TIMEOUT_S),
         r"these were being read: '__0_\d.distcp' bytes \[\d+, \d+\)",
@@ -183,15 +181,15 @@ def test_the_listing_and_the_manifest_of_verify(folder, saved, monkeypatch, stor
 
 
 def test_an_error_is_told_though_the_looks_after_it_hang(folder, saved, monkeypatch, storage):
-    def broken(self, path, start, buffers):
+    def broken(self, path, reads):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(LocalSource, "read_into", broken)
-    hang(monkeypatch, storage, LocalSource, "identify", from_call=4)
     reader = ParallelFileSystemReader(
         folder, executor="sequential", retries=0, stall_timeout_s=TIMEOUT_S
     )
     plan, planner = support.plan_for(reader, support.empty_like(saved))
+    monkeypatch.setattr(LocalSource, "read", broken)
+    hang(monkeypatch, storage, LocalSource, "stat", from_call=4)
     with pytest.raises(CheckpointReadError, match="EIO") as caught:
         reader.read_data(plan, planner)
     assert any("files have changed: no answer for 0.3 s" in note for note in caught.value.__notes__)
@@ -201,7 +199,7 @@ def test_the_program_ends_though_threads_are_stuck(folder, saved):
     code = """
         import sys, threading, paraload, paraload.errors
         from paraload.sources._local import LocalSource
-        LocalSource.read_into = lambda *_: threading.Event().wait()
+        LocalSource.read = lambda *_: threading.Event().wait()
         try:
             paraload.verify(sys.argv[1], stall_timeout_s=0.3)
         except paraload.errors.StalledReadError:
@@ -220,13 +218,13 @@ def test_the_program_ends_though_threads_are_stuck(folder, saved):
 def test_none_waits_for_ever_on_the_callers_thread(folder, saved, monkeypatch):
     monkeypatch.setattr("paraload._files._ALONE_S", 60)
     threads = set()
-    really = LocalSource.identify
+    really = LocalSource.stat
 
-    def identify(self, path):
+    def stat(self, path):
         threads.add(threading.current_thread())
         return really(self, path)
 
-    monkeypatch.setattr(LocalSource, "identify", identify)
+    monkeypatch.setattr(LocalSource, "stat", stat)
     paraload.load(support.empty_like(saved), folder, no_dist=True, stall_timeout_s=None)
     assert threads == {threading.current_thread()}
 

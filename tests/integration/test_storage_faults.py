@@ -174,7 +174,7 @@ def test_a_thread_that_does_not_come_back_is_an_error(folder, saved):
     released = threading.Event()
 
     class Stuck(FaultySource):
-        def read_into(self, path, start, buffers):
+        def read(self, path, reads):
             released.wait()
             raise refused("EIO")
 

@@ -54,7 +54,7 @@ LAYERS: list[set[str]] = [
         "paraload._sink",
         "paraload._alike",
     },
-    {"paraload._retry", "paraload._daemons"},
+    {"paraload._daemons"},
     {"paraload.sources*", "paraload.formats*", "paraload.transforms"},
     {"paraload._strided", "paraload._region", "paraload._coverage"},
     {"paraload._result"},
@@ -95,8 +95,9 @@ TORCH_FREE = [
     "paraload.options",
     "paraload.progress",
     "paraload.report",
-    "paraload.sources._local",
-    "paraload.sources._streams",
+    "paraload.sources",
+    "paraload.sources._opening",
+    "paraload.sources._retrying",
     "paraload.transforms",
 ]
 

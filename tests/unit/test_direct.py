@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from benchmarks.page_cache import ensure_cold, resident_fraction
 from paraload.errors import ShortFileError
-from paraload.sources import _direct, _local
+from paraload.sources import Read, _direct, _local
 from paraload.sources._local import LocalSource
 from paraload.sources._pages import address_of
 
@@ -46,10 +46,10 @@ def read(source, start, nbytes, at=0):
     """What lies in a buffer of which only [at, at + nbytes) was to be filled."""
     memory = bytearray(b"\xa5" * (at + nbytes + 5))
     with memoryview(memory) as view, view[at : at + nbytes] as buffer:
-        receipt = source.read_into("file", start, [buffer])
+        stats = source.read("file", [Read(start, [buffer])])
     assert memory[:at] == b"\xa5" * at
     assert memory[at + nbytes :] == b"\xa5" * 5
-    return receipt, bytes(memory[at : at + nbytes])
+    return stats, bytes(memory[at : at + nbytes])
 
 
 @settings(max_examples=60)
@@ -63,52 +63,52 @@ def test_any_range_comes_as_it_is_and_leaves_the_cache_empty(file, start, nbytes
     ensure_cold([file])  # what the examples read does not bring it back
     nbytes = min(nbytes, SIZE - start)
     with closing(LocalSource(file.parent, direct_io=True)) as source:
-        receipt, data = read(source, start, nbytes, at)
+        stats, data = read(source, start, nbytes, at)
     assert data == DATA[start : start + nbytes]
-    assert receipt.bytes_direct == nbytes
-    assert receipt.requests == -(-nbytes // _direct.READ_BYTES)
-    assert not receipt.fallback
+    assert stats.bytes_direct == nbytes
+    assert stats.requests == -(-nbytes // _direct.READ_BYTES)
+    assert not stats.fallback
     assert resident_fraction([file]) == 0
 
 
 def test_what_is_cached_is_taken_from_there(file, source):
     file.read_bytes()
-    receipt, data = read(source, 3, 2 * MIB)
+    stats, data = read(source, 3, 2 * MIB)
     assert data == DATA[3 : 3 + 2 * MIB]
-    assert receipt.bytes_direct == 0
-    assert not receipt.fallback
+    assert stats.bytes_direct == 0
+    assert not stats.fallback
 
 
 def test_what_is_cached_of_a_file_of_somebody_else_is_not_known(file, monkeypatch):
     monkeypatch.setattr(_local, "residency_is_told", lambda path: False)
     file.read_bytes()
     with closing(LocalSource(file.parent, direct_io=True)) as source:
-        receipt, data = read(source, 3, 2 * MIB)
+        stats, data = read(source, 3, 2 * MIB)
     assert data == DATA[3 : 3 + 2 * MIB]
-    assert receipt.bytes_direct == 2 * MIB
+    assert stats.bytes_direct == 2 * MIB
 
 
 @pytest.mark.parametrize("sizes", [[_direct.MIN_BYTES - 1], [2 * MIB, 2 * MIB], [10]])
 def test_short_and_scattered_reads_go_by_the_cache(source, sizes):
     buffers = [bytearray(size) for size in sizes]
-    receipt = source.read_into("file", 1, [memoryview(buffer) for buffer in buffers])
+    stats = source.read("file", [Read(1, [memoryview(buffer) for buffer in buffers])])
     assert b"".join(buffers) == DATA[1 : 1 + sum(sizes)]
-    assert receipt.bytes_direct == 0
+    assert stats.bytes_direct == 0
 
 
 @pytest.mark.parametrize("at_once", [4096, 5000, MIB + 1])
 def test_short_reads_of_the_system_are_gone_on_with(source, monkeypatch, at_once):
     whole = os.preadv
-    source.size("file")
+    source.read("file", [Read(0, [memoryview(bytearray(1))])])
 
     def short(fd, buffers, at):
         assert at % 4096 == 0
         return min(whole(fd, buffers, at), at_once)
 
     monkeypatch.setattr(os, "preadv", short)
-    receipt, data = read(source, 4095, 2 * MIB)
+    stats, data = read(source, 4095, 2 * MIB)
     assert data == DATA[4095 : 4095 + 2 * MIB]
-    assert receipt.requests >= 2 * MIB // at_once
+    assert stats.requests >= 2 * MIB // at_once
 
 
 def test_it_ends_with_the_file(source):
@@ -126,10 +126,10 @@ def test_a_file_system_that_does_not_open_files_so(file, monkeypatch):
 
     monkeypatch.setattr(os, "open", refusing)
     source = LocalSource(file.parent, direct_io=True)
-    receipt, data = read(source, 5, MIB)
+    stats, data = read(source, 5, MIB)
     source.close()
     assert data == DATA[5 : 5 + MIB]
-    assert receipt == (1, 0, "no O_DIRECT here (Invalid argument)")
+    assert stats == (1, 0, "no O_DIRECT here (Invalid argument)")
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
@@ -145,9 +145,9 @@ def test_a_file_system_that_opens_files_so_and_reads_none(source, monkeypatch, c
 
     monkeypatch.setattr(os, "preadv", refusing)
     for _ in range(2):
-        receipt, data = read(source, 5, MIB)
+        stats, data = read(source, 5, MIB)
         assert data == DATA[5 : 5 + MIB]
-        assert receipt == (1, 0, f"no O_DIRECT here ({os.strerror(code)})")
+        assert stats == (1, 0, f"no O_DIRECT here ({os.strerror(code)})")
     assert len(direct_fds) == 1  # it is not asked again
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(direct_fds[0])
@@ -157,7 +157,7 @@ def test_other_errors_are_errors(source, monkeypatch):
     def broken(fd, buffers, at):
         raise OSError(errno.EIO, "Input/output error")
 
-    source.size("file")
+    source.read("file", [Read(0, [memoryview(bytearray(1))])])
     monkeypatch.setattr(os, "preadv", broken)
     with pytest.raises(OSError, match="Input/output"):
         read(source, 5, MIB)
@@ -181,7 +181,7 @@ def test_it_is_the_file_that_was_opened_whatever_has_its_name_now(tmp_path):
 def test_nothing_stays_open_or_mapped(file, source):
     for _ in range(3):
         read(source, 5, MIB)
-        source.forget("file")
+        source.drop_handle("file")
     read(source, 5, MIB)
     source.close()
     source.close()  # descriptors are looked at after every test
@@ -193,7 +193,7 @@ def test_an_empty_file_is_no_matter(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     source = LocalSource(tmp_path, direct_io=True)
     with pytest.raises(ShortFileError):
-        source.read_into("empty", 0, [memoryview(bytearray(MIB))])
+        source.read("empty", [Read(0, [memoryview(bytearray(MIB))])])
     source.close()
 
 

@@ -15,7 +15,13 @@ MODULES = [
     for module in pkgutil.walk_packages(paraload.__path__, "paraload.")
     if not module.name.endswith("__main__")
 ]
-WITH_EXAMPLES = {"paraload._load", "paraload.readers", "paraload.options", "paraload.report"}
+WITH_EXAMPLES = {
+    "paraload._load",
+    "paraload.options",
+    "paraload.readers",
+    "paraload.report",
+    "paraload.sources",
+}
 
 
 @pytest.mark.parametrize("name", ["paraload", *MODULES])

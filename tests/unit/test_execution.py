@@ -9,6 +9,8 @@ from paraload._execution import TaskSizes, choose_execution
 from paraload._task import RecordSpec
 from paraload.executors._ramp import RampLimits
 from paraload.options import ReadOptions
+from paraload.sources._local import LocalSource
+from tests.sources import RemoteLikeSource
 
 MIB = 1 << 20
 RAMP = RampLimits(start=2, limit=32, cores=2)
@@ -17,7 +19,7 @@ RAMP = RampLimits(start=2, limit=32, cores=2)
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """Two cores."""
-    monkeypatch.setattr(execution, "choose_ramp", lambda _: RAMP)
+    monkeypatch.setattr(execution, "choose_ramp", lambda *_: RAMP)
     monkeypatch.setattr(execution, "choose_processes", lambda: 2)
 
 
@@ -27,7 +29,10 @@ def record(number, nbytes):
 
 def chosen(total_bytes=1024 * MIB, stays_here="", **options):
     return choose_execution(
-        ReadOptions(**options), path="/ckpt", total_bytes=total_bytes, stays_here=stays_here
+        ReadOptions(**options),
+        source=LocalSource("/ckpt"),
+        total_bytes=total_bytes,
+        stays_here=stays_here,
     )
 
 
@@ -67,18 +72,33 @@ def test_executor_and_workers(options, name, workers, ramp):
     assert getattr(executor, "_ramp", None) == ramp
 
 
+def test_readers_suit_the_source_and_not_the_file_system_of_its_path(monkeypatch):
+    asked = []
+    monkeypatch.setattr(execution, "choose_ramp", lambda *args: asked.append(args) or RAMP)
+    for source in (LocalSource("/ckpt"), RemoteLikeSource({})):
+        choose_execution(ReadOptions(), source=source, total_bytes=1 << 30, stays_here="")
+    assert asked == [("/ckpt", None), (None, 32)]
+
+
+def test_no_task_is_longer_than_a_request():
+    plan = choose_execution(
+        ReadOptions(max_workers=2), source=RemoteLikeSource({}), total_bytes=1 << 30, stays_here=""
+    )
+    assert plan.sizes.next_split_bytes(record(0, 512 * MIB)) == 8 * MIB
+
+
 def test_little_is_read_by_one():
     assert chosen(total_bytes=MIB - 1).executor.name == "sequential"
 
 
 def test_where_memory_allows_one_reader_there_is_no_ramp(monkeypatch):
     one = RampLimits(start=1, limit=1, cores=2)
-    monkeypatch.setattr(execution, "choose_ramp", lambda _: one)
+    monkeypatch.setattr(execution, "choose_ramp", lambda *_: one)
     assert chosen().executor.name == "sequential"
 
 
 def test_tasks_become_smaller_towards_the_end():
-    sizes = TaskSizes(1024 * MIB, 16 * MIB, lambda: 8)
+    sizes = TaskSizes(1024 * MIB, 16 * MIB, 256 << 10, lambda: 8)
     split = [sizes.next_split_bytes(record(n, 64 * MIB)) for n in range(16)]
     assert split == sorted(split, reverse=True)
     assert (split[0], split[8], split[-1]) == (16 * MIB, 16 * MIB, 4 * MIB)
@@ -87,14 +107,14 @@ def test_tasks_become_smaller_towards_the_end():
 
 def test_tasks_suit_the_readers_that_there_are_now():
     workers = [2]
-    sizes = TaskSizes(256 * MIB, 16 * MIB, lambda: workers[0])
+    sizes = TaskSizes(256 * MIB, 16 * MIB, 256 << 10, lambda: workers[0])
     assert sizes.next_split_bytes(record(0, 0)) == 16 * MIB
     workers[0] = 16
     assert sizes.next_split_bytes(record(1, 0)) == 8 * MIB
 
 
 def test_items_of_one_record_are_cut_alike_and_it_is_counted_once():
-    sizes = TaskSizes(128 * MIB, 16 * MIB, lambda: 8)
+    sizes = TaskSizes(128 * MIB, 16 * MIB, 256 << 10, lambda: 8)
     split = [sizes.next_split_bytes(record(0, 64 * MIB)) for _ in range(5)]
     assert split == [8 * MIB] * 5
     assert sizes.next_split_bytes(record(1, 64 * MIB)) == 4 * MIB

@@ -11,7 +11,7 @@ from paraload import _files
 from paraload._daemons import DaemonThreads
 from paraload._files import look_at_files, seen_files
 from paraload._task import RecordSpec, Wanted
-from paraload.sources._base import FileIdentity
+from paraload.sources import FileStat, SourceLimits
 
 NAMES = [f"file-{number:03}" for number in range(100)]
 SPECS = [
@@ -29,10 +29,12 @@ class Source:
         self.looks = []
         monkeypatch.setattr(_files, "time", SimpleNamespace(monotonic=lambda: self._now_s))
 
-    def identify(self, path):
+    limits = SourceLimits()
+
+    def stat(self, path):
         self.looks.append((path, threading.current_thread()))
         self._now_s += self._seconds
-        return FileIdentity(1, NAMES.index(path), 10, 0, 0)
+        return FileStat(10, NAMES.index(path))
 
     def alone(self):
         """How many looks the first thread has taken by itself."""
@@ -65,5 +67,5 @@ def test_slow_looks_are_shared_by_threads_and_each_file_is_looked_at_once(monkey
     seen, failures = look_at_files(source, SPECS, looker, retries=0)
     assert failures == {}
     assert sorted(path for path, _ in source.looks) == list(seen) == NAMES
-    assert [identity.inode for identity in seen.values()] == list(range(100))
+    assert [stat.version for stat in seen.values()] == list(range(100))
     assert source.alone() == 2

@@ -7,7 +7,7 @@ import mmap
 
 import pytest
 
-from paraload.sources import _local, _pages
+from paraload.sources import Read, _local, _pages
 from paraload.sources._local import LocalSource
 from paraload.sources._pages import populate
 
@@ -99,6 +99,6 @@ def test_every_local_read_does_it_first(tmp_path, fresh, monkeypatch):
     monkeypatch.setattr(_local.os, "preadv", read)
     source = LocalSource(tmp_path)
     with memoryview(fresh) as memory, memory[: 128 * PAGE] as one, memory[128 * PAGE :] as other:
-        source.read_into("file", 0, [one, other])
+        source.read("file", [Read(0, [one, other])])
     source.close()
     assert had_pages == [[True] * PAGES]

@@ -10,6 +10,7 @@ from paraload._geometry import Run
 from paraload._plan import PlanKnobs, first_tasks, runs_tasks, share_reads, split_bytes_for
 from paraload._task import LocateTask, RecordSpec, RecordsTask, RunsTask, Wanted
 from paraload.formats._base import TensorRecord
+from paraload.sources import SourceLimits
 
 MIB = 1 << 20
 KNOBS = PlanKnobs(locate_from_bytes=1000, locate_batch=2, block_bytes=600, max_gap_bytes=50)
@@ -101,10 +102,32 @@ def test_a_record_is_split_and_its_last_part_reads_the_trailer():
         checksum=True,
         with_trailer=True,
         split_bytes=80,
+        max_gap_bytes=0,
     )
     assert [(task.start, task.end) for task in tasks] == [(1064, 1144), (1144, 1224), (1224, 1264)]
     assert [task.trailer for task in tasks] == [None, None, (1264, 1288)]
     assert sum(task.needed_bytes for task in tasks) == 200
+
+
+def test_the_sizes_of_a_file_system_are_the_defaults():
+    assert PlanKnobs.of(SourceLimits()) == PlanKnobs()
+
+
+def test_where_requests_are_dear_they_are_long_and_headers_are_not_worth_one():
+    limits = SourceLimits(max_request_bytes=8 * MIB, max_gap_bytes=1 * MIB, requests_in_flight=32)
+    assert PlanKnobs.of(limits) == PlanKnobs(
+        locate_from_bytes=8 * MIB,
+        locate_batch=1,
+        block_bytes=8 * MIB,
+        max_gap_bytes=MIB,
+        split_bytes=8 * MIB,
+        min_split_bytes=8 * MIB,
+    )
+
+
+def test_no_task_of_records_is_longer_than_a_request_may_be():
+    knobs = PlanKnobs.of(SourceLimits(max_request_bytes=MIB))
+    assert (knobs.block_bytes, knobs.split_bytes) == (MIB, MIB)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +142,7 @@ def test_a_record_is_split_and_its_last_part_reads_the_trailer():
     ],
 )
 def test_tasks_suit_what_is_left_and_the_number_of_workers(left, workers, limit, expected):
-    assert split_bytes_for(left, workers, limit) == expected
+    assert split_bytes_for(left, workers, limit, MIB // 4) == expected
 
 
 def column(item, first, width, *, rows=100, step=1000, base=5000, path="a", checksum=False):

@@ -55,6 +55,14 @@ def test_network_storage_begins_with_more_threads(machine):
     assert (ramp.start, ramp.limit, ramp.cores) == (16, 64, 2)
 
 
+def test_a_storage_that_is_no_file_system_says_how_many_requests_it_takes(machine):
+    (machine.v2 / "cpu.max").write_text("200000 100000\n")
+    assert resources.choose_ramp(None).limit == 32
+    for asked, start in ((4, 4), (100, 16)):
+        ramp = resources.choose_ramp(None, asked)
+        assert (ramp.start, ramp.limit) == (start, asked)
+
+
 def test_never_more_workers_than_memory_allows(machine):
     machine.memory.available = 100 << 20
     assert width.choose_processes() == 2

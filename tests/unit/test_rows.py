@@ -164,8 +164,8 @@ def test_a_source_counts_the_calls(file):
     file.read_bytes()
     target = bytearray(b"\xa5" * ROOM)
     with closing(LocalSource(file.parent)) as source:
-        receipt = source.read_rows("file", 4, MANY, memoryview(target))
-    assert receipt == (3, 0, "")
+        stats = source.read_rows("file", 4, MANY, memoryview(target))
+    assert stats == (3, 0, "")
     assert target == one_by_one(MANY, 4)
 
 

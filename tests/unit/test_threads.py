@@ -20,6 +20,7 @@ from paraload.executors import _threads
 from paraload.executors._gauge import GaugedSource
 from paraload.executors._ramp import RampLimits
 from paraload.executors._threads import ThreadExecutor, _Crew, _RampingCrew
+from paraload.sources import Read
 from paraload.sources._local import LocalSource
 
 TASK_BYTES = 10_000
@@ -194,7 +195,7 @@ def test_samples_are_stretches_of_a_thread_and_lose_nothing(source):
     gauged.begin()
     buffer = memoryview(bytearray(TASK_BYTES))
     for _ in range(12):
-        gauged.read_into("data", 0, [buffer[:4000], buffer[4000:]])
+        gauged.read("data", [Read(0, [buffer[:4000], buffer[4000:]])])
     gauged.count(5)
     assert sum(sample.nbytes for sample in samples) <= 12 * TASK_BYTES + 5
     assert sum(sample.nbytes for sample in samples) >= 9 * TASK_BYTES
@@ -219,7 +220,7 @@ def test_threads_are_sampled_apart(source):
 
 
 def _read_once(source):
-    source.read_into("data", 0, [memoryview(bytearray(TASK_BYTES))])
+    source.read("data", [Read(0, [memoryview(bytearray(TASK_BYTES))])])
 
 
 def test_threads_of_a_crew_that_has_shrunk_and_grown_do_not_get_in_each_others_way(monkeypatch):

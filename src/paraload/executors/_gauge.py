@@ -1,6 +1,6 @@
 """Samples of what each reading thread gets from a source, for ``_ramp``.
 
-    thread --> GaugedSource.read_into --> source
+    thread --> GaugedSource.read --> source
                     |
                     +-- every 5 ms and more: Sample(bytes, from, to, time on a core) --> note
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from paraload._geometry import Run
-    from paraload.sources._base import ByteSource, Receipt
-
-__all__ = ["GaugedSource"]
+    from paraload.sources import ByteSource, Read, ReadStats
 
 #: Shorter samples would cost more than they tell: from the page cache this is a dozen reads.
 _MIN_SAMPLE_S: Final = 0.005
@@ -59,13 +57,15 @@ class _Stretch(threading.local):
 
 
 class GaugedSource(WrappedSource):
-    """:class:`~paraload.sources._base.ByteSource` that is ``inner``, and tells ``note`` of it.
+    """:class:`~paraload.sources.ByteSource` that is ``inner``, and tells ``note`` of it.
 
     Who reads from a stream of it calls :meth:`count`.
     """
 
     def __init__(self, inner: ByteSource, note: Callable[[Sample], object]) -> None:
         super().__init__(inner)
+        if hasattr(inner, "read_rows"):
+            self.read_rows = self._read_rows
         self._note = note
         self._stretch = _Stretch()
 
@@ -81,15 +81,14 @@ class GaugedSource(WrappedSource):
         if now_s - stretch.started_s >= _MIN_SAMPLE_S:
             self._note(stretch.end(now_s))
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
+    def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
         """As it is, and counted."""
-        receipt = self.inner.read_into(path, start, buffers)
-        self.count(sum(map(len, buffers)))
-        return receipt
+        stats = self.inner.read(path, reads)
+        self.count(sum([len(buffer) for read in reads for buffer in read.buffers]))
+        return stats
 
-    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> Receipt | None:
-        """As it is, and counted."""
-        receipt = self.inner.read_rows(path, base, run, memory)
-        if receipt is not None:
+    def _read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> ReadStats | None:
+        stats: ReadStats | None = self.inner.read_rows(path, base, run, memory)  # type: ignore[attr-defined]
+        if stats is not None:
             self.count(run.total_bytes)
-        return receipt
+        return stats

@@ -21,15 +21,20 @@ _PROCESS_BYTES: Final = 40 << 20
 _USABLE_PART: Final = 0.8
 
 
-def choose_ramp(path: str) -> RampLimits:
-    """The number of reader threads for the storage of ``path``.
+def choose_ramp(path: str | None, requests_in_flight: int | None = None) -> RampLimits:
+    """The number of reader threads for a storage.
+
+    ``path`` is a folder of a mounted file system, and ``None`` for other storages;
+    ``requests_in_flight`` is the storage's own limit.
 
     It does not depend on the size of files, since a reader holds a block and not a file. The limit
     does not depend on the cores, since a reader that waits for storage needs memory but no core.
     """
     cores = _cores()
     start, limit = min(_START, max(2, cores)), _LIMIT
-    if resources.is_network_path(path):
+    if requests_in_flight is not None:
+        start, limit = min(_START, requests_in_flight), requests_in_flight
+    elif path is not None and resources.is_network_path(path):
         start, limit = _START, _NETWORK_LIMIT
     return RampLimits(start=start, limit=limit, cores=cores).at_most(_affordable(_THREAD_BYTES))
 

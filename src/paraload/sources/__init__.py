@@ -1,1 +1,223 @@
-"""Storages, one file each; see ``_base``."""
+"""Where bytes come from: a storage is one class with four members.
+
+>>> from paraload.errors import MissingFileError, ShortFileError
+>>> from paraload.sources import FileStat, Read, ReadStats, SourceLimits
+>>> class MemorySource:
+...     limits = SourceLimits(
+...         max_request_bytes=8 << 20, max_gap_bytes=1 << 20, requests_in_flight=32
+...     )
+...
+...     def __init__(self, files):
+...         self._files = files
+...
+...     def stat(self, path):
+...         data = self._content(path)
+...         return FileStat(len(data), version=hash(data))
+...
+...     def read(self, path, reads):
+...         data = self._content(path)
+...         for at, buffers in reads:
+...             for buffer in buffers:
+...                 piece = data[at : at + len(buffer)]
+...                 if len(piece) < len(buffer):
+...                     raise ShortFileError("file ends too early", path=path)
+...                 buffer[:] = piece
+...                 at += len(buffer)
+...         return ReadStats(requests=len(reads))
+...
+...     def close(self):
+...         pass
+...
+...     def _content(self, path):
+...         try:
+...             return self._files[path]
+...         except KeyError:
+...             raise MissingFileError("no such file", path=path) from None
+>>> source = MemorySource({"a/file": b"0123456789"})
+>>> source.stat("a/file").size
+10
+>>> first, second = bytearray(2), bytearray(3)
+>>> source.read("a/file", [Read(4, [memoryview(first), memoryview(second)])])
+ReadStats(requests=1, bytes_direct=0, fallback='')
+>>> bytes(first), bytes(second)
+(b'45', b'678')
+
+A reader returns its source from ``_make_source``; :class:`paraload.testing.SourceContract` tests
+it. What only some storages can do are Protocols of their own, all optional: a source that has one
+of their members is used accordingly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
+
+    from paraload._geometry import Run
+
+
+class FileStat(NamedTuple):
+    """What a storage says about a file without reading it.
+
+    Attributes:
+        size: of the file, in bytes.
+        version: equal as long as the content is the same, otherwise different: an ETag; inode and
+            time of the last write. It is only compared. ``None`` if the storage cannot tell.
+    """
+
+    size: int
+    version: Any = None
+
+
+class Read(NamedTuple):
+    """One range of a file: from byte ``start`` on, into ``buffers``, which are filled in order."""
+
+    start: int
+    buffers: Sequence[memoryview]
+
+
+class ReadStats(NamedTuple):
+    """What a call of ``read`` took.
+
+    Attributes:
+        requests: sent to the storage.
+        bytes_direct: read without the page cache.
+        fallback: why a slower way than the configured one was used; "" if it was not.
+    """
+
+    requests: int
+    bytes_direct: int = 0
+    fallback: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceLimits:
+    """What suits a storage; planning takes its sizes from here.
+
+    The defaults suit a file system, local or mounted.
+
+    Attributes:
+        max_request_bytes: no :class:`Read` is longer.
+        max_gap_bytes: a gap up to this long is read and thrown away rather than skipped: about what
+            the storage transfers in the time that one more request takes.
+        max_buffers: no :class:`Read` that skips gaps has more buffers.
+        head_bytes: read at first of a record whose header tells where its data begin.
+        requests_in_flight: how many at once suit the storage, where that does not depend on this
+            machine; ``None`` tries it out, beginning with the number of cores.
+        forward_only: files are streams that may only go forward. Each file has one reader, which
+            goes on where the last task ended; such a source has ``open_stream``. Loads do not call
+            its ``stat``, so missing and short files are found when they are read.
+    """
+
+    max_request_bytes: int = 1 << 30
+    max_gap_bytes: int = 32 << 10
+    max_buffers: int = 1000
+    head_bytes: int = 1 << 10
+    requests_in_flight: int | None = None
+    forward_only: bool = False
+
+    @property
+    def efficient_bytes(self) -> int:
+        """A request this long spends most of its time transferring, rather than waiting."""
+        return min(8 * self.max_gap_bytes, self.max_request_bytes)
+
+
+class ByteSource(Protocol):
+    """Reads ranges of the files of a checkpoint.
+
+    Many threads may use a source at once. It pickles as configuration: handles and connections open
+    when they are first needed, in each process. Paths are relative to the checkpoint.
+
+    A file that is not there is a :class:`~paraload.errors.MissingFileError`, a range past the end
+    of a file a :class:`~paraload.errors.ShortFileError`. Other errors may be of any type; items
+    fail with them, with file and range added.
+    """
+
+    @property
+    def limits(self) -> SourceLimits:
+        """What suits this storage."""
+
+    def stat(self, path: str) -> FileStat:
+        """Look at a file as it is now.
+
+        Raises:
+            MissingFileError: it is not there.
+            FormatError: it is not a regular file.
+        """
+
+    def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
+        """Fill all buffers of ``reads``, in any order, or raise.
+
+        Raises:
+            MissingFileError: the file is not there.
+            ShortFileError: it ends before one of the ranges does.
+        """
+
+    def close(self) -> None:
+        """Close what is open in this process; the source can be used again."""
+
+
+class RetryableSource(Protocol):
+    """Some errors may go away: ``retries=`` says how often to try again.
+
+    A source whose client retries by itself lacks this, so that nothing is retried twice.
+    """
+
+    def is_transient(self, error: Exception) -> bool:
+        """Whether the call that raised ``error`` may succeed in a moment."""
+
+
+class HandleSource(Protocol):
+    """Handles of files stay open, and may become stale."""
+
+    def drop_handle(self, path: str) -> None:
+        """Open the file anew when it is next read; running reads may go on with the old one."""
+
+
+class ReadableSource(Protocol):
+    """A cheap check finds files that cannot be opened before the first byte is read."""
+
+    def require_readable(self, path: str) -> None:
+        """Raise the ``OSError`` of opening the file."""
+
+
+class DescribingSource(Protocol):
+    """Versions can be explained."""
+
+    def describe_change(self, before: FileStat, after: FileStat) -> str:
+        """What happened to the file, as a clause without its subject: "was written to"."""
+
+
+class RowSource(Protocol):
+    """Narrow rows can be read without what lies between them."""
+
+    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> ReadStats | None:
+        """Read ``run.count`` rows of ``run.nbytes``, where that is faster than reading through.
+
+        The first row goes from byte ``base + run.src`` of the file to ``memory[run.dst :]``; the
+        next are ``run.src_step`` and ``run.dst_step`` further. ``None``: it is not faster, or did
+        not work; the caller falls back to ``read``, which raises any error.
+        """
+
+
+class StreamingSource(Protocol):
+    """Files can be opened as streams, which ``slice_file`` hooks read from."""
+
+    def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
+        """A seekable stream of the whole file; leaving the context closes it."""
+
+
+class ListingSource(Protocol):
+    """The checkpoint can be listed."""
+
+    def list_files(self) -> Iterable[str]:
+        """Paths of all files, in folders below too, in any order."""
+
+
+class MountedSource(Protocol):
+    """Files are in the folder ``root`` of a file system, whose kind decides on the readers."""
+
+    root: str

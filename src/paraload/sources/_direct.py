@@ -22,8 +22,6 @@ from typing import Final
 from paraload.sources._pages import address_of
 from paraload.sources._view import FileView
 
-__all__ = ["MIN_BYTES", "READ_BYTES", "DirectFile", "DirectRefusedError", "Scratch"]
-
 #: Less is not worth the whole blocks around it, nor the look at the page cache.
 MIN_BYTES: Final = 256 << 10
 #: Read at once: 2 to 16 MiB were equally fast, and each reader needs so much memory.

@@ -9,28 +9,40 @@ import threading
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from paraload.errors import FormatError, MissingFileError, ShortFileError
-from paraload.sources._base import FileIdentity, Receipt
+from paraload.sources import FileStat, ReadStats, SourceLimits
 from paraload.sources._direct import MIN_BYTES, DirectFile, DirectRefusedError, Scratch
 from paraload.sources._open import open_regular, require_regular
 from paraload.sources._pages import populate, residency_is_told
 from paraload.sources._rows import copy_rows
+from paraload.sources._system_errors import is_transient_os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from paraload._geometry import Run
-
-__all__ = ["LocalSource"]
+    from paraload.sources import Read
 
 #: Handles kept open. A checkpoint of a thousand ranks must not need a thousand descriptors.
 _MAX_OPEN_FILES: Final = 64
 _EFFECTIVE_IDS: Final = os.access in os.supports_effective_ids
 
 
-class _Handle:
+class _Version(NamedTuple):
+    """Not ctime: a new link or owner changes it."""
+
+    device: int
+    inode: int
+    mtime_ns: int
+
+
+def stat_of(status: os.stat_result) -> FileStat:
+    return FileStat(status.st_size, _Version(status.st_dev, status.st_ino, status.st_mtime_ns))
+
+
+class _OpenFile:
     """One open file. It closes when the last reader lets go of it, so no reader has to lock."""
 
     def __init__(self, path: str, *, direct_io: bool) -> None:
@@ -62,7 +74,7 @@ class _Handle:
             got += more
         return requests
 
-    def read_direct(self, start: int, buffer: memoryview, scratch: Scratch) -> Receipt:
+    def read_direct(self, start: int, buffer: memoryview, scratch: Scratch) -> ReadStats:
         """Fill ``buffer`` past the page cache, unless it has the bytes or there is no such way."""
         requests = got = 0
         direct = self._direct
@@ -73,15 +85,15 @@ class _Handle:
                 self._refuse(error)
         if got < len(buffer):
             requests += self.read_into(start + got, (buffer[got:],))
-        return Receipt(requests, bytes_direct=got, fallback=self.refusal)
+        return ReadStats(requests, bytes_direct=got, fallback=self.refusal)
 
-    def read_rows(self, base: int, run: Run, memory: memoryview) -> Receipt | None:
+    def read_rows(self, base: int, run: Run, memory: memoryview) -> ReadStats | None:
         """Copy rows out of the page cache; ``None`` if they have to be read through."""
         last_byte = base + run.src + (run.count - 1) * run.src_step + run.nbytes
         if last_byte > self.size:
             return None
         calls = copy_rows(self.fd, base, run, memory, is_told=self._is_told)
-        return Receipt(calls) if calls else None
+        return ReadStats(calls) if calls else None
 
     @cached_property
     def _is_told(self) -> bool:
@@ -111,64 +123,85 @@ class _Handle:
 
 
 class LocalSource:
-    """:class:`~paraload.sources._base.ByteSource` below the folder ``root``.
+    """:class:`~paraload.sources.ByteSource` below the folder ``root``.
 
     Args:
         root: the folder.
-        direct_io: read past the page cache what it does not have.
+        direct_io: bypass the page cache for uncached ranges.
     """
+
+    limits = SourceLimits()
 
     def __init__(self, root: str | os.PathLike[str], *, direct_io: bool = False) -> None:
         self.root = os.fspath(root)
         self._direct_io = direct_io
         self._scratch = Scratch()
-        self._handles: dict[str, _Handle] = {}
+        self._handles: dict[str, _OpenFile] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Callable[..., LocalSource], tuple[str]]:
         return partial(LocalSource, direct_io=self._direct_io), (self.root,)
 
-    def identify(self, path: str) -> FileIdentity:
+    def stat(self, path: str) -> FileStat:
         """One look at the file, by its name."""
         try:
             status = Path(self.root, path).stat()
         except FileNotFoundError as error:
             raise self._missing(path) from error
         require_regular(status)
-        return FileIdentity.of(status)
+        return stat_of(status)
+
+    def describe_change(self, before: FileStat, after: FileStat) -> str:
+        if before.version[:2] != after.version[:2]:
+            return "is another file, put in the place of the first"
+        if before.size != after.size:
+            return f"had {before.size} bytes and has {after.size}"
+        return "was written to"
+
+    def list_files(self) -> Iterator[str]:
+        for file in Path(self.root).rglob("*"):
+            if not file.is_dir():
+                yield file.relative_to(self.root).as_posix()
+
+    def is_transient(self, error: Exception) -> bool:
+        return is_transient_os_error(error)
 
     def require_readable(self, path: str) -> None:
-        """Raise the system's error if the file cannot be opened.
-
-        Not a part of :meth:`identify`: a file may become unreadable after it has been read.
-        """
+        """Not a part of :meth:`stat`: a file may become unreadable after it has been read."""
         name = os.path.join(self.root, path)
         # access() costs a microsecond, open() may cost a round trip. access() can be wrong (access
         # lists, capabilities), so a refusal counts only if opening fails too.
         if not os.access(name, os.R_OK, effective_ids=_EFFECTIVE_IDS):
             os.close(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
 
-    def size(self, path: str) -> int:
-        """Bytes of the file."""
-        return self._handle(path).size
+    def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
+        handle = self._handles.get(path) or self._handle(path)
+        if len(reads) == 1:
+            return self._read(handle, path, *reads[0])
+        stats = [self._read(handle, path, *read) for read in reads]
+        return ReadStats(
+            sum(each.requests for each in stats),
+            sum(each.bytes_direct for each in stats),
+            handle.refusal,
+        )
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
-        """Fill ``buffers`` from ``start`` on; see :class:`ByteSource`."""
+    def _read(
+        self, handle: _OpenFile, path: str, start: int, buffers: Sequence[memoryview]
+    ) -> ReadStats:
         if start < 0:
             raise FormatError("range begins before the file", path=path, start=start, end=start)
-        handle = self._handles.get(path) or self._handle(path)
         for buffer in buffers:
             populate(buffer)
         try:
             if self._direct_io and len(buffers) == 1 and len(buffers[0]) >= MIN_BYTES:
                 return handle.read_direct(start, buffers[0], self._scratch)
-            return Receipt(handle.read_into(start, buffers))
+            return ReadStats(handle.read_into(start, buffers))
         except EOFError:
             end = start + sum(map(len, buffers))
             raise _too_short(path, start, end, handle.fd) from None
 
-    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> Receipt | None:
-        """Copy the rows out of the page cache, if they are there; see :class:`ByteSource`."""
+    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> ReadStats | None:
+        """Copy the rows out of the page cache, if they are there."""
         return self._handle(path).read_rows(base, run, memory)
 
     def open_stream(self, path: str) -> IO[bytes]:
@@ -176,7 +209,7 @@ class LocalSource:
         self._handle(path)  # raises the error for a missing file
         return io.BufferedReader(open_regular(os.path.join(self.root, path)))
 
-    def forget(self, path: str) -> None:
+    def drop_handle(self, path: str) -> None:
         """Let go of the file; who is reading it may go on."""
         with self._lock:
             self._handles.pop(path, None)
@@ -188,7 +221,7 @@ class LocalSource:
                 handle.close()
             self._handles.clear()
 
-    def _handle(self, path: str) -> _Handle:
+    def _handle(self, path: str) -> _OpenFile:
         handle = self._handles.get(path)
         if handle is not None:
             return handle
@@ -198,17 +231,17 @@ class LocalSource:
                 self._handles.pop(next(iter(self._handles)))
             return self._handles.setdefault(path, opened)
 
-    def _open(self, path: str) -> _Handle:
+    def _open(self, path: str) -> _OpenFile:
         name = os.path.join(self.root, path)
         try:
             try:
-                return _Handle(name, direct_io=self._direct_io)
+                return _OpenFile(name, direct_io=self._direct_io)
             except OSError as error:
                 if error.errno not in {errno.EMFILE, errno.ENFILE}:
                     raise
                 with self._lock:
                     self._handles.clear()  # do with fewer; running reads keep theirs open
-                return _Handle(name, direct_io=self._direct_io)
+                return _OpenFile(name, direct_io=self._direct_io)
         except FileNotFoundError as error:
             raise self._missing(path) from error
 

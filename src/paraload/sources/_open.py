@@ -17,8 +17,6 @@ import stat
 from paraload._interrupts import interrupts_deferred
 from paraload.errors import FormatError
 
-__all__ = ["open_regular", "require_regular"]
-
 
 def open_regular(path: str) -> io.FileIO:
     """The regular file ``path``, opened for blocking reads.

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["address_of", "is_resident", "populate", "residency_is_told"]
-
 #: Less memory has so few pages that asking costs more than it saves.
 _MIN_BYTES: Final = 256 << 10
 #: Linux 5.14. Older kernels refuse, and the pages come one by one.

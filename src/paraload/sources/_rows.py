@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from paraload._geometry import Run
 
-__all__ = ["copy_rows"]
-
 _writev = getattr(ctypes.CDLL(None, use_errno=True), "process_vm_writev", None)  # Linux 3.2
 if _writev is not None:
     _iovec: Final = [ctypes.c_void_p, ctypes.c_ulong]

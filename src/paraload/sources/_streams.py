@@ -13,21 +13,25 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from paraload.errors import MissingFileError, ShortFileError
-from paraload.sources._base import Receipt
+from paraload.sources import FileStat, ReadStats, SourceLimits
+from paraload.sources._system_errors import is_transient_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from paraload._geometry import Run
-
-__all__ = ["StreamSource"]
+    from paraload.sources import Read
 
 #: Streams that wait for the next task of their file; each may hold a connection.
 _MAX_KEPT_STREAMS: Final = 32
 
 
 class StreamSource:
-    """:class:`~paraload.sources._base.ByteSource` over ``fs`` below ``root``."""
+    """:class:`~paraload.sources.ByteSource` over ``fs`` below ``root``.
+
+    Without a ``root``, paths are whole.
+    """
+
+    limits = SourceLimits(forward_only=True)
 
     def __init__(self, fs: Any, root: Any) -> None:
         self._fs = fs
@@ -38,28 +42,26 @@ class StreamSource:
     def __reduce__(self) -> tuple[type[StreamSource], tuple[Any, Any]]:
         return StreamSource, (self._fs, self._root)
 
-    def identify(self, path: str) -> None:
-        """A ``FileSystemBase`` cannot tell."""
-
-    def size(self, path: str) -> int:
-        """Bytes of the file, found by going to its end."""
+    def stat(self, path: str) -> FileStat:
+        """Go to the end of a stream, which raises where streams only go forward."""
         with self._opened(path) as stream:
-            return int(stream.seek(0, os.SEEK_END))
+            return FileStat(stream.seek(0, os.SEEK_END))
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
-        """Fill ``buffers`` from one stream; see :class:`ByteSource`."""
+    def is_transient(self, error: Exception) -> bool:
+        return is_transient_os_error(error)
+
+    def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
+        """Read from one stream, which is this call's own."""
         with self._opened(path) as stream:
-            stream.seek(start)
-            for buffer in buffers:
-                data = stream.read(len(buffer))
-                if len(data) != len(buffer):
-                    end = start + sum(map(len, buffers))
-                    raise ShortFileError("file ends too early", path=path, start=start, end=end)
-                buffer[:] = data
-        return Receipt(requests=1)
-
-    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> None:
-        """A stream has no way past what lies between."""
+            for start, buffers in reads:
+                stream.seek(start)
+                for buffer in buffers:
+                    data = stream.read(len(buffer))
+                    if len(data) != len(buffer):
+                        end = start + sum(map(len, buffers))
+                        raise ShortFileError("file ends too early", path=path, start=start, end=end)
+                    buffer[:] = data
+        return ReadStats(requests=len(reads))
 
     @contextmanager
     def open_stream(self, path: str) -> Iterator[IO[bytes]]:
@@ -75,22 +77,21 @@ class StreamSource:
             raise
         self._keep(path, manager, stream)
 
-    def forget(self, path: str) -> None:
-        """Drop the stream that was kept."""
+    def drop_handle(self, path: str) -> None:
         with self._lock:
             manager, _ = self._kept.pop(path, (None, None))
         if manager is not None:
             manager.__exit__(None, None, None)
 
     def close(self) -> None:
-        """Close the streams that were kept."""
         with self._lock:
             kept, self._kept = self._kept, {}
         for manager, _ in kept.values():
             manager.__exit__(None, None, None)
 
     def _open(self, path: str) -> tuple[Any, Any]:
-        manager = self._fs.create_stream(self._fs.concat_path(self._root, path), "rb")
+        whole = path if self._root is None else self._fs.concat_path(self._root, path)
+        manager = self._fs.create_stream(whole, "rb")
         try:
             return manager, manager.__enter__()
         except FileNotFoundError as error:

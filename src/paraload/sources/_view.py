@@ -14,8 +14,6 @@ from typing import Final
 
 from paraload.sources._pages import is_resident
 
-__all__ = ["FileView"]
-
 if sys.platform == "linux":
     _libc = ctypes.CDLL(None, use_errno=True)
     _mmap, _munmap = _libc.mmap, _libc.munmap

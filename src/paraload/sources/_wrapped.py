@@ -2,56 +2,44 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
-    from paraload._geometry import Run
-    from paraload.sources._base import ByteSource, FileIdentity, Receipt
-
-__all__ = ["WrappedSource"]
+    from paraload.sources import ByteSource, FileStat, Read, ReadStats
 
 
 class WrappedSource:
-    """:class:`~paraload.sources._base.ByteSource` that does as ``inner`` does.
+    """:class:`~paraload.sources.ByteSource` that does as ``inner`` does, with its capabilities."""
 
-    Args:
-        inner: does everything.
-    """
+    #: Not ``read_rows``: it would bypass wrappers that change or watch ``read`` alone.
+    passed_on: ClassVar[frozenset[str]] = frozenset(
+        {
+            "describe_change",
+            "drop_handle",
+            "is_transient",
+            "list_files",
+            "open_stream",
+            "require_readable",
+            "root",
+        }
+    )
 
     def __init__(self, inner: ByteSource) -> None:
         self.inner = inner
+        self.limits = inner.limits
 
-    def identify(self, path: str) -> FileIdentity | None:
-        """As it is."""
-        return self.inner.identify(path)
+    def __getattr__(self, name: str) -> Any:
+        if name in self.passed_on:
+            return getattr(self.inner, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def require_readable(self, path: str) -> None:
-        """As it is, where ``inner`` can tell."""
-        if (require := getattr(self.inner, "require_readable", None)) is not None:
-            require(path)
+    def stat(self, path: str) -> FileStat:
+        return self.inner.stat(path)
 
-    def size(self, path: str) -> int:
-        """As it is."""
-        return self.inner.size(path)
-
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
-        """As it is."""
-        return self.inner.read_into(path, start, buffers)
-
-    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> Receipt | None:
-        """Not at all: it would pass by those that change or watch ``read_into`` alone."""
-
-    def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
-        """As it is."""
-        return self.inner.open_stream(path)
-
-    def forget(self, path: str) -> None:
-        """As it is."""
-        self.inner.forget(path)
+    def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
+        return self.inner.read(path, reads)
 
     def close(self) -> None:
-        """As it is."""
         self.inner.close()

@@ -16,6 +16,7 @@ from paraload._sink import TargetMemory
 from paraload._task import ReadTask, RunsTask
 from paraload._work import Work
 from paraload.errors import ShortFileError
+from paraload.sources import Read
 from paraload.testing._faulty import FaultySource
 from paraload.testing._resources import leaked, resources
 from paraload.testing._sources import FILES, expect
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from paraload._result import TaskResult
     from paraload.executors._base import ReadExecutor
-    from paraload.sources._base import ByteSource, Receipt
+    from paraload.sources import ByteSource, ReadStats
 
 __all__ = ["ExecutorContract"]
 
@@ -40,10 +41,10 @@ class _SlowAtZero(FaultySource):
     def __reduce__(self) -> tuple[Any, ...]:
         return _SlowAtZero, (self.inner,)
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
+    def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
         """Read, in time or not."""
-        time.sleep(0 if start else 1.0)
-        return super().read_into(path, start, buffers)
+        time.sleep(0 if reads[0].start else 1.0)
+        return super().read(path, reads)
 
 
 class ExecutorContract:
@@ -162,7 +163,8 @@ class ExecutorContract:
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
         """No descriptor, thread, process or shared memory: when it returns, not some time later."""
-        source.read_into("sub/large", 0, [memoryview(bytearray(1))])  # it may keep the file open
+        # It may keep the file open.
+        source.read("sub/large", [Read(0, [memoryview(bytearray(1))])])
         before = resources()
         list(self._run(executor, source, self._tasks(30)))
         assert leaked(before, grace_s=1) == []

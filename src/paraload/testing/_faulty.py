@@ -13,7 +13,7 @@ from paraload.sources._wrapped import WrappedSource
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paraload.sources._base import ByteSource, Receipt
+    from paraload.sources import ByteSource, Read, ReadStats
 
 
 class FaultySource(WrappedSource):
@@ -50,16 +50,17 @@ class FaultySource(WrappedSource):
         names = ("fail_at", "times", "error", "cut", "delay_s")
         return partial(FaultySource, **{name: getattr(self, name) for name in names}), (self.inner,)
 
-    def read_into(self, path: str, start: int, buffers: Sequence[memoryview]) -> Receipt:
+    def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
         """Read, or fail."""
         time.sleep(self.delay_s)
         number = next(self._numbers)
         if not (self.fail_at > 0 and 0 <= number - self.fail_at < self.times):
-            return self.inner.read_into(path, start, buffers)
+            return self.inner.read(path, reads)
         if self.error is not None:
             raise copy.copy(self.error)
         at = -1 if self.cut else 0
-        before = buffers[0][at]
-        receipt = self.inner.read_into(path, start, buffers)
-        buffers[0][at] = before if self.cut else buffers[0][at] ^ 1
-        return receipt
+        first = reads[0].buffers[0]
+        before = first[at]
+        stats = self.inner.read(path, reads)
+        first[at] = before if self.cut else first[at] ^ 1
+        return stats

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from paraload._geometry import Run, rows
-from paraload.errors import MissingFileError, ShortFileError
+from paraload.errors import FormatError, MissingFileError, ShortFileError
+from paraload.sources import Read
 
 if TYPE_CHECKING:
-    from paraload.sources._base import ByteSource
+    from paraload.sources import ByteSource, ReadStats
 
 __all__ = ["FILES", "SourceContract", "expect"]
 
@@ -36,29 +37,32 @@ def expect(error: type[Exception], call: Any, *args: Any) -> Exception:
     raise AssertionError(f"no {error.__name__}")
 
 
+def _read(source: ByteSource, path: str, start: int, buffers: list[bytearray]) -> ReadStats:
+    return source.read(path, [Read(start, [memoryview(buffer) for buffer in buffers])])
+
+
 class SourceContract:
-    """What every :class:`~paraload.sources._base.ByteSource` does with :data:`FILES`."""
+    """What every :class:`~paraload.sources.ByteSource` does with :data:`FILES`."""
 
     def test_sizes(self, source: ByteSource) -> None:
         """Every file has its size."""
-        assert {path: source.size(path) for path in FILES} == {p: len(d) for p, d in FILES.items()}
+        sizes = {path: source.stat(path).size for path in FILES}
+        assert sizes == {path: len(data) for path, data in FILES.items()}
 
-    def test_identities(self, source: ByteSource) -> None:
-        """A file is known by the same identity each time, with its size; or there is no telling."""
-        for path, data in FILES.items():
-            identity = source.identify(path)
-            if identity is not None:
-                assert identity == source.identify(path)
-                assert identity.size_bytes == len(data)
-                expect(MissingFileError, source.identify, "not-there")
+    def test_versions(self, source: ByteSource) -> None:
+        """A file has the same version each time; ``None`` says that the storage cannot tell."""
+        for path in FILES:
+            assert source.stat(path) == source.stat(path)
 
-    def test_a_file_that_was_forgotten_is_opened_again(self, source: ByteSource) -> None:
-        """And may be forgotten twice, or before it was ever read."""
-        source.forget("small")
-        for _ in range(2):
-            assert source.size("small") == len(FILES["small"])
-            source.forget("small")
-            source.forget("small")
+    def test_limits(self, source: ByteSource) -> None:
+        """Limits can be planned with, and never change."""
+        limits = source.limits
+        assert limits == source.limits
+        assert 0 <= limits.max_gap_bytes < limits.max_request_bytes
+        assert 0 < limits.head_bytes <= limits.max_request_bytes
+        assert limits.max_buffers >= 3  # noqa: PLR2004 - rows on both sides of a gap
+        assert limits.requests_in_flight is None or limits.requests_in_flight >= 1
+        assert not limits.forward_only or hasattr(source, "open_stream")
 
     def test_ranges(self, source: ByteSource) -> None:
         """Ranges arrive as they are, whole and scattered over buffers of any size."""
@@ -69,48 +73,47 @@ class SourceContract:
             *((7, []), (7, none), (300_000, none)),
         ):
             buffers = [bytearray(size) for size in sizes]
-            receipt = source.read_into("sub/large", start, [memoryview(b) for b in buffers])
-            assert receipt.requests >= 1 or not sizes
-            assert 0 <= receipt.bytes_direct <= sum(sizes)
+            stats = _read(source, "sub/large", start, buffers)
+            assert stats.requests >= 1 or not sizes
+            assert 0 <= stats.bytes_direct <= sum(sizes)
             assert b"".join(buffers) == data[start : start + sum(sizes)]
 
-    def test_rows(self, source: ByteSource) -> None:
-        """Rows arrive as they are, and nothing between them; or this source has no such way."""
+    def test_several_ranges_at_once(self, source: ByteSource) -> None:
+        """They may be apart, touch, overlap, and come in any order."""
         data = FILES["sub/large"]
-        for run in (Run(50, 0, 100, 2000, 140, 100), Run(50, 10, 100, 70, 3999, 110)):
-            memory = bytearray(b"." * (10 + 2000 * 100))
-            expected = bytearray(memory)
-            for src, dst, nbytes in rows([run]):
-                expected[dst : dst + nbytes] = data[5 + src : 5 + src + nbytes]
-            receipt = source.read_rows("sub/large", 5, run, memoryview(memory))
-            assert receipt is None or (receipt.requests >= 1 and memory == expected)
+        ranges = [(200_000, 70_000), (5, 3), (8, 1000), (100, 5000)]
+        buffers = [bytearray(nbytes) for _, nbytes in ranges]
+        reads = [
+            Read(start, [memoryview(buffer)])
+            for (start, _), buffer in zip(ranges, buffers, strict=True)
+        ]
+        assert source.read("sub/large", reads).requests >= 1
+        for (start, nbytes), buffer in zip(ranges, buffers, strict=True):
+            assert buffer == data[start : start + nbytes]
+        last = Read(299_999, [memoryview(bytearray(2))])
+        expect(ShortFileError, source.read, "sub/large", [reads[0], last])
 
     def test_a_short_file_is_an_error(self, source: ByteSource) -> None:
         """Reading past the end never gives fewer bytes."""
         for path, start, size in (("small", 5, 6), ("small", 11, 1), ("empty", 0, 1)):
-            buffers = [memoryview(bytearray(size))]
-            error = expect(ShortFileError, source.read_into, path, start, buffers)
+            error = expect(ShortFileError, _read, source, path, start, [bytearray(size)])
             assert path in str(error)
 
     def test_a_missing_file_is_an_error(self, source: ByteSource) -> None:
         """And names the file."""
-        error = expect(MissingFileError, source.size, "not-there")
+        error = expect(MissingFileError, source.stat, "not-there")
         assert "not-there" in str(error)
-        expect(MissingFileError, source.read_into, "not-there", 0, [memoryview(bytearray(1))])
-
-    def test_streams(self, source: ByteSource) -> None:
-        """A stream is seekable and has the whole file."""
-        with source.open_stream("small") as stream:
-            stream.seek(3)
-            assert stream.read(4) == b"3456"
-            assert stream.read() == b"789"
+        error = expect(MissingFileError, _read, source, "not-there", 0, [bytearray(1)])
+        assert "not-there" in str(error)
 
     def test_pickling(self, source: ByteSource) -> None:
         """What arrives in another process reads the same, with handles of its own."""
-        source.size("small")
+        _read(source, "small", 0, [bytearray(1)])
         twin = pickle.loads(pickle.dumps(source))
         buffer = bytearray(10)
-        twin.read_into("small", 0, [memoryview(buffer)])
+        _read(twin, "small", 0, [buffer])
+        assert twin.limits == source.limits
+        assert twin.stat("small") == source.stat("small")
         twin.close()
         assert bytes(buffer) == FILES["small"]
 
@@ -120,7 +123,7 @@ class SourceContract:
 
         def read(start: int) -> bool:
             buffer = bytearray(1000)
-            source.read_into("sub/large", start, [memoryview(buffer)])
+            _read(source, "sub/large", start, [buffer])
             return bytes(buffer) == data[start : start + 1000]
 
         with ThreadPoolExecutor(8) as pool:
@@ -128,7 +131,73 @@ class SourceContract:
 
     def test_close_and_go_on(self, source: ByteSource) -> None:
         """A source that was closed opens its files again, and may be closed twice."""
-        source.size("small")
-        source.close()
-        source.close()
-        assert source.size("small") == len(FILES["small"])
+        for _ in range(2):
+            buffer = bytearray(10)
+            _read(source, "small", 0, [buffer])
+            assert buffer == FILES["small"]
+            source.close()
+            source.close()
+
+    # ------------------------------------------------------------------ what only some can do
+
+    def test_retries(self, source: Any) -> None:
+        """Damage is never transient."""
+        if hasattr(source, "is_transient"):
+            assert not source.is_transient(ShortFileError("file ends too early"))
+            assert not source.is_transient(FormatError("not a regular file"))
+
+    def test_a_file_whose_handle_was_dropped_is_opened_again(self, source: Any) -> None:
+        """And it may be dropped twice, or before the file was ever read."""
+        if hasattr(source, "drop_handle"):
+            source.drop_handle("small")
+            for _ in range(2):
+                buffer = bytearray(10)
+                _read(source, "small", 0, [buffer])
+                assert buffer == FILES["small"]
+                source.drop_handle("small")
+                source.drop_handle("small")
+
+    def test_readable_files(self, source: Any) -> None:
+        """All of them are."""
+        if hasattr(source, "require_readable"):
+            for path in FILES:
+                source.require_readable(path)
+            expect(FileNotFoundError, source.require_readable, "not-there")
+
+    def test_changes(self, source: Any) -> None:
+        """A file of another size has changed."""
+        if hasattr(source, "describe_change"):
+            before = source.stat("small")
+            assert source.describe_change(before, before._replace(size=11))
+
+    def test_rows(self, source: Any) -> None:
+        """Rows arrive as they are, and nothing between them."""
+        if not hasattr(source, "read_rows"):
+            return
+        data = FILES["sub/large"]
+        for run in (Run(50, 0, 100, 2000, 140, 100), Run(50, 10, 100, 70, 3999, 110)):
+            memory = bytearray(b"." * (10 + 2000 * 100))
+            expected = bytearray(memory)
+            for src, dst, nbytes in rows([run]):
+                expected[dst : dst + nbytes] = data[5 + src : 5 + src + nbytes]
+            stats = source.read_rows("sub/large", 5, run, memoryview(memory))
+            assert stats is None or (stats.requests >= 1 and memory == expected)
+
+    def test_streams(self, source: Any) -> None:
+        """A stream is seekable and has the whole file."""
+        if hasattr(source, "open_stream"):
+            with source.open_stream("small") as stream:
+                stream.seek(3)
+                assert stream.read(4) == b"3456"
+                assert stream.read() == b"789"
+            expect(MissingFileError, _enter, source, "not-there")
+
+    def test_listing(self, source: Any) -> None:
+        """All files are listed, in folders below too, and no folders."""
+        if hasattr(source, "list_files"):
+            assert sorted(source.list_files()) == sorted(FILES)
+
+
+def _enter(source: Any, path: str) -> None:
+    with source.open_stream(path):
+        pass

@@ -1,0 +1,134 @@
+"""Transient errors are retried once for each call, as long as the load goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from paraload._work import Cancelled, Meter, Work
+from paraload.errors import MissingFileError, StorageReadError
+from paraload.sources import Read, SourceLimits, _retrying
+from paraload.sources._retrying import RetryingSource
+from tests.sources import RemoteLikeSource, UnavailableError
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """The pauses, which take no time."""
+    seen = []
+    monkeypatch.setattr(
+        _retrying,
+        "pauses",
+        lambda retries, is_cancelled=None: seen.append(retries) or range(retries),
+    )
+    return seen
+
+
+def remote(**keywords):
+    return RemoteLikeSource({"a": DATA}, latency_s=0, **keywords)
+
+
+def ten():
+    return [Read(5, [memoryview(bytearray(10))])]
+
+
+def test_what_fails_for_a_moment_is_read():
+    source = RetryingSource(remote(busy=2), retries=2)
+    reads = ten()
+    assert source.read("a", reads).requests == 1
+    assert reads[0].buffers[0] == DATA[5:15]
+    assert source.retried == 2
+
+
+def test_what_fails_for_good_has_range_and_tries_and_leaves_no_retries_for_others():
+    source = RetryingSource(remote(busy=100), retries=2)
+    with pytest.raises(StorageReadError, match=r"UnavailableError \(503 .* 3 times") as caught:
+        source.read("a", ten())
+    assert (caught.value.start, caught.value.end) == (5, 15)
+    assert isinstance(caught.value.__cause__, UnavailableError)
+    with pytest.raises(StorageReadError, match="503"):
+        source.read("a", ten())
+    assert len(source.inner.requests) == 4
+
+
+def test_other_errors_are_final_and_stay_as_they_are():
+    source = RetryingSource(remote(), retries=2)
+    with pytest.raises(MissingFileError):
+        source.stat("b")
+    assert source.inner.looks == ["b"]
+
+
+def test_a_handle_that_may_be_stale_is_dropped_before_each_retry():
+    class Stale(RemoteLikeSource):
+        dropped = 0
+
+        def drop_handle(self, path):
+            self.dropped += 1
+
+    source = RetryingSource(Stale({"a": DATA}, latency_s=0, busy=2), retries=3)
+    source.read("a", ten())
+    assert source.inner.dropped == 2
+
+
+def test_nothing_is_retried_twice():
+    inner = RetryingSource(remote(busy=100), retries=1)
+    with pytest.raises(StorageReadError):
+        RetryingSource(inner, retries=5).read("a", ten())
+    assert len(inner.inner.requests) == 2
+
+
+# ------------------------------------------------------------------------------------------ Meter
+
+
+def meter(source, **keywords):
+    return Meter(Work(source=source, verify=True, **keywords), "a")
+
+
+def test_no_request_is_longer_than_the_source_takes():
+    source = remote()
+    source.limits = SourceLimits(max_request_bytes=1000, max_gap_bytes=10)
+    buffers = [bytearray(2500), bytearray(0), bytearray(700)]
+    reader = meter(source)
+    reader.read_into(3, [memoryview(buffer) for buffer in buffers])
+    assert b"".join(buffers) == DATA[3:3203]
+    assert [(start, end) for _, start, end in source.requests] == [
+        (3, 1003),
+        (1003, 2003),
+        (2003, 2503),
+        (2503, 3203),
+    ]
+    assert (reader.tally.reads, reader.tally.bytes_read) == (4, 3200)
+
+
+def test_retries_are_counted():
+    reader = meter(remote(busy=2), retries=3)
+    reader.read_into(0, [memoryview(bytearray(1))])
+    assert (reader.tally.reads, reader.tally.retries) == (1, 2)
+
+
+def test_a_size_is_looked_up_once_for_all_tasks():
+    source = remote()
+    work = Work(source=source, verify=True)
+    assert [Meter(work, "a").size() for _ in range(3)] == [len(DATA)] * 3
+    assert source.looks == ["a"]
+
+
+@pytest.mark.parametrize(
+    "act", [lambda it: it.size(), lambda it: it.read_into(0, [memoryview(b"")])]
+)
+def test_a_load_that_ended_while_a_read_failed_wants_no_error(act):
+    ended = []
+
+    class Failing(RemoteLikeSource):
+        def read(self, path, reads):
+            ended.append(True)
+            raise UnavailableError
+
+        def stat(self, path):
+            ended.append(True)
+            raise UnavailableError
+
+    reader = meter(Failing({}), retries=3, is_cancelled=lambda: bool(ended))
+    with pytest.raises(Cancelled):
+        act(reader)
