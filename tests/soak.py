@@ -30,7 +30,8 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
-from paraload import CheckpointReadError, ParallelFileSystemReader, _shared
+from paraload import CheckpointReadError, ParallelFileSystemReader
+from paraload.executors.processes import _slots
 from paraload.testing import FaultySource, make_checkpoint, resources
 
 __all__ = ["run"]
@@ -51,7 +52,7 @@ TIMES = 3
 _segments: set[str] = set()
 
 
-class _Recorded(_shared.SharedMemory):
+class _Recorded(_slots.SharedMemory):
     def __init__(self, *args, **keywords):
         super().__init__(*args, **keywords)
         _segments.add(self.name)
@@ -220,7 +221,7 @@ def run(seconds, *, seed=0, out=print):
     """Loads for so many seconds, or more until they are enough; the names of what grows."""
     began = time.monotonic()
     with (
-        mock.patch.object(_shared, "SharedMemory", _Recorded),
+        mock.patch.object(_slots, "SharedMemory", _Recorded),
         tempfile.TemporaryDirectory(prefix="paraload-soak-") as folder,
     ):
         soak = _Soak(Path(folder), seed)

@@ -24,8 +24,6 @@ from paraload.errors import StalledReadError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PATIENCE_S", "PATIENCE_WITH_STALLED_S", "Answer", "DaemonThreads", "no_answer"]
-
 logger = logging.getLogger("paraload")
 
 #: How long the end of a load waits for its threads, which end after their current read. A thread
@@ -40,6 +38,32 @@ def no_answer(timeout_s: float, what: str, hint: str = "") -> StalledReadError:
         f"no answer for {timeout_s:g} s from the storage while {what}.{hint and f' {hint}.'}"
         " Is the storage all right? stall_timeout_s= sets how long to wait; None waits forever"
     )
+
+
+def start_thread(threads: list[threading.Thread], live: Callable[[], None], name: str) -> None:
+    """Start a daemon thread and add it to ``threads``.
+
+    Raises:
+        RuntimeError: the system refuses to start one.
+    """
+    thread = threading.Thread(target=live, name=name, daemon=True)
+    with interrupts_deferred():  # a thread that is in no list is never ended
+        thread.start()
+        threads.append(thread)
+
+
+def end_threads(
+    threads: list[threading.Thread], calls: SimpleQueue[Any], patience_s: float
+) -> None:
+    """Send each thread a ``None``, which ends it, and wait for all of them."""
+    with interrupts_deferred():  # or else Ctrl-C leaves threads that still run
+        for _thread in threads:
+            calls.put(None)
+        until_s = time.monotonic() + patience_s
+        for thread in threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
+        if stuck := [thread.name for thread in threads if thread.is_alive()]:
+            logger.warning("threads that the storage does not let go of: %s", ", ".join(stuck))
 
 
 class _Call(NamedTuple):
@@ -151,27 +175,14 @@ class DaemonThreads:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """End all threads; drop calls that have not started."""
-        with interrupts_deferred():  # or else Ctrl-C leaves threads that still run
-            self._end(is_stalled=isinstance(error, StalledReadError))
-
-    def _end(self, *, is_stalled: bool) -> None:
         self._is_closed = True
-        for _thread in self._threads:
-            self._calls.put(None)
+        is_stalled = isinstance(error, StalledReadError)
         patience_s = PATIENCE_WITH_STALLED_S if is_stalled else self._patience_s
-        until_s = time.monotonic() + patience_s
-        for thread in self._threads:
-            thread.join(max(0.0, until_s - time.monotonic()))
-        if stuck := [thread.name for thread in self._threads if thread.is_alive()]:
-            logger.warning("threads that the storage does not let go of: %s", ", ".join(stuck))
+        end_threads(self._threads, self._calls, patience_s)
 
     def _start(self) -> None:
-        name = f"{self._name}-{len(self._threads)}"
-        thread = threading.Thread(target=self._live, name=name, daemon=True)
         try:
-            with interrupts_deferred():  # an unlisted thread is never ended
-                thread.start()
-                self._threads.append(thread)
+            start_thread(self._threads, self._live, f"{self._name}-{len(self._threads)}")
         except RuntimeError as error:
             started = len(self._threads)
             self.refusal = f"only {started} of {self._limit} could be started ({error})"

@@ -1,8 +1,8 @@
 """The one loop of a load: give tasks, take results, commit items, say how it went.
 
-    Feed --task--> executor --result--> Load --> Landed, Staged, Raw --> commit
-      ^                                  |
-      +------ tasks <-- Assembly <-- Located
+    Feed --task--> submit(executor)ready --result--> Load --> Landed, Staged, Raw --> commit
+      ^                                               |
+      +------------- tasks <-- Assembly <-- Located --+
 
 All of it runs on the caller's thread. An item is *ordered* when the moment of its commit matters:
 under a planner that is not torch's own (strict resolve, copy, commit), and where targets share
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 from paraload import _destination as destination
 from paraload._aliases import aliased_target
 from paraload._assembly import Assembly, Workshop
 from paraload._commits import Commits
+from paraload._daemons import PATIENCE_S, PATIENCE_WITH_STALLED_S, no_answer
 from paraload._feed import Feed
 from paraload._interrupts import stop_if_signalled
 from paraload._items import CompletedItem, Item, Items
@@ -29,10 +29,10 @@ from paraload._plan import share_reads
 from paraload._result import Failed, Landed, LandedItems, Located, Raw, Staged
 from paraload._task import RunsTask, SharedTask
 from paraload._text import counted
-from paraload.errors import CheckpointReadError, ItemReadError, summarize
+from paraload.errors import CheckpointReadError, ItemReadError, StalledReadError, summarize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from paraload._budget import MemoryBudget
     from paraload._job import Job
@@ -94,26 +94,26 @@ class Load:
             max_gap_bytes=job.max_gap_bytes,
         )
         self._failures: dict[int, ItemReadError] = {}
+        self._downgrades_told = 0
 
     def run(self, executor: ReadExecutor) -> ReadReport:
         """Run to the end.
 
         Raises:
             CheckpointReadError: items failed; all that could be read has been.
+            StalledReadError: nothing was read for ``stall_timeout_s``.
             Exception: whatever planner or progress hook raised, unchanged.
         """
-        results = executor.run(self._job.work, self._feed.next_task, self._shop.targets)
-        told = 0
-        with closing(results):
-            for result in results:
-                for reason in executor.downgrades[told:]:
-                    self._ledger.fall_back(reason, len(self._job.specs))
-                    told += 1
-                self._feed.returned(result)
-                self._handle(result)
-                if self._on_progress is not None:
-                    self._on_progress(self._ledger.snapshot())
-                stop_if_signalled()
+        patience_s = PATIENCE_S
+        try:
+            executor.start(self._job.work, self._shop.targets)
+            while self._give_tasks(executor):
+                self._take_results(self._wait(executor), executor)
+        except StalledReadError:
+            patience_s = PATIENCE_WITH_STALLED_S
+            raise
+        finally:
+            executor.close(patience_s)
         self._require_everything()
         return self._ledger.report(
             workers=executor.workers,
@@ -121,6 +121,36 @@ class Load:
             peak_bytes=self._budget.peak_bytes,
             conversions=self._commits.converter.counts(),
         )
+
+    def _give_tasks(self, executor: ReadExecutor) -> bool:
+        """Give the executor what it takes now; whether there is anything to wait for."""
+        while executor.capacity() > 0 and (task := self._feed.next_task()) is not None:
+            executor.submit(task)
+        return self._feed.in_flight > 0
+
+    def _wait(self, executor: ReadExecutor) -> Sequence[TaskResult]:
+        """The next results: the one place where a load waits, and where its deadline is.
+
+        Whatever else a load has to wait for, such as copies to a device, is asked for here.
+        """
+        timeout_s = self._job.work.stall_timeout_s
+        results = executor.ready(timeout_s)
+        if not results and timeout_s is not None:
+            running = [f"{t.path!r} bytes [{t.start}, {t.end})" for t in executor.running()]
+            what = f"these were being read: {'; '.join(running)}"
+            raise no_answer(timeout_s, what, executor.stuck_hint)
+        return results
+
+    def _take_results(self, results: Iterable[TaskResult], executor: ReadExecutor) -> None:
+        for reason in executor.downgrades[self._downgrades_told :]:
+            self._ledger.fall_back(reason, len(self._job.specs))
+            self._downgrades_told += 1
+        for result in results:
+            self._feed.returned(result)
+            self._handle(result)
+            if self._on_progress is not None:
+                self._on_progress(self._ledger.snapshot())
+            stop_if_signalled()
 
     def _require_everything(self) -> None:
         for spec, by in self._commits.aliases.overwritten():
@@ -191,7 +221,7 @@ class Load:
         verified_bytes = content.verified_bytes
         self._ledger.checked(verified_bytes, unverified=nbytes > 0 and not verified_bytes)
         is_next = not item.ordered or self._turns[0] == item.spec.item
-        data = content.memory if is_next else memoryview(bytearray(content.memory))
+        data = content.data if is_next else memoryview(bytearray(content.data))
 
         def commit() -> None:
             if isinstance(content, Raw):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from paraload._plan import PlanKnobs, split_bytes_for
 from paraload._resources import default_budget_bytes
-from paraload._shared import SLOTS_PER_WORKER
 from paraload.executors import make_executor
 from paraload.executors._width import choose_processes, choose_ramp
+from paraload.executors.processes._slots import SLOTS_PER_WORKER
 from paraload.options import DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES
 from paraload.progress import ProgressBar
 from paraload.sources._direct import READ_BYTES as DIRECT_READ_BYTES

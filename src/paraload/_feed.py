@@ -60,6 +60,9 @@ class Feed:
     Args:
         budget: staging memory.
         rank: the place of an item in the order of commits; ``None`` where there is none.
+
+    Attributes:
+        in_flight: tasks that were given and have not come back.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Feed:
         self._behind: dict[str, deque[ReadTask]] = {}
         self._one_by_one = False
         self._locates_left = 0
-        self._in_flight = 0
+        self.in_flight = 0
 
     def start(self, tasks: Sequence[ReadTask]) -> None:
         """The tasks that a load begins with."""
@@ -124,7 +127,7 @@ class Feed:
 
     def returned(self, result: TaskResult) -> None:
         """A task came back. Its memory is free once no item of it waits any more."""
-        self._in_flight -= 1
+        self.in_flight -= 1
         self._locates_left -= isinstance(result.task, LocateTask)
         if (held := self._running.pop(result.task.items[0], None)) is not None:
             waiting = [o.item for o in result.outcomes if not isinstance(o, LandedItems)]
@@ -137,11 +140,11 @@ class Feed:
 
     def next_task(self) -> ReadTask | None:
         """A task that can run now; ``None`` if all others wait for one that is running."""
-        if self._one_by_one and self._in_flight:
+        if self._one_by_one and self.in_flight:
             return None
         task = self._choose()
         if task is not None:
-            self._in_flight += 1
+            self.in_flight += 1
         return task
 
     def _choose(self) -> ReadTask | None:

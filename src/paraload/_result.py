@@ -59,35 +59,20 @@ class LandedItems:
     unverified: int
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes ``[start, start + nbytes)`` of the slot that a process worker was given."""
-
-    start: int
-    nbytes: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Content(Outcome):
     """Bytes that the caller's thread has to move on.
 
-    ``data`` is valid until the next result is asked for.
+    ``data`` is valid until the executor is asked for more.
     """
 
-    data: memoryview | Span
+    data: memoryview
     verified_bytes: int = 0
 
     @property
     def needed_bytes(self) -> int:
         """Bytes that the item takes of ``data``."""
         return self.data.nbytes
-
-    @property
-    def memory(self) -> memoryview:
-        """``data``, which every executor has made readable in the caller's process."""
-        if isinstance(self.data, Span):
-            raise TypeError("the executor has left this outcome in its slot")
-        return self.data
 
 
 class Cut(NamedTuple):
@@ -161,10 +146,7 @@ class ReadTally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
-    """The worker's answer to ``task``. Times are ``time.monotonic`` seconds.
-
-    ``overflowed``: the answer did not fit into the slot of shared memory, and there is none.
-    """
+    """The worker's answer to ``task``. Times are ``time.monotonic`` seconds."""
 
     task: ReadTask
     outcomes: tuple[Outcome | LandedItems, ...]
@@ -172,4 +154,3 @@ class TaskResult:
     started_s: float
     ended_s: float
     worker: str
-    overflowed: bool = False

@@ -225,19 +225,37 @@ class Wrong:
         self.inner = make_executor("threads", workers=2, slot_bytes=0)
         self.name, self.workers, self.fault = "wrong", 2, fault
 
-    def run(self, work, feed, targets):
-        results = self.inner.run(work, feed, targets)
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def start(self, work, targets):
+        self.in_flight = self.returned = 0
+        if self.fault == "left open":
+            self.kept = os.open(os.devnull, os.O_RDONLY)
+        self.inner.start(work, dict(targets) if self.fault == "fixed targets" else targets)
+
+    def submit(self, task):
+        self.in_flight += 1
+        self.inner.submit(task)
+
+    def ready(self, timeout_s):
         match self.fault:
             case "in order":
-                yield from sorted(results, key=lambda result: result.task.start)
+                results = []
+                while len(results) < self.in_flight:
+                    results += self.inner.ready(timeout_s)
+                results.sort(key=lambda result: result.task.start)
             case "one lost":
-                next(results)
-                yield from results
-            case "fixed targets":
-                yield from self.inner.run(work, feed, dict(targets))
-            case "left open":
-                self.kept = os.open(os.devnull, os.O_RDONLY)
-                yield from results
+                results = list(self.inner.ready(1))
+                self.returned += len(results)
+                if self.returned == self.in_flight:
+                    results = results[1:]
+            case "overslept":
+                results = self.inner.ready(None)
+            case _:
+                results = self.inner.ready(timeout_s)
+        self.in_flight -= len(results) if self.fault == "in order" else 0
+        return results
 
 
 @pytest.mark.parametrize(
@@ -247,6 +265,7 @@ class Wrong:
         ("one lost", "test_every_task_is_run_and_its_bytes_arrive"),
         ("fixed targets", "test_results_may_lead_to_new_tasks_and_targets"),
         ("left open", "test_nothing_is_left_however_it_ends"),
+        ("overslept", "test_a_wait_ends_in_time_though_a_task_takes_longer"),
     ],
 )
 def test_the_executor_suite_finds_a_wrong_executor(tmp_path, fault, test):

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import paraload
-from paraload import ParallelFileSystemReader, _shared
-from paraload.executors import _slotted
+from paraload import ParallelFileSystemReader
 from paraload.executors._ramp import RampLimits
+from paraload.executors.processes import _executor, _slots
 from tests.integration import hooks, support
 
 REFUSAL = "can't start new thread"
@@ -152,13 +152,13 @@ def test_a_process_that_gets_no_work_is_ended(big, monkeypatch, executor):
     def refuses(*args, **keywords):
         raise OSError("no descriptor for it")
 
-    monkeypatch.setattr("paraload._spawn.os.fdopen", refuses)
+    monkeypatch.setattr("paraload.executors.processes._spawn.os.fdopen", refuses)
     assert load(*big, executor=executor, max_workers=2).executor == "threads"
 
 
 @pytest.mark.parametrize("executor", ["processes", "pool"])
 def test_shared_memory_that_is_too_small(big, monkeypatch, executor):
-    monkeypatch.setattr(_shared.shutil, "disk_usage", lambda _: SimpleNamespace(free=65536))
+    monkeypatch.setattr(_slots.shutil, "disk_usage", lambda _: SimpleNamespace(free=65536))
     report = load(*big, executor=executor, max_workers=2)
     [reason] = report.fallbacks
     assert report.executor == "threads"
@@ -171,7 +171,7 @@ def test_no_shared_memory_at_all(big, monkeypatch, executor):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(_shared, "SharedMemory", refuse)
+    monkeypatch.setattr(_slots, "SharedMemory", refuse)
     report = load(*big, executor=executor, max_workers=2)
     assert list(report.fallbacks) == [
         f"threads instead of {executor}: [Errno 13] Permission denied"
@@ -181,7 +181,7 @@ def test_no_shared_memory_at_all(big, monkeypatch, executor):
 def test_other_errors_of_a_start_are_errors():
     error = RuntimeError("before the current process has finished its bootstrapping phase")
     with pytest.raises(RuntimeError) as caught:
-        _slotted._refusal(error)
+        _executor._refusal(error)
     assert caught.value is error
 
 

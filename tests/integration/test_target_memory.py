@@ -338,9 +338,9 @@ def test_no_buffer_error_hides_what_went_wrong(saved, executor, monkeypatch):
     def refuses(*arguments):
         raise OSError("mine")
 
-    monkeypatch.setattr("paraload._sink.copy_runs", refuses)
+    monkeypatch.setattr("paraload.executors.processes._slots.copy_runs", refuses)
     # The caller's own reads do not come out of shared memory.
-    monkeypatch.setattr("paraload.executors._slotted._Run.help_out", lambda self, task: None)
+    monkeypatch.setattr("paraload.executors.processes._executor._PLAIN_READS", ())
     with pytest.raises(OSError, match="mine"):
         paraload.load(targets(state), folder, no_dist=True, executor=executor, max_workers=2)
 

@@ -50,8 +50,7 @@ def folder():
         support.save(Path(name) / "ckpt", saved)
         # What is imported on the first use may be out of this user's reach.
         paraload.load(support.empty_like(saved), Path(name) / "ckpt", no_dist=True)
-        for module in ("_pool", "_processes"):
-            importlib.import_module(f"paraload.executors.{module}")
+        importlib.import_module("paraload.executors.processes._executor")
         yield Path(name) / "ckpt", saved
         for path in [Path(name), Path(name) / "ckpt"]:
             path.chmod(0o755)

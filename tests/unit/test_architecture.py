@@ -43,7 +43,7 @@ LAYERS: list[set[str]] = [
         "paraload._ledger",
         "paraload._timeline",
     },
-    {"paraload.executors*", "paraload._shared", "paraload._spawn"},
+    {"paraload.executors*"},
     {"paraload._converter", "paraload._aliases"},
     {"paraload._worker", "paraload._destination", "paraload._budget", "paraload._plan"},
     {"paraload._index", "paraload._overlap", "paraload._tensor_memory"},
@@ -80,16 +80,14 @@ LAYERS: list[set[str]] = [
 TORCH_FREE = [
     "paraload",
     "paraload._execution",
-    "paraload._shared",
     "paraload._feed",
     "paraload._index",
     "paraload._ledger",
     "paraload._plan",
     "paraload._worker",
-    "paraload.executors._pool",
-    "paraload.executors._processes",
     "paraload.executors._sequential",
     "paraload.executors._threads",
+    "paraload.executors.processes._executor",
     "paraload.formats._torch_zip",
     "paraload.hooks",
     "paraload.options",
@@ -235,7 +233,9 @@ def test_importing_it_brings_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["paraload._shared", "paraload.sources._local"])
+@pytest.mark.parametrize(
+    "module", ["paraload.executors.processes._slots", "paraload.sources._local"]
+)
 def test_a_worker_process_waits_for_no_numpy(module):
     code = f"import sys, {module}; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -362,7 +362,7 @@ def test_an_arm_that_fails_is_shown_and_the_others_go_on(capsys, whole, tmp_path
     def refuse(self, *args):
         raise OSError("no more processes")
 
-    monkeypatch.setattr("paraload.executors._processes.ProcessExecutor.run", refuse)
+    monkeypatch.setattr("paraload.executors.processes._executor.ProcessExecutor.start", refuse)
     options = ("--rounds", "1", "--workers", "2", "--no-cold")
     status, out, _ = call(capsys, whole, *options, "--json", tmp_path / "bench.json")
     found = json.loads((tmp_path / "bench.json").read_text())

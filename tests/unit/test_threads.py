@@ -19,7 +19,7 @@ from paraload._work import Work
 from paraload.executors import _threads
 from paraload.executors._gauge import GaugedSource
 from paraload.executors._ramp import RampLimits
-from paraload.executors._threads import ThreadExecutor, _Crew, _RampingCrew
+from paraload.executors._threads import RampingTeam, ThreadExecutor, ThreadTeam
 from paraload.sources import Read
 from paraload.sources._local import LocalSource
 
@@ -58,12 +58,15 @@ def run(executor, source):
     tasks = [task(n) for n in range(TASKS)]
     others = threading.active_count()
     queue = tasks[::-1]
-    results = executor.run(
-        Work(source=source, verify=False), lambda: queue.pop() if queue else None, targets(tasks)
-    )
-    seen = [threading.active_count() - others for _ in results]
-    assert len(seen) == TASKS
-    return max(seen)
+    left, most = TASKS, 0
+    executor.start(Work(source=source, verify=False), targets(tasks))
+    while left:
+        while queue and executor.capacity() > 0:
+            executor.submit(queue.pop())
+        left -= len(executor.ready(30))
+        most = max(most, threading.active_count() - others)
+    executor.close()
+    return most
 
 
 def test_storage_that_gives_each_stream_its_rate_gets_more_threads(source):
@@ -83,107 +86,113 @@ def test_each_run_begins_anew(source):
     executor = ThreadExecutor(2, RampLimits(start=2, limit=4, cores=2))
     rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.01)
     assert run(executor, rated) == 4
-    tasks = [task(n) for n in range(4)]
-    queue = tasks[:1]
     others = threading.active_count()
-    results = executor.run(
-        Work(source=source, verify=False), lambda: queue.pop() if queue else None, targets(tasks)
-    )
-    next(results)
+    executor.start(Work(source=source, verify=False), targets([task(0)]))
+    executor.submit(task(0))
+    assert len(executor.ready(30)) == 1
     assert threading.active_count() - others == 2
-    results.close()
+    assert executor.workers == 2
+    executor.close()
 
 
-def test_a_crew_that_has_become_smaller_has_fewer_threads(source):
+def test_a_team_that_has_become_smaller_has_fewer_threads(source):
     tasks = [task(n) for n in range(20)]
     rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.01)
-    crew = _Crew(Work(source=rated, verify=False), TargetSink(targets(tasks)))
+    team = ThreadTeam(Work(source=rated, verify=False), TargetSink(targets(tasks)), [])
     others = threading.active_count()
     try:
-        crew.resize(4)
+        team.resize(4)
         assert threading.active_count() - others == 4
-        crew.resize(1)
+        team.resize(1)
         for one in tasks:
-            crew.tasks.put(one)  # behind what ends three of the threads
-        assert len({crew.wait().worker for _ in tasks}) == 1
-        crew.resize(3)
-        assert crew.size == 3
+            team.tasks.put(one)  # behind what ends three of the threads
+        assert len({result.worker for result in results_of(team, len(tasks))}) == 1
+        team.resize(3)
+        assert team.size == 3
     finally:
-        crew.dismiss()
+        team.end()
     assert threading.active_count() == others
 
 
-def at_work(source, tasks, kind=_Crew, **limits):
-    """A crew with tasks of 20 ms each before it, and nobody to do them yet."""
+def results_of(team, count):
+    """So many results, and perhaps others that came with them."""
+    results = []
+    while len(results) < count:
+        got = team.ready(5)
+        assert got
+        results += got
+    return results
+
+
+def at_work(source, tasks, kind=ThreadTeam, **limits):
+    """A team with tasks of 20 ms each before it, and nobody to do them yet."""
     rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.02)
-    work = Work(source=rated, verify=False, stall_timeout_s=5.0)
-    crew = kind(work, TargetSink(targets(tasks)), **limits)
+    work = Work(source=rated, verify=False)
+    team = kind(work, TargetSink(targets(tasks)), [], **limits)
     for one in tasks:
-        crew.tasks.put(one)
-    return crew
+        team.tasks.put(one)
+    return team
 
 
 def test_threads_that_are_too_many_leave_before_they_take_another_task(source):
     others = threading.active_count()
-    crew = at_work(source, [task(n) for n in range(400)])
+    team = at_work(source, [task(n) for n in range(400)])
     try:
-        crew.resize(4)
-        crew.wait()
-        crew.resize(1)
-        for _ in range(8):
-            crew.wait()
+        team.resize(4)
+        results_of(team, 1)
+        team.resize(1)
+        results_of(team, 8)
         assert threading.active_count() - others == 1
-        assert crew.tasks.qsize() > 300
+        assert team.tasks.qsize() > 300
     finally:
-        crew.dismiss()
+        team.end()
 
 
 def test_a_thread_that_ends_keeps_no_results_back(source, monkeypatch):
-    monkeypatch.setattr(_threads, "_TOGETHER_WITHIN_S", 60.0)
-    crew = at_work(source, [task(n) for n in range(400)])
+    monkeypatch.setattr(_threads, "_BATCH_WITHIN_S", 60.0)
+    team = at_work(source, [task(n) for n in range(400)])
     try:
-        crew.resize(1)
+        team.resize(1)
         time.sleep(0.03)
-        crew.resize(0)
-        assert crew.wait().task == task(0)
-        assert crew.tasks.qsize() > 300
+        team.resize(0)
+        assert results_of(team, 1)[0].task == task(0)
+        assert team.tasks.qsize() > 300
     finally:
-        crew.dismiss()
+        team.end()
 
 
 def test_samples_count_when_those_who_are_too_many_have_left(source):
     limits = RampLimits(start=4, limit=4, cores=2)
-    crew = at_work(source, [task(n) for n in range(400)], _RampingCrew, limits=limits)
-    crew._ramp = ramp = Mock(note=Mock(return_value=4))
+    team = at_work(source, [task(n) for n in range(400)], RampingTeam, limits=limits)
+    team._ramp = ramp = Mock(note=Mock(return_value=4))
     others = threading.active_count()
     threads_then = []
     ramp.changed.side_effect = lambda _: threads_then.append(threading.active_count() - others)
     try:
-        crew.resize(4)
+        team.resize(4)
         assert len(threads_then) == 1
-        crew.wait()
-        crew.resize(2)
+        results_of(team, 1)
+        team.resize(2)
         assert len(threads_then) == 1, "four are reading"
-        for _ in range(8):
-            crew.wait()
+        results_of(team, 8)
         assert len(threads_then) == 2
         assert threads_then[1] <= 3, "two, and the last of those who leave"
     finally:
-        crew.dismiss()
+        team.end()
 
 
 def test_results_come_together_unless_that_takes_long(monkeypatch):
     now_s = 100.0
     monkeypatch.setattr(_threads.time, "monotonic", lambda: now_s)
     queue = SimpleQueue()
-    outbox = _threads._Outbox(queue)
+    batch = _threads._ResultBatch(queue)
     for number in range(9):
-        outbox.add(number)
+        batch.add(number)
     now_s += 1.0
-    outbox.add(9)  # was a second in coming
-    outbox.add(10)
-    outbox.send()
-    outbox.send()  # there is nothing
+    batch.add(9)  # was a second in coming
+    batch.add(10)
+    batch.send()
+    batch.send()  # there is nothing
     sent = [queue.get_nowait() for _ in range(queue.qsize())]
     assert sent == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [10]]
 
@@ -223,68 +232,67 @@ def _read_once(source):
     source.read("data", [Read(0, [memoryview(bytearray(TASK_BYTES))])])
 
 
-def test_threads_of_a_crew_that_has_shrunk_and_grown_do_not_get_in_each_others_way(monkeypatch):
+def test_threads_of_a_team_that_has_shrunk_and_grown_do_not_get_in_each_others_way(monkeypatch):
     """Each has a name of its own, or tracks of a trace would overlap."""
     import threading
     import time
 
     from paraload._sink import TargetSink
     from paraload._work import Work
-    from paraload.executors._threads import _Crew
 
-    crew = _Crew(Work(source=None, verify=True), TargetSink({}))
-    monkeypatch.setattr(crew, "_run", lambda task: (task.wait(10), threading.get_ident())[1])
+    team = ThreadTeam(Work(source=None, verify=True), TargetSink({}), [])
+    monkeypatch.setattr(team, "_run", lambda task: (task.wait(10), threading.get_ident())[1])
     tasks = [threading.Event() for _ in range(5)]
     try:
-        crew.resize(3)
+        team.resize(3)
         for task in tasks[:3]:
-            crew.tasks.put(task)
-        while len(crew._reading) < 3:
+            team.tasks.put(task)
+        while len(team._reading) < 3:
             time.sleep(0.001)
-        crew.resize(1)
+        team.resize(1)
         last = next(
-            n for n, task in enumerate(tasks[:3]) if crew._reading[crew._threads[2].ident] is task
+            n for n, task in enumerate(tasks[:3]) if team._reading[team._threads[2].ident] is task
         )
         for number in {0, 1, 2} - {last}:
             tasks[number].set()
-            crew.wait()
-        while crew._threads[0].is_alive() or crew._threads[1].is_alive():
+            results_of(team, 1)
+        while team._threads[0].is_alive() or team._threads[1].is_alive():
             time.sleep(0.001)
-        crew.resize(3)
-        names = [thread.name for thread in crew._threads if thread.is_alive()]
+        team.resize(3)
+        names = [thread.name for thread in team._threads if thread.is_alive()]
         assert len(names) == len(set(names)) == 3
         for task in tasks[3:]:
-            crew.tasks.put(task)
-        while len(crew._reading) < 3:
+            team.tasks.put(task)
+        while len(team._reading) < 3:
             time.sleep(0.001)
         for task in (tasks[last], *tasks[3:]):
             task.set()
-        assert len({crew.wait() for _ in range(3)}) == 3
+        assert len(set(results_of(team, 3))) == 3
     finally:
         for task in tasks:
             task.set()
-        crew.dismiss()
+        team.end()
 
 
 def test_a_name_is_used_again_only_when_its_thread_has_ended(source):
     """Or else events of one track of a trace overlap."""
     tasks = [task(n) for n in range(30)]
-    crew = at_work(source, tasks)
+    team = at_work(source, tasks)
     try:
         for size in (3, 1, 3, 1, 4):  # while those that are too many are still reading
-            crew.resize(size)
+            team.resize(size)
             time.sleep(0.005)
-            names = [thread.name for thread in crew._threads if thread.is_alive()]
+            names = [thread.name for thread in team._threads if thread.is_alive()]
             assert len(names) == len(set(names))
-        results = [crew.wait() for _ in tasks]
-        crew.resize(1)
-        crew.resize(0)
-        for thread in crew._threads:
+        results = results_of(team, len(tasks))
+        team.resize(1)
+        team.resize(0)
+        for thread in team._threads:
             thread.join(5)
-        crew.resize(2)
-        assert {thread.name for thread in crew._threads} == {"paraload-0", "paraload-1"}
+        team.resize(2)
+        assert {thread.name for thread in team._threads} == {"paraload-0", "paraload-1"}
     finally:
-        crew.dismiss()
+        team.end()
     by_worker = {}
     for result in results:
         by_worker.setdefault(result.worker, []).append((result.started_s, result.ended_s))

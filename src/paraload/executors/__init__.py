@@ -33,13 +33,9 @@ def make_executor(
             from paraload.executors._threads import ThreadExecutor  # noqa: PLC0415
 
             return ThreadExecutor(workers, ramp)
-        case "processes":
-            from paraload.executors._processes import ProcessExecutor  # noqa: PLC0415
+        case "processes" | "pool":
+            from paraload.executors.processes._executor import ProcessExecutor  # noqa: PLC0415
 
-            return ProcessExecutor(workers, slot_bytes)
-        case "pool":
-            from paraload.executors._pool import PoolExecutor  # noqa: PLC0415
-
-            return PoolExecutor(workers, slot_bytes)
+            return ProcessExecutor(name, workers, slot_bytes)
         case _:
             raise InvalidOptionError(f"no executor is called {name!r}")

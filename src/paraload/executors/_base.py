@@ -1,108 +1,91 @@
-"""ReadExecutor: who runs tasks. One way of running them is one file beside this one.
+"""ReadExecutor: runs tasks. Each way of running them is one file beside this one.
 
-      feed() ---> submit ---> workers ---> wait ---> TaskResult ---> caller
-        ^                                                              |
-        +---------------- may have new tasks because of it <-----------+
+    engine: start, then again and again:   submit ---> workers ---> ready ---> TaskResult
+                                             ^                                     |
+                                             +------ results lead to new tasks ----+
 
-The caller's thread alone drives this loop: it asks the feed for tasks while there is room, hands
-one result at a time to the caller, and asks again. A feed that answers ``None`` has nothing *now*;
-with nothing in flight either, the run is over.
+The engine owns the loop: an executor neither asks for tasks nor decides how long to wait, so that
+a load can also wait for something else, and has one deadline for all of it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 
-from paraload._daemons import no_answer
+from paraload._daemons import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from paraload._result import TaskResult
     from paraload._sink import TargetMemory
     from paraload._task import ReadTask
     from paraload._work import Work
-    from paraload.errors import StalledReadError
 
-__all__ = ["STUCK", "ReadExecutor", "drive", "stalled"]
-
-Result = TypeVar("Result")
-
-
-STUCK: Final = (
+#: What becomes of threads that read from a storage that has stalled.
+STUCK_THREADS: Final = (
     "A thread that is stuck cannot be ended: it may still write to the tensors that it reads into,"
     " so do not use them again in this process"
 )
 
 
 class ReadExecutor(Protocol):
-    """Runs tasks and yields their results in the order of completion.
+    """Runs tasks and returns their results in the order of completion.
 
-    Closing the generator, an exception in it, and its end all tear down everything it made: no
-    thread, process, descriptor or shared memory is left when control returns.
+    Only one thread, the caller's, calls the methods. After :meth:`close` it can be started again.
+
+    Attributes:
+        name: as reports have it.
+        workers: readers at once; of an executor that finds out how many, the most so far.
+        downgrades: why the run is slower than requested; grows during the run.
+        stuck_hint: what becomes of tasks that are still running when a stalled load ends.
     """
 
     name: str
-    #: Readers at once; of an executor that finds out how many, the most that there have been.
     workers: int
-    #: Why the run is slower than requested; grows during the run.
     downgrades: list[str]
+    stuck_hint: str
 
-    def run(
-        self,
-        work: Work,
-        feed: Callable[[], ReadTask | None],
-        targets: Mapping[int, TargetMemory],
-    ) -> Generator[TaskResult, None, None]:
-        """Run what ``feed`` gives until it is dry and nothing is in flight.
+    def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
+        """Begin a run.
 
         Args:
             work: what all tasks need.
-            feed: the next task, or ``None``; called on the caller's thread only.
             targets: memory by item or staging number; may grow while the run goes on.
 
-        Yields:
-            results; their ``data`` is valid until the next one is asked for.
+        Raises:
+            InvalidOptionError: the executor cannot run ``work``, as with hooks that do not pickle.
         """
 
+    def capacity(self) -> int:
+        """How many more tasks it takes now; not positive if none."""
 
-def stalled(tasks: Iterable[ReadTask], timeout_s: float, hint: str) -> StalledReadError:
-    """The error for ``tasks`` that were begun and are not heard of any more."""
-    held = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
-    return no_answer(timeout_s, f"these were being read: {held}", hint)
+    def submit(self, task: ReadTask) -> None:
+        """Run ``task``."""
 
+    def ready(self, timeout_s: float | None) -> Sequence[TaskResult]:
+        """Wait for results.
 
-def drive(
-    feed: Callable[[], ReadTask | None],
-    capacity: Callable[[], int],
-    submit: Callable[[ReadTask], None],
-    wait: Callable[[], Result],
-    help_out: Callable[[ReadTask], Result | None] | None = None,
-) -> Generator[Result, None, None]:
-    """Keep up to ``capacity()`` tasks in flight; the loop that every executor shares.
+        Tasks that no other thread may run, such as hooks of sequential loads, run in this call and
+        take as long as they take.
 
-    Args:
-        feed: the next task, or ``None``.
-        capacity: tasks in flight at most; may change.
-        submit: give a task to a worker.
-        wait: the next result of a worker.
-        help_out: called when all workers are busy: the result of a task, done on this thread; or
-            ``None`` to wait for a worker instead.
-    """
-    in_flight = 0
-    held: ReadTask | None = None
-    while True:
-        while in_flight < capacity() and (task := held or feed()) is not None:
-            held = None
-            submit(task)
-            in_flight += 1
-        if not in_flight:
-            return
-        held = held or (feed() if help_out is not None else None)
-        if held is not None and help_out is not None and (helped := help_out(held)) is not None:
-            held = None
-            yield helped
-            continue
-        result = wait()
-        in_flight -= 1
-        yield result
+        Args:
+            timeout_s: how long to wait; ``None`` waits forever.
+
+        Returns:
+            One or more results; their ``data`` is valid until the next :meth:`submit` or
+            :meth:`ready`. None after ``timeout_s``.
+
+        Raises:
+            WorkerDiedError: a worker process has died.
+        """
+
+    def running(self) -> Sequence[ReadTask]:
+        """The tasks that were begun and have not come back."""
+
+    def close(self, patience_s: float = PATIENCE_S) -> None:
+        """End the run at any time, even before it started: no result comes any more.
+
+        No thread, process, descriptor or shared memory is left when it returns, except for threads
+        that are still stuck in one read after ``patience_s``.
+        """

@@ -10,67 +10,41 @@ for. Hooks stay on the caller's thread, where a debugger finds them.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from paraload._daemons import PATIENCE_WITH_STALLED_S, DaemonThreads
+from paraload._daemons import PATIENCE_WITH_STALLED_S
 from paraload._sink import TargetSink
 from paraload._task import RecordsTask
-from paraload._worker import run_task
-from paraload.executors._base import STUCK, drive
+from paraload.executors._threads import ThreadExecutor, ThreadTeam
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Mapping
 
-    from paraload._result import TaskResult
     from paraload._sink import TargetMemory
     from paraload._task import ReadTask
     from paraload._work import Work
 
-__all__ = ["SequentialExecutor"]
 
-
-class SequentialExecutor:
+class SequentialExecutor(ThreadExecutor):
     """:class:`~paraload.executors._base.ReadExecutor` without any concurrency."""
 
     name = "sequential"
-    workers = 1
 
     def __init__(self) -> None:
-        self.downgrades: list[str] = []
+        super().__init__(workers=1)
 
-    def run(
-        self,
-        work: Work,
-        feed: Callable[[], ReadTask | None],
-        targets: Mapping[int, TargetMemory],
-    ) -> Generator[TaskResult, None, None]:
-        """Run each task when its result is asked for."""
-        sink = TargetSink(targets)
-        pending: deque[ReadTask] = deque()
-        is_over = threading.Event()
-        watched = replace(work, is_cancelled=is_over.is_set)
-        limit = 0 if work.stall_timeout_s is None or work.hooks else 1
-        with DaemonThreads(
-            limit,
-            "paraload",
-            timeout_s=work.stall_timeout_s,
-            patience_s=PATIENCE_WITH_STALLED_S,
-        ) as thread:
+    def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
+        """Start the thread, if there is anything for it to do."""
+        refusals: list[str] = []  # no downgrade: the caller's thread is not slower
+        self._team = ThreadTeam(work, TargetSink(targets), refusals)
+        if work.stall_timeout_s is not None and not work.hooks:
+            self._team.resize(1)
 
-            def run_next() -> TaskResult:
-                task = pending.popleft()
-                if isinstance(task, RecordsTask) and task.as_stream:
-                    return run_task(task, work, sink)
-                held = f"{task.path!r} bytes [{task.start}, {task.end})"
-                result: TaskResult = thread.call(
-                    lambda: f"this was being read: {held}. {STUCK}", run_task, task, watched, sink
-                )
-                return result
+    def capacity(self) -> int:
+        return 1 - self._team.in_flight
 
-            try:
-                yield from drive(feed, lambda: 1, pending.append, run_next)
-            finally:
-                is_over.set()
+    def submit(self, task: ReadTask) -> None:
+        self._team.submit(task, here=isinstance(task, RecordsTask) and task.as_stream)
+
+    def close(self, patience_s: float = PATIENCE_WITH_STALLED_S) -> None:
+        super().close(min(patience_s, PATIENCE_WITH_STALLED_S))

@@ -1,8 +1,8 @@
 """Threads that share the caller's memory: the default, since reads and checksums drop the GIL.
 
-    caller ---tasks (SimpleQueue)---> N threads ---results (SimpleQueue)---> caller
-                                         |                                     ^
-                                       samples --> Ramp --None: another N------+
+    caller --tasks (SimpleQueue)--> N threads --batches of results (SimpleQueue)--> caller
+                                        |                                             ^
+                                     samples --> Ramp --None: another N---------------+
 
 A ``None`` among the tasks ends a thread. Cancellation is an event that every read looks at first,
 so that a thread ends after the read it is in, not after its task.
@@ -10,14 +10,10 @@ so that a thread ends after the read it is in, not after its task.
 A number of threads that is not given is found out: the threads sample their reads (``_gauge``) and
 conclude how many there should be (``_ramp``), and a ``None`` among the results wakes the caller,
 who alone starts and ends threads.
-
-Results of fast reads come a few at a time (``_Outbox``): each time that the caller wakes it takes a
-core from a reader, and finds its caches full of what was read.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -26,19 +22,17 @@ from itertools import count
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from paraload._daemons import PATIENCE_S, PATIENCE_WITH_STALLED_S
-from paraload._interrupts import interrupts_deferred
+from paraload._daemons import PATIENCE_S, end_threads, start_thread
 from paraload._sink import TargetSink
 from paraload._task import LocateTask, RecordsTask
 from paraload._work import Cancelled
 from paraload._worker import run_task
-from paraload.executors._base import STUCK, drive, stalled
+from paraload.executors._base import STUCK_THREADS
 from paraload.executors._gauge import GaugedSource
 from paraload.executors._ramp import Ramp
-from paraload.executors._sequential import SequentialExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from paraload._result import TaskResult
     from paraload._sink import TargetMemory
@@ -46,134 +40,140 @@ if TYPE_CHECKING:
     from paraload._work import Work
     from paraload.executors._ramp import RampLimits, Sample
 
-    _Answer = TaskResult | BaseException
-
-__all__ = ["ThreadExecutor"]
-
-logger = logging.getLogger("paraload")
-
 #: Results that come together, unless that takes longer than this. To wake the caller for each of
 #: them made loads from the page cache 5 % slower.
-_RESULTS_TOGETHER: Final = 4
-_TOGETHER_WITHIN_S: Final = 0.02
+_BATCH_RESULTS: Final = 4
+_BATCH_WITHIN_S: Final = 0.02
 #: Tasks for each thread: those of one batch, and as many that it does until the next ones come.
-_TASKS_IN_FLIGHT: Final = 2 * _RESULTS_TOGETHER
+_TASKS_IN_FLIGHT: Final = 2 * _BATCH_RESULTS
 
 
 class ThreadExecutor:
     """:class:`~paraload.executors._base.ReadExecutor` on threads.
 
+    If the system starts only some of the threads, those do all the work; if none, the caller's
+    thread does.
+
     Args:
         workers: how many.
-        ramp: find out how many instead, from ``ramp.start`` on; ``workers`` becomes the most that
-            there were at once.
+        ramp: find out how many instead, from ``ramp.start`` on.
     """
 
     name = "threads"
+    stuck_hint = STUCK_THREADS
+    _team: ThreadTeam
 
     def __init__(self, workers: int, ramp: RampLimits | None = None) -> None:
         self.workers = workers
         self.downgrades: list[str] = []
         self._ramp = ramp
 
-    def run(
-        self,
-        work: Work,
-        feed: Callable[[], ReadTask | None],
-        targets: Mapping[int, TargetMemory],
-    ) -> Generator[TaskResult, None, None]:
-        """Run tasks on the threads; bytes land straight in ``targets``.
-
-        If the system starts only some of the threads, those do all the work; if none, the caller's
-        thread does.
-        """
+    def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
+        """Start the threads; bytes land straight in ``targets``."""
         sink = TargetSink(targets)
-        crew = _Crew(work, sink) if self._ramp is None else _RampingCrew(work, sink, self._ramp)
-        crew.downgrades = self.downgrades
-        try:
-            crew.resize(self.workers if self._ramp is None else self._ramp.start)
-            if not crew.size:
-                self.name, self.workers = SequentialExecutor.name, SequentialExecutor.workers
-                yield from SequentialExecutor().run(work, feed, targets)
-                return
-            if crew.downgrades:
-                self.workers = crew.size
-            for result in drive(feed, crew.capacity, crew.tasks.put, crew.wait):
-                self.workers = max(self.workers, crew.size)
-                yield result
-        finally:
-            with interrupts_deferred():
-                crew.dismiss()
+        if self._ramp is None:
+            self._team = ThreadTeam(work, sink, self.downgrades)
+        else:
+            self._team = RampingTeam(work, sink, self.downgrades, self._ramp)
+        self._team.resize(self.workers if self._ramp is None else self._ramp.start)
+        self.workers = self._team.size
+        if not self.workers:
+            self.name, self.workers = "sequential", 1
+
+    def capacity(self) -> int:
+        return (_TASKS_IN_FLIGHT * self._team.size or 1) - self._team.in_flight
+
+    def submit(self, task: ReadTask) -> None:
+        self._team.submit(task)
+
+    def ready(self, timeout_s: float | None) -> Sequence[TaskResult]:
+        results = self._team.ready(timeout_s)
+        self.workers = max(self.workers, self._team.size)
+        return results
+
+    def running(self) -> Sequence[ReadTask]:
+        return self._team.running()
+
+    def close(self, patience_s: float = PATIENCE_S) -> None:
+        if (team := getattr(self, "_team", None)) is not None:
+            team.end(patience_s)
 
 
-class _Crew:
+class ThreadTeam:
     """Threads, the two queues that they share with the caller, and the event that ends them.
+
+    Args:
+        work: what all tasks need.
+        sink: where bytes go.
+        downgrades: receives the reason if fewer threads start than were asked for.
 
     Attributes:
         size: threads that go on.
-        downgrades: receives the reason if fewer threads start than were asked for.
+        in_flight: tasks that have not come back.
     """
 
-    def __init__(self, work: Work, sink: TargetSink) -> None:
+    def __init__(self, work: Work, sink: TargetSink, downgrades: list[str]) -> None:
         self.size = 0
-        self.downgrades: list[str] = []
+        self.in_flight = 0
         self.tasks: SimpleQueue[ReadTask | None] = SimpleQueue()
-        self._results: SimpleQueue[list[_Answer] | None] = SimpleQueue()
-        self._arrived: deque[_Answer] = deque()
+        self._downgrades = downgrades
+        self._tasks_here: deque[ReadTask] = deque()  # for the caller's thread
+        self._results: SimpleQueue[list[TaskResult] | BaseException | None] = SimpleQueue()
         self._surplus: deque[None] = deque()  # threads that are to end, before they take a task
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
         self._reading: dict[int, ReadTask] = {}  # by the ident of its thread
-        self._is_stalled = False
         self._work = replace(work, is_cancelled=self._cancelled.is_set)
         self._sink = sink
 
     # ------------------------------------------------------------------ on the caller's thread
 
-    def capacity(self) -> int:
-        """Tasks in flight at most."""
-        return _TASKS_IN_FLIGHT * self.size
+    def submit(self, task: ReadTask, *, here: bool = False) -> None:
+        """Run ``task`` on a thread; or ``here``, on the caller's, as where there are no threads."""
+        self.in_flight += 1
+        if here or not self.size:
+            self._tasks_here.append(task)
+        else:
+            self.tasks.put(task)
 
-    def wait(self) -> TaskResult:
-        """The next result."""
-        timeout_s = self._work.stall_timeout_s
-        while not self._arrived:
+    def ready(self, timeout_s: float | None) -> Sequence[TaskResult]:
+        if self._tasks_here:
+            self.in_flight -= 1
+            return [run_task(self._tasks_here.popleft(), self._work, self._sink)]
+        while True:
             try:
-                arrived = self._results.get(timeout=timeout_s)
+                results = self._results.get(timeout=timeout_s)
             except Empty:
-                self._is_stalled = True
-                raise stalled(self._reading.values(), timeout_s or 0.0, STUCK) from None
-            if arrived is None:
-                self._woken()
-            else:
-                self._arrived.extend(arrived)
-        result = self._arrived.popleft()
-        if isinstance(result, BaseException):
-            raise result
-        return result
+                return ()
+            if isinstance(results, BaseException):
+                raise results
+            if results is not None:
+                self.in_flight -= len(results)
+                return results
+            self._woken()
+
+    def running(self) -> Sequence[ReadTask]:
+        return list(self._reading.values())
 
     def resize(self, size: int) -> None:
         """Start threads, or end some as soon as they are free."""
-        with interrupts_deferred():  # a thread that is in no list is never waited for
-            names = self._free_names()
-            for started in range(self.size, size):
-                thread = threading.Thread(target=self._live, name=next(names), daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:  # a limit of the system, of a container or a user
-                    self._refused(started, size, error)
-                    size = started
-                    break
-                self._threads.append(thread)
+        names = self._free_names()
+        for started in range(self.size, size):
+            try:
+                start_thread(self._threads, self._live, next(names))
+            except RuntimeError as error:  # a limit of the system, of a container or a user
+                self._refused(started, size, error)
+                size = started
+                break
         for _ in range(size, self.size):
             self._surplus.append(None)
             self.tasks.put(None)  # for those who wait for a task; the others look by themselves
         self.size = size
 
     def _refused(self, started: int, size: int, error: RuntimeError) -> None:
-        if not self.downgrades or not self.downgrades[-1].startswith("threads: "):
+        if not self._downgrades or not self._downgrades[-1].startswith("threads: "):
             how_many = f"only {started}" if started else "none"
-            self.downgrades.append(f"threads: {how_many} of {size} could be started ({error})")
+            self._downgrades.append(f"threads: {how_many} of {size} could be started ({error})")
 
     def _free_names(self) -> Iterator[str]:
         """Unused names: a trace has a track for each name, where reads must not overlap."""
@@ -181,17 +181,10 @@ class _Crew:
         taken = {thread.name for thread in self._threads}
         return (name for n in count() if (name := f"paraload-{n}") not in taken)
 
-    def dismiss(self) -> None:
+    def end(self, patience_s: float = PATIENCE_S) -> None:
         """End all threads, each after the read that it is in."""
         self._cancelled.set()
-        for _ in self._threads:
-            self.tasks.put(None)
-        patience_s = PATIENCE_WITH_STALLED_S if self._is_stalled else PATIENCE_S
-        until_s = time.monotonic() + patience_s
-        for thread in self._threads:
-            thread.join(max(0.0, until_s - time.monotonic()))
-        if stuck := [thread.name for thread in self._threads if thread.is_alive()]:
-            logger.warning("threads that the storage does not let go of: %s", ", ".join(stuck))
+        end_threads(self._threads, self.tasks, patience_s)
 
     def _woken(self) -> None:
         """A thread has put a ``None`` among the results."""
@@ -200,35 +193,36 @@ class _Crew:
 
     def _live(self) -> None:
         """Do tasks until there are no more: the life of one thread."""
-        outbox = _Outbox(self._results)
-        while (task := self._next_task(outbox)) is not None and not self._cancelled.is_set():
-            self._reading[threading.get_ident()] = task
+        batch = _ResultBatch(self._results)
+        ident = threading.get_ident()
+        while (task := self._next_task(batch)) is not None and not self._cancelled.is_set():
+            self._reading[ident] = task
             try:
-                result: _Answer = self._run(task)
+                batch.add(self._run(task))
             except Cancelled:
                 return
             except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
-                result = error
-            del self._reading[threading.get_ident()]
-            outbox.add(result)
-        outbox.send()
+                batch.send()
+                self._results.put(error)
+            del self._reading[ident]
+        batch.send()
 
-    def _next_task(self, outbox: _Outbox) -> ReadTask | None:
-        """The next task; ``None`` ends the thread. Whoever has nothing to do keeps nothing back."""
+    def _next_task(self, batch: _ResultBatch) -> ReadTask | None:
+        """The next task; ``None`` ends the thread. An idle thread keeps no results back."""
         while not self._cancelled.is_set():
             if self._is_surplus():
                 break
             try:
                 task = self.tasks.get_nowait()
             except Empty:
-                outbox.send()
+                batch.send()
                 task = self.tasks.get()
             if task is not None:
                 return task
         return None
 
     def _is_surplus(self) -> bool:
-        """Whether this thread is one too many; whoever asks first is."""
+        """Whether this thread is one too many: the first ones to ask are."""
         try:
             self._surplus.pop()
         except IndexError:
@@ -239,34 +233,39 @@ class _Crew:
         return run_task(task, self._work, self._sink)
 
 
-class _Outbox:
-    """Results of one thread that the caller does not have yet."""
+class _ResultBatch:
+    """Results of one thread that the caller does not have yet.
 
-    def __init__(self, results: SimpleQueue[list[_Answer] | None]) -> None:
+    The results of fast reads come a few at a time: each time that the caller wakes, it takes a core
+    from a reader and finds its caches full of what was read.
+    """
+
+    def __init__(self, results: SimpleQueue[list[TaskResult] | BaseException | None]) -> None:
         self._results = results
-        self._held: list[_Answer] = []
+        self._held: list[TaskResult] = []
         self._sent_s = time.monotonic()
 
-    def add(self, result: _Answer) -> None:
-        """One more; sent with those before it when they are enough, or have taken long enough."""
+    def add(self, result: TaskResult) -> None:
+        """Hold ``result``, and send all if they are enough or the first has waited long enough."""
         self._held.append(result)
-        is_late = time.monotonic() - self._sent_s > _TOGETHER_WITHIN_S
-        if is_late or len(self._held) >= _RESULTS_TOGETHER:
+        is_late = time.monotonic() - self._sent_s > _BATCH_WITHIN_S
+        if is_late or len(self._held) >= _BATCH_RESULTS:
             self.send()
 
     def send(self) -> None:
-        """Hand over what there is."""
         if self._held:
             self._results.put(self._held)
             self._held = []
         self._sent_s = time.monotonic()
 
 
-class _RampingCrew(_Crew):
-    """A crew that is as large as the storage wants it to be."""
+class RampingTeam(ThreadTeam):
+    """A team that is as large as the storage wants it to be."""
 
-    def __init__(self, work: Work, sink: TargetSink, limits: RampLimits) -> None:
-        super().__init__(work, sink)
+    def __init__(
+        self, work: Work, sink: TargetSink, downgrades: list[str], limits: RampLimits
+    ) -> None:
+        super().__init__(work, sink, downgrades)
         self._ramp = Ramp(limits)
         self._wanted = limits.start
         self._alive = 0
@@ -275,7 +274,7 @@ class _RampingCrew(_Crew):
         self._gauged_work = replace(self._work, source=self._gauge)
 
     def resize(self, size: int) -> None:
-        """Start or end threads; what was sampled among fewer or more of them counts no more."""
+        """Start or end threads; samples from before no longer count."""
         started = max(0, size - self.size)
         with self._noting:
             self._alive += started

@@ -20,11 +20,9 @@ from paraload.errors import HookNotPicklableError, InvalidOptionError, WorkerDie
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from paraload._spawn import EndedWorker
     from paraload._task import ReadTask
     from paraload._work import Work
-
-__all__ = ["needs_main", "require_startable", "worker_died"]
+    from paraload.executors.processes._spawn import EndedWorker
 
 #: The main module, and its name in a process that multiprocessing has started.
 _MAIN: Final = frozenset({"__main__", "__mp_main__"})

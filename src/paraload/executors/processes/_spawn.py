@@ -24,8 +24,6 @@ from paraload._interrupts import interrupts_blocked
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["EndedWorker", "WorkerContext", "worker_context"]
-
 
 class _QuietPopen(popen_spawn_posix.Popen):
     """Starts a spawned process that the terminal's Ctrl-C does not reach."""
