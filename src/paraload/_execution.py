@@ -1,9 +1,9 @@
-"""How a load is run: executor, workers, memory, and who is told of the progress. No torch."""
+"""How a load is run: executor, workers, memory, and progress hooks. No torch."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -149,38 +149,31 @@ def _choose_workers(
 def progress_hook(
     options: ReadOptions, file_callback: Callable[[int, int], object] | None
 ) -> Iterator[ProgressHook | None]:
-    """One hook for everybody who wants to be told; a bar is closed at the end."""
+    """One hook for all that the options and ``file_callback`` ask for; closes a bar at the end."""
     hooks: list[ProgressHook] = []
     if file_callback is not None:
-        hooks.append(_FileCounter(file_callback))
+        hooks.append(_count_files(file_callback))
     if callable(options.progress):
         hooks.append(options.progress)
-    if options.progress is not True:
-        yield _fan_out(hooks)
-        return
-    with ProgressBar() as bar:
-        yield _fan_out([*hooks, bar])
-
-
-def _fan_out(hooks: list[ProgressHook]) -> ProgressHook | None:
-    if not hooks:
-        return None
 
     def tell(progress: ReadProgress, /) -> None:
         for hook in hooks:
             hook(progress)
 
+    with ProgressBar() if options.progress is True else nullcontext() as bar:
+        if bar is not None:
+            hooks.append(bar)
+        yield tell if hooks else None
+
+
+def _count_files(callback: Callable[[int, int], object]) -> ProgressHook:
+    """Calls ``callback(files done, files)`` once for each file."""
+    told = 0
+
+    def tell(progress: ReadProgress, /) -> None:
+        nonlocal told
+        while told < progress.files_done:
+            told += 1
+            callback(told, progress.files_total)
+
     return tell
-
-
-@dataclass(slots=True)
-class _FileCounter:
-    """Turns snapshots into the request's ``progress_callback(current, total)``."""
-
-    callback: Callable[[int, int], object]
-    told: int = 0
-
-    def __call__(self, progress: ReadProgress, /) -> None:
-        while self.told < progress.files_done:
-            self.told += 1
-            self.callback(self.told, progress.files_total)

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from paraload._result import Outcome
+    from paraload._sink import TargetSink as Sink
     from paraload._task import RecordSpec, RecordsTask
-    from paraload._work import Meter, Sink, Work
+    from paraload._work import Meter, Work
     from paraload.formats._base import ItemFormat
     from paraload.sources import StreamingSource
 

@@ -96,7 +96,6 @@ class Staged(_Content):
 
     @property
     def needed_bytes(self) -> int:
-        """Bytes that the item takes of ``data``."""
         nbytes = self.data.nbytes
         if self.cut is None or not nbytes:
             return nbytes

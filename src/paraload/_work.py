@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from paraload._result import Failed, ReadTally
 from paraload.errors import ItemReadError
@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from paraload import _geometry as geometry
-    from paraload._alike import Ways
     from paraload._result import Outcome
-    from paraload._sink import TargetMemory
-    from paraload._task import RecordSpec, RunsTask
-    from paraload.formats._base import ItemFormat, TensorRecord
+    from paraload._task import RecordSpec
+    from paraload.formats._base import ItemFormat
     from paraload.sources import ByteSource, ReadStats
     from paraload.transforms import Decoder
 
@@ -53,40 +51,6 @@ class Work:
             "transform": self.transform,
         }
         return {name: hook for name, hook in hooks.items() if hook is not None}
-
-
-class Sink(Protocol):
-    """Where the bytes of a task go.
-
-    Attributes:
-        targets: memory by item, as far as this process can write to it.
-        ways: that small records have been found to go.
-    """
-
-    targets: Mapping[int, TargetMemory]
-    ways: Ways
-
-    def memory(self, task: RunsTask) -> tuple[memoryview, tuple[geometry.Run, ...]]:
-        """The memory that ``task.runs`` land in, and the runs as they lie there."""
-
-    def put_tensor(
-        self, spec: RecordSpec, record: TensorRecord, data: memoryview, verified_bytes: int
-    ) -> Outcome | int:
-        """Take the needed slice of the payload in ``data``, a whole decoded record.
-
-        Returns:
-            The bytes that are in the item's target now; or an outcome, if they are not there yet.
-        """
-
-    def put_raw(
-        self, spec: RecordSpec, data: memoryview, reason: str, verified_bytes: int
-    ) -> Outcome:
-        """Take the whole decoded record."""
-
-    def put_narrowed(
-        self, spec: RecordSpec, narrowed: NarrowedTensor, verified_bytes: int
-    ) -> Outcome:
-        """Take a tensor that a ``narrow_tensor`` hook has cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

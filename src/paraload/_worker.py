@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from paraload._result import LandedItems, Outcome
+    from paraload._sink import TargetSink as Sink
     from paraload._task import ReadTask, RecordSpec
-    from paraload._work import Sink, Work
+    from paraload._work import Work
 
 #: With a checksum, bytes are read in pieces that are still in the processor's cache when they are
 #: summed. Shorter pieces cost more than they gain: threads change places at each of them, and only

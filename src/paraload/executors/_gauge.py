@@ -28,23 +28,18 @@ _MIN_SAMPLE_S: Final = 0.005
 
 
 class _Stretch(threading.local):
-    """Since when the thread that asks has been reading, and what it has got."""
-
-    nbytes: int
-    started_s: float
-    _worked_s: float
+    """Since when a thread has been reading, and what it has got."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was."""
         self.nbytes = 0
         self.started_s = time.monotonic()
         self._worked_s = time.thread_time()
 
     def end(self, now_s: float) -> Sample:
-        """What it was, and begin the next."""
+        """The sample so far; the next one begins."""
         worked_s = time.thread_time()
         sample = Sample(
             nbytes=self.nbytes,
@@ -57,9 +52,9 @@ class _Stretch(threading.local):
 
 
 class GaugedSource(WrappedSource):
-    """:class:`~paraload.sources.ByteSource` that is ``inner``, and tells ``note`` of it.
+    """:class:`~paraload.sources.ByteSource` that hands samples of ``inner`` to ``note``.
 
-    Who reads from a stream of it calls :meth:`count`.
+    Code that reads from a stream of it calls :meth:`count`.
     """
 
     def __init__(self, inner: ByteSource, note: Callable[[Sample], object]) -> None:
@@ -70,11 +65,10 @@ class GaugedSource(WrappedSource):
         self._stretch = _Stretch()
 
     def begin(self) -> None:
-        """The time of this thread counts from now on, and nothing that it has read so far."""
+        """Forget what this thread has read so far; its time counts from now on."""
         self._stretch.begin()
 
     def count(self, nbytes: int) -> None:
-        """This thread has got ``nbytes``."""
         stretch = self._stretch
         stretch.nbytes += nbytes
         now_s = time.monotonic()
@@ -82,7 +76,6 @@ class GaugedSource(WrappedSource):
             self._note(stretch.end(now_s))
 
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
-        """As it is, and counted."""
         stats = self.inner.read(path, reads)
         self.count(sum([len(buffer) for read in reads for buffer in read.buffers]))
         return stats

@@ -16,8 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-__all__ = ["Ramp", "RampLimits", "Sample"]
-
 #: Twice the readers for less than this is not worth their memory.
 _GROWTH: Final = 1.2
 #: With so much more there is no doubt; with less, this many looks have to say so.
@@ -62,14 +60,12 @@ class _Rate:
         self._seconds = 0.0
 
     def add(self, nbytes: int, seconds: float) -> None:
-        """Of one more look."""
         self.looks += 1
         self._nbytes += nbytes
         self._seconds += seconds
 
     @property
-    def of_a_reader(self) -> float:
-        """Bytes a second."""
+    def bytes_per_second(self) -> float:
         return self._nbytes / self._seconds
 
 
@@ -125,7 +121,7 @@ class Ramp:
 
     def _decide(self) -> None:
         self._so_far.add(self._nbytes, self._seconds)
-        rate = self.workers * self._so_far.of_a_reader
+        rate = self.workers * self._so_far.bytes_per_second
         if self._fewer is not None:
             workers, rate_of_fewer = self._fewer
             if rate < _GROWTH * rate_of_fewer:

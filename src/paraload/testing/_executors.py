@@ -217,7 +217,7 @@ class ExecutorContract:
 
     def test_it_can_be_left_at_any_time(self, executor: ReadExecutor, source: ByteSource) -> None:
         """Before it started, before its first task, and after some results; more than once."""
-        source.read_into("sub/large", 0, [memoryview(bytearray(1))])  # it may keep the file open
+        source.read("sub/large", [Read(0, [memoryview(bytearray(1))])])  # it may keep the file open
         before = resources()
         executor.close()
         executor.start(Work(source=source, verify=True), {})

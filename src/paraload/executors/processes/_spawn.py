@@ -77,24 +77,14 @@ class _LeanPopen(popen_spawn_posix.Popen):
             raise
 
 
-class _QuietProcess(context.SpawnProcess):
-    """A spawned process of its own keyboard."""
-
-    niceness = 0
-
-    @staticmethod
-    def _Popen(process_obj: Any) -> _QuietPopen:  # noqa: N802 - the name multiprocessing calls
-        return _QuietPopen(process_obj)
-
-
-class _LeanProcess(context.SpawnProcess):
-    """And without ``__main__``."""
-
-    niceness = 0
+class _Process(context.SpawnProcess):
+    popen: type[popen_spawn_posix.Popen]
+    niceness: int
 
     @staticmethod
-    def _Popen(process_obj: Any) -> _LeanPopen:  # noqa: N802 - the name multiprocessing calls
-        return _LeanPopen(process_obj)
+    def _Popen(process_obj: Any) -> popen_spawn_posix.Popen:  # noqa: N802 - multiprocessing's name
+        popen: popen_spawn_posix.Popen = process_obj.popen(process_obj)
+        return popen
 
 
 class EndedWorker(NamedTuple):
@@ -104,7 +94,6 @@ class EndedWorker(NamedTuple):
     exitcode: int
 
     def __str__(self) -> str:
-        """A clause for error messages."""
         return f"process {self.pid} ended with {_ending(self.exitcode)}"
 
 
@@ -114,25 +103,22 @@ class WorkerContext(context.SpawnContext):
     def __init__(self, *, with_main: bool, niceness: int) -> None:
         super().__init__()
         self._niceness = niceness
-        self._process_class = _QuietProcess if with_main else _LeanProcess
+        self._popen = _QuietPopen if with_main else _LeanPopen
         self.processes: list[Any] = []
         self._locks: list[weakref.ref[Any]] = []
 
     def Process(  # type: ignore[override]  # noqa: N802 - multiprocessing's name
         self, *args: Any, **kwargs: Any
     ) -> Any:
-        """Make a process and remember it."""
-        process = self._process_class(*args, **kwargs)
-        process.niceness = self._niceness
+        process = _Process(*args, **kwargs)
+        process.popen, process.niceness = self._popen, self._niceness
         self.processes.append(process)
         return process
 
     def Lock(self) -> Any:  # noqa: N802 - multiprocessing's name
-        """Make a lock and remember it."""
         return self._remember(super().Lock())
 
     def BoundedSemaphore(self, value: int = 1) -> Any:  # noqa: N802 - multiprocessing's name
-        """Make a semaphore and remember it."""
         return self._remember(super().BoundedSemaphore(value))
 
     def _remember(self, lock: Any) -> Any:
