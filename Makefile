@@ -10,7 +10,8 @@ RIVALS_STAMP := $(RIVALS)/.made-from-requirements
 RIVALS_PINS  := benchmarks/rivals/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check reliability fuzz fuzz-long soak bench bench-against bench-rivals format clean
+.PHONY: help venv demo test check reliability fuzz fuzz-long soak bench bench-against bench-rivals \
+  format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14

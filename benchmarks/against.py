@@ -387,7 +387,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"measure only these: {', '.join(_CASES)}",
     )
     parser.add_argument(
-        "--folder", help="where 2 GiB of checkpoints are written, and removed again"
+        "--folder",
+        type=os.path.abspath,  # the sides work in another folder
+        help="where 2 GiB of checkpoints are written, and removed again",
     )
     parser.add_argument("--json", metavar="FILE", help="write all seconds; - is standard output")
     # Whether it works at all: the figures mean nothing then.

@@ -92,13 +92,12 @@ def test_a_wrong_call_is_refused_before_anything_is_measured(
 
 
 @needs_git
-def test_a_revision_is_compared_from_end_to_end(tmp_path, capsys):
+def test_a_revision_is_compared_from_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     figures, folder = tmp_path / "figures.json", tmp_path / "folder"
     folder.mkdir()
     cases = ["--cases", "big,rows,metadata,verify", "--rounds", "1", "--tiny"]
-    status = against.main(
-        ["--rev", "HEAD", *cases, "--folder", str(folder), "--json", str(figures)]
-    )
+    status = against.main(["--rev", "HEAD", *cases, "--folder", "folder", "--json", str(figures)])
     assert status in {0, 1}  # so small, they scatter
     assert list(folder.iterdir()) == []
     assert str(folder) not in worktrees()
