@@ -4,6 +4,7 @@
             --> runs into units of staging memory --> cut --> target       (staged, in pieces)
             --> one unit with the whole slice, kept until its turn         (ordered)
             --> one unit with the whole record, for torch or load_bytes    (raw)
+            --> runs that are summed and forgotten                         (audit)
 
 Lives on the caller's thread. Errors are raised to the engine, which fails the item.
 """
@@ -20,6 +21,7 @@ from paraload._checksum import combined
 from paraload._plan import runs_tasks
 from paraload._region import staging_region
 from paraload._sink import TargetMemory
+from paraload._task import DISCARDED
 from paraload.formats._archive import check_archive
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from paraload._feed import Feed
     from paraload._items import Item
     from paraload._region import Region
-    from paraload._result import Landed, Located
+    from paraload._result import Landed
     from paraload._task import RecordSpec, RunsTask
     from paraload.formats._base import TensorRecord
 
@@ -47,6 +49,7 @@ class Workshop:
         feed: takes tasks, and gives memory.
         converter: copies what was collected into targets.
         verify: check records that are read whole.
+        audit: read whole payloads, and keep nothing.
         split_bytes: asked with a record, says how many bytes of it a task reads.
         max_gap_bytes: a gap up to this long is read rather than skipped.
         located: tasks that need no memory, for the engine to give to the feed.
@@ -57,6 +60,7 @@ class Workshop:
     feed: Feed
     converter: Converter
     verify: bool
+    audit: bool
     split_bytes: Callable[[RecordSpec], int]
     max_gap_bytes: int
     located: list[RunsTask] = field(default_factory=list)
@@ -83,6 +87,7 @@ class Assembly:
         reason: why torch is needed.
         split_bytes: bytes that one task reads.
         tasks_left: tasks that have not come back, those that wait for memory counted as one.
+        landed_bytes: of the item's, that have come.
     """
 
     item: Item
@@ -91,29 +96,30 @@ class Assembly:
     shop: Workshop
     split_bytes: int
     tasks_left: int = 0
+    landed_bytes: int = 0
     _is_whole: bool = False
     _parts: list[tuple[int, int, int]] = field(default_factory=list)
     _expected_crc: int | None = None
-    _landed_bytes: int = 0
     _units: dict[int, _Unit] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, item: Item, located: Located, shop: Workshop) -> Assembly:
+    def of(cls, item: Item, record: TensorRecord | None, reason: str, shop: Workshop) -> Assembly:
         """Begin to read the record of ``item``."""
-        split_bytes = shop.split_bytes(item.spec)
-        assembly = cls(item, located.record, located.reason, shop, split_bytes)
-        if located.record is None:
+        assembly = cls(item, record, reason, shop, shop.split_bytes(item.spec))
+        if record is None:
             assembly._await_record()
         else:
-            assembly._is_whole = assembly.needed_bytes == located.record.payload_bytes
-            assembly._plan(located.record)
+            assembly._is_whole = assembly.needed_bytes == record.payload_bytes
+            assembly._plan(record)
         return assembly
 
     @property
     def needed_bytes(self) -> int:
-        """Bytes that the item takes: of its slice, or of the whole record."""
+        """Bytes that the item takes: its slice, the whole record, or a payload to be audited."""
         if self.record is None:
             return self.item.spec.length
+        if self.shop.audit:
+            return self.record.payload_bytes
         return geometry.block_bytes(self.item.spec.wanted.lengths, self.record.itemsize)
 
     # ------------------------------------------------------------------ planning
@@ -123,12 +129,16 @@ class Assembly:
         target = self.shop.targets.get(spec.item)
         if not self.needed_bytes:
             return
-        if target is not None and (runs := target.runs(spec, record)) is not None:
-            tasks = self._tasks(runs, target=spec.item, with_trailer=True)
-            self.tasks_left = len(tasks)
-            self.shop.located.extend(tasks)
+        if self.shop.audit:
+            runs = (geometry.Run(0, 0, record.payload_bytes),)
+            tasks = self._tasks(runs, target=DISCARDED, with_trailer=False)
+        elif target is not None and (direct := target.runs(spec, record)) is not None:
+            tasks = self._tasks(direct, target=spec.item, with_trailer=True)
+        else:
+            self._await_units(record)
             return
-        self._await_units(record)
+        self.tasks_left = len(tasks)
+        self.shop.located.extend(tasks)
 
     def _await_units(self, record: TensorRecord) -> None:
         """Collect the slice in units: all of it where order matters, else in bounded pieces."""
@@ -216,8 +226,8 @@ class Assembly:
             self._parts.append((landed.src, landed.nbytes, landed.crc))
         if landed.expected_crc is not None:
             self._expected_crc = landed.expected_crc
-        further = min(landed.nbytes, self.needed_bytes - self._landed_bytes)
-        self._landed_bytes += further
+        further = min(landed.nbytes, self.needed_bytes - self.landed_bytes)
+        self.landed_bytes += further
         return further
 
     def end_task(self, task: RunsTask) -> None:

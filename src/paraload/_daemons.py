@@ -102,15 +102,11 @@ class DaemonThreads:
         name: prefix of the threads' names.
         timeout_s: how long to wait for an answer; ``None`` waits forever.
         patience_s: how long the end waits for calls that are still running.
-
-    Attributes:
-        refusal: why fewer than ``limit`` threads could be started; "" if all could.
     """
 
     def __init__(
         self, limit: int, name: str, *, timeout_s: float | None, patience_s: float = PATIENCE_S
     ) -> None:
-        self.refusal = ""
         self._limit = limit
         self._name = name
         self.timeout_s = timeout_s
@@ -185,7 +181,7 @@ class DaemonThreads:
             start_thread(self._threads, self._live, f"{self._name}-{len(self._threads)}")
         except RuntimeError as error:
             started = len(self._threads)
-            self.refusal = f"only {started} of {self._limit} could be started ({error})"
+            logger.info("only %d of %d threads could be started (%s)", started, self._limit, error)
             self._limit = started  # another attempt would most likely fail too
 
     def _live(self) -> None:

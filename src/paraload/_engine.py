@@ -8,12 +8,15 @@ All of it runs on the caller's thread. An item is *ordered* when the moment of i
 under a planner that is not torch's own (strict resolve, copy, commit), and where targets share
 memory (the last of the plan must win, as in torch's reader). Ordered items are collected whole and
 committed in the order of torch's reader; all others are committed as they complete.
+
+In an audit nothing is kept: items are committed when their whole records have been checked.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from paraload import _destination as destination
@@ -26,10 +29,10 @@ from paraload._interrupts import stop_if_signalled
 from paraload._items import CompletedItem, Item, Items
 from paraload._ledger import Ledger
 from paraload._plan import share_reads
-from paraload._result import Failed, Landed, LandedItems, Located, Raw, Staged
+from paraload._result import Audited, Failed, Landed, LandedItems, Located, Raw, Staged
 from paraload._task import RunsTask, SharedTask
 from paraload._text import counted
-from paraload.errors import CheckpointReadError, ItemReadError, StalledReadError, summarize
+from paraload.errors import CheckpointReadError, ItemReadError, StalledReadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from paraload._job import Job
     from paraload._result import Outcome, TaskResult
     from paraload.executors._base import ReadExecutor
+    from paraload.formats._base import TensorRecord
     from paraload.progress import ReadProgress
     from paraload.report import ReadReport
 
@@ -52,6 +56,9 @@ class Load:
         budget: staging memory.
         process: hands completed items to the planner.
         on_progress: told after every result.
+
+    Attributes:
+        ledger: its statistics.
     """
 
     def __init__(
@@ -75,32 +82,36 @@ class Load:
         self._turns = deque(sorted(job.ordered, key=rank))
         self._feed = Feed(budget, rank=rank if self._turns else None)
         self._feed.start(job.first)
-        self._ledger = Ledger(
+        self.ledger = Ledger(
             items_by_file,
             bytes_total=sum(map(self._items.planned_bytes, job.specs)),
             verify=job.work.verify,
             started_s=job.started_s,
         )
         for reason in job.slow_reasons:
-            self._ledger.fall_back(reason, len(job.specs))
-        self._commits = Commits(job, process, self._ledger.fall_back)
+            self.ledger.fall_back(reason, len(job.specs))
+        self._commits = Commits(job, process, self.ledger.fall_back)
         self._shop = Workshop(
             targets=destination.DirectTargets(job.destinations, job.ordered),
             names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
             feed=self._feed,
             converter=self._commits.converter,
-            verify=job.work.verify,
+            verify=job.work.verify and job.work.format.has_checksum,
+            audit=job.work.audit,
             split_bytes=job.split_bytes,
             max_gap_bytes=job.max_gap_bytes,
         )
         self._failures: dict[int, ItemReadError] = {}
         self._downgrades_told = 0
 
-    def run(self, executor: ReadExecutor) -> ReadReport:
+    def run(self, executor: ReadExecutor) -> tuple[ReadReport, dict[int, ItemReadError]]:
         """Run to the end.
 
+        Returns:
+            The report, and the errors of the items that failed, by item; all others were read.
+
         Raises:
-            CheckpointReadError: items failed; all that could be read has been.
+            CheckpointReadError: reading could not go on.
             StalledReadError: nothing was read for ``stall_timeout_s``.
             Exception: whatever planner or progress hook raised, unchanged.
         """
@@ -115,12 +126,13 @@ class Load:
         finally:
             executor.close(patience_s)
         self._require_everything()
-        return self._ledger.report(
+        report = self.ledger.report(
             workers=executor.workers,
             executor=executor.name,
             peak_bytes=self._budget.peak_bytes,
             conversions=self._commits.converter.counts(),
         )
+        return report, dict(sorted(self._failures.items()))
 
     def _give_tasks(self, executor: ReadExecutor) -> bool:
         """Give the executor what it takes now; whether there is anything to wait for."""
@@ -138,18 +150,19 @@ class Load:
         if not results and timeout_s is not None:
             running = [f"{t.path!r} bytes [{t.start}, {t.end})" for t in executor.running()]
             what = f"these were being read: {'; '.join(running)}"
-            raise no_answer(timeout_s, what, executor.stuck_hint)
+            hint = "" if self._job.work.audit else executor.stuck_hint
+            raise no_answer(timeout_s, what, hint)
         return results
 
     def _take_results(self, results: Iterable[TaskResult], executor: ReadExecutor) -> None:
         for reason in executor.downgrades[self._downgrades_told :]:
-            self._ledger.fall_back(reason, len(self._job.specs))
+            self.ledger.fall_back(reason, len(self._job.specs))
             self._downgrades_told += 1
         for result in results:
             self._feed.returned(result)
             self._handle(result)
             if self._on_progress is not None:
-                self._on_progress(self._ledger.snapshot())
+                self._on_progress(self.ledger.snapshot())
             stop_if_signalled()
 
     def _require_everything(self) -> None:
@@ -159,11 +172,9 @@ class Load:
                 error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
                 self._failures[spec.item] = error
             else:
-                self._ledger.overwrote(spec.fqn, by.fqn)
-        if self._failures:
-            failures = [self._failures[item] for item in sorted(self._failures)]
-            raise summarize(failures, items=len(self._items.specs), path=self._job.path)
-        if missing := [spec.fqn for spec in self._items.left()]:
+                self.ledger.overwrote(spec.fqn, by.fqn)
+        missing = [spec.fqn for spec in self._items.left() if spec.item not in self._failures]
+        if missing:
             raise CheckpointReadError(
                 f"{counted(len(missing), 'item')} left unread, {missing[0]!r} among them; this is a"
                 " bug in paraload, please report it"
@@ -172,7 +183,7 @@ class Load:
     # ------------------------------------------------------------------ results
 
     def _handle(self, result: TaskResult) -> None:
-        self._ledger.count(result)
+        self.ledger.count(result)
         for outcome in result.outcomes:
             if isinstance(outcome, LandedItems):
                 self._take_landed(outcome, result.task.path)
@@ -195,9 +206,12 @@ class Load:
     def _handle_outcome(self, item: Item, outcome: Outcome) -> None:
         match outcome:
             case Located():
-                self._assemble(item, outcome)
+                self._assemble(item, outcome.record, outcome.reason)
             case Landed():
-                self._ledger.arrived(_assembly_of(item).land(outcome))
+                further = _assembly_of(item).land(outcome)
+                self.ledger.arrived(0 if item.is_failed else further)
+            case Audited():
+                self._take_audited(item, outcome)
             case Staged() | Raw():
                 self._take(item, outcome)
             case Failed(error=error):
@@ -207,19 +221,19 @@ class Load:
 
     def _take_landed(self, landed: LandedItems, path: str) -> None:
         """Whole items are in their targets."""
-        self._ledger.arrived(landed.nbytes)
-        self._ledger.checked(landed.verified_bytes, unverified=landed.unverified)
+        self.ledger.arrived(landed.nbytes)
+        self.ledger.checked(landed.verified_bytes, unverified=landed.unverified)
         self._commits.landed_together(landed.items)
         self._items.are_done(landed.items)
-        self._ledger.left(path, len(landed.items))
+        self.ledger.left(path, len(landed.items))
 
     def _take(self, item: Item, content: Staged | Raw) -> None:
         """Bytes of a small record, which are valid only until the next result."""
         nbytes = content.needed_bytes
-        self._ledger.replan(item, nbytes)
-        self._ledger.arrived(nbytes)
+        self.ledger.replan(item, nbytes)
+        self.ledger.arrived(nbytes)
         verified_bytes = content.verified_bytes
-        self._ledger.checked(verified_bytes, unverified=nbytes > 0 and not verified_bytes)
+        self.ledger.checked(verified_bytes, unverified=nbytes > 0 and not verified_bytes)
         is_next = not item.ordered or self._turns[0] == item.spec.item
         data = content.data if is_next else memoryview(bytearray(content.data))
 
@@ -232,10 +246,18 @@ class Load:
 
         self._in_turn(item, commit)
 
-    def _assemble(self, item: Item, located: Located) -> None:
-        assembly = Assembly.of(item, located, self._shop)
+    def _take_audited(self, item: Item, audited: Audited) -> None:
+        self.ledger.audited(audited)
+        if audited.payload is not None:
+            self._assemble(item, audited.payload)
+            return
+        self.ledger.arrived(item.planned_bytes)
+        self._commit(item, partial(self._commits.landed, item))
+
+    def _assemble(self, item: Item, record: TensorRecord | None, reason: str = "") -> None:
+        assembly = Assembly.of(item, record, reason, self._shop)
         item.assembly = assembly
-        self._ledger.replan(item, assembly.needed_bytes)
+        self.ledger.replan(item, assembly.needed_bytes)
         if not assembly.tasks_left:
             self._finish(item, assembly)
 
@@ -256,7 +278,7 @@ class Load:
             assembly.release()
             raise
         is_unverified = assembly.needed_bytes > 0 and not verified_bytes
-        self._ledger.checked(verified_bytes, unverified=is_unverified, reason=reason)
+        self.ledger.checked(verified_bytes, unverified=is_unverified, reason=reason)
 
         def commit() -> None:
             try:
@@ -307,11 +329,14 @@ class Load:
         spec = item.spec
         error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
         item.is_failed = True
+        if self._job.work.audit:  # progress counts what was looked at, good or bad
+            landed_bytes = item.assembly.landed_bytes if item.assembly is not None else 0
+            self.ledger.arrived(item.planned_bytes - landed_bytes)
         self._failures[spec.item] = error
         self._leave(item)
 
     def _leave(self, item: Item) -> None:
-        self._ledger.left(item.spec.path, 1)
+        self.ledger.left(item.spec.path, 1)
         self._feed.item_left(item.spec.item)
 
 

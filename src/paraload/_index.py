@@ -2,8 +2,9 @@
 
     .metadata of DCP --_dcp_index--> CheckpointIndex --> verify, inspect, load, bench
 
-An index has an object for every chunk: 0.13 s for 50,000 of them, half of what a load takes to plan.
-So a load makes none, but looks up the chunks of its plan with ``_dcp_index.StoredTensors``.
+An index has an object for every chunk: 0.13 s for 50,000 of them, half the time that planning a
+load takes. So a load makes none, but looks up the chunks of its plan with
+``_dcp_index.StoredTensors``.
 """
 
 from __future__ import annotations

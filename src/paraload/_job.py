@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,10 +42,10 @@ class Job:
     ordered: Collection[int]
     work: Work
     split_bytes: Callable[[RecordSpec], int]
-    task_limit_bytes: int
     max_gap_bytes: int
-    hand_over_landed: bool
-    slow_reasons: Sequence[str]
-    watch_targets: bool
-    strict: bool
     started_s: float
+    task_limit_bytes: int = sys.maxsize
+    hand_over_landed: bool = False
+    slow_reasons: Sequence[str] = ()
+    watch_targets: bool = False
+    strict: bool = False

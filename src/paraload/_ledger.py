@@ -15,7 +15,7 @@ from paraload.report import FileTiming, ReadReport, pairs_text
 
 if TYPE_CHECKING:
     from paraload._items import Item
-    from paraload._result import TaskResult
+    from paraload._result import Audited, TaskResult
 
 __all__ = ["Ledger"]
 
@@ -23,7 +23,12 @@ logger = logging.getLogger("paraload")
 
 
 class Ledger:
-    """Everything that is counted, by the one thread that handles results."""
+    """Everything that is counted, by the one thread that handles results.
+
+    Attributes:
+        bytes_unverifiable: bytes of audited records that were written without a CRC-32.
+        uncompared: audited tensors whose dtype and shape could not be compared with the metadata.
+    """
 
     def __init__(
         self, items_by_file: Counter[str], *, bytes_total: int, verify: bool, started_s: float
@@ -45,6 +50,8 @@ class Ledger:
         self._items_fallen_back: set[int] = set()
         self._unverified: Counter[str] = Counter()
         self._overwritten: dict[str, str] = {}
+        self.bytes_unverifiable = 0
+        self.uncompared = 0
 
     def count(self, result: TaskResult) -> None:
         """Note what a task has read, and when."""
@@ -78,6 +85,12 @@ class Ledger:
         if unverified:
             why = (reason or "no CRC-32 in the file") if self._verify else "verify=False"
             self._unverified[why] += unverified
+
+    def audited(self, outcome: Audited) -> None:
+        """A record is right, but for a payload that is still to be summed."""
+        self._bytes_verified += outcome.verified_bytes
+        self.bytes_unverifiable += outcome.unverifiable_bytes
+        self.uncompared += not outcome.is_compared
 
     def fall_back(self, reason: str, items: int = 1) -> None:
         """Items go a slower way; the log says so once for each reason."""

@@ -31,7 +31,7 @@ from paraload._preflight import (
     require_writable,
 )
 from paraload._tensor_memory import dispatch_modes_off
-from paraload.errors import CheckpointReadError, StalledReadError
+from paraload.errors import CheckpointReadError, StalledReadError, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from paraload._execution import Execution
     from paraload.report import ReadReport
-    from paraload.sources import ByteSource, FileStat
+    from paraload.sources import FileStat
 
 
 class ReaderSteps:
@@ -118,7 +118,7 @@ def read_with(
                 seen |= getattr(reader, "_metadata_before", {})
             job.destinations.note_writes()
             stack.enter_context(objects_frozen())
-        report = _run(load, execution, traits.source, seen, looker, traits.options.retries)
+        report = _run(load, job, execution, seen, looker)
         reader.last_report = report
     done: Future[None] = Future()
     done.set_result(None)
@@ -127,15 +127,17 @@ def read_with(
 
 def _run(
     load: Load,
+    job: Job,
     execution: Execution,
-    source: ByteSource,
     seen: Mapping[str, FileStat],
     looker: DaemonThreads,
-    retries: int,
 ) -> ReadReport:
     """Run ``load``, on files that are the same at its end."""
+    source, retries = job.work.source, job.work.retries
     try:
-        report = load.run(execution.executor)
+        report, failures = load.run(execution.executor)
+        if failures:
+            raise summarize(list(failures.values()), items=len(job.specs), path=job.path)
     except StalledReadError:
         raise  # to look at the files of a storage that stands still would stand still as well
     except CheckpointReadError as error:

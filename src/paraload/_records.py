@@ -12,13 +12,13 @@ import copy
 import io
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from paraload._alike import Alike, land_alike
+from paraload._audit import audit_in_memory
 from paraload._checks import check_payload, check_range, check_stored, most_bytes
+from paraload._layout_cache import take_cached
 from paraload._result import Failed, LandedItems
 from paraload._work import NarrowedTensor, item_error
 from paraload.formats._archive import check_archive
-from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
-from paraload.formats._torch_zip import FIRST_HEAD_BYTES
+from paraload.formats._base import Unsupported, locate
 from paraload.transforms import decode, no_decoder, slice_stream
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from paraload._sink import TargetSink as Sink
     from paraload._task import RecordSpec, RecordsTask
     from paraload._work import Meter, Work
-    from paraload.formats._base import ItemFormat
     from paraload.sources import StreamingSource
 
 
@@ -78,7 +77,7 @@ def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
     """Read the range of ``task`` at once and cut the records out of it."""
     taken = _Taken()
     try:
-        block = read_block(task, meter)
+        block = _read_block(task, meter)
     except Exception:  # noqa: BLE001 - read one by one, so that each item tells its own problem
         for spec in task.specs:
             taken.take(spec, _read_record, meter, sink, taken, spec)
@@ -94,12 +93,11 @@ def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
         for spec in task.specs:
             take(spec)
         return taken.outcomes()
-    alike = Alike(block, task.start, sink.targets, sink.ways, work.format, work.verify)
-    landed = land_alike(task.specs, alike, take)
+    landed = take_cached(task, block, sink.targets, sink.layouts, work, take)
     return [landed, *taken.outcomes()] if landed.items else taken.outcomes()
 
 
-def read_block(task: RecordsTask, meter: Meter) -> bytearray:
+def _read_block(task: RecordsTask, meter: Meter) -> bytearray:
     """The range of ``task``.
 
     Raises:
@@ -151,13 +149,15 @@ def _take_record(
 ) -> Outcome | None:
     work = meter.work
     if work.transform is not None or spec.wanted.descriptors:
-        data = decoded(work, spec, data)
+        data = _decoded(work, spec, data)
+    if work.audit:
+        return audit_in_memory(meter, sink.layouts, spec, data)
     if spec.kind == "bytes":
         return _checked_raw(meter, sink, spec, data, "")
     if (hook := work.narrow_tensor) is not None:
         verified = check_archive(data, most_bytes(spec), verify=work.verify)
         return sink.put_narrowed(spec, _narrow(hook, spec, data), verified)
-    found = locate_in(work.format, data)
+    found = locate(work.format, lambda nbytes: bytes(data[:nbytes]), len(data))
     if isinstance(found, Unsupported):
         return _checked_raw(meter, sink, spec, data, found.reason)
     check_stored(spec, found.dtype, found.shape)
@@ -167,11 +167,11 @@ def _take_record(
         return put
     taken.land(spec.item, put, verified)
     if not spec.wanted.descriptors:
-        sink.ways.learn(spec, sink.targets[spec.item], found, data)
+        sink.layouts.learn_target(spec, sink.targets[spec.item], found, data)
     return None
 
 
-def decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
+def _decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
     """The record without the transforms that its descriptors name."""
     descriptors = spec.wanted.descriptors
     decoders, unknown = work.decoders.get(descriptors, ((), descriptors))
@@ -181,14 +181,6 @@ def decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
     if work.transform is None:
         return data
     return memoryview(work.transform(spec.for_hooks.read_item, unknown, io.BytesIO(data)).read())
-
-
-def locate_in(fmt: ItemFormat, data: memoryview) -> TensorRecord | Unsupported:
-    """Find the payload of a record that is in memory."""
-    want = FIRST_HEAD_BYTES
-    while isinstance(found := fmt.locate(bytes(data[:want]), len(data)), NeedBytes):
-        want = found.nbytes
-    return found
 
 
 def _narrow(hook: Callable[..., Any], spec: RecordSpec, data: memoryview) -> NarrowedTensor:

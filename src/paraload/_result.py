@@ -1,7 +1,7 @@
 """What workers answer to a task: an outcome for each item, and what it took. No torch.
 
 TaskResult    the answer
-  Outcome       Located, Landed, Staged, Raw or Failed; LandedItems for many that went the same way
+  Outcome       Located, Landed, Staged, Raw, Audited or Failed; LandedItems for many of one kind
   ReadTally     requests, bytes, retries
 """
 
@@ -37,7 +37,8 @@ class Located(Outcome):
 class Landed(Outcome):
     """A part of a split record, ``nbytes`` from ``src`` of the payload on, is in the item's memory.
 
-    It carries its own ``crc`` and, if it has read the trailer, the ``expected_crc`` of the whole.
+    In an audit it has been summed and forgotten. It carries its own ``crc`` and, if it has read the
+    trailer, the ``expected_crc`` of the whole.
     """
 
     nbytes: int
@@ -50,7 +51,8 @@ class Landed(Outcome):
 class LandedItems:
     """Many whole items of one task are in their targets, ``verified_bytes`` of them proved right.
 
-    ``unverified`` counts the items with bytes of which none could be checked.
+    In an audit their whole records are right. ``unverified`` counts the items with bytes of which
+    none could be checked.
     """
 
     items: tuple[int, ...]
@@ -107,6 +109,23 @@ class Raw(_Content):
     """The whole decoded record: a bytes item, or a tensor that only torch can read (``reason``)."""
 
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited(Outcome):
+    """A record of an audit is right, but for its ``payload`` if that is still to be summed.
+
+    Attributes:
+        verified_bytes: compared with a CRC-32.
+        unverifiable_bytes: that have none.
+        is_compared: dtype and shape were compared with the metadata, or there are none.
+        payload: where it lies, and the ``crc`` that it should have.
+    """
+
+    verified_bytes: int
+    unverifiable_bytes: int
+    is_compared: bool = True
+    payload: TensorRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,14 +5,16 @@ Worker processes, which do not see that memory, have a sink of their own (`execu
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from paraload import _geometry as geometry
-from paraload._alike import Ways
+from paraload._layout_cache import LayoutCache
 from paraload._region import is_fragmented, staging_region
 from paraload._result import Cut, Outcome, Raw, Staged
 from paraload._strided import copy_runs
+from paraload._task import DISCARDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from paraload._task import RecordSpec, RunsTask
     from paraload._work import NarrowedTensor
     from paraload.formats._base import TensorRecord
+
+#: A thread reads into this memory again and again: bytes are summed in the processor's cache and
+#: never leave it. Of 256 KiB to 8 MiB, 512 KiB to 2 MiB were the fastest.
+_SCRATCH_BYTES: Final = 1 << 20
 
 
 class Layout(NamedTuple):
@@ -92,15 +98,23 @@ def _cut_inside(spec: RecordSpec, region: Region) -> Cut | None:
     return Cut(tuple(offset - start for offset, start in pairs), spec.wanted.lengths)
 
 
+class _Scratch(threading.local):
+    def __init__(self) -> None:
+        self.memory = memoryview(bytearray(_SCRATCH_BYTES))
+
+
 class TargetSink:
     """Bytes go straight into the memory of their targets."""
 
     def __init__(self, targets: Mapping[int, TargetMemory]) -> None:
         self.targets = targets
-        self.ways = Ways()
+        self.layouts = LayoutCache()
+        self._scratch = _Scratch()
 
     def memory(self, task: RunsTask) -> tuple[memoryview, tuple[geometry.Run, ...]]:
-        """The target's memory and the task's runs as they are."""
+        """The target's memory, or this thread's scratch, and the task's runs as they are."""
+        if task.target == DISCARDED:
+            return self._scratch.memory, task.runs
         return self.targets[task.target].memory, task.runs
 
     def packed_memory(self, item: int, nbytes: int) -> memoryview:

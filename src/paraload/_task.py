@@ -12,7 +12,7 @@ What they answer is in ``_result.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem  # noqa: F401, TC001
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from paraload._geometry import Run, Shape
 
 ItemKind = Literal["tensor", "bytes"]
+
+#: The ``target`` of a :class:`RunsTask` whose bytes are summed and forgotten.
+DISCARDED: Final = -1
 
 
 class Stored(NamedTuple):

@@ -1,6 +1,6 @@
 """``paraload.verify``: whether a checkpoint is what was written, without a model.
 
-    .metadata --restricted--> CheckpointIndex --> files there? --> records, checked by threads
+    .metadata --restricted--> CheckpointIndex --> files there? --> an audit by the engine
                                   |                    |               |
                                   +---- findings ------+---------------+--> report
 
@@ -11,21 +11,26 @@ thread needs 1 MiB, whatever the size of a tensor.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from paraload._adapter import stock_decoders
+from paraload._budget import MemoryBudget
 from paraload._daemons import DaemonThreads
-from paraload._execution import progress_hook
+from paraload._destination import Destinations
+from paraload._engine import Load
+from paraload._execution import choose_execution, progress_hook
 from paraload._files import look_at_files, path_failures
 from paraload._folder_metadata import folder_metadata
 from paraload._gc import collector_paused
 from paraload._interrupts import stopped_by_signals
+from paraload._job import Job
+from paraload._plan import PlanKnobs, first_tasks
 from paraload._task import RecordSpec, Stored, Wanted
 from paraload._verify_report import Finding, Part, VerifyReport
-from paraload._verify_run import VerifyRun
 from paraload._work import Work
-from paraload.executors._width import choose_ramp
 from paraload.manifest import compare_manifest
 from paraload.options import ReadOptions
 from paraload.sources._local import LocalSource
@@ -34,10 +39,14 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Container, Iterator, Mapping, Sequence
 
+    from paraload._execution import Execution
     from paraload._index import Chunk, IndexFault, Place
     from paraload._task import ItemKind
     from paraload.errors import ItemReadError
     from paraload.sources import FileStat
+
+#: Smaller blocks than a load's: nothing is gained from a few big ones that are only looked at.
+_KNOBS: Final = PlanKnobs(block_bytes=1 << 20)
 
 
 @stopped_by_signals
@@ -94,19 +103,25 @@ def verify(
     try:
         specs, files, missing = _present(source, all_specs, parts, options)
         problems += missing
-        work = Work(
+        execution = choose_execution(
+            replace(options, executor="threads"),
             source=source,
-            verify=True,
-            decoders=stock_decoders(spec.wanted.descriptors for spec in specs),
-            retries=options.retries,
-            stall_timeout_s=options.stall_timeout_s,
+            total_bytes=sum(spec.length for spec in specs),
+            stays_here="",
         )
-        workers = options.max_workers or choose_ramp(str(folder)).start
-        run = VerifyRun(work, specs, parts, workers)
         with progress_hook(options, None) as hook:
-            problems += run.findings(hook)
+            load = Load(
+                _audit(str(folder), specs, source, options, execution),
+                budget=MemoryBudget(execution.staging_bytes),
+                process=lambda _: None,
+                on_progress=hook,
+            )
+            read, failures = load.run(execution.executor)
     finally:
         source.close()
+    for item, failure in failures.items():
+        spec = all_specs[item]
+        problems.append(Finding.of(failure, (parts[item],), start=spec.start, end=spec.end))
     data_files = {spec.path for spec in all_specs}
     known = {*found.files, *data_files}
     with DaemonThreads.for_looks(options.stall_timeout_s) as looker:
@@ -130,12 +145,12 @@ def verify(
         objects=len({part.name for part in parts} - tensors),
         records=len(records),
         files=len(data_files),
-        bytes_checked=run.verified_bytes,
-        bytes_unverifiable=run.unverifiable_bytes,
-        uncompared=run.uncompared,
-        bytes_direct=run.tally.bytes_direct,
-        retries=run.tally.retries,
-        fallback=run.tally.fallback,
+        bytes_checked=read.bytes_verified,
+        bytes_unverifiable=load.ledger.bytes_unverifiable,
+        uncompared=load.ledger.uncompared,
+        bytes_direct=read.bytes_direct,
+        retries=read.retries,
+        fallback="; ".join(read.fallbacks),
         seconds=time.monotonic() - started_s,
         problems=tuple(problems),
         remarks=tuple(remarks),
@@ -177,6 +192,37 @@ def _present(
         files, missing = look_at_files(source, inside, looker, retries=options.retries)
     present = [spec for spec in inside if spec.item not in missing]
     return present, files, list(_by_file(outside | missing, parts))
+
+
+def _audit(
+    path: str,
+    specs: list[RecordSpec],
+    source: LocalSource,
+    options: ReadOptions,
+    execution: Execution,
+) -> Job:
+    """Check every entry of the records, from the front of each file to its back."""
+    alike: dict[Wanted, Wanted] = {}  # records of one layout are known by it
+    specs = [spec._replace(wanted=alike.setdefault(spec.wanted, spec.wanted)) for spec in specs]
+    specs.sort(key=attrgetter("path", "start"))
+    return Job(
+        path=path,
+        specs=specs,
+        first=first_tasks(specs, straight_through=True, knobs=_KNOBS),
+        destinations=Destinations(),
+        ordered=(),
+        work=Work(
+            source=source,
+            verify=True,
+            audit=True,
+            decoders=stock_decoders(wanted.descriptors for wanted in alike),
+            retries=options.retries,
+            stall_timeout_s=options.stall_timeout_s,
+        ),
+        split_bytes=execution.sizes.next_split_bytes,
+        max_gap_bytes=_KNOBS.max_gap_bytes,
+        started_s=time.monotonic(),
+    )
 
 
 def _by_file(failures: Mapping[int, ItemReadError], parts: Sequence[Part]) -> Iterator[Finding]:

@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Work:
-    """What every task of a load needs; pickles as configuration for worker processes."""
+    """What every task of a load needs; pickles as configuration for worker processes.
+
+    ``audit``: check every entry of each record, and keep nothing of it.
+    """
 
     source: ByteSource
     verify: bool
+    audit: bool = False
     decoders: Mapping[tuple[str, ...], tuple[tuple[Decoder, ...], tuple[str, ...]]] = field(
         default_factory=dict
     )

@@ -14,18 +14,20 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from paraload import _geometry as geometry
+from paraload._audit import audit_located
 from paraload._checks import check_range, check_stored, trailer_crc
 from paraload._checksum import crc32
 from paraload._records import read_records, read_streams
 from paraload._result import Failed, Landed, Located, TaskResult
 from paraload._strided import gather, is_gathered, pick
-from paraload._task import LocateTask, RecordsTask, RunsTask, SharedTask
+from paraload._task import DISCARDED, LocateTask, RecordsTask, RunsTask, SharedTask
 from paraload._work import Meter, guarded, item_error
-from paraload.formats._base import NeedBytes, TensorRecord, Unsupported
+from paraload.formats._base import TensorRecord, Unsupported, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +51,7 @@ def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
     match task:
         case LocateTask():
             known: dict[tuple[int, int], TensorRecord] = {}
-            outcomes = [guarded(spec, _locate, meter, spec, known) for spec in task.specs]
+            outcomes = [guarded(spec, _locate, meter, sink, spec, known) for spec in task.specs]
         case RecordsTask(as_stream=True):
             outcomes = read_streams(task, meter, sink)
         case RecordsTask():
@@ -70,34 +72,42 @@ def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
     )
 
 
-def _locate(meter: Meter, spec: RecordSpec, known: dict[tuple[int, int], TensorRecord]) -> Outcome:
+def _locate(
+    meter: Meter, sink: Sink, spec: RecordSpec, known: dict[tuple[int, int], TensorRecord]
+) -> Outcome:
     """Find the payload of ``spec``; ``known`` are those of the same task that were found before."""
-    if (found := known.get((spec.start, spec.end))) is not None:
+    found: TensorRecord | Unsupported | None = known.get((spec.start, spec.end))
+    if found is None:
+        check_range(spec, meter.size())
+        found = Unsupported("")
+        if spec.kind == "tensor":
+            read_head = partial(_read_head, meter, spec)
+            head_bytes = meter.limits.head_bytes
+            found = locate(meter.work.format, read_head, spec.length, head_bytes)
+    if isinstance(found, TensorRecord):
+        known[spec.start, spec.end] = found
         check_stored(spec, found.dtype, found.shape)
-        return Located(item=spec.item, record=found)
-    check_range(spec, meter.size())
-    if spec.kind == "bytes":
-        return Located(item=spec.item, record=None)
-    want = min(meter.limits.head_bytes, spec.length)
-    while True:
-        head = bytearray(want)
-        meter.read_into(spec.start, [memoryview(head)])
-        match meter.work.format.locate(bytes(head), spec.length):
-            case NeedBytes(nbytes=nbytes):
-                want = nbytes
-            case TensorRecord() as found:
-                known[spec.start, spec.end] = found
-                check_stored(spec, found.dtype, found.shape)
-                return Located(item=spec.item, record=found)
-            case Unsupported(reason=reason):
-                return Located(item=spec.item, record=None, reason=reason)
+    if meter.work.audit:
+        return audit_located(meter, sink.layouts, spec, found)
+    if isinstance(found, Unsupported):
+        return Located(item=spec.item, record=None, reason=found.reason)
+    return Located(item=spec.item, record=found)
+
+
+def _read_head(meter: Meter, spec: RecordSpec, nbytes: int) -> bytes:
+    head = bytearray(nbytes)
+    meter.read_into(spec.start, [memoryview(head)])
+    return bytes(head)
 
 
 def _read_runs(task: RunsTask, meter: Meter, sink: Sink) -> Outcome:
     (item,) = task.items
     try:
         memory, runs = sink.memory(task)
-        crc = _read_into(task, runs, memory, meter)
+        if task.target == DISCARDED:
+            crc = _sum(task, memory, meter)
+        else:
+            crc = _read_into(task, runs, memory, meter)
         expected = None
         if task.trailer is not None and task.checksum:
             start, end = task.trailer
@@ -116,6 +126,18 @@ def _read_runs(task: RunsTask, meter: Meter, sink: Sink) -> Outcome:
         crc=crc if task.checksum else None,
         expected_crc=expected,
     )
+
+
+def _sum(task: RunsTask, scratch: memoryview, meter: Meter) -> int:
+    """The CRC-32 of all runs in order, which are read into the same memory again and again."""
+    crc = 0
+    for run in task.runs:
+        start, end = task.base + run.src, task.base + run.src + run.nbytes
+        for at in range(start, end, len(scratch)):
+            piece = scratch[: end - at]
+            meter.read_into(at, (piece,))
+            crc = crc32(piece, crc)
+    return crc
 
 
 def _read_shared(task: SharedTask, meter: Meter, sink: Sink) -> list[Outcome | LandedItems]:

@@ -133,17 +133,16 @@ def test_metadata_that_is_being_read(folder, saved, monkeypatch, act):
 
 @pytest.mark.parametrize("run", [paraload.verify, lambda folder: cli.main(["verify", str(folder)])])
 def test_verify(folder, saved, monkeypatch, run):
-    from paraload import _verify_run
+    from paraload._engine import Load
 
     error = ExpiredError("time is up")
-    snapshot = _verify_run.VerifyRun._summed
+    really = Load._handle
 
-    def summed(self, *args):
+    def handle(self, result):
         raise_it()
-        return snapshot(self, *args)
+        return really(self, result)
 
-    monkeypatch.setattr(_verify_run.VerifyRun, "_summed", summed)
-    monkeypatch.setattr(_verify_run.VerifyRun, "_looked", summed)
+    monkeypatch.setattr(Load, "_handle", handle)
     with alarm(error, 60), pytest.raises(ExpiredError) as caught:
         run(folder)
     assert caught.value is error

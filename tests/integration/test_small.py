@@ -10,7 +10,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlan
 
-from paraload import CheckpointReadError, ParallelFileSystemReader, _alike, _records
+from paraload import CheckpointReadError, ParallelFileSystemReader, _layout_cache, _records
 from paraload.errors import ChecksumMismatchError, FormatError
 from tests.integration import support
 
@@ -131,7 +131,7 @@ def test_who_wants_to_know_of_commits_is_told_of_every_item(saved):
 
 
 def test_only_so_many_layouts_are_remembered(saved, monkeypatch):
-    monkeypatch.setattr(_alike, "_MAX_KNOWN_WAYS", 2)
+    monkeypatch.setattr(_layout_cache, "_MAX_LAYOUTS", 2)
     folder, state = saved
     reader = ParallelFileSystemReader(folder, executor="sequential")
     support.assert_same(support.load(reader, support.empty_like(state)), state)

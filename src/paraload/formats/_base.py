@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from paraload._geometry import extent_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from paraload._geometry import Shape
 
 __all__ = ["DTYPE_BYTES", "ItemFormat", "NeedBytes", "TensorRecord", "Unsupported"]
@@ -97,7 +99,15 @@ class Unsupported:
 
 
 class ItemFormat(Protocol):
-    """Finds payloads in records of one format."""
+    """Finds payloads in records of one format.
+
+    Attributes:
+        first_bytes: bytes of a record that :meth:`locate` is shown first.
+        has_checksum: whether the format has a CRC-32 of the payload.
+    """
+
+    first_bytes: int
+    has_checksum: bool
 
     def locate(self, head: bytes, record_bytes: int) -> TensorRecord | NeedBytes | Unsupported:
         """Find the payload.
@@ -109,3 +119,16 @@ class ItemFormat(Protocol):
 
     def read_trailer(self, trailer: bytes | memoryview, payload_bytes: int) -> int | None:
         """The CRC-32 in the bytes behind a payload; 0 if none was written, None if damaged."""
+
+
+def locate(
+    fmt: ItemFormat, read_head: Callable[[int], bytes], record_bytes: int, least_bytes: int = 0
+) -> TensorRecord | Unsupported:
+    """Show ``fmt`` the first bytes of a record, which ``read_head`` reads, until it knows.
+
+    ``least_bytes`` are as cheap to read from the storage as fewer.
+    """
+    want = min(max(fmt.first_bytes, least_bytes), record_bytes)
+    while isinstance(found := fmt.locate(read_head(want), record_bytes), NeedBytes):
+        want = found.nbytes
+    return found

@@ -28,7 +28,7 @@ from paraload.formats._base import NATIVE_BYTEORDER, NeedBytes, TensorRecord, Un
 from paraload.formats._torch_pickle import OddError, tensor_in
 
 #: Most headers end at byte 704; 1 KiB finds them with one read.
-FIRST_HEAD_BYTES: Final = 1024
+_FIRST_BYTES: Final = 1024
 #: A header longer than this is not one of a plain tensor.
 _MAX_HEAD_BYTES: Final = 1 << 16
 _MAX_CACHED_LAYOUTS: Final = 4096
@@ -43,6 +43,9 @@ _HAS_DESCRIPTOR: Final = 0x08
 
 class TorchZipFormat:
     """:class:`~paraload.formats._base.ItemFormat` of plain tensors written by ``torch.save``."""
+
+    first_bytes = _FIRST_BYTES
+    has_checksum = True
 
     def __init__(self) -> None:
         self._by_head: dict[bytes, TensorRecord] = {}
@@ -87,7 +90,7 @@ def _parse(head: bytes, record_bytes: int) -> TensorRecord | NeedBytes | Unsuppo
     except _Short:
         if len(head) >= min(record_bytes, _MAX_HEAD_BYTES):
             return Unsupported("no payload in the header")
-        return NeedBytes(min(record_bytes, 4 * max(len(head), FIRST_HEAD_BYTES)))
+        return NeedBytes(min(record_bytes, 4 * max(len(head), _FIRST_BYTES)))
     except OddError as odd:
         return Unsupported(str(odd))
 

@@ -1,4 +1,4 @@
-"""Archives like a known one: what is found at a glance is what taking them apart would find."""
+"""Audits: what a known layout tells is what taking the archive apart would find."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import pytest
 import torch
 
 import paraload
-from paraload import _verify_records
+from paraload import _audit
+from paraload._layout_cache import LayoutCache
 from paraload._plan import first_tasks
+from paraload._result import Audited, Failed, LandedItems
+from paraload._sink import TargetSink
 from paraload._task import RecordSpec, Stored, Wanted
-from paraload._verify_alike import KnownArchives
-from paraload._verify_records import Checked, check_records
-from paraload._verify_run import _KNOBS
-from paraload._work import Meter, Work
+from paraload._verify import _KNOBS
+from paraload._work import Work
+from paraload._worker import run_task
 from paraload.errors import FormatError
 from paraload.sources._local import LocalSource
 from tests.integration import support
@@ -31,22 +33,14 @@ LENGTHS = [40, 70_000]
 def taken_apart(monkeypatch):
     """The lengths of the archives that were."""
     seen = []
-    apart = _verify_records.check_entries
+    apart = _audit.check_entries
 
     def check(file, nbytes, **keywords):
         seen.append(nbytes)
         return apart(file, nbytes, **keywords)
 
-    monkeypatch.setattr(_verify_records, "check_entries", check)
+    monkeypatch.setattr(_audit, "check_entries", check)
     return seen
-
-
-def checked(meter, specs, known):
-    """The answers for ``specs``, in their order."""
-    answers = {}
-    for task in first_tasks(specs, knobs=_KNOBS):
-        answers |= zip(task.items, check_records(meter, task, known), strict=True)
-    return [answers[spec.item] for spec in specs]
 
 
 class Records:
@@ -63,15 +57,32 @@ class Records:
                 spec = RecordSpec(number, "data", start, file.tell(), f"w{number}", wanted)
                 self.specs.append(spec)
         self._source = LocalSource(folder)
-
-    def meter(self):
-        return Meter(Work(source=self._source, verify=True), "data")
+        self.reads = 0
 
     def close(self):
         self._source.close()
 
     def check(self, specs, known):
-        return checked(self.meter(), specs, known)
+        """For each of ``specs`` an :class:`Audited`, or its error; learns layouts."""
+        sink = TargetSink({})
+        sink.layouts = known
+        work = Work(source=self._source, verify=True, audit=True)
+        answers = {}
+        for task in first_tasks(specs, straight_through=True, knobs=_KNOBS):
+            result = run_task(task, work, sink)
+            self.reads += result.tally.reads
+            for outcome in result.outcomes:
+                if isinstance(outcome, LandedItems):
+                    assert not outcome.unverified
+                    nbytes = outcome.verified_bytes // len(outcome.items)
+                    for item in outcome.items:
+                        answers[item] = Audited(
+                            item=item, verified_bytes=nbytes, unverifiable_bytes=0
+                        )
+                else:
+                    is_failed = isinstance(outcome, Failed)
+                    answers[outcome.item] = outcome.error if is_failed else outcome
+        return [answers[spec.item] for spec in specs]
 
 
 @pytest.fixture
@@ -88,27 +99,24 @@ def records(make_records, request):
 
 def said(answer):
     """An answer, to be compared."""
-    return answer if isinstance(answer, Checked) else (type(answer), str(answer))
+    return answer if isinstance(answer, Audited) else (type(answer), str(answer))
 
 
 def test_a_flip_of_any_byte_is_found_as_if_nothing_was_known(records):
-    known = KnownArchives()
+    known = LayoutCache()
     first, second, _ = records.specs
     [good] = records.check([first], known)
-    payload = good.payload or Checked()  # a payload in memory is summed at once
+    # A payload in memory is summed at once; that of a located record is not looked at here.
+    payload = range(good.payload.start, good.payload.end) if good.payload else ()
     found = 0
     for at in range(second.start, second.end):
-        if (
-            getattr(payload, "start", at)
-            <= at - second.start + first.start
-            < getattr(payload, "end", at)
-        ):
-            continue  # not looked at here
+        if at - second.start in payload:
+            continue
         support.flip(records.path, at, 1 << at % 8)
-        [expected] = records.check([second], KnownArchives())
+        [expected] = records.check([second], LayoutCache())
         [got] = records.check([second], copy.deepcopy(known))  # what is accepted becomes known
         assert said(got) == said(expected), at - second.start
-        found += not isinstance(got, Checked)
+        found += not isinstance(got, Audited)
         support.flip(records.path, at, 1 << at % 8)
     assert found > 500
 
@@ -145,21 +153,38 @@ def test_one_damaged_record_among_alike_ones_is_the_only_finding(tmp_path):
     assert paraload.verify(tmp_path).ok
 
 
+@pytest.mark.parametrize("length", LENGTHS)
+def test_damage_of_head_payload_and_tail_of_a_known_layout_is_found(tmp_path, taken_apart, length):
+    tensors = {f"a{n}": torch.randn(length) for n in range(6)}
+    support.save(tmp_path, tensors, files=1)
+    file, offset, size = support.records_of(tmp_path)["a4"]
+    with zipfile.ZipFile(io.BytesIO(file.read_bytes()[offset : offset + size])) as archive:
+        directory = archive.start_dir
+    end = 704 + tensors["a4"].nbytes
+    places = {"head": 100, "payload": end - 1, "descriptor": end + 5, "directory": directory}
+    for place, at in places.items():
+        support.flip(file, offset + at)
+        [finding] = paraload.verify(tmp_path, max_workers=1).problems
+        assert (finding.parts[0].name, finding.start) == ("a4", offset), place
+        support.flip(file, offset + at)
+    assert len(taken_apart) <= 2 * len(places)  # the others were known
+
+
 def test_a_payload_is_compared_although_all_around_it_is_as_known(records):
-    known = KnownArchives()
+    known = LayoutCache()
     first, second, _ = records.specs
     records.check([first], known)
     support.flip(records.path, second.start + 704)
     [answer] = records.check([second], known)
-    if isinstance(answer, Checked):
-        assert answer.payload.expected_crc
+    if isinstance(answer, Audited):
+        assert answer.payload.crc
     else:
         assert answer.problem == "the tensor's bytes are damaged"
 
 
 def test_a_record_of_the_same_kind_that_is_not_what_the_metadata_says_is_found(make_records):
     records = make_records(2, 40)
-    known = KnownArchives()
+    known = LayoutCache()
     first, second = records.specs
     records.check([first], known)
     other = second.wanted._replace(stored=Stored("float32", (41,)))
@@ -173,24 +198,23 @@ def test_the_directory_and_the_descriptor_of_a_payload_are_compared(records):
     data = records.path.read_bytes()[first.start : first.end]
     at = data.rindex(b"archive/data/0" if b"archive/data/0" in data else b"data/data/0") - 30
     support.flip(records.path, first.start + at)
-    [answer] = records.check([first], KnownArchives())
+    [answer] = records.check([first], LayoutCache())
     assert isinstance(answer, FormatError)
     assert "gives the payload another CRC-32" in str(answer)
 
 
 def test_small_records_are_read_with_one_read(make_records):
     records = make_records(20, 40)
-    meter = records.meter()
-    answers = checked(meter, records.specs, KnownArchives())
-    assert all(isinstance(answer, Checked) for answer in answers)
-    assert meter.tally.reads == 1
+    answers = records.check(records.specs, LayoutCache())
+    assert all(isinstance(answer, Audited) for answer in answers)
+    assert records.reads == 1
 
 
 def test_of_records_that_a_cut_file_has_not_each_says_so_and_the_others_are_good(make_records):
     records = make_records(20, 40)
     os.truncate(records.path, records.specs[15].start + 10)
-    answers = records.check(records.specs, KnownArchives())
-    assert [isinstance(answer, Checked) for answer in answers] == [True] * 15 + [False] * 5
+    answers = records.check(records.specs, LayoutCache())
+    assert [isinstance(answer, Audited) for answer in answers] == [True] * 15 + [False] * 5
     assert {answer.problem for answer in answers[15:]} == {"file ends too early"}
 
 
@@ -198,8 +222,8 @@ def test_impossible_ranges_are_told_one_by_one(make_records):
     records = make_records(3, 40)
     first, second, third = records.specs
     impossible = second._replace(start=second.end, end=second.start)
-    good, bad, also_good = records.check([first, impossible, third], KnownArchives())
-    assert (type(good), type(also_good)) == (Checked, Checked)
+    good, bad, also_good = records.check([first, impossible, third], LayoutCache())
+    assert (type(good), type(also_good)) == (Audited, Audited)
     assert bad.problem == "metadata gives an impossible range"
 
 
@@ -227,12 +251,13 @@ def test_archives_of_others_are_taken_apart_each_time(tmp_path, taken_apart):
         for info in old.infolist():
             new.writestr(info.filename, old.read(info))
     data = rewritten.getvalue()
-    (tmp_path / "data").write_bytes(data * 2)
-    wanted = Wanted("tensor", (0,), (40,), (), None)
-    specs = [
-        RecordSpec(n, "data", n * len(data), (n + 1) * len(data), f"w{n}", wanted) for n in range(2)
-    ]
-    meter = Meter(Work(source=LocalSource(tmp_path), verify=True), "data")
-    answers = checked(meter, specs, KnownArchives())
-    assert [type(answer) for answer in answers] == [Checked] * 2
+    with closing(Records(tmp_path, 0, 40)) as records:
+        records.path.write_bytes(data * 2)
+        wanted = Wanted("tensor", (0,), (40,), (), None)
+        specs = [
+            RecordSpec(n, "data", n * len(data), (n + 1) * len(data), f"w{n}", wanted)
+            for n in range(2)
+        ]
+        answers = records.check(specs, LayoutCache())
+    assert [type(answer) for answer in answers] == [Audited] * 2
     assert len(taken_apart) == 2
