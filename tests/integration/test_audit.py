@@ -5,23 +5,28 @@ from __future__ import annotations
 import copy
 import io
 import os
+import threading
 import zipfile
 from contextlib import ExitStack, closing
+from itertools import pairwise
 
 import pytest
 import torch
 
 import paraload
+from benchmarks.rated import RatedSource
 from paraload import _audit
+from paraload._engine import Load
 from paraload._layout_cache import LayoutCache
 from paraload._plan import first_tasks
 from paraload._result import Audited, Failed, LandedItems
 from paraload._sink import TargetSink
-from paraload._task import RecordSpec, Stored, Wanted
+from paraload._task import DISCARDED, RecordSpec, RunsTask, Stored, Wanted
 from paraload._verify import _KNOBS
 from paraload._work import Work
 from paraload._worker import run_task
 from paraload.errors import FormatError
+from paraload.executors._ramp import RampLimits
 from paraload.sources._local import LocalSource
 from tests.integration import support
 
@@ -168,6 +173,54 @@ def test_damage_of_head_payload_and_tail_of_a_known_layout_is_found(tmp_path, ta
         assert (finding.parts[0].name, finding.start) == ("a4", offset), place
         support.flip(file, offset + at)
     assert len(taken_apart) <= 2 * len(places)  # the others were known
+
+
+def test_a_big_payload_is_summed_in_pieces_that_threads_share(tmp_path, monkeypatch):
+    support.save(tmp_path, {"huge": torch.randn(9 << 20), "small": torch.ones(3)}, files=1)
+    seen = []
+    really = Load._handle
+    monkeypatch.setattr(Load, "_handle", lambda load, r: (seen.append(r), really(load, r))[1])
+    report = paraload.verify(tmp_path, max_workers=2)
+    assert report.ok
+    runs = sorted((r.task.start, r.task.end) for r in seen if isinstance(r.task, RunsTask))
+    _, offset, _ = support.records_of(tmp_path)["huge"]
+    assert len(runs) > 2
+    assert (runs[0][0], runs[-1][1]) == (offset + 704, offset + 704 + (36 << 20))
+    assert all(end == start for (_, end), (start, _) in pairwise(runs))
+    assert {r.task.target for r in seen if isinstance(r.task, RunsTask)} == {DISCARDED}
+
+
+def test_a_slow_storage_gets_more_threads_unless_their_number_is_given(tmp_path, monkeypatch):
+    support.save(tmp_path, {f"w{n}": torch.randn(300, 700) for n in range(40)}, files=4)
+    monkeypatch.setattr(
+        "paraload._execution.choose_ramp", lambda path: RampLimits(start=2, limit=8, cores=2)
+    )
+    monkeypatch.setattr(
+        "paraload._verify.LocalSource",
+        lambda *a, **k: RatedSource(LocalSource(*a, **k), bytes_per_second_per_stream=40e6),
+    )
+    at_once = []
+
+    def progress(_):
+        at_once.append(sum(t.name.startswith("paraload-") for t in threading.enumerate()))
+
+    assert paraload.verify(tmp_path, progress=progress).ok
+    assert max(at_once) > 2
+    at_once.clear()
+    assert paraload.verify(tmp_path, progress=progress, max_workers=3).ok
+    assert max(at_once) == 3
+
+
+def test_progress_reaches_the_end_though_records_are_damaged(tmp_path):
+    tensors = {f"w{n}": torch.randn(40) for n in range(9)} | {"huge": torch.randn(9 << 20)}
+    support.save(tmp_path, tensors, files=1)
+    for name, at in (("w3", 100), ("w5", 710), ("huge", 5 << 20)):
+        file, offset, _ = support.records_of(tmp_path)[name]
+        support.flip(file, offset + at)
+    seen = []
+    assert len(paraload.verify(tmp_path, progress=seen.append).problems) == 3
+    assert seen[-1].bytes_done == seen[-1].bytes_total
+    assert seen[-1].items_done == seen[-1].items_total == len(tensors)
 
 
 def test_a_payload_is_compared_although_all_around_it_is_as_known(records):

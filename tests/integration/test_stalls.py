@@ -167,6 +167,15 @@ def test_verify(folder, saved, monkeypatch, storage, workers):
     )
 
 
+@pytest.mark.parametrize("from_call", [4, 6])  # the tail of a record, and a piece of its payload
+def test_verify_of_a_big_tensor(tmp_path, monkeypatch, storage, from_call):
+    support.save(tmp_path, {"w": torch.randn(2 << 20)}, files=1)
+    hang(monkeypatch, storage, LocalSource, "read_into", from_call=from_call)
+    with pytest.raises(StalledReadError, match=r"being read: '__0_0.distcp' bytes \[") as caught:
+        paraload.verify(tmp_path, max_workers=2, stall_timeout_s=TIMEOUT_S)
+    assert "tensors that it reads into" not in str(caught.value)  # there are none
+
+
 def test_the_listing_and_the_manifest_of_verify(folder, saved, monkeypatch, storage, tmp_path):
     from paraload import _verify, manifest
 
