@@ -19,7 +19,7 @@ from benchmarks import arms
 from benchmarks.cases import whole_case
 from benchmarks.results import Bar, Section, Table
 from benchmarks.rounds import check_arms, time_rounds
-from paraload.sources import _local
+from paraload.sources import local as _local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

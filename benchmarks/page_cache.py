@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.checkpoints import warm
-from paraload.cli._bench_cache import drop
-from paraload.cli._bench_cache import resident_fraction as visible_fraction
+from paraload.cli.bench.page_cache import drop
+from paraload.cli.bench.page_cache import resident_fraction as visible_fraction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

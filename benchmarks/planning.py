@@ -26,12 +26,12 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 
 from benchmarks.results import Bar, Section, Table
 from paraload import ParallelFileSystemReader
-from paraload._adapter import ReaderTraits
-from paraload._budget import MemoryBudget
-from paraload._engine import Load
-from paraload._gc import collector_paused
-from paraload._reading import ReaderSteps, plan_job
-from paraload.readers import ParallelFileReader
+from paraload.adapters.dcp.read_data import ReaderSteps, plan_job
+from paraload.adapters.dcp.reader_config import ReaderTraits
+from paraload.adapters.dcp.readers import ParallelFileReader
+from paraload.engine.budget import MemoryBudget
+from paraload.engine.load import Load
+from paraload.runtime.gc_pause import collector_paused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

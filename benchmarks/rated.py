@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paraload import ParallelFileSystemReader
-from paraload.sources._wrapped import WrappedSource
+from paraload.sources.wrapping import WrappedSource
 
 if TYPE_CHECKING:
     import os

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from benchmarks.checkpoints import raw_bytes
 from benchmarks.preadv import Piece, pieces_of, read_piece, read_raw
-from paraload._checksum import crc32
+from paraload.core.checksum import crc32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from paraload import CheckpointReadError, ParallelFileSystemReader
-from paraload.executors.processes import _slots
+from paraload.executors.processes import slots as _slots
 from paraload.testing import FaultySource, make_checkpoint, resources
 
 __all__ = ["run"]

@@ -14,14 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paraload._load import load
-    from paraload._safe_planner import SafeLoadPlanner
-    from paraload._verify import verify
+    from paraload.adapters.dcp.load import load
+    from paraload.adapters.dcp.readers import ParallelFileReader, ParallelFileSystemReader
+    from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
     from paraload.errors import CheckpointReadError
     from paraload.options import ReadOptions
     from paraload.progress import ReadProgress
-    from paraload.readers import ParallelFileReader, ParallelFileSystemReader
     from paraload.report import ReadReport
+    from paraload.verification.verify import verify
 
 __all__ = [
     "CheckpointReadError",
@@ -39,14 +39,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CheckpointReadError": "paraload.errors",
-    "ParallelFileReader": "paraload.readers",
-    "ParallelFileSystemReader": "paraload.readers",
+    "ParallelFileReader": "paraload.adapters.dcp.readers",
+    "ParallelFileSystemReader": "paraload.adapters.dcp.readers",
     "ReadOptions": "paraload.options",
     "ReadProgress": "paraload.progress",
     "ReadReport": "paraload.report",
-    "SafeLoadPlanner": "paraload._safe_planner",
-    "load": "paraload._load",
-    "verify": "paraload._verify",
+    "SafeLoadPlanner": "paraload.adapters.dcp.safe_planner",
+    "load": "paraload.adapters.dcp.load",
+    "verify": "paraload.verification.verify",
 }
 
 

@@ -15,12 +15,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from paraload._daemons import DaemonThreads
 from paraload._text import counted
-from paraload._verify_report import Finding
 from paraload.errors import InvalidOptionError
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
-from paraload.sources._open import open_regular
+from paraload.runtime.daemon_threads import DaemonThreads
+from paraload.sources.regular_files import open_regular
+from paraload.verification.report import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

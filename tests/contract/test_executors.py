@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from paraload.executors import make_executor
-from paraload.executors._ramp import RampLimits
-from paraload.sources._local import LocalSource
+from paraload.executors.ramp import RampLimits
+from paraload.sources.local import LocalSource
 from paraload.testing import ExecutorContract
 from tests.contract.test_sources import written
 

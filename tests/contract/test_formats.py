@@ -8,8 +8,8 @@ import pickle
 import pytest
 import torch
 
-from paraload.formats._base import TensorRecord, Unsupported
-from paraload.formats._torch_zip import TorchZipFormat
+from paraload.formats.base import TensorRecord, Unsupported
+from paraload.formats.torch_zip import TorchZipFormat
 from paraload.testing import FormatContract
 
 
@@ -58,11 +58,11 @@ class TestTorchZip(FormatContract):
             assert found.storage_offset == tensor.storage_offset()
 
     def test_equal_headers_are_parsed_once(self, item_format, monkeypatch):
-        from paraload.formats import _torch_zip
+        from paraload.formats import torch_zip
 
         one, two = record(torch.ones(9)), record(torch.zeros(9))
         first = item_format.locate(one, len(one))
-        monkeypatch.setattr(_torch_zip, "_parse", None)
+        monkeypatch.setattr(torch_zip, "_parse", None)
         assert item_format.locate(two, len(two)) is first
 
     @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from benchmarks.rated import RatedSource
 from paraload.errors import FormatError
-from paraload.executors._gauge import GaugedSource
-from paraload.sources import Read, _local
-from paraload.sources._local import LocalSource
-from paraload.sources._retrying import RetryingSource
-from paraload.sources._streams import StreamSource
-from paraload.sources._wrapped import WrappedSource
+from paraload.executors.gauge import GaugedSource
+from paraload.sources import Read
+from paraload.sources import local as _local
+from paraload.sources.local import LocalSource
+from paraload.sources.retrying import RetryingSource
+from paraload.sources.torch_streams import StreamSource
+from paraload.sources.wrapping import WrappedSource
 from paraload.testing import FILES, FaultySource, SourceContract
 from tests.sources import RemoteLikeSource
 

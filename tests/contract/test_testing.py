@@ -20,10 +20,10 @@ import torch.distributed.checkpoint as dcp
 from paraload import ParallelFileSystemReader
 from paraload.errors import ShortFileError
 from paraload.executors import make_executor
-from paraload.formats._base import TensorRecord
-from paraload.formats._torch_zip import TorchZipFormat
+from paraload.formats.base import TensorRecord
+from paraload.formats.torch_zip import TorchZipFormat
 from paraload.sources import Read, ReadStats
-from paraload.sources._local import LocalSource
+from paraload.sources.local import LocalSource
 from paraload.testing import (
     ExecutorContract,
     FaultySource,

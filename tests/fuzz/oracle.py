@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 
-from paraload import CheckpointReadError, ParallelFileSystemReader, SafeLoadPlanner, metadata
-from paraload._unpickler import unpickle
-from paraload._worker import run_task  # noqa: F401 - imported now, not while somebody watches
-from paraload.formats._archive import check_archive
-from paraload.formats._base import NeedBytes, TensorRecord
-from paraload.formats._torch_load import load_tensor
-from paraload.formats._torch_zip import TorchZipFormat
+from paraload import CheckpointReadError, ParallelFileSystemReader, SafeLoadPlanner
+from paraload.formats.archive import check_archive
+from paraload.formats.base import NeedBytes, TensorRecord
+from paraload.formats.torch_load import load_tensor
+from paraload.formats.torch_zip import TorchZipFormat
+from paraload.metadata.reading import reading as metadata
+from paraload.metadata.unpickler import unpickle
+from paraload.workers.run_task import run_task  # noqa: F401 - imported now, not while somebody watches
 from tests.fuzz import seeds
 
 __all__ = [

@@ -22,10 +22,10 @@ __all__ = ["TARGETS", "replay"]
 FINDINGS = Path(__file__).parent / "findings"
 #: Instrumented: the parsers, not torch.
 PARSERS = (
-    *("paraload._unpickler", "paraload._opcodes"),
-    *("paraload._metadata_parsing", "paraload._metadata_validation", "paraload._metadata_bytes"),
-    *("paraload.formats._torch_zip", "paraload.formats._torch_pickle"),
-    *("paraload.formats._archive", "paraload._records", "paraload._checks"),
+    *("paraload.metadata.unpickler", "paraload.core.pickle_scan"),
+    *("paraload.metadata.parsing", "paraload.metadata.validation", "paraload.metadata.file_bytes"),
+    *("paraload.formats.torch_zip", "paraload.formats.torch_pickle"),
+    *("paraload.formats.archive", "paraload.workers.records", "paraload.formats.record_checks"),
 )
 
 

@@ -10,9 +10,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paraload import _records
 from paraload.errors import TransformError
-from paraload.transforms import ZstdDecoder
+from paraload.formats.transforms import ZstdDecoder
+from paraload.workers import records as _records
 from tests.fuzz import mutate, oracle, seeds, targets
 
 EXAMPLES = int(os.environ.get("PARALOAD_FUZZ_EXAMPLES", "0"))

@@ -15,19 +15,19 @@ import torch
 
 import paraload
 from benchmarks.rated import RatedSource
-from paraload import _audit
-from paraload._engine import Load
-from paraload._layout_cache import LayoutCache
-from paraload._plan import first_tasks
-from paraload._result import Audited, Failed, LandedItems
-from paraload._sink import TargetSink
-from paraload._task import DISCARDED, RecordSpec, RunsTask, Stored, Wanted
-from paraload._verify import _KNOBS
-from paraload._work import Work
-from paraload._worker import run_task
+from paraload.core.results import Audited, Failed, LandedItems
+from paraload.core.tasks import DISCARDED, RecordSpec, RunsTask, Stored, Wanted
+from paraload.engine.load import Load
 from paraload.errors import FormatError
-from paraload.executors._ramp import RampLimits
-from paraload.sources._local import LocalSource
+from paraload.executors.ramp import RampLimits
+from paraload.planning.read_tasks import first_tasks
+from paraload.sources.local import LocalSource
+from paraload.verification.verify import _KNOBS
+from paraload.workers import audit as _audit
+from paraload.workers.layout_cache import LayoutCache
+from paraload.workers.read_context import Work
+from paraload.workers.run_task import run_task
+from paraload.workers.sinks import TargetSink
 from tests.integration import support
 
 #: Looked at in memory; and located, with the payload left to be summed.
@@ -193,10 +193,10 @@ def test_a_big_payload_is_summed_in_pieces_that_threads_share(tmp_path, monkeypa
 def test_a_slow_storage_gets_more_threads_unless_their_number_is_given(tmp_path, monkeypatch):
     support.save(tmp_path, {f"w{n}": torch.randn(300, 700) for n in range(40)}, files=4)
     monkeypatch.setattr(
-        "paraload._execution.choose_ramp", lambda path: RampLimits(start=2, limit=8, cores=2)
+        "paraload.executors.choice.choose_ramp", lambda path: RampLimits(start=2, limit=8, cores=2)
     )
     monkeypatch.setattr(
-        "paraload._verify.LocalSource",
+        "paraload.verification.verify.LocalSource",
         lambda *a, **k: RatedSource(LocalSource(*a, **k), bytes_per_second_per_stream=40e6),
     )
     at_once = []

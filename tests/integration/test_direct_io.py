@@ -14,7 +14,7 @@ from benchmarks.page_cache import ensure_cold, resident_fraction
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.cli import main
 from paraload.errors import ChecksumMismatchError
-from paraload.sources import _direct
+from paraload.sources import direct_io as _direct
 from tests.integration import support
 
 REFUSED = "no O_DIRECT here (Invalid argument)"

@@ -17,9 +17,10 @@ import pytest
 import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.errors import FormatError, MetadataError, StalledReadError
-from paraload.metadata import read_metadata
-from paraload.sources import Read, _open
-from paraload.sources._local import LocalSource
+from paraload.metadata.reading import read_metadata
+from paraload.sources import Read
+from paraload.sources import regular_files as _open
+from paraload.sources.local import LocalSource
 from tests.integration import hooks, support
 from tests.integration.support import EXECUTORS
 

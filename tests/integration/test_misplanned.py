@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import paraload
 from paraload import CheckpointReadError, SafeLoadPlanner
-from paraload._quick_planner import QuickLoadPlanner
+from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.errors import (
     ItemReadError,
     KindMismatchError,
@@ -331,7 +331,7 @@ def test_an_error_that_is_about_no_entry_is_torchs(folder, saved, monkeypatch):
     def broken(planner):
         raise RuntimeError("of another kind")
 
-    monkeypatch.setattr("paraload._misplanned._EXPLAINED", {broken})
+    monkeypatch.setattr("paraload.adapters.dcp.planning_errors._EXPLAINED", {broken})
     monkeypatch.setattr(DefaultLoadPlanner, "create_local_plan", broken)
     planner = DefaultLoadPlanner()
     with pytest.raises(RuntimeError, match="of another kind"):

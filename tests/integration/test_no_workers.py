@@ -18,8 +18,9 @@ import torch
 
 import paraload
 from paraload import ParallelFileSystemReader
-from paraload.executors._ramp import RampLimits
-from paraload.executors.processes import _executor, _slots
+from paraload.executors.processes import executor as _executor
+from paraload.executors.processes import slots as _slots
+from paraload.executors.ramp import RampLimits
 from tests.integration import hooks, support
 
 REFUSAL = "can't start new thread"
@@ -86,7 +87,7 @@ def test_a_ramp_does_not_ask_again_and_again(tmp_path, monkeypatch):
             return RatedSource(source, bytes_per_second_per_stream=20e6)
 
     monkeypatch.setattr(
-        "paraload._execution.choose_ramp", lambda *_: RampLimits(start=2, limit=32, cores=2)
+        "paraload.executors.choice.choose_ramp", lambda *_: RampLimits(start=2, limit=32, cores=2)
     )
     reader = Reader(tmp_path, stall_timeout_s=None)
     targets = support.empty_like(saved)
@@ -152,7 +153,7 @@ def test_a_process_that_gets_no_work_is_ended(big, monkeypatch, executor):
     def refuses(*args, **keywords):
         raise OSError("no descriptor for it")
 
-    monkeypatch.setattr("paraload.executors.processes._spawn.os.fdopen", refuses)
+    monkeypatch.setattr("paraload.executors.processes.spawn.os.fdopen", refuses)
     assert load(*big, executor=executor, max_workers=2).executor == "threads"
 
 
@@ -200,8 +201,8 @@ def test_verify(big, monkeypatch, caplog, most):
 @pytest.mark.parametrize("executor", ["threads", "processes", "sequential"])
 def test_looks_and_metadata_need_no_thread(big, monkeypatch, executor):
     folder, saved = big
-    monkeypatch.setattr("paraload._files._ALONE_S", -1)
-    monkeypatch.setattr("paraload._files._QUICK_LOOK_S", -1)
+    monkeypatch.setattr("paraload.engine.file_checks._ALONE_S", -1)
+    monkeypatch.setattr("paraload.engine.file_checks._QUICK_LOOK_S", -1)
     allow_threads(monkeypatch, 0)
     targets = support.empty_like(saved)
     paraload.load(targets, folder, no_dist=True, executor=executor, max_workers=2)

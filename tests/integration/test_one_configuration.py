@@ -9,9 +9,9 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 
 import paraload
 from paraload import CheckpointReadError, ParallelFileReader, ParallelFileSystemReader
-from paraload._task import LocateTask
-from paraload.readers import read_data_parallel, read_data_parallel_v2
-from paraload.sources._local import LocalSource
+from paraload.adapters.dcp.readers import read_data_parallel, read_data_parallel_v2
+from paraload.core.tasks import LocateTask
+from paraload.sources.local import LocalSource
 from tests.integration import support
 from tests.integration.support import EXECUTORS
 
@@ -164,7 +164,7 @@ def test_a_class_that_took_the_methods_makes_one_source(folder, saved, monkeypat
             made.append(self)
             super().__init__(*args, **keywords)
 
-    monkeypatch.setattr("paraload.sources._opening.LocalSource", Watched)
+    monkeypatch.setattr("paraload.sources.opening.LocalSource", Watched)
     reader = FileSystemReader(folder)
     targets = support.empty_like(saved)
     read_data_parallel(reader, *support.plan_for(reader, targets), num_workers=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from paraload import ParallelFileSystemReader
-from paraload.sources._local import LocalSource
+from paraload.sources.local import LocalSource
 from tests.integration import support
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.rated import RatedReader
 from paraload import CheckpointReadError, ParallelFileSystemReader
-from paraload.sources._local import LocalSource
+from paraload.sources.local import LocalSource
 from tests.integration import support
 
 
@@ -44,7 +44,7 @@ def test_every_executor_reads_through_it(folder, saved, executor):
 
 @pytest.mark.parametrize("executor", ["threads", "processes"])
 def test_it_takes_the_place_of_a_foreign_fs(monkeypatch, tmp_path, executor):
-    from paraload import _execution
+    from paraload.executors import choice as _execution
 
     monkeypatch.setattr(_execution, "_SHARE_FROM_BYTES", 0)
     saved = support.save(tmp_path / "ckpt", support.example_state())
@@ -62,7 +62,7 @@ def test_it_takes_the_place_of_a_foreign_fs(monkeypatch, tmp_path, executor):
 def test_slow_storage_gets_more_readers_than_cores_and_the_report_says_so(tmp_path, monkeypatch):
     import torch
 
-    from paraload import _resources
+    from paraload.runtime import resources as _resources
 
     monkeypatch.setattr(_resources, "usable_cores", lambda: 2)
     saved = support.save(tmp_path, {f"w{n}": torch.randn(1024, 256) for n in range(60)})

@@ -34,11 +34,16 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from paraload import ParallelFileSystemReader, _execution, _plan, _region, _strided, _worker
-from paraload._task import LocateTask, RecordsTask, RunsTask
-from paraload.executors import _threads
-from paraload.sources import _local
-from paraload.sources._rows import copy_rows
+from paraload import ParallelFileSystemReader
+from paraload.core.tasks import LocateTask, RecordsTask, RunsTask
+from paraload.executors import choice as _execution
+from paraload.executors import threads as _threads
+from paraload.geometry import staging_block as _region
+from paraload.geometry import strided_copy as _strided
+from paraload.planning import read_tasks as _plan
+from paraload.sources import local as _local
+from paraload.sources.row_copy import copy_rows
+from paraload.workers import run_task as _worker
 
 DTYPES = [
     getattr(torch, name)

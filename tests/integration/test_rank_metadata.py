@@ -17,11 +17,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 import paraload
-from paraload import ParallelFileSystemReader, metadata
-from paraload._folder_metadata import folder_metadata
+from paraload import ParallelFileSystemReader
 from paraload.cli import main
 from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
-from paraload.sources._local import LocalSource
+from paraload.metadata.folder import folder_metadata
+from paraload.metadata.reading import reading as metadata
+from paraload.sources.local import LocalSource
 from tests.integration.ranks import run_ranks
 
 PROCESSES = {"executor": "processes", "max_workers": 2}
@@ -99,7 +100,7 @@ def ours(state, folder, **keywords):
 @pytest.mark.parametrize("keywords", [{}, PROCESSES])
 def test_a_load_finds_the_rank_s_own_and_waits_for_nothing(one, monkeypatch, load, keywords):
     waits = []
-    monkeypatch.setattr("paraload.sources._retrying.time.sleep", waits.append)
+    monkeypatch.setattr("paraload.sources.retrying.time.sleep", waits.append)
     if keywords:  # its start waits for workers
         monkeypatch.undo()
     state = blank(0)

@@ -87,7 +87,7 @@ def test_rows_apart_by_less_than_a_request_costs_are_read_through(tmp_path):
 
 
 def test_many_requests_are_in_flight_whatever_the_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("paraload._resources.usable_cores", lambda: 1)
+    monkeypatch.setattr("paraload.runtime.resources.usable_cores", lambda: 1)
     saved = support.save(tmp_path, {f"w.{n}": torch.randn(3 * MIB) for n in range(20)}, files=2)
     reader = RemoteReader(tmp_path, latency_s=0.03)
     support.assert_same(support.load(reader, support.empty_like(saved)), saved)

@@ -108,7 +108,7 @@ def test_the_reason_is_told_where_torch_has_it_on_another_line(tmp_path):
 
 
 def test_it_is_resolved_ahead_as_torchs_own_is():
-    from paraload._plan_items import may_resolve_ahead
+    from paraload.adapters.dcp.plan_items import may_resolve_ahead
 
     assert may_resolve_ahead(SafeLoadPlanner())
 

@@ -14,11 +14,13 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 import paraload
-from paraload import ParallelFileSystemReader, _interrupts, _metadata_parsing, cli
-from paraload._daemons import DaemonThreads
-from paraload._interrupts import interrupts_deferred, stopped_by_signals
-from paraload._quick_planner import QuickLoadPlanner
-from paraload.metadata import read_metadata
+from paraload import ParallelFileSystemReader, cli
+from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
+from paraload.metadata.reading import parsing as _metadata_parsing
+from paraload.metadata.reading import read_metadata
+from paraload.runtime import interrupts as _interrupts
+from paraload.runtime.daemon_threads import DaemonThreads
+from paraload.runtime.interrupts import interrupts_deferred, stopped_by_signals
 from tests.integration import hooks, support
 from tests.integration.support import EXECUTORS
 
@@ -133,7 +135,7 @@ def test_metadata_that_is_being_read(folder, saved, monkeypatch, act):
 
 @pytest.mark.parametrize("run", [paraload.verify, lambda folder: cli.main(["verify", str(folder)])])
 def test_verify(folder, saved, monkeypatch, run):
-    from paraload._engine import Load
+    from paraload.engine.load import Load
 
     error = ExpiredError("time is up")
     really = Load._handle

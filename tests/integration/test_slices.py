@@ -143,7 +143,7 @@ def test_a_file_that_ends_early_fails_all_who_share_it(
     reader.path = tmp_path
     whole = type(reader).read_data
 
-    from paraload import _engine
+    from paraload.engine import load as _engine
 
     assemble = _engine.Load._assemble
 

@@ -10,8 +10,10 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlan
 
-from paraload import CheckpointReadError, ParallelFileSystemReader, _layout_cache, _records
+from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.errors import ChecksumMismatchError, FormatError
+from paraload.workers import layout_cache as _layout_cache
+from paraload.workers import records as _records
 from tests.integration import support
 
 SHAPES = [(40,), (8, 5), (3, 4, 5), ()]
@@ -153,7 +155,7 @@ def test_only_so_many_layouts_are_remembered(saved, monkeypatch):
 )
 def test_a_whole_tensor_is_resolved_to_what_the_planner_would(saved, order):
     folder, state = saved
-    from paraload import _plan_items as plan_items
+    from paraload.adapters.dcp import plan_items
 
     plan, planner = support.plan_for(FileSystemReader(folder), support.empty_like(state))
     plan = LoadPlan(order(plan.items))
@@ -166,7 +168,7 @@ def test_a_whole_tensor_is_resolved_to_what_the_planner_would(saved, order):
 def test_an_offset_that_a_plain_tensor_does_not_have_is_the_planners_to_refuse(saved):
     import dataclasses
 
-    from paraload import _plan_items as plan_items
+    from paraload.adapters.dcp import plan_items
 
     folder, state = saved
     plan, planner = support.plan_for(FileSystemReader(folder), support.empty_like(state))

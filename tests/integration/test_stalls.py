@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import paraload
-from paraload import CheckpointReadError, ParallelFileSystemReader, _metadata_bytes, metadata
-from paraload._daemons import DaemonThreads
+from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.errors import StalledReadError
 from paraload.manifest import write_manifest
-from paraload.sources._local import LocalSource
+from paraload.metadata.reading import file_bytes as _metadata_bytes
+from paraload.metadata.reading import reading as metadata
+from paraload.runtime.daemon_threads import DaemonThreads
+from paraload.sources.local import LocalSource
 from tests.integration import support
 from tests.integration.support import EXECUTORS
 
@@ -105,8 +107,8 @@ def test_hooks_of_sequential_run_on_the_caller_s_thread(folder, saved):
 
 
 def test_slow_looks_that_several_threads_take(folder, saved, monkeypatch, storage):
-    monkeypatch.setattr("paraload._files._ALONE_S", -1)
-    monkeypatch.setattr("paraload._files._QUICK_LOOK_S", -1)
+    monkeypatch.setattr("paraload.engine.file_checks._ALONE_S", -1)
+    monkeypatch.setattr("paraload.engine.file_checks._QUICK_LOOK_S", -1)
     hang(monkeypatch, storage, LocalSource, "stat", from_call=3)
     stalls(
         lambda: paraload.load(
@@ -177,7 +179,8 @@ def test_verify_of_a_big_tensor(tmp_path, monkeypatch, storage, from_call):
 
 
 def test_the_listing_and_the_manifest_of_verify(folder, saved, monkeypatch, storage, tmp_path):
-    from paraload import _verify, manifest
+    from paraload import manifest
+    from paraload.verification import verify as _verify
 
     write_manifest(folder, tmp_path / "manifest")
     hang(monkeypatch, storage, manifest, "open_regular", from_call=2)
@@ -207,7 +210,7 @@ def test_an_error_is_told_though_the_looks_after_it_hang(folder, saved, monkeypa
 def test_the_program_ends_though_threads_are_stuck(folder, saved):
     code = """
         import sys, threading, paraload, paraload.errors
-        from paraload.sources._local import LocalSource
+        from paraload.sources.local import LocalSource
         LocalSource.read = lambda *_: threading.Event().wait()
         try:
             paraload.verify(sys.argv[1], stall_timeout_s=0.3)
@@ -225,7 +228,7 @@ def test_the_program_ends_though_threads_are_stuck(folder, saved):
 
 
 def test_none_waits_for_ever_on_the_callers_thread(folder, saved, monkeypatch):
-    monkeypatch.setattr("paraload._files._ALONE_S", 60)
+    monkeypatch.setattr("paraload.engine.file_checks._ALONE_S", 60)
     threads = set()
     really = LocalSource.stat
 

@@ -369,7 +369,7 @@ def test_an_error_of_a_load_tells_of_files_that_changed(folder, saved):
 def test_a_thread_that_hangs_while_it_opens_a_file_does_not_hang_the_caller(
     folder, saved, monkeypatch
 ):
-    from paraload.sources import _local
+    from paraload.sources import local as _local
 
     released = threading.Event()
     caller = threading.get_ident()

@@ -14,7 +14,7 @@ import torch
 import paraload
 from paraload.cli import main
 from paraload.errors import CheckpointReadError, FormatError, UnsafeObjectError
-from paraload.formats import _torch_load
+from paraload.formats import torch_load as _torch_load
 from tests.integration import hooks, support
 
 PACKAGE = """

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
-from paraload._tensor_memory import extent
+from paraload.destinations.tensor_memory import extent
 from paraload.errors import TargetMemoryError
 from tests.integration.support import EXECUTORS, assert_same, empty_like, load, save
 
@@ -338,9 +338,9 @@ def test_no_buffer_error_hides_what_went_wrong(saved, executor, monkeypatch):
     def refuses(*arguments):
         raise OSError("mine")
 
-    monkeypatch.setattr("paraload.executors.processes._slots.copy_runs", refuses)
+    monkeypatch.setattr("paraload.executors.processes.slots.copy_runs", refuses)
     # The caller's own reads do not come out of shared memory.
-    monkeypatch.setattr("paraload.executors.processes._executor._PLAIN_READS", ())
+    monkeypatch.setattr("paraload.executors.processes.executor._PLAIN_READS", ())
     with pytest.raises(OSError, match="mine"):
         paraload.load(targets(state), folder, no_dist=True, executor=executor, max_workers=2)
 

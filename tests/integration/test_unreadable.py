@@ -17,7 +17,7 @@ import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.cli import main
 from paraload.errors import FormatError, MetadataError, StorageReadError
-from paraload.sources._local import LocalSource
+from paraload.sources.local import LocalSource
 from paraload.testing import FaultySource, leaked, resources
 from tests.integration import support
 from tests.integration.support import EXECUTORS
@@ -50,7 +50,7 @@ def folder():
         support.save(Path(name) / "ckpt", saved)
         # What is imported on the first use may be out of this user's reach.
         paraload.load(support.empty_like(saved), Path(name) / "ckpt", no_dist=True)
-        importlib.import_module("paraload.executors.processes._executor")
+        importlib.import_module("paraload.executors.processes.executor")
         yield Path(name) / "ckpt", saved
         for path in [Path(name), Path(name) / "ckpt"]:
             path.chmod(0o755)
@@ -225,7 +225,7 @@ def test_verify_names_them_too(folder):
 @pytest.mark.parametrize("executor", ["threads", "processes", "pool"])
 def test_a_file_that_cannot_be_opened_later_has_real_ranges_too(folder, executor, monkeypatch):
     path, saved = folder
-    monkeypatch.setattr("paraload._execution._SHARE_FROM_BYTES", 0)
+    monkeypatch.setattr("paraload.executors.choice._SHARE_FROM_BYTES", 0)
 
     class Closing(ParallelFileSystemReader):
         def _make_source(self):

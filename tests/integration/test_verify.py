@@ -368,7 +368,7 @@ class Trap:
 
 def test_every_error_of_an_item_has_a_kind_of_its_own():
     from paraload import errors
-    from paraload._verify_report import KINDS, Finding
+    from paraload.verification.report import KINDS, Finding
 
     about_targets = {  # a verification has none
         errors.AliasedTargetError,
@@ -395,7 +395,7 @@ def test_every_error_of_an_item_has_a_kind_of_its_own():
 
 def test_kinds_are_words_for_programs_and_problems_are_for_people(folder, tmp_path):
     """Everything at once that a checkpoint can have, or nearly so."""
-    from paraload._verify_report import KINDS
+    from paraload.verification.report import KINDS
 
     write_manifest(folder, tmp_path / "m")
     file, offset, _ = support.records_of(folder)["huge"]

@@ -15,14 +15,14 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 import paraload
-from paraload import metadata
-from paraload._quick_planner import QuickLoadPlanner
+from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.errors import (
     CheckpointReadError,
     MetadataError,
     MissingMetadataError,
     UnsafeMetadataError,
 )
+from paraload.metadata.reading import reading as metadata
 from tests.integration import support
 from tests.integration.ranks import run_ranks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paraload.cli._bench_advice import Setting, advise
+from paraload.cli.bench.advice import Setting, advise
 
 
 def times(*seconds):

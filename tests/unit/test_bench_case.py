@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from paraload import ParallelFileSystemReader
-from paraload.cli._bench_case import Case, chosen, pieces_of
 from paraload.cli._checkpoint import read_metadata
+from paraload.cli.bench.case import Case, chosen, pieces_of
 from paraload.errors import CheckpointReadError
 from paraload.testing import make_checkpoint
 

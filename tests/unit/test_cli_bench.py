@@ -21,11 +21,11 @@ from PIL import Image
 
 import paraload
 from paraload import ReadOptions
-from paraload.cli import _bench_cache as page_cache
 from paraload.cli import main
-from paraload.cli._bench_advice import Advice, Setting
-from paraload.cli._bench_case import Case
-from paraload.cli._bench_measure import TORCH
+from paraload.cli.bench import page_cache
+from paraload.cli.bench.advice import Advice, Setting
+from paraload.cli.bench.case import Case
+from paraload.cli.bench.measure import TORCH
 from paraload.testing import make_checkpoint
 
 MIB = 1 << 20
@@ -119,7 +119,7 @@ def test_it_prints_what_it_does_tables_and_a_recommendation(ran):
 
 
 def test_set_nothing_is_a_recommendation_too(capsys, whole, monkeypatch):
-    monkeypatch.setattr("paraload.cli._bench_measure.advise", lambda *_: advice("auto", 2.0))
+    monkeypatch.setattr("paraload.cli.bench.measure.advise", lambda *_: advice("auto", 2.0))
     status, out, _ = call(capsys, whole, *QUICK)
     assert status == 0
     assert "recommended: set nothing; paraload by itself (2 workers) is the fastest" in out
@@ -128,7 +128,7 @@ def test_set_nothing_is_a_recommendation_too(capsys, whole, monkeypatch):
 
 
 def test_what_it_recommends_can_be_pasted(capsys, whole, monkeypatch):
-    monkeypatch.setattr("paraload.cli._bench_measure.advise", lambda *_: advice("threads", 2.0))
+    monkeypatch.setattr("paraload.cli.bench.measure.advise", lambda *_: advice("threads", 2.0))
     _, out, _ = call(capsys, whole, *QUICK)
     lines = out[out.index("recommended:") :].splitlines()
     assert lines[0].startswith("recommended: 2 threads, the fastest")
@@ -267,7 +267,7 @@ def test_limit_bytes_reads_a_part_and_says_so(capsys, whole):
 
 @pytest.mark.parametrize(("free_bytes", "limit_bytes"), [(4 * MIB, MIB), (1 << 40, 2 << 30)])
 def test_the_limit_comes_from_the_free_memory(capsys, whole, monkeypatch, free_bytes, limit_bytes):
-    monkeypatch.setattr("paraload.cli._bench_measure.available_memory_bytes", lambda: free_bytes)
+    monkeypatch.setattr("paraload.cli.bench.measure.available_memory_bytes", lambda: free_bytes)
     _, out, _ = call(capsys, whole, *QUICK, "--json", "-")
     assert json.loads(out)["part"]["limit_bytes"] == limit_bytes
 
@@ -283,7 +283,7 @@ def test_cold_runs_begin_with_the_files_out_of_the_cache(capsys, whole, monkeypa
         drop(files)
         left.append(page_cache.resident_fraction(files))
 
-    monkeypatch.setattr("paraload.cli._bench_measure.drop", drop_and_look)
+    monkeypatch.setattr("paraload.cli.bench.measure.drop", drop_and_look)
     options = ("--rounds", "2", "--workers", "2", "--executors", "threads")
     status, out, _ = call(capsys, whole, *options, "--json", "-")
     found = json.loads(out)
@@ -307,7 +307,7 @@ def test_past_the_page_cache_is_a_choice_where_something_went_there(
             setting=offered[-1], is_fastest=True, speedups={"cold": 2.0}, torch_is_faster=False
         )
 
-    monkeypatch.setattr("paraload.cli._bench_measure.advise", choose_last)
+    monkeypatch.setattr("paraload.cli.bench.measure.advise", choose_last)
     options = ("--rounds", "1", "--workers", "1", "--executors", "sequential")
     status, out, _ = call(capsys, tmp_path / "ckpt", *options)
     assert status == 0
@@ -322,7 +322,7 @@ def test_what_goes_past_the_page_cache_can_be_pasted(capsys, whole, monkeypatch)
         speedups={"cold": 2.0},
         torch_is_faster=False,
     )
-    monkeypatch.setattr("paraload.cli._bench_measure.advise", lambda *_: chosen)
+    monkeypatch.setattr("paraload.cli.bench.measure.advise", lambda *_: chosen)
     _, out, _ = call(capsys, whole, *QUICK)
     assert (
         "recommended: direct_io=True; paraload by itself with direct_io (2 workers) is as fast as"
@@ -346,7 +346,7 @@ def test_cold_is_refused_with_the_reason(capsys, whole, monkeypatch):
 
 
 def test_where_torch_is_faster_that_is_what_is_printed(capsys, whole, monkeypatch):
-    monkeypatch.setattr("paraload.cli._bench_measure.advise", lambda *_: advice("threads", 0.5))
+    monkeypatch.setattr("paraload.cli.bench.measure.advise", lambda *_: advice("threads", 0.5))
     status, out, _ = call(capsys, whole, *QUICK)
     assert status == 0
     assert "recommended: torch's own reader, which is faster here" in out
@@ -362,7 +362,7 @@ def test_an_arm_that_fails_is_shown_and_the_others_go_on(capsys, whole, tmp_path
     def refuse(self, *args):
         raise OSError("no more processes")
 
-    monkeypatch.setattr("paraload.executors.processes._executor.ProcessExecutor.start", refuse)
+    monkeypatch.setattr("paraload.executors.processes.executor.ProcessExecutor.start", refuse)
     options = ("--rounds", "1", "--workers", "2", "--no-cold")
     status, out, _ = call(capsys, whole, *options, "--json", tmp_path / "bench.json")
     found = json.loads((tmp_path / "bench.json").read_text())
@@ -487,8 +487,8 @@ def test_an_empty_checkpoint_is_a_wrong_call(capsys, tmp_path):
 
 def test_a_plot_without_matplotlib_is_refused_before_any_work(capsys, whole, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "paraload.cli._bench_plot", raising=False)
-    monkeypatch.delattr("paraload.cli._bench_plot", raising=False)
+    monkeypatch.delitem(sys.modules, "paraload.cli.bench.plot", raising=False)
+    monkeypatch.delattr("paraload.cli.bench.plot", raising=False)
     monkeypatch.setattr("paraload.cli._checkpoint.read_metadata", lambda path: pytest.fail("work"))
     status, out, err = call(capsys, whole, "--plot", tmp_path / "out.png")
     assert (status, out) == (2, "")
@@ -559,7 +559,7 @@ def test_ctrl_c_ends_with_130(capsys, whole, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paraload.cli._bench_measure.random.Random", interrupt)
+    monkeypatch.setattr("paraload.cli.bench.measure.random.Random", interrupt)
     status, out, err = call(capsys, whole, *QUICK)
     assert (status, err) == (130, "paraload: interrupted\n")
     assert "recommended" not in out

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from paraload._coverage import coverage_fault, meeting_pair
+from paraload.geometry.coverage import coverage_fault, meeting_pair
 
 
 def counts(shape, blocks):

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from benchmarks.page_cache import ensure_cold, resident_fraction
 from paraload.errors import ShortFileError
-from paraload.sources import Read, _direct, _local
-from paraload.sources._local import LocalSource
-from paraload.sources._pages import address_of
+from paraload.sources import Read
+from paraload.sources import direct_io as _direct
+from paraload.sources import local as _local
+from paraload.sources.local import LocalSource
+from paraload.sources.pages import address_of
 
 MIB = 1 << 20
 SIZE = 9 * MIB + 12_345

@@ -16,9 +16,9 @@ MODULES = [
     if not module.name.endswith("__main__")
 ]
 WITH_EXAMPLES = {
-    "paraload._load",
+    "paraload.adapters.dcp.load",
     "paraload.options",
-    "paraload.readers",
+    "paraload.adapters.dcp.readers",
     "paraload.report",
     "paraload.sources",
 }

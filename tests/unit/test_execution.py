@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from paraload import _execution as execution
-from paraload._execution import TaskSizes, choose_execution
-from paraload._task import RecordSpec
-from paraload.executors._ramp import RampLimits
+from paraload.core.tasks import RecordSpec
+from paraload.executors import choice as execution
+from paraload.executors.choice import TaskSizes, choose_execution
+from paraload.executors.ramp import RampLimits
 from paraload.options import ReadOptions
-from paraload.sources._local import LocalSource
+from paraload.sources.local import LocalSource
 from tests.sources import RemoteLikeSource
 
 MIB = 1 << 20

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from paraload._budget import MemoryBudget
-from paraload._feed import Feed
-from paraload._result import LandedItems, Raw, ReadTally, TaskResult
-from paraload._task import LocateTask, ReadTask, RecordsTask
+from paraload.core.results import LandedItems, Raw, ReadTally, TaskResult
+from paraload.core.tasks import LocateTask, ReadTask, RecordsTask
+from paraload.engine.budget import MemoryBudget
+from paraload.engine.scheduler import Feed
 
 
 def task(item, cost=0, path="a"):

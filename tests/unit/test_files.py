@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from paraload import _files
-from paraload._daemons import DaemonThreads
-from paraload._files import look_at_files, seen_files
-from paraload._task import RecordSpec, Wanted
+from paraload.core.tasks import RecordSpec, Wanted
+from paraload.engine import file_checks as _files
+from paraload.engine.file_checks import look_at_files, seen_files
+from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.sources import FileStat, SourceLimits
 
 NAMES = [f"file-{number:03}" for number in range(100)]

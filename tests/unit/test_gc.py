@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from paraload._gc import collector_paused, collector_resumed, objects_frozen
+from paraload.runtime.gc_pause import collector_paused, collector_resumed, objects_frozen
 
 
 @pytest.fixture(autouse=True)

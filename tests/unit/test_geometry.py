@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraload import _geometry as geometry
-from paraload._geometry import Run
-from paraload._region import staging_region
+from paraload.geometry import runs as geometry
+from paraload.geometry.runs import Run
+from paraload.geometry.staging_block import staging_region
 
 
 @st.composite

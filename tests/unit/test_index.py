@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from paraload._dcp_index import index_of
-from paraload._index import CheckpointIndex, Chunk, Entry, Place
+from paraload.metadata.dcp_index import index_of
+from paraload.metadata.index import CheckpointIndex, Chunk, Entry, Place
 
 
 class Grid(torch.Tensor):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from paraload._destination import Destinations
-from paraload._items import Items
-from paraload._task import RecordSpec, Wanted
+from paraload.core.tasks import RecordSpec, Wanted
+from paraload.destinations.host import Destinations
+from paraload.engine.items import Items
 
 
 def spec(item):

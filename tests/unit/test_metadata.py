@@ -25,9 +25,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from paraload import ParallelFileSystemReader, metadata
-from paraload._unpickler import unpickle
+from paraload import ParallelFileSystemReader
 from paraload.errors import MetadataError, MissingMetadataError
+from paraload.metadata.reading import reading as metadata
+from paraload.metadata.unpickler import unpickle
 from tests.unit.metadata_cases import example, same, write
 
 # ------------------------------------------------------------------------------ as torch reads it

@@ -17,8 +17,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from paraload import ParallelFileSystemReader, _metadata_parsing, metadata
+from paraload import ParallelFileSystemReader
 from paraload.errors import MetadataError, MissingMetadataError
+from paraload.metadata.reading import parsing as _metadata_parsing
+from paraload.metadata.reading import reading as metadata
 from tests.unit.metadata_cases import example, same, write
 
 # ------------------------------------------------------------------------------ the caller's own

@@ -17,8 +17,9 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
 )
 
-from paraload import CheckpointReadError, ParallelFileSystemReader, metadata
+from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.errors import MetadataError, MissingMetadataError
+from paraload.metadata.reading import reading as metadata
 from tests.unit.metadata_cases import example, same, write
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
-from paraload._unpickler import unpickle
+from paraload.metadata.unpickler import unpickle
 from tests.unit.metadata_cases import same, tensor
 
 #: Around the limits of the opcodes that hold a number.

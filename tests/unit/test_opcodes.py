@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from paraload._opcodes import ExcessError, require_bounded_memory
+from paraload.core.pickle_scan import ExcessError, require_bounded_memory
 from tests.unit.metadata_cases import example
 
 MANY = {str(number) * 30: (number, "x" * 300, b"y" * 70_000) for number in range(40)}

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraload._overlap import Block, overlapping_items
+from paraload.geometry.overlap import Block, overlapping_items
 
 
 def items_in(spans, block_of):

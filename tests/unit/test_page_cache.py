@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from paraload.cli import _bench_cache as page_cache
+from paraload.cli.bench import page_cache
 
 
 @pytest.fixture

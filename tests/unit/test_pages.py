@@ -7,9 +7,11 @@ import mmap
 
 import pytest
 
-from paraload.sources import Read, _local, _pages
-from paraload.sources._local import LocalSource
-from paraload.sources._pages import populate
+from paraload.sources import Read
+from paraload.sources import local as _local
+from paraload.sources import pages as _pages
+from paraload.sources.local import LocalSource
+from paraload.sources.pages import populate
 
 PAGE = mmap.PAGESIZE
 PAGES = 256

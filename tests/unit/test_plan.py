@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraload._geometry import Run
-from paraload._plan import PlanKnobs, first_tasks, runs_tasks, share_reads, split_bytes_for
-from paraload._task import LocateTask, RecordSpec, RecordsTask, RunsTask, Wanted
-from paraload.formats._base import TensorRecord
+from paraload.core.tasks import LocateTask, RecordSpec, RecordsTask, RunsTask, Wanted
+from paraload.formats.base import TensorRecord
+from paraload.geometry.runs import Run
+from paraload.planning.read_tasks import (
+    PlanKnobs,
+    first_tasks,
+    runs_tasks,
+    share_reads,
+    split_bytes_for,
+)
 from paraload.sources import SourceLimits
 
 MIB = 1 << 20

@@ -29,8 +29,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadItemType
 
 import paraload
-from paraload import _quick_planner
-from paraload._quick_planner import QuickLoadPlanner
+from paraload.adapters.dcp import quick_planner as _quick_planner
+from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 
 
 def plan_of(kind, state, metadata, **flags):

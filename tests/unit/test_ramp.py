@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from paraload.executors._ramp import Ramp, RampLimits, Sample
+from paraload.executors.ramp import Ramp, RampLimits, Sample
 
 MIB = 1 << 20
 WORKING = {"cache": 0.9, "storage": 0.05}

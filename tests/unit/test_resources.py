@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from paraload import _resources as resources
-from paraload.executors import _width as width
+from paraload.executors import width
+from paraload.runtime import resources
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from paraload._work import Cancelled, Meter, Work
 from paraload.errors import MissingFileError, StorageReadError
-from paraload.sources import Read, SourceLimits, _retrying
-from paraload.sources._retrying import RetryingSource
+from paraload.sources import Read, SourceLimits
+from paraload.sources import retrying as _retrying
+from paraload.sources.retrying import RetryingSource
+from paraload.workers.read_context import Cancelled, Meter, Work
 from tests.sources import RemoteLikeSource, UnavailableError
 
 DATA = bytes(range(256)) * 40

@@ -13,12 +13,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.page_cache import ensure_cold, resident_fraction
-from paraload import _geometry as geometry
-from paraload._geometry import Run
 from paraload.errors import MissingFileError
-from paraload.sources import _local, _rows
-from paraload.sources._local import LocalSource
-from paraload.sources._rows import copy_rows
+from paraload.geometry import runs as geometry
+from paraload.geometry.runs import Run
+from paraload.sources import local as _local
+from paraload.sources import row_copy as _rows
+from paraload.sources.local import LocalSource
+from paraload.sources.row_copy import copy_rows
 
 SIZE = 3 << 20
 DATA = random.Random(11).randbytes(SIZE)

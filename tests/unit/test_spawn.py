@@ -7,7 +7,7 @@ from multiprocessing import resource_tracker
 
 import pytest
 
-from paraload.executors.processes._spawn import worker_context
+from paraload.executors.processes.spawn import worker_context
 from paraload.testing import leaked, resources
 
 

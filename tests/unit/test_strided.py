@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraload import _geometry as geometry
-from paraload import _strided as strided
-from paraload._geometry import Run
+from paraload.geometry import runs as geometry
+from paraload.geometry import strided_copy as strided
+from paraload.geometry.runs import Run
 
 DATA = random.Random(7).randbytes(60_000)
 

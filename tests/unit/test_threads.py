@@ -12,16 +12,16 @@ from unittest.mock import Mock
 import pytest
 
 from benchmarks.rated import RatedSource
-from paraload._geometry import Run
-from paraload._sink import TargetMemory, TargetSink
-from paraload._task import RunsTask
-from paraload._work import Work
-from paraload.executors import _threads
-from paraload.executors._gauge import GaugedSource
-from paraload.executors._ramp import RampLimits
-from paraload.executors._threads import RampingTeam, ThreadExecutor, ThreadTeam
+from paraload.core.tasks import RunsTask
+from paraload.executors import threads as _threads
+from paraload.executors.gauge import GaugedSource
+from paraload.executors.ramp import RampLimits
+from paraload.executors.threads import RampingTeam, ThreadExecutor, ThreadTeam
+from paraload.geometry.runs import Run
 from paraload.sources import Read
-from paraload.sources._local import LocalSource
+from paraload.sources.local import LocalSource
+from paraload.workers.read_context import Work
+from paraload.workers.sinks import TargetMemory, TargetSink
 
 TASK_BYTES = 10_000
 TASKS = 300
@@ -237,8 +237,8 @@ def test_threads_of_a_team_that_has_shrunk_and_grown_do_not_get_in_each_others_w
     import threading
     import time
 
-    from paraload._sink import TargetSink
-    from paraload._work import Work
+    from paraload.workers.read_context import Work
+    from paraload.workers.sinks import TargetSink
 
     team = ThreadTeam(Work(source=None, verify=True), TargetSink({}), [])
     monkeypatch.setattr(team, "_run", lambda task: (task.wait(10), threading.get_ident())[1])

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from paraload import ParallelFileSystemReader, ReadReport, load
-from paraload._result import ReadTally, TaskResult
-from paraload._task import ReadTask
-from paraload._timeline import Timeline
 from paraload._trace import throughput_steps, trace_of, workers_of
+from paraload.core.results import ReadTally, TaskResult
+from paraload.core.tasks import ReadTask
+from paraload.engine.timeline import Timeline
 from paraload.report import TaskTiming
 from paraload.testing import make_checkpoint
 

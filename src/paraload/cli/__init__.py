@@ -13,11 +13,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from paraload import __version__
-from paraload._interrupts import stopped_by_signals
 from paraload.cli import bench, inspect, load, verify
 from paraload.cli._errors import UsageError
 from paraload.cli._output import discard_output, prepare_streams, printing, warn
 from paraload.errors import CheckpointReadError, InvalidOptionError
+from paraload.runtime.interrupts import stopped_by_signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

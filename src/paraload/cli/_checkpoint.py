@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from paraload.cli._errors import UsageError
 
 if TYPE_CHECKING:
-    from paraload._folder_metadata import FolderMetadata
+    from paraload.metadata.folder import FolderMetadata
 
 
 def existing_folder(text: str) -> Path:
@@ -38,7 +38,7 @@ def read_metadata(path: Path) -> FolderMetadata:
     Raises:
         MetadataError: there is none, or it cannot be read.
     """
-    from paraload._folder_metadata import folder_metadata  # noqa: PLC0415 - imports torch
+    from paraload.metadata.folder import folder_metadata  # noqa: PLC0415 - imports torch
     from paraload.options import ReadOptions  # noqa: PLC0415 - likewise
 
     options = ReadOptions.resolve()

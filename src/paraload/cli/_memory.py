@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from paraload._resources import available_memory_bytes
 from paraload.cli._errors import UsageError
 from paraload.report import format_bytes
+from paraload.runtime.resources import available_memory_bytes
 
 
 def require_memory(needed_bytes: int, what: str) -> None:

@@ -8,15 +8,15 @@ import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
-from paraload._quick_planner import QuickLoadPlanner
+from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.errors import FormatError, ItemReadError
-from paraload.formats._torch_load import load_tensor
+from paraload.formats.torch_load import load_tensor
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Iterator
 
-    from paraload._index import CheckpointIndex, Entry
+    from paraload.metadata.index import CheckpointIndex, Entry
 
 #: Their scales are in the record, not in the metadata, and ``copy_`` needs a target with the same
 #: scheme. So no target can be made before the record is read.

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from paraload._folder_metadata import FolderMetadata
-    from paraload._index import Entry, Place
+    from paraload.metadata.folder import FolderMetadata
+    from paraload.metadata.index import Entry, Place
 
     #: What JSON has of a file, or of an entry.
     Facts = dict[str, Any]

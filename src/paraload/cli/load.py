@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-    from paraload._folder_metadata import FolderMetadata
     from paraload.errors import ItemReadError
+    from paraload.metadata.folder import FolderMetadata
     from paraload.report import ReadReport
 
 
@@ -82,9 +82,9 @@ def _options(arguments: argparse.Namespace) -> ReadOptions:
 
 def _load(path: Path, found: FolderMetadata, options: ReadOptions) -> ReadReport:
     """What ``dcp.load`` does, but with the metadata of all ranks."""
-    from paraload._gc import collector_paused  # noqa: PLC0415 - these import torch
+    from paraload.adapters.dcp.readers import ParallelFileSystemReader  # noqa: PLC0415
     from paraload.cli._planner import BytesPlanner, empty_state  # noqa: PLC0415
-    from paraload.readers import ParallelFileSystemReader  # noqa: PLC0415
+    from paraload.runtime.gc_pause import collector_paused  # noqa: PLC0415 - these import torch
 
     require_memory(found.index.tensor_bytes, "the checkpoint")
     reader = ParallelFileSystemReader(path, options=options)

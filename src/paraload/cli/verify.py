@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from paraload._verify_report import Finding, VerifyReport
+    from paraload.verification.report import Finding, VerifyReport
 
 _DEFAULT_LIMIT = 50
 

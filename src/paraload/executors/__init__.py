@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from paraload.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from paraload.executors._base import ReadExecutor
-    from paraload.executors._ramp import RampLimits
+    from paraload.executors.base import ReadExecutor
+    from paraload.executors.ramp import RampLimits
 
 __all__ = ["make_executor"]
 
@@ -26,15 +26,15 @@ def make_executor(
     """
     match name:
         case "sequential":
-            from paraload.executors._sequential import SequentialExecutor  # noqa: PLC0415
+            from paraload.executors.sequential import SequentialExecutor  # noqa: PLC0415
 
             return SequentialExecutor()
         case "threads":
-            from paraload.executors._threads import ThreadExecutor  # noqa: PLC0415
+            from paraload.executors.threads import ThreadExecutor  # noqa: PLC0415
 
             return ThreadExecutor(workers, ramp)
         case "processes" | "pool":
-            from paraload.executors.processes._executor import ProcessExecutor  # noqa: PLC0415
+            from paraload.executors.processes.executor import ProcessExecutor  # noqa: PLC0415
 
             return ProcessExecutor(name, workers, slot_bytes)
         case _:

@@ -1,1 +1,4 @@
-"""Record formats, one file each; see ``_base``."""
+"""What bytes mean: one record format is one file that implements ``ItemFormat``, without I/O.
+
+:class:`~paraload.testing.FormatContract` is the suite that every format passes.
+"""

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
-    from paraload._geometry import Run
+    from paraload.geometry.runs import Run
 
 
 class FileStat(NamedTuple):

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-from paraload._checksum import crc32
-from paraload._geometry import Run
-from paraload._result import Failed, Landed
-from paraload._sink import TargetMemory
-from paraload._task import ReadTask, RunsTask
-from paraload._work import Work
+from paraload.core.checksum import crc32
+from paraload.core.results import Failed, Landed
+from paraload.core.tasks import ReadTask, RunsTask
 from paraload.errors import ShortFileError, WorkerDiedError
+from paraload.geometry.runs import Run
 from paraload.sources import Read
 from paraload.testing._faulty import FaultySource
 from paraload.testing._resources import leaked, resources
 from paraload.testing._sources import FILES, expect
+from paraload.workers.read_context import Work
+from paraload.workers.sinks import TargetMemory
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from paraload._result import TaskResult
-    from paraload.executors._base import ReadExecutor
+    from paraload.core.results import TaskResult
+    from paraload.executors.base import ReadExecutor
     from paraload.sources import ByteSource, ReadStats
 
 __all__ = ["ExecutorContract"]
@@ -60,7 +60,7 @@ class _Broken(FaultySource):
 
 
 class ExecutorContract:
-    """What every :class:`~paraload.executors._base.ReadExecutor` does.
+    """What every :class:`~paraload.executors.base.ReadExecutor` does.
 
     Fixtures: ``executor``, and ``source``, which reads :data:`FILES` and pickles.
     """

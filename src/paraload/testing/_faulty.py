@@ -8,7 +8,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from paraload.sources._wrapped import WrappedSource
+from paraload.sources.wrapping import WrappedSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,13 +7,13 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING
 
-from paraload._checksum import crc32
-from paraload.formats._base import NeedBytes, TensorRecord, Unsupported, locate
+from paraload.core.checksum import crc32
+from paraload.formats.base import NeedBytes, TensorRecord, Unsupported, locate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from paraload.formats._base import ItemFormat
+    from paraload.formats.base import ItemFormat
 
 __all__ = ["FormatContract"]
 
@@ -29,7 +29,7 @@ def _head(record: bytes, nbytes: int) -> bytes:
 
 
 class FormatContract:
-    """What every :class:`~paraload.formats._base.ItemFormat` does.
+    """What every :class:`~paraload.formats.base.ItemFormat` does.
 
     Fixtures: ``item_format``; ``records``, complete records as ``bytes -> payload``, each of them
     located when all of it is shown.

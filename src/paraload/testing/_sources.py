@@ -7,8 +7,8 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from paraload._geometry import Run, rows
 from paraload.errors import FormatError, MissingFileError, ShortFileError
+from paraload.geometry.runs import Run, rows
 from paraload.sources import Read
 
 if TYPE_CHECKING:

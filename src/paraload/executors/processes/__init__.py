@@ -1,1 +1,1 @@
-"""Tasks in worker processes: slots of shared memory, pools, and what is said of dead workers."""
+"""Worker processes: started lean, given slots of shared memory, ended without a trace."""

@@ -1,0 +1,1 @@
+"""One package for each checkpoint library; nothing below this package knows any of them."""

@@ -1,0 +1,1 @@
+"""PyTorch Distributed Checkpoint: its readers, plans, planners and metadata objects."""

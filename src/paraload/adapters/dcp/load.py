@@ -1,0 +1,199 @@
+"""``paraload.load``: ``dcp.load`` with a parallel reader, in one call.
+
+It also avoids the overhead of ``dcp.load`` itself. With this reader, ``dcp.load`` of 50,000 small
+tensors took 3.5 s, and only 0.5 s of that was reading. The rest was garbage collection of the new
+metadata and plan (paused here, except while user code or the reader runs), ``isinstance(...,
+Stateful)`` for each tensor (0.6 s; ``hasattr`` rules most of them out), and planning
+(``_quick_planner``).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from traceback import StackSummary
+from typing import TYPE_CHECKING, Any
+
+from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.distributed.checkpoint.stateful import Stateful
+
+from paraload.adapters.dcp.planning_errors import misplanned_named
+from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
+from paraload.adapters.dcp.readers import ParallelFileSystemReader
+from paraload.errors import (
+    CheckpointReadError,
+    InvalidOptionError,
+    MetadataError,
+    MissingMetadataError,
+    UnsafeMetadataError,
+)
+from paraload.metadata.rank_files import rank_files
+from paraload.runtime.gc_pause import collector_paused, collector_resumed
+from paraload.runtime.interrupts import carried, stopped_by_signals
+
+if TYPE_CHECKING:
+    import os
+
+    from torch.distributed import ProcessGroup
+    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+    from torch.futures import Future
+
+    from paraload.options import ReadOptions
+    from paraload.report import ReadReport
+
+_log = logging.getLogger("paraload")
+
+
+def load(
+    state_dict: dict[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    planner: LoadPlanner | None = None,
+    process_group: ProcessGroup | None = None,
+    no_dist: bool = False,
+    options: ReadOptions | None = None,
+    **keywords: Any,
+) -> ReadReport:
+    """Load a checkpoint into ``state_dict``, in place, as ``dcp.load`` does.
+
+    Args:
+        state_dict: tensors of the saved shapes, on the devices that they should load to. Values
+            with ``state_dict`` and ``load_state_dict`` methods, such as modules, load too.
+        path: folder of the checkpoint.
+        planner: a planner to use instead of torch's ``DefaultLoadPlanner``.
+        process_group: the ranks that load together; by default the default process group.
+        no_dist: load in this process alone, even if there is a process group.
+        options: a :class:`~paraload.ReadOptions`, instead of keywords.
+        **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``.
+
+    Returns:
+        What was read, and how.
+
+    Raises:
+        CheckpointReadError: something could not be read. The error names every item that failed.
+            The targets must not be used unless it says that nothing was read.
+        InvalidOptionError: an option has an invalid value.
+        torch.distributed.checkpoint.api.CheckpointException: under a process group; it holds the
+            errors of all ranks, such as the two above.
+
+    >>> import tempfile, torch, paraload, torch.distributed.checkpoint as dcp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = dcp.save({"w": torch.arange(4.0)}, checkpoint_id=folder, no_dist=True)
+    ...     state = {"w": torch.zeros(4)}
+    ...     report = paraload.load(state, folder, no_dist=True)
+    >>> state["w"], report.items
+    (tensor([0., 1., 2., 3.]), 1)
+    """
+    if "://" in str(path):
+        raise InvalidOptionError(
+            f"{str(path)!r} is a URL; this version reads folders of a mounted file system"
+        )
+    is_alone = no_dist or not (distributed.is_available() and distributed.is_initialized())
+    rank = 0 if is_alone else distributed.get_rank(process_group)
+    reader = _LoadReader(Path(path), rank, options=options, **keywords)
+    planner = QuickLoadPlanner() if planner is None else planner
+    # Sorted as in dcp.load: state_dict() may run collectives, which need one order on all ranks.
+    names = sorted(state_dict)
+    stateful = {name: state_dict[name] for name in names if _is_stateful(state_dict[name])}
+    values = {
+        name: stateful[name].state_dict() if name in stateful else state_dict[name]
+        for name in names
+    }
+    error = _load_values(values, reader, planner, process_group=process_group, is_alone=is_alone)
+    if error is not None:
+        raise error
+    for name in names:
+        if name in stateful:
+            stateful[name].load_state_dict(values[name])
+        else:
+            state_dict[name] = values[name]
+    if reader.last_report is None:
+        raise RuntimeError("the load ended without a call of read_data")
+    return reader.last_report
+
+
+@stopped_by_signals  # of planning too, where an exception would look like a fault of the plan
+def _load_values(
+    values: dict[str, Any],
+    reader: _LoadReader,
+    planner: LoadPlanner,
+    *,
+    process_group: ProcessGroup | None,
+    is_alone: bool,
+) -> BaseException | None:
+    """Load in place. Returns the error, which the caller raises without torch's frames."""
+    try:
+        with collector_paused(), misplanned_named(planner, str(reader.path)):
+            _load_state_dict(
+                values, reader, process_group=process_group, no_dist=is_alone, planner=planner
+            )
+    except CheckpointException as error:
+        return _unwrapped(error, is_alone=is_alone)
+    return None
+
+
+def _is_stateful(value: Any) -> bool:
+    return hasattr(value, "state_dict") and isinstance(value, Stateful)
+
+
+class _LoadReader(ParallelFileSystemReader):
+    """Works around what torch's loading code does to errors and to the garbage collector."""
+
+    def __init__(self, path: Path, rank: int, **keywords: Any) -> None:
+        super().__init__(path, **keywords)
+        self._own_rank = rank
+        self._resumed = collector_resumed if gc.isenabled() else nullcontext
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Read the metadata for all ranks, or else the rank's own.
+
+        torch itself falls back to the rank's own metadata. But it logs the first error with its
+        traceback, and a rank that then fails leaves the others waiting forever.
+        """
+        try:
+            try:
+                return super().read_metadata(*args, **kwargs)
+            except MetadataError as error:
+                if not self._has_own_metadata(error):
+                    raise
+            return super().read_metadata(rank=self._own_rank)
+        except Exception as error:  # noqa: BLE001 - raised again after torch
+            raise _UnreadableError(error) from None
+
+    def _has_own_metadata(self, error: MetadataError) -> bool:
+        if isinstance(error, MissingMetadataError):
+            return bool(rank_files(self.path))
+        if isinstance(error, UnsafeMetadataError):
+            return False
+        if is_there := self._own_rank in rank_files(self.path):
+            _log.warning("%s. Reading the metadata of rank %d instead", error, self._own_rank)
+        return is_there
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        with self._resumed():
+            return super().read_data(plan, planner)
+
+
+class _UnreadableError(BaseException):
+    """Carries an error past torch, which replaces every ``Exception`` by an AssertionError."""
+
+
+def _unwrapped(error: CheckpointException, *, is_alone: bool) -> BaseException:
+    """The error to raise: torch's, with the original errors, or for a single process its own.
+
+    Typed errors lose their traceback: their text is complete, and under a process group every rank
+    prints the tracebacks of all ranks.
+    """
+    for rank, (raised, trace) in error.failures.items():
+        original = raised.args[0] if isinstance(raised, _UnreadableError) else carried(raised)
+        if isinstance(original, CheckpointReadError | InvalidOptionError):
+            error.failures[rank] = original.with_traceback(None), StackSummary()
+        else:
+            error.failures[rank] = original, trace
+    # torch wraps every error, Ctrl-C included, even if there is only one rank.
+    return error.failures[0][0] if is_alone else error.with_traceback(None)

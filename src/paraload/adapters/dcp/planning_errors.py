@@ -1,0 +1,244 @@
+"""Names every entry of a state dict that does not fit the checkpoint; torch names only the first.
+
+An error of torch's planner starts a second pass, in which torch plans each entry by itself. So
+torch alone decides what fits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import contextmanager
+from difflib import get_close_matches
+from operator import itemgetter
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import distributed
+from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
+from paraload.destinations.host import target_without_memory
+from paraload.destinations.tensor_memory import memory_fault
+from paraload.errors import (
+    CheckpointReadError,
+    ItemReadError,
+    KindMismatchError,
+    MissingKeyError,
+    ShapeMismatchError,
+    refuse_to_begin,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+    from torch.distributed.checkpoint.planner import LoadPlanner
+
+#: Only errors of these methods are replaced; a planner that overrides them keeps its own errors.
+_EXPLAINED: Final = {
+    getattr(kind, step)
+    for kind in (DefaultLoadPlanner, QuickLoadPlanner)
+    for step in ("set_up_planner", "create_local_plan")
+}
+#: Limits of the search for similar names, which takes 10 ms a name.
+_EXPLAINED_NAMES: Final = 10
+_MOST_CANDIDATES: Final = 1000
+_MOST_FRONTS: Final = 20
+#: What torch.compile, FSDP, activation checkpointing and DDP put into names.
+_WRAPPERS: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
+
+
+@contextmanager
+def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
+    """In the block, a planning error of torch's planner or ours names every wrong entry."""
+    explained: dict[str, Callable[..., CheckpointReadError | None]] = {
+        "set_up_planner": lambda state_dict, *_, **__: _refused_meta(state_dict, path),
+        "create_local_plan": lambda: _refusal(planner, path),
+    }
+    is_known = all(
+        getattr(type(planner), name, None) in _EXPLAINED and name not in vars(planner)
+        for name in explained
+    )
+    if not is_known:
+        yield
+        return
+    # On the instance, for this load only: the reader and overridden steps must see the planner that
+    # the user passed, not a wrapper.
+    for name, refusal in explained.items():
+        vars(planner)[name] = _explaining(getattr(planner, name), refusal)
+    try:
+        yield
+    finally:
+        for name in explained:
+            del vars(planner)[name]
+
+
+def _explaining(
+    step: Callable[..., Any], refusal: Callable[..., CheckpointReadError | None]
+) -> Callable[..., Any]:
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except Exception:
+            if (error := refusal(*args, **kwargs)) is None:
+                raise
+            raise error from None
+
+    return explained
+
+
+def _refused_meta(state_dict: Any, path: str) -> CheckpointReadError | None:
+    """The error that names all targets on the meta device.
+
+    torch allocates such targets, but only where there is a process group.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        return None
+    targets, _ = flatten_state_dict(state_dict)
+    failures = [
+        target_without_memory(target, fault, fqn=fqn)
+        for fqn, target in targets.items()
+        if isinstance(target, torch.Tensor) and target.is_meta and (fault := memory_fault(target))
+    ]
+    return refuse_to_begin(failures, items=len(targets), path=path) if failures else None
+
+
+def _refusal(planner: Any, path: str) -> CheckpointReadError | None:
+    """The error that names every entry that torch cannot plan; ``None`` if torch's own says it."""
+    metadata, state_dict = planner.metadata, planner.state_dict
+    if metadata is None:
+        return None
+    entries = metadata.state_dict_metadata
+    failures: list[ItemReadError] = []
+    for fqn, target in state_dict.items():
+        try:
+            create_default_local_load_plan({fqn: target}, metadata, not planner.allow_partial_load)
+        except Exception as error:  # noqa: BLE001 - targets may run any code
+            failures.append(_fault(fqn, target, entries, error))
+    if all(type(failure) is ItemReadError for failure in failures):
+        return None
+    missing = [failure for failure in failures if isinstance(failure, MissingKeyError)]
+    advice = _advise(missing, [name for name in entries if name not in state_dict], planner)
+    refused = refuse_to_begin(failures, items=len(state_dict), path=path)
+    return CheckpointReadError("\n".join([str(refused), *advice]), refused.failures)
+
+
+def _fault(fqn: str, target: Any, entries: Any, error: Exception) -> ItemReadError:
+    if fqn not in entries:
+        return MissingKeyError("the checkpoint has no entry of this name", fqn=fqn)
+    entry = entries[fqn]
+    if isinstance(entry, TensorStorageMetadata):
+        stored, dtype = tuple(entry.size), entry.properties.dtype
+        chunked = ("__create_chunk_list__", "local_shards")  # torch splits these into chunks, too
+        if not (isinstance(target, torch.Tensor) or any(hasattr(target, of) for of in chunked)):
+            return KindMismatchError(
+                "the checkpoint has a tensor of this name, but the target is not a tensor",
+                fqn=fqn,
+                expected=f"a tensor of shape {stored}",
+                got=f"an object of type {type(target).__name__}",
+                hint=f"Put torch.empty({stored}, dtype={dtype}) into the state dict instead",
+            )
+        size = getattr(target, "size", None)
+        # torch raises a ValueError for wrong sizes, and checks this one first.
+        if isinstance(error, ValueError) and size and (shape := tuple(size())) != stored:
+            return ShapeMismatchError(
+                "the shapes of the target and the tensor in the checkpoint differ",
+                fqn=fqn,
+                expected=f"shape {stored}, as it was saved",
+                got=f"shape {shape}",
+                hint="Build the model with the sizes that it was saved with",
+            )
+    return ItemReadError(f"torch cannot plan it ({type(error).__name__}: {error})", fqn=fqn)
+
+
+# --------------------------------------------------------------------------------- missing names
+
+
+def _advise(
+    missing: Sequence[MissingKeyError], unclaimed: Sequence[str], planner: DefaultLoadPlanner
+) -> list[str]:
+    """Lines of advice about ``missing`` names, given those that only the checkpoint has."""
+    if not missing:
+        return []
+    advice = []
+    names = [str(failure.fqn) for failure in missing]
+    count, how = max(_renamings(names, set(unclaimed)), key=itemgetter(0))
+    if 2 * count > len(names):
+        those = "the missing name" if len(names) == 1 else f"the {len(names)} missing names"
+        some = f"{count} of " if count < len(names) else ""
+        advice.append(f"The checkpoint has {some}{those} {how}")
+    else:
+        for failure, name in zip(missing[:_EXPLAINED_NAMES], names, strict=False):
+            failure.hint = _hint(name, unclaimed)
+    kind = DefaultLoadPlanner if type(planner) is QuickLoadPlanner else type(planner)
+    advice.append(
+        "To load only what the checkpoint has, and leave the other targets as they are:"
+        f" planner={kind.__name__}(allow_partial_load=True)"
+    )
+    return advice
+
+
+def _renamings(names: Sequence[str], unclaimed: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Ways to rename ``names``: how many are in ``unclaimed`` then, and the advice.
+
+    >>> list(_renamings(["a.w", "a.b"], {"m.a.w", "m.a.b"}))[0][0]
+    2
+    """
+    for old, new in sorted(_fronts(names, unclaimed), key=lambda pair: len("".join(pair))):
+        count = sum(n.startswith(old) and new + n.removeprefix(old) in unclaimed for n in names)
+        rename = "rename the keys of the state dict"
+        if not old:
+            into = f", or load into {{{new.removesuffix('.')!r}: state_dict}}"
+            yield count, f"with {new!r} in front: {rename}{into * (count == len(names))}"
+        elif not new:
+            how = f"name.removeprefix({old!r})"
+            yield count, f"without {old!r} in front: {rename} with {how}"
+        elif count > 1:
+            how = f"{new!r} + name.removeprefix({old!r})"
+            yield count, f"with {new!r} in place of {old!r}: {rename} with {how}"
+    for part in _WRAPPERS:
+        count = sum(part in n and n.replace(part, "") in unclaimed for n in names)
+        yield count, f"without {part!r} in them: rename the keys with name.replace({part!r}, '')"
+        bare = {name.replace(part, "") for name in unclaimed if part in name}
+        count = sum(n in bare for n in names)
+        yield count, f"with {part!r} in them: load into the state dict of a model wrapped like that"
+
+
+def _fronts(names: Sequence[str], unclaimed: Iterable[str]) -> set[tuple[str, str]]:
+    """Pairs of prefixes, old and new, of names with the longest common end."""
+    by_end: defaultdict[str, list[str]] = defaultdict(list)
+    for other in unclaimed:
+        by_end[_last_part(other)].append(other)
+    fronts = set()
+    for name in names[:_EXPLAINED_NAMES]:
+        ends = {other: _common_end(name, other) for other in by_end[_last_part(name)]}
+        longest = max(ends.values(), default=0)
+        fronts |= {(name[:-n], other[:-n]) for other, n in ends.items() if n == longest}
+    return set(sorted(fronts)[:_MOST_FRONTS])
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _common_end(one: str, other: str) -> int:
+    """The length of the dotted parts that both names end with."""
+    parts = [one.split(".")[::-1], other.split(".")[::-1]]
+    return len(".".join(commonprefix(parts)))  # noqa: RUF071 - of lists, so not by characters
+
+
+def _hint(name: str, unclaimed: Sequence[str]) -> str | None:
+    for other in unclaimed:
+        if other.startswith(f"{name}."):
+            return f"It has parts of it, such as {other!r}: put a dict or list of them there"
+        if name.startswith(f"{other}."):
+            return f"It has {other!r} as a whole: put one value there"
+    candidates = unclaimed
+    if len(candidates) > _MOST_CANDIDATES:
+        last = _last_part(name)
+        candidates = [other for other in candidates if _last_part(other) == last]
+    similar = get_close_matches(name, candidates[:_MOST_CANDIDATES], n=2)
+    return f"Did you mean {' or '.join(map(repr, similar))}?" if similar else None

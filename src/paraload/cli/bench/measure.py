@@ -1,0 +1,266 @@
+"""The measurement: torch's reader and paraload with each setting, in turn, warm and cold.
+
+Each of them is an arm. An arm that fails takes no further part, and its error is kept.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import platform
+import random
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from tqdm import tqdm
+
+from paraload import __version__
+from paraload._text import counted
+from paraload.adapters.dcp.readers import ParallelFileSystemReader
+from paraload.cli._errors import UsageError
+from paraload.cli._memory import require_memory
+from paraload.cli.bench.advice import AUTO, Setting, advise
+from paraload.cli.bench.case import Case, chosen, pieces_of
+from paraload.cli.bench.page_cache import drop, try_drop
+from paraload.errors import CheckpointReadError
+from paraload.options import ReadOptions, parse_bytes
+from paraload.progress import is_terminal
+from paraload.runtime.resources import available_memory_bytes, file_system_of, usable_cores
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from torch.distributed.checkpoint import Metadata
+
+    from paraload.cli.bench.advice import Advice
+    from paraload.report import ReadReport
+
+TORCH: Final = "torch's reader"
+#: A tenth of a second at 20 GiB/s, and two at the speed of one disk.
+_LIMIT_BYTES: Final = 2 << 30
+#: The tensors, the same bytes in the page cache, and as much again for all other programs.
+_FREE_PARTS: Final = 4
+
+
+@dataclass(slots=True, eq=False)
+class Arm:
+    """A reader with its setting, and its measurements by state of the page cache.
+
+    Attributes:
+        reader: its name in tables.
+        asked_workers: readers at once; ``None`` if paraload chooses.
+        executor: of paraload; ``None`` for torch's reader.
+        error: why it takes no further part; ``is_damaged`` if it says that the checkpoint is.
+        seconds: of all runs; empty if the arm failed.
+        reports: of the fastest run; paraload alone makes them.
+    """
+
+    reader: str
+    make_reader: Callable[[], Any]
+    executor: str | None
+    asked_workers: int | None
+    direct_io: bool = False
+    error: str | None = None
+    is_damaged: bool = False
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    reports: dict[str, ReadReport] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        workers = self.asked_workers
+        return f"{self.reader}, {counted(workers, 'worker')}" if workers else self.reader
+
+    def workers(self, state: str | None = None) -> int | None:
+        """Readers at once; where paraload chose, the most in this state or in any."""
+        found = [it.workers for key, it in self.reports.items() if state in {None, key}]
+        return self.asked_workers or max(found, default=None)
+
+    @property
+    def setting(self) -> Setting | None:
+        """What to recommend; ``None`` for torch's reader, and where direct_io changed nothing."""
+        workers = self.workers()
+        is_effective = not self.direct_io or any(it.bytes_direct for it in self.reports.values())
+        if self.executor is None or workers is None or not is_effective:
+            return None
+        return Setting(self.executor, workers, self.direct_io)
+
+
+class Bench:
+    """What is measured, and what is found.
+
+    ``arms`` begin with torch's reader. ``states`` of the page cache tell how each was made, in the
+    order of measuring. ``advice`` is ``None`` if no setting of paraload was measured.
+    """
+
+    def __init__(self, path: Path, metadata: Metadata, given: Namespace) -> None:
+        free_bytes = available_memory_bytes()
+        limit_bytes = min(_LIMIT_BYTES, free_bytes // _FREE_PARTS)
+        if given.limit_bytes is not None:
+            limit_bytes = parse_bytes(given.limit_bytes)
+        if not (pieces := pieces_of(metadata)):
+            raise UsageError(f"{path}: the checkpoint is empty")
+        part = chosen(pieces, limit_bytes)
+        require_memory(sum(piece.nbytes for piece in part), "the part to read")
+        self.case = Case(path, part)
+        self.part = {
+            "nbytes": self.case.nbytes,
+            "tensors": len(self.case.targets),
+            "objects": len(part) - len(self.case.targets),
+            "files": len(self.case.files),
+            "whole_bytes": sum(piece.nbytes for piece in pieces),
+            "limit_bytes": limit_bytes,
+        }
+        self.machine: dict[str, Any] = {
+            "cores": usable_cores(),
+            "free_memory_bytes": free_bytes,
+            "file_system": file_system_of(str(path)),
+            "kernel": f"{platform.system()} {platform.release()}",
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "paraload": __version__,
+        }
+        self.arms = _arms(path, given)
+        self.rounds: int = given.rounds
+        self.states: dict[str, str] = {}
+        self.not_cold = "--no-cold" if given.no_cold else ""
+        self.advice: Advice | None = None
+
+    @property
+    def shown(self) -> tuple[str, ReadReport] | None:
+        """State and report of the time line: the recommended setting in the colder state."""
+        state = list(self.states)[-1]
+        reports = {arm.setting: arm.reports for arm in self.arms}
+        return None if self.advice is None else (state, reports[self.advice.setting][state])
+
+
+def _arms(folder: Path, given: Namespace) -> list[Arm]:
+    settings: list[tuple[str, int | None, bool]] = [(AUTO, None, False)]
+    if not given.no_cold:
+        settings += [(AUTO, None, True)]
+    for executor in given.executors:
+        for count in [1] if executor == "sequential" else given.workers:
+            # One worker is the caller's own thread with every executor.
+            settings += [(executor if count > 1 else "sequential", count, False)]
+    arms = [Arm(TORCH, partial(FileSystemReader, folder), executor=None, asked_workers=1)]
+    for executor, workers, direct_io in dict.fromkeys(settings):
+        # The environment decides about everything else.
+        setting = {"executor": executor, "max_workers": workers, "direct_io": direct_io}
+        options = ReadOptions.resolve(overrides=setting | {"progress": False})
+        make_reader = partial(ParallelFileSystemReader, folder, options=options)
+        name = ("by itself" if executor == AUTO else executor) + ", direct_io" * direct_io
+        arms.append(Arm(f"paraload {name}", make_reader, executor, workers, direct_io))
+    return arms
+
+
+def measure(bench: Bench) -> None:
+    """Check every arm, then run all of them in turn, first warm and then cold."""
+    bench.states["warm"] = "every arm has just read it"
+    with _quiet():
+        if not _check_all(bench):
+            reason = "no setting of paraload can read this checkpoint"
+            bench.states["warm"] = bench.not_cold = reason
+            return
+        _run_all(bench, "warm", lambda: None)
+        if not bench.not_cold:
+            is_cold, how = try_drop(bench.case.files)
+            if is_cold:
+                bench.states["cold"] = f"{how}; before every run"
+                _run_all(bench, "cold", partial(drop, bench.case.files))
+            else:
+                bench.not_cold = how
+    settings = {arm.setting: arm.seconds for arm in bench.arms if arm.setting is not None}
+    bench.advice = advise(settings, bench.arms[0].seconds)
+
+
+def _check_all(bench: Bench) -> bool:
+    """Run every arm once; ``False`` if no setting of paraload is left to recommend.
+
+    The bits of the first arm that does not fail are the right ones. A bad checkpoint is bad for all
+    settings: the first one that says so is the last one that runs.
+    """
+    expected: dict[str, int] = {}
+    expected_of = ""
+    for arm in _with_bar(bench.arms, "check"):
+        with _failing(arm):
+            run = bench.case.prepare(arm.make_reader())
+            bench.case.poison()
+            run()
+            loaded = bench.case.checksums()
+            if not expected_of:
+                expected, expected_of = loaded, arm.name
+            if wrong := [name for name in loaded if loaded[name] != expected[name]]:
+                raise ValueError(f"{wrong[0]!r} differs from what {expected_of} loaded")
+        if arm.executor == AUTO and arm.is_damaged:
+            return False
+    return any(arm.executor is not None and arm.error is None for arm in bench.arms)
+
+
+def _run_all(bench: Bench, state: str, before_run: Callable[[], object]) -> None:
+    # The speed of a machine drifts, and arms that run in turn see the same drift. Each round
+    # shuffles them, so that none always inherits the heap or the caches of the same predecessor;
+    # seeded by the round, so that the same command runs in the same order again.
+    arms = [arm for arm in bench.arms if arm.error is None]
+    rounds = [random.Random(number).sample(arms, len(arms)) for number in range(bench.rounds)]  # noqa: S311
+    for arm in _with_bar([arm for one in rounds for arm in one], state):
+        if arm.error is not None:
+            continue
+        with _failing(arm):
+            run = bench.case.prepare(arm.make_reader())
+            before_run()
+            gc.collect()  # garbage of an earlier run is not charged to this one
+            started = time.perf_counter()
+            report = run()
+            seconds = time.perf_counter() - started
+            runs = arm.seconds.setdefault(state, [])
+            if report is not None and seconds < min(runs, default=math.inf):
+                arm.reports[state] = report
+            runs.append(seconds)
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]  # generic for the type checker alone
+    monitor_interval = 0  # its monitor is a thread that would outlive the command
+
+
+def _with_bar(arms: Sequence[Arm], what: str) -> Iterator[Arm]:
+    """Yield ``arms``, with a line on the terminal that is gone at the end."""
+    text = "{bar:20} {n_fmt}/{total_fmt}, {remaining} left, {desc}"
+    hidden = not is_terminal(sys.stderr)
+    with _Bar(arms, leave=False, disable=hidden, dynamic_ncols=True, bar_format=text) as bar:
+        for arm in bar:
+            bar.set_description_str(f"{what}: {arm.name}")
+            yield arm
+
+
+@contextmanager
+def _failing(arm: Arm) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - readers raise anything; it is shown at the end
+        # Not the exception itself: its traceback would keep buffers alive while others run.
+        arm.error = f"{type(error).__name__}: {error}"
+        arm.is_damaged = isinstance(error, CheckpointReadError)
+        arm.seconds.clear()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what readers log in every run; the notes say it once."""
+    logger = logging.getLogger("paraload")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Where bytes go: the only package that touches the memory of tensors."""

@@ -1,0 +1,1 @@
+"""The one loop of a load: reserve memory, submit, collect, commit, account; on one thread."""

@@ -1,0 +1,346 @@
+"""The one loop of a load: give tasks, take results, commit items, say how it went.
+
+    Feed --task--> submit(executor)ready --result--> Load --> Landed, Staged, Raw --> commit
+      ^                                               |
+      +------------- tasks <-- Assembly <-- Located --+
+
+All of it runs on the caller's thread. An item is *ordered* when the moment of its commit matters:
+under a planner that is not torch's own (strict resolve, copy, commit), and where targets share
+memory (the last of the plan must win, as in torch's reader). Ordered items are collected whole and
+committed in the order of torch's reader; all others are committed as they complete.
+
+In an audit nothing is kept: items are committed when their whole records have been checked.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+from paraload._text import counted
+from paraload.core.results import Audited, Failed, Landed, LandedItems, Located, Raw, Staged
+from paraload.core.tasks import RunsTask, SharedTask
+from paraload.destinations import host as destination
+from paraload.destinations.aliases import aliased_target
+from paraload.engine.assembly import Assembly, Workshop
+from paraload.engine.commits import Commits
+from paraload.engine.items import CompletedItem, Item, Items
+from paraload.engine.scheduler import Feed
+from paraload.engine.statistics import Ledger
+from paraload.errors import CheckpointReadError, ItemReadError, StalledReadError
+from paraload.planning.read_tasks import share_reads
+from paraload.runtime.daemon_threads import PATIENCE_S, PATIENCE_WITH_STALLED_S, no_answer
+from paraload.runtime.interrupts import stop_if_signalled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from paraload.core.results import Outcome, TaskResult
+    from paraload.engine.budget import MemoryBudget
+    from paraload.engine.setup import Job
+    from paraload.executors.base import ReadExecutor
+    from paraload.formats.base import TensorRecord
+    from paraload.progress import ReadProgress
+    from paraload.report import ReadReport
+
+__all__ = ["Load"]
+
+
+class Load:
+    """One load, from its first tasks to its report.
+
+    Args:
+        job: what.
+        budget: staging memory.
+        process: hands completed items to the planner.
+        on_progress: told after every result.
+
+    Attributes:
+        ledger: its statistics.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        budget: MemoryBudget,
+        process: Callable[[list[CompletedItem]], None],
+        on_progress: Callable[[ReadProgress], object] | None,
+    ) -> None:
+        self._job = job
+        self._budget = budget
+        self._on_progress = on_progress
+        self._items = Items(job.specs, job.destinations, job.ordered)
+        items_by_file = Counter([spec.path for spec in job.specs])
+        file_rank = {path: rank for rank, path in enumerate(items_by_file)}  # as the plan has them
+
+        def rank(item: int) -> tuple[int, int]:
+            return file_rank[self._items.spec(item).path], item
+
+        self._turns = deque(sorted(job.ordered, key=rank))
+        self._feed = Feed(budget, rank=rank if self._turns else None)
+        self._feed.start(job.first)
+        self.ledger = Ledger(
+            items_by_file,
+            bytes_total=sum(map(self._items.planned_bytes, job.specs)),
+            verify=job.work.verify,
+            started_s=job.started_s,
+        )
+        for reason in job.slow_reasons:
+            self.ledger.fall_back(reason, len(job.specs))
+        self._commits = Commits(job, process, self.ledger.fall_back)
+        self._shop = Workshop(
+            targets=destination.DirectTargets(job.destinations, job.ordered),
+            names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
+            feed=self._feed,
+            converter=self._commits.converter,
+            verify=job.work.verify and job.work.format.has_checksum,
+            audit=job.work.audit,
+            split_bytes=job.split_bytes,
+            max_gap_bytes=job.max_gap_bytes,
+        )
+        self._failures: dict[int, ItemReadError] = {}
+        self._downgrades_told = 0
+
+    def run(self, executor: ReadExecutor) -> tuple[ReadReport, dict[int, ItemReadError]]:
+        """Run to the end.
+
+        Returns:
+            The report, and the errors of the items that failed, by item; all others were read.
+
+        Raises:
+            CheckpointReadError: reading could not go on.
+            StalledReadError: nothing was read for ``stall_timeout_s``.
+            Exception: whatever planner or progress hook raised, unchanged.
+        """
+        patience_s = PATIENCE_S
+        try:
+            executor.start(self._job.work, self._shop.targets)
+            while self._give_tasks(executor):
+                self._take_results(self._wait(executor), executor)
+        except StalledReadError:
+            patience_s = PATIENCE_WITH_STALLED_S
+            raise
+        finally:
+            executor.close(patience_s)
+        self._require_everything()
+        report = self.ledger.report(
+            workers=executor.workers,
+            executor=executor.name,
+            peak_bytes=self._budget.peak_bytes,
+            conversions=self._commits.converter.counts(),
+        )
+        return report, dict(sorted(self._failures.items()))
+
+    def _give_tasks(self, executor: ReadExecutor) -> bool:
+        """Give the executor what it takes now; whether there is anything to wait for."""
+        while executor.capacity() > 0 and (task := self._feed.next_task()) is not None:
+            executor.submit(task)
+        return self._feed.in_flight > 0
+
+    def _wait(self, executor: ReadExecutor) -> Sequence[TaskResult]:
+        """The next results: the one place where a load waits, and where its deadline is.
+
+        Whatever else a load has to wait for, such as copies to a device, is asked for here.
+        """
+        timeout_s = self._job.work.stall_timeout_s
+        results = executor.ready(timeout_s)
+        if not results and timeout_s is not None:
+            running = [f"{t.path!r} bytes [{t.start}, {t.end})" for t in executor.running()]
+            what = f"these were being read: {'; '.join(running)}"
+            hint = "" if self._job.work.audit else executor.stuck_hint
+            raise no_answer(timeout_s, what, hint)
+        return results
+
+    def _take_results(self, results: Iterable[TaskResult], executor: ReadExecutor) -> None:
+        for reason in executor.downgrades[self._downgrades_told :]:
+            self.ledger.fall_back(reason, len(self._job.specs))
+            self._downgrades_told += 1
+        for result in results:
+            self._feed.returned(result)
+            self._handle(result)
+            if self._on_progress is not None:
+                self._on_progress(self.ledger.snapshot())
+            stop_if_signalled()
+
+    def _require_everything(self) -> None:
+        for spec, by in self._commits.aliases.overwritten():
+            if self._job.strict:
+                error = aliased_target(by)
+                error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
+                self._failures[spec.item] = error
+            else:
+                self.ledger.overwrote(spec.fqn, by.fqn)
+        missing = [spec.fqn for spec in self._items.left() if spec.item not in self._failures]
+        if missing:
+            raise CheckpointReadError(
+                f"{counted(len(missing), 'item')} left unread, {missing[0]!r} among them; this is a"
+                " bug in paraload, please report it"
+            )
+
+    # ------------------------------------------------------------------ results
+
+    def _handle(self, result: TaskResult) -> None:
+        self.ledger.count(result)
+        for outcome in result.outcomes:
+            if isinstance(outcome, LandedItems):
+                self._take_landed(outcome, result.task.path)
+                continue
+            item = self._items[outcome.item]
+            try:
+                self._handle_outcome(item, outcome)
+            except ItemReadError as error:
+                self._fail(item, error)
+            if isinstance(result.task, RunsTask):
+                self._end_part(item, result.task)
+            elif isinstance(result.task, SharedTask):
+                (part,) = (p for p in result.task.parts if p.items == (outcome.item,))
+                self._end_part(item, part)
+        if located := self._shop.located:
+            self._feed.ready(share_reads(located, limit_bytes=self._job.task_limit_bytes))
+            located.clear()
+        self._take_turns()  # a failed item may have been the one that others waited for
+
+    def _handle_outcome(self, item: Item, outcome: Outcome) -> None:
+        match outcome:
+            case Located():
+                self._assemble(item, outcome.record, outcome.reason)
+            case Landed():
+                further = _assembly_of(item).land(outcome)
+                self.ledger.arrived(0 if item.is_failed else further)
+            case Audited():
+                self._take_audited(item, outcome)
+            case Staged() | Raw():
+                self._take(item, outcome)
+            case Failed(error=error):
+                raise error
+            case _:
+                raise TypeError(f"no such outcome: {type(outcome).__name__}")
+
+    def _take_landed(self, landed: LandedItems, path: str) -> None:
+        """Whole items are in their targets."""
+        self.ledger.arrived(landed.nbytes)
+        self.ledger.checked(landed.verified_bytes, unverified=landed.unverified)
+        self._commits.landed_together(landed.items)
+        self._items.are_done(landed.items)
+        self.ledger.left(path, len(landed.items))
+
+    def _take(self, item: Item, content: Staged | Raw) -> None:
+        """Bytes of a small record, which are valid only until the next result."""
+        nbytes = content.needed_bytes
+        self.ledger.replan(item, nbytes)
+        self.ledger.arrived(nbytes)
+        verified_bytes = content.verified_bytes
+        self.ledger.checked(verified_bytes, unverified=nbytes > 0 and not verified_bytes)
+        is_next = not item.ordered or self._turns[0] == item.spec.item
+        data = content.data if is_next else memoryview(bytearray(content.data))
+
+        def commit() -> None:
+            if isinstance(content, Raw):
+                is_proved = bool(verified_bytes)
+                self._commits.raw(item, data, content.reason, is_proved=is_proved)
+            else:
+                self._commits.staged(item, data, content)
+
+        self._in_turn(item, commit)
+
+    def _take_audited(self, item: Item, audited: Audited) -> None:
+        self.ledger.audited(audited)
+        if audited.payload is not None:
+            self._assemble(item, audited.payload)
+            return
+        self.ledger.arrived(item.planned_bytes)
+        self._commit(item, partial(self._commits.landed, item))
+
+    def _assemble(self, item: Item, record: TensorRecord | None, reason: str = "") -> None:
+        assembly = Assembly.of(item, record, reason, self._shop)
+        item.assembly = assembly
+        self.ledger.replan(item, assembly.needed_bytes)
+        if not assembly.tasks_left:
+            self._finish(item, assembly)
+
+    def _end_part(self, item: Item, task: RunsTask) -> None:
+        assembly = _assembly_of(item)
+        try:
+            assembly.end_task(task)
+            if not assembly.tasks_left and not item.is_failed:
+                self._finish(item, assembly)
+        except ItemReadError as error:
+            self._fail(item, error)
+
+    def _finish(self, item: Item, assembly: Assembly) -> None:
+        """All parts of the record have come: check them, and commit the item in its turn."""
+        try:
+            verified_bytes, reason = assembly.check()
+        except ItemReadError:
+            assembly.release()
+            raise
+        is_unverified = assembly.needed_bytes > 0 and not verified_bytes
+        self.ledger.checked(verified_bytes, unverified=is_unverified, reason=reason)
+
+        def commit() -> None:
+            try:
+                if assembly.record is None:
+                    is_proved = bool(verified_bytes)
+                    self._commits.raw(item, assembly.raw(), assembly.reason, is_proved=is_proved)
+                elif item.ordered:
+                    self._commits.tensor(item, assembly.tensor())
+                else:
+                    self._commits.landed(item)
+            finally:
+                assembly.release()
+
+        self._in_turn(item, commit)
+
+    # ------------------------------------------------------------------ turns
+
+    def _in_turn(self, item: Item, commit: Callable[[], None]) -> None:
+        """Commit now, or when all earlier ordered items are done."""
+        if item.ordered:
+            item.commit = commit
+            self._take_turns()
+        else:
+            self._commit(item, commit)
+
+    def _take_turns(self) -> None:
+        """Commit the ordered items that are next."""
+        while self._turns:
+            item = self._items[self._turns[0]]
+            if item.commit is None and not item.is_failed:
+                return
+            self._turns.popleft()
+            if item.commit is not None:
+                commit, item.commit = item.commit, None
+                try:
+                    self._commit(item, commit)
+                except ItemReadError as error:
+                    self._fail(item, error)
+
+    def _commit(self, item: Item, commit: Callable[[], None]) -> None:
+        commit()
+        self._items.are_done((item.spec.item,))
+        self._leave(item)
+
+    def _fail(self, item: Item, error: ItemReadError) -> None:
+        if item.is_failed:
+            return
+        spec = item.spec
+        error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
+        item.is_failed = True
+        if self._job.work.audit:  # progress counts what was looked at, good or bad
+            landed_bytes = item.assembly.landed_bytes if item.assembly is not None else 0
+            self.ledger.arrived(item.planned_bytes - landed_bytes)
+        self._failures[spec.item] = error
+        self._leave(item)
+
+    def _leave(self, item: Item) -> None:
+        self.ledger.left(item.spec.path, 1)
+        self._feed.item_left(item.spec.item)
+
+
+def _assembly_of(item: Item) -> Assembly:
+    if item.assembly is None:
+        raise TypeError(f"{item.spec.fqn!r} was read in parts before it was located")
+    return item.assembly

@@ -1,0 +1,150 @@
+"""Explains worker processes that cannot start, or that die, and what to do about it.
+
+A worker imports the program's main script only if something that is sent to it is defined there. We
+refuse what cannot be imported before any work; an unguarded script shows only when it fails.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import signal
+import sys
+from multiprocessing import process
+from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
+
+from paraload.errors import HookNotPicklableError, InvalidOptionError, WorkerDiedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from paraload.core.tasks import ReadTask
+    from paraload.executors.processes.spawn import EndedWorker
+    from paraload.workers.read_context import Work
+
+#: The main module, and its name in a process that multiprocessing has started.
+_MAIN: Final = frozenset({"__main__", "__mp_main__"})
+#: How the file names of functions begin that were typed into a session.
+_TYPED: Final = ("<stdin>", "<ipython-input", "<python-input")
+_CURE: Final = "move it into a module of its own, or use executor='threads'"
+_FEWER: Final = (
+    "Was it killed for lack of memory (see dmesg)? A smaller memory_budget_bytes, fewer max_workers"
+    " or executor='threads' needs less"
+)
+_ELSEWHERE: Final = "executor='threads' needs no worker processes"
+
+
+def require_startable(work: Work) -> None:
+    """Refuse, before any work, what cannot be sent to a worker process.
+
+    Raises:
+        HookNotPicklableError: a hook cannot be pickled, or a worker cannot import it.
+        InvalidOptionError: this process is itself a worker that is starting.
+    """
+    if getattr(process.current_process(), "_inheriting", False):
+        raise InvalidOptionError(
+            "this load was called while a worker process imports the main script; put the script's"
+            " code under `if __name__ == '__main__':`, or use executor='threads'"
+        )
+    for name, hook in work.hooks.items():
+        _require_picklable(hook, f"{name}={hook!r}", "define it at the top level of a module, or")
+    _require_picklable(work, "a stream transform or the storage", "")
+
+
+def needs_main(work: Work) -> bool:
+    """Whether workers have to import the main script for ``work``."""
+    return bool(_defined_in_main(work))
+
+
+def _require_picklable(value: Any, what: str, cure: str) -> None:
+    try:
+        in_main = _defined_in_main(value)
+    except Exception as error:
+        raise HookNotPicklableError(
+            f"{what} cannot be pickled for a worker process ({error});"
+            f" {cure}{' ' * bool(cure)}use executor='threads'"
+        ) from error
+    if in_main and (reason := _no_import(in_main)):
+        raise HookNotPicklableError(
+            f"{what} is defined in {reason}, which a worker process cannot import; {_CURE}"
+        )
+
+
+def _defined_in_main(value: Any) -> list[Any]:
+    """Functions and classes of the main script that the pickle of ``value`` names."""
+    found: list[Any] = []
+
+    class Finder(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> None:
+            if isinstance(obj, FunctionType | type) and obj.__module__ in _MAIN:
+                found.append(obj)
+
+    Finder(io.BytesIO(), pickle.HIGHEST_PROTOCOL).dump(value)
+    return found
+
+
+def _no_import(objects: Sequence[Any]) -> str:
+    """Why a new process cannot import ``objects`` of the main script; "" if it can.
+
+    The rules are those of ``multiprocessing.spawn``.
+    """
+    if any(_is_typed(defined) for defined in objects):
+        return "an interactive session or notebook"
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        is_package = name == "__main__" or name.endswith(".__main__")
+        return f"the main module of a package ({name})" if is_package else ""
+    file = getattr(main, "__file__", None)
+    if file is None or not Path(file).is_file():
+        return "an interactive session, a notebook or a script without a file (python -c)"
+    return ""
+
+
+def _is_typed(defined: Any) -> bool:
+    functions = vars(defined).values() if isinstance(defined, type) else [defined]
+    codes = (getattr(function, "__code__", None) for function in functions)
+    return any(code is not None and code.co_filename.startswith(_TYPED) for code in codes)
+
+
+def worker_died(
+    tasks: Sequence[ReadTask],
+    ended: Sequence[EndedWorker],
+    work: Work,
+    has_started: Callable[[int], bool],
+) -> WorkerDiedError:
+    """The error for tasks that were lost with their worker."""
+    held = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
+    if not ended:
+        return WorkerDiedError(
+            f"a worker process died while these were being read: {held}. How it ended is unknown."
+            f" {_FEWER}"
+        )
+    is_starting = not has_started(ended[0].pid)
+    details = "; ".join(str(one) for one in ended if is_starting != has_started(one.pid))
+    when = "starting, so these were not read" if is_starting else "these were being read"
+    hint = _hint(ended[0], work, is_starting=is_starting)
+    return WorkerDiedError(f"a worker process died while {when}: {held}. {details}. {hint}")
+
+
+def _hint(ended: EndedWorker, work: Work, *, is_starting: bool) -> str:
+    if ended.exitcode == -signal.SIGKILL:
+        return _FEWER
+    if ended.exitcode == -signal.SIGBUS:
+        return f"Is shared memory (/dev/shm) full? {_ELSEWHERE}"
+    if ended.exitcode < 0:
+        return f"A library or a hook crashed, or another program ended the worker. {_ELSEWHERE}"
+    if not is_starting:
+        return f"Did a hook end the process? {_ELSEWHERE}"
+    told = "Its own error message is on standard error"
+    hooks = " and ".join(f"{name}=" for name in work.hooks)
+    if needs_main(work):
+        return (
+            f"It had to import the main script, where {hooks or 'a transform'} is defined. {told}."
+            " Put the script's code under `if __name__ == '__main__':`, or move the hook into a"
+            " module of its own, or use executor='threads'"
+        )
+    question = f" Can a new process import {hooks}?" if hooks else ""
+    return f"{told}.{question} {_ELSEWHERE}"

@@ -1,0 +1,229 @@
+"""Worker processes: bytes come back through slots of shared memory.
+
+    submit ---> slot + task ---> WorkerPool ...... done(slot, result) ---> ready: slot -> targets
+       |
+       `------> no slot is free: the caller's thread reads it, in ``ready``
+
+The caller's thread reads too, whenever no result waits for it: while workers start (0.2 s, in which
+it reads half a GiB) and while all of them are busy. Hooks and decoders never run there.
+
+A worker that is killed must not leave the caller waiting: a pool that can tell answers with an
+exception; for one that cannot, ``ready`` looks after the workers itself while it waits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+from paraload.core.tasks import LocateTask, RunsTask, SharedTask
+from paraload.executors.processes.deaths import needs_main, require_startable, worker_died
+from paraload.executors.processes.pools import FuturesPool, MultiprocessingPool
+from paraload.executors.processes.slots import SLOTS_PER_WORKER, SlotRing, SlottedTask
+from paraload.executors.processes.spawn import worker_context
+from paraload.executors.threads import ThreadExecutor
+from paraload.runtime.daemon_threads import PATIENCE_S
+from paraload.runtime.interrupts import interrupts_deferred
+from paraload.workers.run_task import run_task
+from paraload.workers.sinks import TargetSink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from paraload.core.results import TaskResult
+    from paraload.core.tasks import ReadTask
+    from paraload.errors import WorkerDiedError
+    from paraload.executors.processes.pools import WorkerPool
+    from paraload.executors.processes.spawn import EndedWorker, WorkerContext
+    from paraload.workers.read_context import Work
+    from paraload.workers.sinks import TargetMemory
+
+_POOLS: Final[dict[str, Callable[..., WorkerPool]]] = {
+    "processes": FuturesPool,
+    "pool": MultiprocessingPool,
+}
+_PLAIN_READS: Final = (LocateTask, RunsTask, SharedTask)
+_LOOK_AFTER_WORKERS_S: Final = 0.2
+#: How long to wait for how a worker ended, once it is known that one has.
+_PATIENCE_WITH_DEAD_S: Final = 1.0
+#: Workers without hooks only read, which the caller does with one copy less: where there are not
+#: cores for all, they give way to it. A tenth faster on 2 cores, and nothing elsewhere.
+_NICENESS_OF_READERS: Final = 10
+
+
+class ProcessExecutor:
+    """:class:`~paraload.executors.base.ReadExecutor` on worker processes.
+
+    If the system refuses to start them, all goes on with threads.
+
+    Args:
+        kind: of pool: "processes" or "pool".
+        workers: processes.
+        slot_bytes: size of each slot of shared memory; a longer result is read by the caller.
+    """
+
+    _work: Work
+    _targets: Mapping[int, TargetMemory]
+    _context: WorkerContext
+    _ring: SlotRing
+    _pool: WorkerPool
+
+    def __init__(self, kind: str, workers: int, slot_bytes: int) -> None:
+        self.name = self._kind = kind
+        self.workers = workers
+        self.downgrades: list[str] = []
+        self.stuck_hint = "The worker processes were ended"
+        self.slot_bytes = slot_bytes
+        self._made = ExitStack()
+        self._instead: ThreadExecutor | None = None
+        self._waiting: deque[ReadTask] = deque()
+        self._in_flight: dict[int, ReadTask] = {}  # by slot
+        self._lent: list[int] = []  # the slot of the result that the caller has now
+        self._done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+
+    def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
+        """Make the pool, which starts its workers now or with the first tasks."""
+        require_startable(work)
+        self._work, self._targets = work, targets
+        self._instead = None
+        self._waiting, self._in_flight, self._lent = deque(), {}, []
+        self._done = SimpleQueue()
+        refusal = ""
+        try:
+            with interrupts_deferred():
+                self._make_pool()
+        except Exception as error:  # noqa: BLE001 - raised again unless it is a refusal
+            refusal = _refusal(error)
+        if refusal:
+            self._go_on_with_threads(refusal)
+
+    def _make_pool(self) -> None:
+        work, made = self._work, self._made
+        niceness = 0 if work.hooks or work.decoders else _NICENESS_OF_READERS
+        self._context = made.enter_context(
+            worker_context(with_main=needs_main(work), niceness=niceness)
+        )
+        self._ring = made.enter_context(SlotRing(SLOTS_PER_WORKER * self.workers, self.slot_bytes))
+        initargs = work, self._ring.name, self.slot_bytes
+        self._pool = _POOLS[self._kind](self._context, self.workers, initargs)
+        made.callback(lambda: self._pool.close(orderly=not self._in_flight))
+
+    def _go_on_with_threads(self, why: str) -> None:
+        left = [*self._in_flight.values(), *self._waiting]
+        self.close()
+        self.downgrades.append(f"threads instead of {self._kind}: {why}")
+        self._instead = threads = ThreadExecutor(self.workers)
+        threads.downgrades = self.downgrades
+        threads.start(self._work, self._targets)
+        self.name, self.workers = threads.name, threads.workers
+        self.stuck_hint = threads.stuck_hint
+        for task in left:
+            threads.submit(task)
+
+    def capacity(self) -> int:
+        """One more than there are slots, for the caller's thread."""
+        if self._instead is not None:
+            return self._instead.capacity()
+        in_flight = len(self._in_flight) + len(self._waiting)
+        return SLOTS_PER_WORKER * self.workers + 1 - in_flight
+
+    def submit(self, task: ReadTask) -> None:
+        if self._instead is not None:
+            self._instead.submit(task)
+            return
+        self._waiting.append(task)
+        self._give_out()
+
+    def _give_out(self) -> None:
+        """Send tasks to workers, as long as there are slots."""
+        self._ring.release_views()
+        self._ring.free += self._lent
+        self._lent = []
+        while self._waiting and self._ring.free:
+            slot = self._ring.free.pop()
+            task = self._in_flight[slot] = self._waiting.popleft()
+            refusal = ""
+            try:
+                with interrupts_deferred():  # a pool may start its processes now
+                    self._send(SlottedTask(task, slot))
+            except Exception as error:  # noqa: BLE001 - raised again unless it is a refusal
+                refusal = _refusal(error)
+            if refusal:
+                self._go_on_with_threads(refusal)
+                return
+
+    def _send(self, task: SlottedTask) -> None:
+        done, slot = self._done, task.slot
+        self._pool.submit(task, lambda result: done.put((slot, result)))
+
+    def ready(self, timeout_s: float | None) -> Sequence[TaskResult]:
+        if self._instead is None:
+            self._give_out()
+        if self._instead is not None:
+            return self._instead.ready(timeout_s)
+        if self._waiting and self._done.empty() and isinstance(self._waiting[0], _PLAIN_READS):
+            return [self._run_here(self._waiting.popleft())]
+        answer = self._next_answer(timeout_s)
+        if answer is None:
+            return ()
+        slot, result = answer
+        if isinstance(result, BaseException):
+            is_broken = isinstance(result, BrokenExecutor)
+            patience_s = _PATIENCE_WITH_DEAD_S if is_broken else 0.0
+            dead = self._context.dead_workers(patience_s=patience_s)
+            if dead or is_broken:
+                raise self._died(dead) from result
+            raise result
+        task = self._in_flight.pop(slot)
+        self._lent = [slot]
+        if result is None:  # longer than a slot
+            return [self._run_here(task)]
+        return [self._ring.deliver(result, slot, self._targets)]
+
+    def _run_here(self, task: ReadTask) -> TaskResult:
+        return run_task(task, self._work, TargetSink(self._targets))
+
+    def _next_answer(self, timeout_s: float | None) -> tuple[int, Any] | None:
+        until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = until_s - time.monotonic()
+            try:
+                return self._done.get(timeout=max(0.0, min(left_s, _LOOK_AFTER_WORKERS_S)))
+            except Empty:
+                if dead := self._context.dead_workers():
+                    raise self._died(dead) from None
+            if left_s <= 0:
+                return None
+
+    def _died(self, ended: list[EndedWorker]) -> WorkerDiedError:
+        return worker_died(self.running(), ended, self._work, self._ring.has_started)
+
+    def running(self) -> Sequence[ReadTask]:
+        if self._instead is not None:
+            return self._instead.running()
+        return list(self._in_flight.values())
+
+    def close(self, patience_s: float = PATIENCE_S) -> None:
+        with interrupts_deferred():
+            self._made.close()
+        if self._instead is not None:
+            self._instead.close(patience_s)
+
+
+def _refusal(error: Exception) -> str:
+    """Why the system refuses to start a worker.
+
+    Only as text: the frames of the error hold the locks of half-made objects.
+
+    Raises:
+        Exception: ``error``, if it is not a refusal.
+    """
+    is_refusal = isinstance(error, OSError | ImportError | NotImplementedError)
+    if not is_refusal and "start new thread" not in str(error):
+        raise error
+    return str(error)

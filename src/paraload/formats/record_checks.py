@@ -1,0 +1,127 @@
+"""What must hold of a record before its bytes are believed. PURE: no I/O, no torch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, Final
+
+from paraload.core.checksum import crc32
+from paraload.errors import (
+    DAMAGED_HINT,
+    ChecksumMismatchError,
+    FormatError,
+    ShapeMismatchError,
+    ShortFileError,
+)
+from paraload.formats.base import DTYPE_BYTES
+
+if TYPE_CHECKING:
+    from paraload.core.tasks import RecordSpec
+    from paraload.formats.base import ItemFormat, TensorRecord
+    from paraload.geometry import runs as geometry
+
+__all__ = [
+    "check_payload",
+    "check_range",
+    "check_stored",
+    "checksum_mismatch",
+    "most_bytes",
+    "trailer_crc",
+]
+
+
+def check_range(spec: RecordSpec, file_bytes: int) -> None:
+    """The record lies inside its file of ``file_bytes``."""
+    if spec.start < 0 or spec.end < spec.start:
+        raise FormatError(
+            "metadata gives an impossible range",
+            got=f"offset {spec.start}, length {spec.length}",
+            hint="The metadata is damaged or belongs to another checkpoint",
+        )
+    if spec.end > file_bytes:
+        raise ShortFileError(
+            "file ends too early",
+            expected=f"at least {spec.end} bytes",
+            got=f"{file_bytes} bytes",
+            hint="The file was cut, or is still being written",
+        )
+
+
+def check_stored(spec: RecordSpec, dtype: str, shape: geometry.Shape) -> None:
+    """The stored tensor is what the metadata says, and the planned slice lies inside of it."""
+    stored = spec.wanted.stored
+    if stored is not None and stored != (dtype, shape):
+        raise ShapeMismatchError(
+            "the stored tensor is not the one that the metadata describes",
+            expected=f"{stored.dtype} of shape {stored.shape}",
+            got=f"{dtype} of shape {shape}",
+            hint="File and metadata do not belong together",
+        )
+    offsets, lengths = spec.wanted.offsets, spec.wanted.lengths
+    if not _lies_inside(offsets, lengths, shape):
+        raise ShapeMismatchError(
+            "planned slice does not lie inside the stored tensor",
+            expected=f"offsets {offsets}, lengths {lengths}",
+            got=f"stored shape {shape}",
+            hint="File and metadata do not belong together",
+        )
+
+
+#: An object of unknown size may inflate to this, or to so many times its length.
+_OBJECT_BYTES: Final = 64 << 20
+_INFLATION: Final = 256
+#: Of an archive, beside the payload.
+_HEADERS_BYTES: Final = 1 << 20
+
+
+def most_bytes(spec: RecordSpec) -> int:
+    """What a record can be when it is decoded: of a tensor, what the metadata says."""
+    stored = spec.wanted.stored
+    if stored is None or stored.dtype not in DTYPE_BYTES:
+        return max(_OBJECT_BYTES, _INFLATION * spec.length)
+    return max(spec.length, prod(stored.shape) * DTYPE_BYTES[stored.dtype]) + _HEADERS_BYTES
+
+
+@lru_cache(maxsize=4096)
+def _lies_inside(offsets: geometry.Shape, lengths: geometry.Shape, shape: geometry.Shape) -> bool:
+    return len(shape) == len(lengths) == len(offsets) and all(
+        o >= 0 and n >= 0 and o + n <= size
+        for o, n, size in zip(offsets, lengths, shape, strict=True)
+    )
+
+
+def check_payload(fmt: ItemFormat, record: TensorRecord, data: memoryview) -> int:
+    """Check a payload that is in memory as a whole; the bytes that were proved right."""
+    expected = record.crc
+    if record.trailer is not None:
+        trailer = bytes(data[slice(*record.trailer)])
+        expected = trailer_crc(fmt, trailer, record.payload_bytes)
+    if not expected:
+        return 0
+    got = crc32(data[record.start : record.end])
+    if got != expected:
+        raise checksum_mismatch(expected, got)
+    return record.payload_bytes
+
+
+def trailer_crc(fmt: ItemFormat, trailer: bytes, payload_bytes: int) -> int:
+    crc = fmt.read_trailer(trailer, payload_bytes)
+    if crc is None:
+        raise FormatError(
+            "the descriptor behind the payload is damaged",
+            expected=f"one for {payload_bytes} bytes",
+            got=trailer[:16].hex(),
+            hint=DAMAGED_HINT,
+        )
+    return crc
+
+
+def checksum_mismatch(expected: int, got: int) -> ChecksumMismatchError:
+    """The error for a payload whose CRC-32 is wrong."""
+    return ChecksumMismatchError(
+        "the tensor's bytes are damaged",
+        expected=f"CRC-32 {expected:08x}",
+        got=f"{got:08x}",
+        hint=DAMAGED_HINT,
+    )

@@ -1,0 +1,1 @@
+"""Arithmetic on shapes, strides and byte ranges: pure functions without I/O, clock or torch."""

@@ -1,0 +1,1 @@
+"""What a checkpoint holds: reads ``.metadata`` without running it, and indexes it."""

@@ -1,0 +1,147 @@
+"""The metadata of a checkpoint's folder, for tools: one ``Metadata`` and one index of it.
+
+    .metadata                     one file for all ranks; it wins, as in torch
+    __0.metadata, __1.metadata    one file for each rank: saved with use_collectives=False
+
+Ranks that save alone may use one name for different tensors. So where there are several of them,
+the entries are named "rank 1: w".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from torch.distributed.checkpoint.metadata import Metadata
+
+from paraload.errors import MetadataError
+from paraload.metadata.dcp_index import index_of
+from paraload.metadata.rank_files import GLOBAL_METADATA, rank_files
+from paraload.metadata.reading import read_metadata
+from paraload.options import DEFAULT_STALL_TIMEOUT_S
+from paraload.runtime.gc_pause import collector_paused
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from paraload.metadata.index import CheckpointIndex
+    from paraload.sources import FileStat
+
+#: A data file of a rank that saves alone.
+_DATA_FILE: Final = re.compile(r"__(0|[1-9]\d*)_\d+\.distcp")
+
+#: A stray file with a huge number in its name must not produce a list of billions.
+_MOST_MISSING: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderMetadata:
+    """The metadata of a checkpoint.
+
+    Attributes:
+        metadata: all entries of all ranks.
+        index: the same as plain values.
+        seen: the identity of each metadata file before it was read, by absolute path.
+        ranks: ranks with metadata of their own; empty if one file is for all.
+        missing: ranks whose metadata should be here: a higher rank has metadata, or the rank has
+            data files.
+    """
+
+    metadata: Metadata
+    index: CheckpointIndex
+    seen: dict[str, FileStat]
+    ranks: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the metadata files."""
+        return tuple(f"__{rank}.metadata" for rank in self.ranks) or (GLOBAL_METADATA,)
+
+    @property
+    def starts_late(self) -> str:
+        """A remark if the lowest rank is not 0: lower ranks may have another folder."""
+        if not self.ranks or not (first := self.ranks[0]):
+            return ""
+        below = "rank 0 has" if first == 1 else f"ranks 0 to {first - 1} have"
+        return f"{below} no metadata here; was it saved to another folder?"
+
+
+def folder_metadata(
+    folder: str | os.PathLike[str],
+    *,
+    allow_globals: Iterable[Any] = (),
+    retries: int = 0,
+    stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
+) -> FolderMetadata:
+    """The metadata of the checkpoint in ``folder``.
+
+    Raises:
+        MetadataError: there is none, or it cannot be read.
+    """
+    folder = Path(folder)
+    path = folder / GLOBAL_METADATA
+    # Path.exists raises if the folder may not be searched; reading the file gives a better error.
+    of_ranks = {} if os.path.exists(path) else rank_files(folder)  # noqa: PTH110
+    seen: dict[str, FileStat] = {}
+    allowed = tuple(allow_globals)
+    found = []
+    for name in of_ranks.values() or [GLOBAL_METADATA]:
+        metadata = read_metadata(
+            folder / name,
+            allow_globals=allowed,
+            retries=retries,
+            stall_timeout_s=stall_timeout_s,
+            seen=seen,
+        )
+        _require_places(metadata, folder / name)
+        found.append(metadata)
+    with collector_paused():
+        metadata = found[0] if len(found) == 1 else _joined(dict(zip(of_ranks, found, strict=True)))
+        index = index_of(metadata)
+    return FolderMetadata(
+        metadata=metadata,
+        index=index,
+        seen=seen,
+        ranks=tuple(of_ranks),
+        missing=_missing(folder, of_ranks) if of_ranks else (),
+    )
+
+
+def _require_places(metadata: Metadata, path: Path) -> None:
+    storage = getattr(metadata, "storage_data", None)
+    if not isinstance(storage, Mapping):
+        raise MetadataError("does not say where anything is stored", str(path))
+    infos = {type(info): info for info in storage.values()}
+    for kind, info in infos.items():
+        if not all(hasattr(info, name) for name in ("relative_path", "offset", "length")):
+            raise MetadataError(
+                f"describes the location of its tensors by {kind.__name__}, which has no byte"
+                " ranges; only the reader that matches its writer can load it",
+                str(path),
+            )
+
+
+def _joined(by_rank: dict[int, Metadata]) -> Metadata:
+    entries: dict[str, Any] = {}
+    storage: dict[Any, Any] = {}
+    for rank, metadata in by_rank.items():
+        for name, entry in metadata.state_dict_metadata.items():
+            entries[f"rank {rank}: {name}"] = entry
+        for index, info in (metadata.storage_data or {}).items():
+            storage[replace(index, fqn=f"rank {rank}: {index.fqn}")] = info
+    first = next(iter(by_rank.values()))
+    return Metadata(entries, storage_data=storage, version=getattr(first, "version", None))
+
+
+def _missing(folder: Path, ranks: Collection[int]) -> tuple[int, ...]:
+    gaps = (rank for rank in range(min(ranks), max(ranks)) if rank not in ranks)
+    with_data = {
+        int(found[1]) for file in folder.iterdir() if (found := _DATA_FILE.fullmatch(file.name))
+    }
+    return tuple(sorted({*islice(gaps, _MOST_MISSING), *with_data.difference(ranks)}))

@@ -1,0 +1,301 @@
+"""The restricted unpickler: reads a ``.metadata`` file without running what is in it.
+
+A pickle is a program. It can name anything importable and have it called or changed:
+
+    file --find_class--> (module, name) --table--> a stand-in --opcodes--> plain data
+                              |
+                              `-- not in the table: refused, nothing imported, nothing called
+
+**Threat model.** The attacker wrote the file and wants something imported, called or changed.
+
+- A name is looked up in a table and nowhere else. A path of attributes ("Metadata.__init__.
+  __globals__") is a single name, which the table does not have; nothing is imported to find out.
+- The stack of the unpickler never holds a class, function or enum member of torch: the opcodes
+  BUILD, APPEND and REDUCE would set its attributes, for the whole process. It holds stand-ins:
+  immutable classes that make one empty instance, or the look-up of a dict. What they return is
+  new or immutable.
+- The only code that runs is torch's ``TensorProperties.__setstate__``, which assigns attributes,
+  and the hashing and comparing of keys.
+
+Out of scope: limits on time and stack depth, and the meaning of the values (whatever uses ranges
+and paths checks them). ``_opcodes`` bounds memory before. Names in ``allow_globals`` are passed
+unchanged; the user vouches for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+import sys
+from collections import OrderedDict
+from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.distributed._shard.sharded_tensor import metadata as old_properties
+from torch.distributed.checkpoint import filesystem, metadata, planner
+from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
+
+from paraload.core.pickle_names import is_class_of_package
+from paraload.core.pickle_scan import require_bounded_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from enum import Enum
+
+_OF_TORCH: Final = frozenset(vars(torch))
+
+
+class GlobalRefusedError(pickle.UnpicklingError):
+    """The pickle names something that is not allowed.
+
+    Args:
+        module: name of the module.
+        qualified: name within the module.
+
+    Attributes:
+        name: the full name.
+        is_class: it looks like a class of a package outside the standard library.
+        is_new: it may be a dtype, or the like, of a newer torch.
+    """
+
+    def __init__(self, module: str, qualified: str) -> None:
+        self.name = f"{module}.{qualified}"
+        self.is_class = is_class_of_package(module, qualified)
+        self.is_new = module == "torch" and qualified.isidentifier() and qualified not in _OF_TORCH
+        super().__init__(self.name)
+
+
+def unpickle(data: bytes, allow_globals: Iterable[Any] = ()) -> Any:
+    """The object in ``data``.
+
+    Args:
+        data: the pickle.
+        allow_globals: names ("module.name") or the objects themselves that it may use besides.
+
+    Raises:
+        GlobalRefusedError: it names something else; nothing was imported or called.
+        ExcessError: it asks for more memory than its length explains.
+        Exception: of any type, if the bytes are damaged.
+    """
+    require_bounded_memory(data)
+    return _Unpickler(io.BytesIO(data), allow_globals).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, allow_globals: Iterable[Any]) -> None:
+        super().__init__(stream)
+        allowed = list(allow_globals)
+        self._names = {name for name in allowed if isinstance(name, str)}
+        self._objects = {_full_name(it): it for it in allowed if not isinstance(it, str)}
+        self._size = _Sizes().__getitem__
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """The allowed object or the stand-in for a name."""
+        full = f"{module_name}.{global_name}"
+        if full in self._objects:
+            return self._objects[full]
+        if full in self._names:
+            return super().find_class(module_name, global_name)
+        if full == "torch.Size":
+            return self._size
+        for place in (full, f"*.{global_name}"):
+            if place in _STAND_INS:
+                return _STAND_INS[place]
+        if (stand_in := _of_loaded(full)) is None:
+            raise GlobalRefusedError(module_name, global_name)
+        return stand_in
+
+
+def _full_name(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+# ----------------------------------------------------------------------------------- stand-ins
+
+
+class _Sizes(dict[tuple[int, ...], torch.Size]):
+    """Cache of sizes: a checkpoint has few different ones and repeats them."""
+
+    def __missing__(self, numbers: tuple[int, ...]) -> torch.Size:
+        size = self[numbers] = torch.Size(numbers)
+        return size
+
+
+class _Inert(type):
+    """Metaclass of stand-ins: a pickle can call them, but not change them."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise pickle.UnpicklingError(f"sets {name!r} of {cls.__name__}")
+
+    def __delattr__(cls, name: str) -> None:
+        raise pickle.UnpicklingError(f"deletes {name!r} of {cls.__name__}")
+
+
+def _stand_in(name: str, make: Callable[..., Any]) -> _Inert:
+    return _Inert(name, (), {"__slots__": (), "__new__": make})
+
+
+def _empty(kind: type) -> _Inert:
+    """Makes an empty instance; the opcode BUILD then sets its attributes."""
+    new = object.__new__
+    return _stand_in(kind.__name__, lambda _: new(kind))
+
+
+def _called(make: Callable[..., Any], *kinds: type) -> _Inert:
+    """Calls ``make`` with arguments of exactly these types."""
+
+    def call(_: type, *arguments: Any) -> Any:
+        if not all(type(argument) in kinds for argument in arguments):
+            raise pickle.UnpicklingError(f"passes an odd argument to {make}")
+        return make(*arguments)
+
+    return _stand_in(make.__name__, call)
+
+
+class _Member(tuple[Any]):
+    """Wraps an enum member, since BUILD could overwrite the member's own attributes."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self[0] is other  # TensorProperties.__setstate__ only compares
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _members(kind: type[Enum]) -> Callable[[Any], _Member]:
+    """Looks up a wrapped member by its value: enums are pickled as calls with a value."""
+    return {member.value: _Member((member,)) for member in kind}.__getitem__
+
+
+class _LateWriteItem(planner.WriteItem):
+    """Becomes torch's ``WriteItem`` with its attributes, of which enum members are unwrapped."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "__class__", planner.WriteItem)
+        for name, value in state.items():
+            vars(self)[name] = value[0] if type(value) is _Member else value
+
+
+def _late(kind: type) -> _Inert:
+    """A stand-in for tensor properties that a newer torch may have written.
+
+    Their state is a tuple without names. torch appends new values: there were 5 up to torch 2.14,
+    and 6 (with ``strides``) since. torch's ``__setstate__`` reads states of older versions but not
+    of newer ones, so it gets as many values as this torch has fields. The rest is safe to drop:
+    dtype and shape come first, and each record in the files describes itself.
+    """
+    known = len(dataclasses.fields(kind))
+
+    def set_state(properties: Any, state: tuple[Any, ...]) -> None:
+        properties.__class__ = kind
+        properties.__setstate__(state[:known])
+
+    return _empty(type(kind.__name__, (kind,), {"__setstate__": set_state}))
+
+
+#: Classes of other writers that only hold attributes. They are allowed if the program has imported
+#: their module already: nothing is imported because a file names it.
+_OF_OTHERS: Final = {
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata",
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlan",
+}
+
+
+def _of_loaded(full: str) -> _Inert | None:
+    if full not in _OF_OTHERS:
+        return None
+    module_name, _, name = full.rpartition(".")
+    kind: Any = vars(sys.modules.get(module_name, object)).get(name)
+    # No code of the class may run. _empty calls none; BUILD would call __setstate__.
+    if not isinstance(kind, type) or hasattr(kind, "__setstate__"):
+        return None
+    return _empty(kind)
+
+
+# ------------------------------------------------------------------------------------ the table
+
+
+def _native(path: type[PurePath], pure: type[PurePath]) -> type[PurePath]:
+    """The path class of this system, or the pure class of the other one."""
+    return path if issubclass(path, type(PurePath())) else pure
+
+
+def _data_classes() -> dict[str, Any]:
+    kinds: tuple[type, ...] = (
+        metadata.Metadata,
+        metadata.MetadataIndex,
+        metadata.StorageMeta,
+        metadata.TensorStorageMetadata,
+        metadata.BytesStorageMetadata,
+        metadata.ChunkStorageMetadata,
+        filesystem._StorageInfo,  # noqa: SLF001 - the name that is in every file
+        _HFStorageInfo,
+        # Megatron keeps its save plans in the metadata.
+        filesystem._StoragePrefix,  # noqa: SLF001
+        planner.SavePlan,
+        planner.TensorWriteData,
+        planner.BytesIOWriteData,
+    )
+    table = {_full_name(kind): _empty(kind) for kind in kinds}
+    # ``old_properties`` is from before torch 2.3.
+    for properties in (metadata.TensorProperties, old_properties.TensorProperties):
+        table[_full_name(properties)] = _late(properties)
+    return table | {_full_name(planner.WriteItem): _empty(_LateWriteItem)}
+
+
+def _enums() -> dict[str, Any]:
+    kinds: tuple[type[Enum], ...] = (
+        metadata._MEM_FORMAT_ENCODING,  # noqa: SLF001 - likewise
+        old_properties.MEM_FORMAT_ENCODING,
+        planner.WriteItemType,
+    )
+    return {_full_name(kind): _members(kind) for kind in kinds}
+
+
+def _torch_constants() -> dict[str, Any]:
+    """dtypes, layouts and memory formats, all of them immutable."""
+    table: dict[str, Any] = {}
+    layouts: dict[str, torch.layout] = {}
+    for name, value in vars(torch).items():
+        if isinstance(value, torch.dtype | torch.layout):
+            table[f"torch.{name}"] = value
+        if isinstance(value, torch.layout):
+            layouts[str(value)] = value
+        if isinstance(value, torch.memory_format):
+            # They have no module, so pickle names the first loaded module that imports torch.
+            table[f"torch.{name}"] = table[f"*.torch.{name}"] = value
+    return table | {"torch.serialization._get_layout": layouts.__getitem__}
+
+
+def _others() -> dict[str, Any]:
+    """Paths, devices, ordered dicts."""
+    paths = {
+        "PosixPath": _called(_native(PosixPath, PurePosixPath), str),
+        "WindowsPath": _called(_native(WindowsPath, PureWindowsPath), str),
+        "PurePosixPath": _called(PurePosixPath, str),
+        "PureWindowsPath": _called(PureWindowsPath, str),
+    }
+    homes = ("pathlib", "pathlib._local")  # the latter is Python 3.13's
+    return {f"{home}.{name}": made for home in homes for name, made in paths.items()} | {
+        "collections.OrderedDict": _called(OrderedDict),
+        "torch.device": _called(torch.device, str, int),
+    }
+
+
+def _stand_ins() -> dict[str, Any]:
+    table = _data_classes() | _enums()
+    # Files of old torch versions name the package's first home. Importing that alias would make a
+    # second set of classes; the file means the first.
+    old_homes = {
+        name.replace(".checkpoint.", "._shard.checkpoint.", 1): stand_in
+        for name, stand_in in table.items()
+        if name.startswith("torch.distributed.checkpoint.")
+    }
+    return _torch_constants() | _others() | table | old_homes
+
+
+#: Full name -> stand-in; "*" for any module.
+_STAND_INS: Final = _stand_ins()

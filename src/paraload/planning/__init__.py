@@ -1,0 +1,1 @@
+"""From records to read tasks: which bytes are read together, and in which order; pure."""

@@ -1,0 +1,25 @@
+"""The one place that turns a path into a source."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from paraload.sources.local import LocalSource
+from paraload.sources.torch_streams import StreamSource
+
+if TYPE_CHECKING:
+    from paraload.sources import ByteSource
+
+
+def open_source(path: Any, *, fs: Any = None, direct_io: bool = False) -> ByteSource:
+    """The source of the checkpoint at ``path``; it opens nothing before the first read.
+
+    Args:
+        path: a folder; with ``fs``, whatever that takes.
+        fs: torch's ``FileSystemBase`` that has it; ``None`` for mounted storage.
+        direct_io: bypass the page cache for uncached ranges, on mounted storage.
+    """
+    if fs is not None:
+        return StreamSource(fs, path)
+    return LocalSource(os.fspath(path), direct_io=direct_io)

@@ -1,0 +1,1 @@
+"""Runs one read task, in a thread or in another process; imports no torch."""
