@@ -40,6 +40,7 @@ check: $(STAMP) ## lint, format, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/unit/test_architecture.py
 
 format: $(STAMP) ## let ruff rewrite what it can

@@ -8,7 +8,8 @@ import pickle
 import pytest
 import torch
 
-from paraload.formats.base import TensorRecord, Unsupported
+from paraload.core.records import TensorRecord
+from paraload.formats.base import Unsupported
 from paraload.formats.torch_zip import TorchZipFormat
 from paraload.testing import FormatContract
 

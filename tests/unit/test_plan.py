@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paraload.core.records import TensorRecord
 from paraload.core.tasks import LocateTask, RecordSpec, RecordsTask, RunsTask, Wanted
-from paraload.formats.base import TensorRecord
 from paraload.geometry.runs import Run
 from paraload.planning.read_tasks import (
     PlanKnobs,

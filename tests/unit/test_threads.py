@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from benchmarks.rated import RatedSource
+from paraload.core.memory import TargetMemory
 from paraload.core.tasks import RunsTask
 from paraload.executors import threads as _threads
 from paraload.executors.gauge import GaugedSource
@@ -21,7 +22,7 @@ from paraload.geometry.runs import Run
 from paraload.sources import Read
 from paraload.sources.local import LocalSource
 from paraload.workers.read_context import Work
-from paraload.workers.sinks import TargetMemory, TargetSink
+from paraload.workers.sinks import TargetSink
 
 TASK_BYTES = 10_000
 TASKS = 300

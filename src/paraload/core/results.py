@@ -12,9 +12,9 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from paraload.core.records import TensorRecord
     from paraload.core.tasks import ReadTask
     from paraload.errors import ItemReadError
-    from paraload.formats.base import TensorRecord
     from paraload.geometry.runs import Shape
 
 

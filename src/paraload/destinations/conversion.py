@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from paraload.destinations.host import dtype_name, require_shape, target_without_memory
+from paraload.core.records import dtype_name
+from paraload.destinations.host import require_shape, target_without_memory
 from paraload.destinations.tensor_memory import has_shared_places, memory_fault
 from paraload.errors import DtypeMismatchError, ItemReadError
 

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 
 from paraload.core.checksum import crc32
+from paraload.core.memory import Layout, TargetMemory
+from paraload.core.records import dtype_name
 from paraload.destinations.tensor_memory import (
     extent,
     has_shared_places,
@@ -33,7 +35,6 @@ from paraload.errors import ShapeMismatchError, TargetMemoryError
 from paraload.formats import torch_load
 from paraload.formats.record_checks import check_stored
 from paraload.geometry import runs as geometry
-from paraload.workers.sinks import Layout, TargetMemory
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -241,15 +242,6 @@ def _layout_of(dtype: torch.dtype, size: torch.Size, strides: tuple[int, ...]) -
     return Layout(
         dtype_name(dtype), shape, strides, nbytes, geometry.block_bytes(shape, dtype.itemsize)
     )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """What the rest of the package calls ``dtype``.
-
-    >>> dtype_name(torch.bfloat16)
-    'bfloat16'
-    """
-    return str(dtype).removeprefix("torch.")
 
 
 def _elements_are_apart(shape: geometry.Shape, strides: geometry.Shape) -> bool:

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from paraload.core.tasks import RecordSpec
     from paraload.destinations.conversion import Converter
     from paraload.destinations.host import Destination, Destinations
-    from paraload.engine.assembly import Assembly
-
-__all__ = ["CompletedItem", "Item", "Items"]
 
 _ITEM: Final = operator.attrgetter("item")
 
@@ -65,7 +62,7 @@ class Item:
     ordered: bool
     destination: Destination | None
     planned_bytes: int
-    assembly: Assembly | None = None
+    assembly: Any = None  # an Assembly, whose module imports this one
     commit: Callable[[], None] | None = None
     is_failed: bool = False
 

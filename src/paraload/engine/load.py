@@ -37,11 +37,11 @@ from paraload.runtime.interrupts import stop_if_signalled
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from paraload.core.records import TensorRecord
     from paraload.core.results import Outcome, TaskResult
     from paraload.engine.budget import MemoryBudget
     from paraload.engine.setup import Job
     from paraload.executors.base import ReadExecutor
-    from paraload.formats.base import TensorRecord
     from paraload.progress import ReadProgress
     from paraload.report import ReadReport
 
@@ -343,4 +343,5 @@ class Load:
 def _assembly_of(item: Item) -> Assembly:
     if item.assembly is None:
         raise TypeError(f"{item.spec.fqn!r} was read in parts before it was located")
-    return item.assembly
+    assembly: Assembly = item.assembly
+    return assembly

@@ -17,10 +17,10 @@ from paraload.runtime.daemon_threads import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from paraload.core.memory import TargetMemory
     from paraload.core.results import TaskResult
     from paraload.core.tasks import ReadTask
     from paraload.workers.read_context import Work
-    from paraload.workers.sinks import TargetMemory
 
 #: What becomes of threads that read from a storage that has stalled.
 STUCK_THREADS: Final = (

@@ -20,9 +20,9 @@ from paraload.workers.sinks import TargetSink
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from paraload.core.memory import TargetMemory
     from paraload.core.tasks import ReadTask
     from paraload.workers.read_context import Work
-    from paraload.workers.sinks import TargetMemory
 
 
 class SequentialExecutor(ThreadExecutor):

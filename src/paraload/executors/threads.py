@@ -34,11 +34,11 @@ from paraload.workers.sinks import TargetSink
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from paraload.core.memory import TargetMemory
     from paraload.core.results import TaskResult
     from paraload.core.tasks import ReadTask
     from paraload.executors.ramp import RampLimits, Sample
     from paraload.workers.read_context import Work
-    from paraload.workers.sinks import TargetMemory
 
 #: Results that come together, unless that takes longer than this. To wake the caller for each of
 #: them made loads from the page cache 5 % slower.

@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Final
 
 from paraload.core.checksum import crc32
+from paraload.core.records import DTYPE_BYTES
 from paraload.errors import (
     DAMAGED_HINT,
     ChecksumMismatchError,
@@ -14,11 +15,11 @@ from paraload.errors import (
     ShapeMismatchError,
     ShortFileError,
 )
-from paraload.formats.base import DTYPE_BYTES
 
 if TYPE_CHECKING:
+    from paraload.core.records import TensorRecord
     from paraload.core.tasks import RecordSpec
-    from paraload.formats.base import ItemFormat, TensorRecord
+    from paraload.formats.base import ItemFormat
     from paraload.geometry import runs as geometry
 
 __all__ = [

@@ -10,7 +10,7 @@ import pickle
 from typing import Any, Final, NamedTuple
 
 from paraload.core.pickle_scan import require_bounded_memory
-from paraload.formats.base import DTYPE_BYTES
+from paraload.core.records import DTYPE_BYTES
 
 _STORAGE_DTYPES: Final = {
     "DoubleStorage": "float64",

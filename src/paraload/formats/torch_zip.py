@@ -24,7 +24,8 @@ import struct
 from typing import Final
 
 from paraload.core.checksum import crc32
-from paraload.formats.base import NATIVE_BYTEORDER, NeedBytes, TensorRecord, Unsupported
+from paraload.core.records import TensorRecord
+from paraload.formats.base import NATIVE_BYTEORDER, NeedBytes, Unsupported
 from paraload.formats.torch_pickle import OddError, tensor_in
 
 #: Most headers end at byte 704; 1 KiB finds them with one read.

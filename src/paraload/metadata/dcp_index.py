@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from paraload.destinations.host import dtype_name
+from paraload.core.records import dtype_name
 from paraload.metadata.index import CheckpointIndex, Chunk, Entry, Place
 
 if TYPE_CHECKING:

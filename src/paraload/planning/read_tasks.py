@@ -25,7 +25,7 @@ from paraload.geometry.strided_copy import is_gathered
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from paraload.formats.base import TensorRecord
+    from paraload.core.records import TensorRecord
     from paraload.sources import SourceLimits
 
 #: The figures behind these sizes are printed by ``python -m benchmarks``.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 from paraload.core.checksum import crc32
+from paraload.core.memory import TargetMemory
 from paraload.core.results import Failed, Landed
 from paraload.core.tasks import ReadTask, RunsTask
 from paraload.errors import ShortFileError, WorkerDiedError
@@ -18,7 +19,6 @@ from paraload.testing._faulty import FaultySource
 from paraload.testing._resources import leaked, resources
 from paraload.testing._sources import FILES, expect
 from paraload.workers.read_context import Work
-from paraload.workers.sinks import TargetMemory
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

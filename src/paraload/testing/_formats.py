@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from paraload.core.checksum import crc32
-from paraload.formats.base import NeedBytes, TensorRecord, Unsupported, locate
+from paraload.core.records import TensorRecord
+from paraload.formats.base import NeedBytes, Unsupported, locate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,7 +24,6 @@ from paraload.engine.file_checks import look_at_files, path_failures
 from paraload.engine.load import Load
 from paraload.engine.setup import Job
 from paraload.executors.choice import choose_execution, progress_hook
-from paraload.manifest import compare_manifest
 from paraload.metadata.folder import folder_metadata
 from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
@@ -32,6 +31,7 @@ from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.runtime.gc_pause import collector_paused
 from paraload.runtime.interrupts import stopped_by_signals
 from paraload.sources.local import LocalSource
+from paraload.verification.manifest import compare_manifest
 from paraload.verification.report import Finding, Part, VerifyReport
 from paraload.workers.read_context import Work
 

@@ -20,8 +20,9 @@ from paraload.formats.base import Unsupported, locate
 from paraload.formats.record_checks import check_payload, check_range, check_stored, trailer_crc
 
 if TYPE_CHECKING:
+    from paraload.core.records import TensorRecord
     from paraload.core.tasks import RecordSpec
-    from paraload.formats.base import ItemFormat, TensorRecord
+    from paraload.formats.base import ItemFormat
     from paraload.workers.layout_cache import LayoutCache
     from paraload.workers.read_context import Meter
 

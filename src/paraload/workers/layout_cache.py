@@ -23,11 +23,11 @@ from paraload.formats.archive import LOCAL_BYTES, LOCAL_NAMES
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from paraload.core.memory import Layout, TargetMemory
+    from paraload.core.records import TensorRecord
     from paraload.core.tasks import RecordSpec, RecordsTask, Wanted
     from paraload.formats.archive import Directory
-    from paraload.formats.base import TensorRecord
     from paraload.workers.read_context import Work
-    from paraload.workers.sinks import Layout, TargetMemory
 
 _MAX_LAYOUTS: Final = 4096
 #: Torch's tails are of 0.8 KiB.

@@ -19,9 +19,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from paraload.core.checksum import crc32
+from paraload.core.records import TensorRecord
 from paraload.core.results import Failed, Landed, Located, TaskResult
 from paraload.core.tasks import DISCARDED, LocateTask, RecordsTask, RunsTask, SharedTask
-from paraload.formats.base import TensorRecord, Unsupported, locate
+from paraload.formats.base import Unsupported, locate
 from paraload.formats.record_checks import check_range, check_stored, trailer_crc
 from paraload.geometry import runs as geometry
 from paraload.geometry.strided_copy import gather, is_gathered, pick

@@ -17,8 +17,8 @@ from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from paraload.adapters.dcp.preflight import require_places
+from paraload.core.records import dtype_name
 from paraload.core.tasks import HookInfo, LocateTask, RecordSpec, RecordsTask, Stored, Wanted
-from paraload.destinations.host import dtype_name
 from paraload.destinations.tensor_memory import TENSOR_TYPES
 from paraload.geometry.overlap import Block
 from paraload.hooks import ItemIndex

@@ -35,13 +35,13 @@ from paraload.workers.sinks import TargetSink
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from paraload.core.memory import TargetMemory
     from paraload.core.results import TaskResult
     from paraload.core.tasks import ReadTask
     from paraload.errors import WorkerDiedError
     from paraload.executors.processes.pools import WorkerPool
     from paraload.executors.processes.spawn import EndedWorker, WorkerContext
     from paraload.workers.read_context import Work
-    from paraload.workers.sinks import TargetMemory
 
 _POOLS: Final[dict[str, Callable[..., WorkerPool]]] = {
     "processes": FuturesPool,

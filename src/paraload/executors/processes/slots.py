@@ -29,10 +29,10 @@ from paraload.workers.sinks import TargetSink
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from paraload.core.memory import TargetMemory
     from paraload.core.results import LandedItems, Outcome, TaskResult
     from paraload.core.tasks import ReadTask, RecordSpec
     from paraload.workers.read_context import NarrowedTensor, Work
-    from paraload.workers.sinks import TargetMemory
 
 #: One being filled, one being emptied.
 SLOTS_PER_WORKER: Final = 2

@@ -1,0 +1,59 @@
+"""Memory that stored bytes can be written to as they are, and how its elements lie in it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from paraload.core.records import TensorRecord
+from paraload.core.tasks import RecordSpec
+from paraload.geometry import runs as geometry
+from paraload.geometry.staging_block import is_fragmented
+
+
+class Layout(NamedTuple):
+    """How elements lie in memory: ``dtype`` is "" where raw bytes are collected.
+
+    ``nbytes`` counts from the first element to one past the last, ``packed_bytes`` the elements.
+    """
+
+    dtype: str = ""
+    shape: geometry.Shape = ()
+    strides: geometry.Shape = ()
+    nbytes: int = 0
+    packed_bytes: int = 0
+
+
+class TargetMemory(NamedTuple):
+    """Memory that takes stored bytes as they are, from the first element to one past the last."""
+
+    memory: memoryview
+    layout: Layout = Layout()
+
+    def runs(self, spec: RecordSpec, record: TensorRecord) -> tuple[geometry.Run, ...] | None:
+        """The runs from the payload into this memory; ``None`` if it cannot take them directly."""
+        layout = self.layout
+        if layout.dtype != record.dtype or layout.shape != spec.wanted.lengths:
+            return None
+        first = record.first_byte(spec.wanted.offsets)
+        return _direct_runs(layout.shape, record.strides, layout.strides, record.itemsize, first)
+
+
+@lru_cache(maxsize=4096)
+def _direct_runs(
+    lengths: geometry.Shape,
+    src_strides: geometry.Shape,
+    dst_strides: geometry.Shape,
+    itemsize: int,
+    src: int,
+) -> tuple[geometry.Run, ...] | None:
+    """Cached: a checkpoint has many tensors of few layouts."""
+    runs = geometry.slice_runs(
+        lengths,
+        src_strides=src_strides,
+        dst_strides=dst_strides,
+        itemsize=itemsize,
+        src=src,
+        dst=0,
+    )
+    return None if is_fragmented(runs) else runs
