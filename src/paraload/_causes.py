@@ -8,12 +8,10 @@ little in common: a few get a line each, and many are listed by name.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, TypeAlias
 
 from paraload._text import counted, printable, with_hint
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 #: An ``ItemReadError``, which is defined in a module that imports this one.
 Failure: TypeAlias = Any

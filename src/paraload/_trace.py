@@ -14,11 +14,9 @@ the Chromium project. Pure: it writes no file.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 #: A trace has one process, the load.
 _PID: Final = 1

@@ -11,13 +11,11 @@ traceback of a worker travels as text.
 from __future__ import annotations
 
 import copyreg
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from paraload._causes import lines_of
 from paraload._text import counted, printable, printable_lines, with_hint
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = [
     "AliasedTargetError",

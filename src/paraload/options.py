@@ -9,15 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from paraload.errors import InvalidOptionError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from paraload.hooks import NarrowTensor, SliceFile, Transform
-    from paraload.progress import ProgressHook
+from paraload.hooks import NarrowTensor, SliceFile, Transform
+from paraload.progress import ProgressHook
 
 __all__ = ["EXECUTORS", "ReadOptions", "parse_bytes"]
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paraload._text import counted, printable
 from paraload._trace import TaskTiming, trace_of
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
 
 __all__ = ["FileTiming", "ReadReport", "TaskTiming", "format_bytes", "pairs_text"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from paraload import __version__
 from paraload.cli import bench, inspect, load, verify
@@ -18,11 +18,6 @@ from paraload.cli._errors import UsageError
 from paraload.cli._output import discard_output, prepare_streams, printing, warn
 from paraload.errors import CheckpointReadError, InvalidOptionError
 from paraload.runtime.interrupts import stopped_by_signals
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["main"]
 
 _BAD_CHECKPOINT, _BAD_CALL = 1, 2
 #: What a shell makes of SIGINT and SIGPIPE.

@@ -5,24 +5,21 @@ Tables are plain text in pipes and files, and wherever rich, of the ``cli`` extr
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from paraload._text import printable, printable_lines
 from paraload.cli._errors import UsageError
 from paraload.progress import is_terminal
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator, Sequence
-
-    from paraload.report import ReadReport
+from paraload.report import ReadReport
 
 STANDARD_OUTPUT: Final = "-"
 _GAP: Final = "  "

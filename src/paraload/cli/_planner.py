@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import io
+from collections.abc import Iterator
+from typing import Any, Final
 
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
@@ -11,12 +13,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.errors import FormatError, ItemReadError
 from paraload.formats.torch_load import load_tensor
-
-if TYPE_CHECKING:
-    import io
-    from collections.abc import Iterator
-
-    from paraload.metadata.index import CheckpointIndex, Entry
+from paraload.metadata.index import CheckpointIndex, Entry
 
 #: Their scales are in the record, not in the metadata, and ``copy_`` needs a target with the same
 #: scheme. So no target can be made before the record is read.

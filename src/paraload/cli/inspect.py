@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from paraload._text import counted, printable
@@ -17,14 +19,11 @@ from paraload.cli._output import (
     warn,
     write_json,
 )
+from paraload.metadata.index import Entry, Place
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from paraload.metadata.folder import FolderMetadata
-    from paraload.metadata.index import Entry, Place
 
     #: What JSON has of a file, or of an entry.
     Facts = dict[str, Any]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraload.cli import _checkpoint as checkpoint
@@ -18,16 +20,12 @@ from paraload.cli._output import (
     write_json,
     write_trace,
 )
-from paraload.errors import CheckpointReadError
+from paraload.errors import CheckpointReadError, ItemReadError
 from paraload.options import EXECUTORS, ReadOptions, parse_bytes
+from paraload.report import ReadReport
 
 if TYPE_CHECKING:
-    import argparse
-    from pathlib import Path
-
-    from paraload.errors import ItemReadError
     from paraload.metadata.folder import FolderMetadata
-    from paraload.report import ReadReport
 
 
 def add_parser(commands: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paraload._text import sentence
 from paraload.cli import _checkpoint as checkpoint
@@ -22,12 +24,7 @@ from paraload.cli._output import (
 )
 from paraload.errors import MetadataError
 from paraload.options import ReadOptions
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
-
-    from paraload.verification.report import Finding, VerifyReport
+from paraload.verification.report import Finding, VerifyReport
 
 _DEFAULT_LIMIT = 50
 

@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 __all__ = ["combined", "crc32"]
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from paraload.core.records import TensorRecord
-    from paraload.core.tasks import ReadTask
-    from paraload.errors import ItemReadError
-    from paraload.geometry.runs import Shape
+from paraload.core.records import TensorRecord
+from paraload.core.tasks import ReadTask
+from paraload.errors import ItemReadError
+from paraload.geometry.runs import Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,10 @@ What they answer is in ``_result.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem  # noqa: F401, TC001
-
-if TYPE_CHECKING:
-    from paraload.geometry.runs import Run, Shape
+from paraload.geometry.runs import Run, Shape
+from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem  # noqa: F401
 
 ItemKind = Literal["tensor", "bytes"]
 

@@ -7,18 +7,14 @@ that lost its values, and the one that overwrote it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
+import torch
+
+from paraload.core.tasks import RecordSpec
 from paraload.destinations.host import checksum
 from paraload.destinations.tensor_memory import extent
 from paraload.errors import AliasedTargetError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import torch
-
-    from paraload.core.tasks import RecordSpec
 
 
 class Aliases:

@@ -7,15 +7,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+import torch
 
 from paraload.core.records import dtype_name
 from paraload.destinations.host import require_shape, target_without_memory
 from paraload.destinations.tensor_memory import has_shared_places, memory_fault
 from paraload.errors import DtypeMismatchError, ItemReadError
-
-if TYPE_CHECKING:
-    import torch
 
 _OVERLAPPING: Final = "The target is an expanded tensor; load into target.contiguous()"
 

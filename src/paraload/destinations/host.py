@@ -12,17 +12,19 @@ have to come back into the processor's cache, and did, for a third of the time t
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from paraload.core.checksum import crc32
 from paraload.core.memory import Layout, TargetMemory
 from paraload.core.records import dtype_name
+from paraload.core.tasks import RecordSpec
 from paraload.destinations.tensor_memory import (
     extent,
     has_shared_places,
@@ -35,15 +37,6 @@ from paraload.errors import ShapeMismatchError, TargetMemoryError
 from paraload.formats import torch_load
 from paraload.formats.record_checks import check_stored
 from paraload.geometry import runs as geometry
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from paraload.core.tasks import RecordSpec
-
-__all__ = ["Destination", "Destinations", "DirectTargets", "Staging", "as_tensor", "dtype_name"]
 
 
 class Destination(NamedTuple):

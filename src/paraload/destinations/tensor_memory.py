@@ -9,9 +9,10 @@ mode, or a library that patches factories (accelerate) would put them elsewhere.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,9 +20,6 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.utils import _python_dispatch
 
 from paraload.geometry import runs as geometry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 TENSOR_TYPES: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 

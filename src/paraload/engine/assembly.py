@@ -11,32 +11,25 @@ Lives on the caller's thread. Errors are raised to the engine, which fails the i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paraload.core.checksum import combined
 from paraload.core.memory import TargetMemory
-from paraload.core.tasks import DISCARDED
+from paraload.core.records import TensorRecord
+from paraload.core.results import Landed
+from paraload.core.tasks import DISCARDED, RecordSpec, RunsTask
 from paraload.destinations import host as destination
+from paraload.destinations.conversion import Converter
+from paraload.destinations.host import DirectTargets, Staging
+from paraload.engine.items import Item
+from paraload.engine.scheduler import Feed
 from paraload.formats.archive import check_archive
 from paraload.formats.record_checks import checksum_mismatch, most_bytes
 from paraload.geometry import runs as geometry
-from paraload.geometry.staging_block import staging_region
+from paraload.geometry.staging_block import Region, staging_region
 from paraload.planning.read_tasks import runs_tasks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from paraload.core.records import TensorRecord
-    from paraload.core.results import Landed
-    from paraload.core.tasks import RecordSpec, RunsTask
-    from paraload.destinations.conversion import Converter
-    from paraload.destinations.host import DirectTargets, Staging
-    from paraload.engine.items import Item
-    from paraload.engine.scheduler import Feed
-    from paraload.geometry.staging_block import Region
-
-__all__ = ["Assembly", "Workshop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,23 +10,17 @@ dtypes that are converted, and targets that another one of the load overwrites.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
+from paraload.core.results import Staged
 from paraload.destinations import host as destination
 from paraload.destinations.aliases import Aliases
 from paraload.destinations.conversion import Converter
-from paraload.engine.items import CompletedItem
+from paraload.engine.items import CompletedItem, Item
+from paraload.engine.setup import Job
 from paraload.errors import ItemReadError
 from paraload.workers.read_context import item_error
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from paraload.core.results import Staged
-    from paraload.engine.items import Item
-    from paraload.engine.setup import Job
-
-__all__ = ["Commits"]
 
 
 class Commits:

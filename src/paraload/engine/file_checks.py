@@ -14,24 +14,21 @@ import os
 import posixpath
 import time
 from collections import defaultdict, deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 from paraload._text import counted
+from paraload.core.tasks import RecordSpec
 from paraload.errors import ChangedFileError, ItemReadError, UnsafePathError, refuse_to_begin
 from paraload.formats.record_checks import check_range
 from paraload.runtime.daemon_threads import PATIENCE_WITH_STALLED_S, DaemonThreads
+from paraload.sources import ByteSource, FileStat
 from paraload.sources.retrying import is_transient, pauses
 from paraload.sources.system_errors import storage_error
 from paraload.workers.read_context import item_error
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-
-    from paraload.core.tasks import RecordSpec
-    from paraload.sources import ByteSource, FileStat
-
-    Look = Callable[[str], FileStat]
-    Looks = dict[str, FileStat | Exception]
+Look = Callable[[str], FileStat]
+Looks = dict[str, FileStat | Exception]
 
 
 #: A look at a file of a network file system takes a millisecond, and there may be thousands. To a

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from paraload.core.tasks import RecordSpec
 
-    from paraload.core.tasks import RecordSpec
+if TYPE_CHECKING:
     from paraload.destinations.conversion import Converter
     from paraload.destinations.host import Destination, Destinations
 

@@ -16,36 +16,39 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from paraload._text import counted
-from paraload.core.results import Audited, Failed, Landed, LandedItems, Located, Raw, Staged
+from paraload.core.records import TensorRecord
+from paraload.core.results import (
+    Audited,
+    Failed,
+    Landed,
+    LandedItems,
+    Located,
+    Outcome,
+    Raw,
+    Staged,
+    TaskResult,
+)
 from paraload.core.tasks import RunsTask, SharedTask
 from paraload.destinations import host as destination
 from paraload.destinations.aliases import aliased_target
 from paraload.engine.assembly import Assembly, Workshop
+from paraload.engine.budget import MemoryBudget
 from paraload.engine.commits import Commits
 from paraload.engine.items import CompletedItem, Item, Items
 from paraload.engine.scheduler import Feed
+from paraload.engine.setup import Job
 from paraload.engine.statistics import Ledger
 from paraload.errors import CheckpointReadError, ItemReadError, StalledReadError
+from paraload.executors.base import ReadExecutor
 from paraload.planning.read_tasks import share_reads
+from paraload.progress import ReadProgress
+from paraload.report import ReadReport
 from paraload.runtime.daemon_threads import PATIENCE_S, PATIENCE_WITH_STALLED_S, no_answer
 from paraload.runtime.interrupts import stop_if_signalled
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from paraload.core.records import TensorRecord
-    from paraload.core.results import Outcome, TaskResult
-    from paraload.engine.budget import MemoryBudget
-    from paraload.engine.setup import Job
-    from paraload.executors.base import ReadExecutor
-    from paraload.progress import ReadProgress
-    from paraload.report import ReadReport
-
-__all__ = ["Load"]
 
 
 class Load:

@@ -18,20 +18,13 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
-from paraload.core.results import LandedItems
+from paraload.core.results import LandedItems, TaskResult
 from paraload.core.tasks import LocateTask, ReadTask, RecordsTask
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from paraload.core.results import TaskResult
-    from paraload.engine.budget import MemoryBudget
-
-__all__ = ["Feed"]
+from paraload.engine.budget import MemoryBudget
 
 
 @dataclass(slots=True)

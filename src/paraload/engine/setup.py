@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+from paraload.core.tasks import ReadTask, RecordSpec
+from paraload.workers.read_context import Work
 
-    from paraload.core.tasks import ReadTask, RecordSpec
+if TYPE_CHECKING:
     from paraload.destinations.host import Destinations
-    from paraload.workers.read_context import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

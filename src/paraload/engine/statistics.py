@@ -5,19 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from paraload._text import printable
-from paraload.core.results import ReadTally
+from paraload.core.results import Audited, ReadTally, TaskResult
+from paraload.engine.items import Item
 from paraload.engine.timeline import Timeline
 from paraload.progress import ReadProgress
 from paraload.report import FileTiming, ReadReport, pairs_text
-
-if TYPE_CHECKING:
-    from paraload.core.results import Audited, TaskResult
-    from paraload.engine.items import Item
-
-__all__ = ["Ledger"]
 
 logger = logging.getLogger("paraload")
 

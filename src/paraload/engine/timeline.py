@@ -14,12 +14,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from paraload._trace import TaskTiming
-
-if TYPE_CHECKING:
-    from paraload.core.results import TaskResult
+from paraload.core.results import TaskResult
 
 #: About 3 MiB, and every single task of a load of 100 GiB.
 MAX_ENTRIES: Final = 10_000

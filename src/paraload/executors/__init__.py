@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from paraload.errors import InvalidOptionError
-
-if TYPE_CHECKING:
-    from paraload.executors.base import ReadExecutor
-    from paraload.executors.ramp import RampLimits
+from paraload.executors.base import ReadExecutor
+from paraload.executors.ramp import RampLimits
 
 __all__ = ["make_executor"]
 

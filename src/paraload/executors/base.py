@@ -10,17 +10,14 @@ a load can also wait for something else, and has one deadline for all of it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
 
+from paraload.core.memory import TargetMemory
+from paraload.core.results import TaskResult
+from paraload.core.tasks import ReadTask
 from paraload.runtime.daemon_threads import PATIENCE_S
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from paraload.core.memory import TargetMemory
-    from paraload.core.results import TaskResult
-    from paraload.core.tasks import ReadTask
-    from paraload.workers.read_context import Work
+from paraload.workers.read_context import Work
 
 #: What becomes of threads that read from a storage that has stalled.
 STUCK_THREADS: Final = (

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from paraload.core.tasks import RecordSpec
 from paraload.executors import make_executor
+from paraload.executors.base import ReadExecutor
 from paraload.executors.processes.slots import SLOTS_PER_WORKER
+from paraload.executors.ramp import RampLimits
 from paraload.executors.width import choose_processes, choose_ramp
-from paraload.options import DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES
+from paraload.options import DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES, ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, split_bytes_for
-from paraload.progress import ProgressBar
+from paraload.progress import ProgressBar, ProgressHook, ReadProgress
 from paraload.runtime.resources import default_budget_bytes
+from paraload.sources import ByteSource
 from paraload.sources.direct_io import READ_BYTES as DIRECT_READ_BYTES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from paraload.core.tasks import RecordSpec
-    from paraload.executors.base import ReadExecutor
-    from paraload.executors.ramp import RampLimits
-    from paraload.options import ReadOptions
-    from paraload.progress import ProgressHook, ReadProgress
-    from paraload.sources import ByteSource
 
 #: Less than this has been read before a second worker has started.
 _SHARE_FROM_BYTES: Final = 1 << 20

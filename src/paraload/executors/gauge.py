@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from paraload.executors.ramp import Sample
+from paraload.geometry.runs import Run
+from paraload.sources import ByteSource, Read, ReadStats
 from paraload.sources.wrapping import WrappedSource
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from paraload.geometry.runs import Run
-    from paraload.sources import ByteSource, Read, ReadStats
 
 #: Shorter samples would cost more than they tell: from the page cache this is a dozen reads.
 _MIN_SAMPLE_S: Final = 0.005

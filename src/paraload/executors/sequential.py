@@ -10,19 +10,14 @@ for. Hooks stay on the caller's thread, where a debugger finds them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from paraload.core.tasks import RecordsTask
+from paraload.core.memory import TargetMemory
+from paraload.core.tasks import ReadTask, RecordsTask
 from paraload.executors.threads import ThreadExecutor, ThreadTeam
 from paraload.runtime.daemon_threads import PATIENCE_WITH_STALLED_S
+from paraload.workers.read_context import Work
 from paraload.workers.sinks import TargetSink
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from paraload.core.memory import TargetMemory
-    from paraload.core.tasks import ReadTask
-    from paraload.workers.read_context import Work
 
 
 class SequentialExecutor(ThreadExecutor):

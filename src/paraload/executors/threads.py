@@ -17,28 +17,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from paraload.core.tasks import LocateTask, RecordsTask
+from paraload.core.memory import TargetMemory
+from paraload.core.results import TaskResult
+from paraload.core.tasks import LocateTask, ReadTask, RecordsTask
 from paraload.executors.base import STUCK_THREADS
 from paraload.executors.gauge import GaugedSource
-from paraload.executors.ramp import Ramp
+from paraload.executors.ramp import Ramp, RampLimits, Sample
 from paraload.runtime.daemon_threads import PATIENCE_S, end_threads, start_thread
-from paraload.workers.read_context import Cancelled
+from paraload.workers.read_context import Cancelled, Work
 from paraload.workers.run_task import run_task
 from paraload.workers.sinks import TargetSink
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from paraload.core.memory import TargetMemory
-    from paraload.core.results import TaskResult
-    from paraload.core.tasks import ReadTask
-    from paraload.executors.ramp import RampLimits, Sample
-    from paraload.workers.read_context import Work
 
 #: Results that come together, unless that takes longer than this. To wake the caller for each of
 #: them made loads from the page cache 5 % slower.

@@ -9,13 +9,11 @@ reads everything, has the last word.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from paraload.core.records import TensorRecord
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 NATIVE_BYTEORDER: Final = sys.byteorder
 

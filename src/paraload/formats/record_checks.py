@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from paraload.core.checksum import crc32
-from paraload.core.records import DTYPE_BYTES
+from paraload.core.records import DTYPE_BYTES, TensorRecord
+from paraload.core.tasks import RecordSpec
 from paraload.errors import (
     DAMAGED_HINT,
     ChecksumMismatchError,
@@ -15,21 +16,8 @@ from paraload.errors import (
     ShapeMismatchError,
     ShortFileError,
 )
-
-if TYPE_CHECKING:
-    from paraload.core.records import TensorRecord
-    from paraload.core.tasks import RecordSpec
-    from paraload.formats.base import ItemFormat
-    from paraload.geometry import runs as geometry
-
-__all__ = [
-    "check_payload",
-    "check_range",
-    "check_stored",
-    "checksum_mismatch",
-    "most_bytes",
-    "trailer_crc",
-]
+from paraload.formats.base import ItemFormat
+from paraload.geometry import runs as geometry
 
 
 def check_range(spec: RecordSpec, file_bytes: int) -> None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import io
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 
 from paraload._text import printable
 from paraload.core.pickle_names import is_class_of_package, is_of_data, is_of_standard_library
 from paraload.errors import DAMAGED_HINT, FormatError, UnsafeObjectError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from paraload.geometry.runs import Shape
+from paraload.geometry.runs import Shape
 
 _SHOWN_OF_REASON: Final = 200
 _SHOWN_OF_NAME: Final = 500

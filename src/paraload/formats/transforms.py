@@ -9,17 +9,12 @@ unchanged.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 from paraload.errors import DAMAGED_HINT, TransformError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from paraload.hooks import StorageItem
-
-__all__ = ["Decoder", "ExtensionDecoder", "ZstdDecoder", "decode", "slice_stream"]
+from paraload.hooks import StorageItem
 
 
 class Decoder(Protocol):

@@ -7,18 +7,16 @@ reader leaves the elements of a hole unchanged, and the last of two overlapping 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+from paraload.geometry.runs import Shape
 
-    from paraload.geometry.runs import Shape
-
-    #: Offsets and lengths.
-    Box = tuple[Shape, Shape]
+#: Offsets and lengths.
+Box = tuple[Shape, Shape]
 
 #: torch's own limit; damaged metadata may claim any number.
 _MAX_DIMENSIONS: Final = 64

@@ -7,18 +7,14 @@ overlapping. That is safe: overlapping items are only read in a slower order.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paraload.geometry.coverage import meeting_pair
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
-
-    from numpy.typing import NDArray
-
-    from paraload.geometry.runs import Shape
+from paraload.geometry.runs import Shape
 
 
 class Block(NamedTuple):

@@ -9,15 +9,12 @@ It is faster to read the filters whole and cut them in memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from paraload.geometry import runs as geometry
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from paraload.geometry.runs import Run, Shape
+from paraload.geometry.runs import Run, Shape
 
 #: A slice is cut in memory, rather than read run by run, if it has more series of rows than this,
 _MANY_SERIES: Final = 64

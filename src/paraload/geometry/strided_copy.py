@@ -13,13 +13,11 @@ imported with the first such series: a worker process that reads whole tensors d
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from paraload.geometry.runs import Run
+from paraload.geometry.runs import Run
 
 #: From this many rows on, one strided copy is faster than a statement for each row.
 _MIN_ROWS: Final = 8

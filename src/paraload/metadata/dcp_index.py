@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint import Metadata
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from paraload.core.records import dtype_name
 from paraload.metadata.index import CheckpointIndex, Chunk, Entry, Place
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch.distributed.checkpoint import Metadata
-    from torch.distributed.checkpoint.metadata import MetadataIndex
-
-    Places = dict[tuple[str, Any], Any]
+Places = dict[tuple[str, Any], Any]
 
 
 def index_of(metadata: Metadata) -> CheckpointIndex:

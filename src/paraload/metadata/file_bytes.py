@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import IO, Any, Final, NamedTuple, cast
 
 from paraload.errors import (
     FormatError,
@@ -21,14 +22,9 @@ from paraload.errors import (
 )
 from paraload.metadata.rank_files import GLOBAL_METADATA, is_left_out, only_ranks
 from paraload.runtime.daemon_threads import DaemonThreads
-from paraload.sources import Read
+from paraload.sources import ByteSource, FileStat, Read, StreamingSource
 from paraload.sources.opening import open_source
 from paraload.sources.retrying import again
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from paraload.sources import ByteSource, FileStat, StreamingSource
 
 #: The most bytes of one read, as in tasks: each read restarts the deadline.
 _PIECE_BYTES: Final = 32 << 20

@@ -11,26 +11,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from torch.distributed.checkpoint.metadata import Metadata
 
 from paraload.errors import MetadataError
 from paraload.metadata.dcp_index import index_of
+from paraload.metadata.index import CheckpointIndex
 from paraload.metadata.rank_files import GLOBAL_METADATA, rank_files
 from paraload.metadata.reading import read_metadata
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.runtime.gc_pause import collector_paused
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-
-    from paraload.metadata.index import CheckpointIndex
-    from paraload.sources import FileStat
+from paraload.sources import FileStat
 
 #: A data file of a rank that saves alone.
 _DATA_FILE: Final = re.compile(r"__(0|[1-9]\d*)_\d+\.distcp")

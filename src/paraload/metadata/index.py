@@ -10,17 +10,14 @@ load takes. So a load makes none, but looks up the chunks of its plan with
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from paraload.geometry.coverage import chunks_fault
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from paraload.geometry.runs import Shape
+from paraload.geometry.runs import Shape
 
 
 class Place(NamedTuple):

@@ -6,7 +6,9 @@ objects again and again; here it is paused.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+from torch.distributed.checkpoint.metadata import Metadata
 
 from paraload._text import printable
 from paraload.core.pickle_scan import ExcessError
@@ -14,9 +16,6 @@ from paraload.errors import MetadataError, UnsafeMetadataError
 from paraload.metadata.unpickler import GlobalRefusedError, unpickle
 from paraload.metadata.validation import metadata_fault
 from paraload.runtime.gc_pause import collector_paused
-
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata
 
 _DAMAGED: Final = "The file is damaged, or a newer torch wrote it"
 _SHOWN_OF_NAME: Final = 200

@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    import os
+from typing import Final
 
 #: The file for all ranks.
 GLOBAL_METADATA: Final = ".metadata"

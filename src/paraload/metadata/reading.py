@@ -7,24 +7,17 @@ path --_metadata_bytes--> bytes --_metadata_parsing--> Metadata
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Iterable
+from typing import Any
 
-from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from paraload.metadata.file_bytes import read_metadata_bytes
 from paraload.metadata.parsing import parse_metadata
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.runtime.interrupts import stopped_by_signals
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable
-
-    from torch.distributed.checkpoint.metadata import Metadata
-
-    from paraload.sources import FileStat
-
-__all__ = ["read_metadata"]
+from paraload.sources import FileStat
 
 
 @stopped_by_signals

@@ -29,8 +29,10 @@ import io
 import pickle
 import sys
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from enum import Enum
 from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch.distributed._shard.sharded_tensor import metadata as old_properties
@@ -39,10 +41,6 @@ from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 
 from paraload.core.pickle_names import is_class_of_package
 from paraload.core.pickle_scan import require_bounded_memory
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from enum import Enum
 
 _OF_TORCH: Final = frozenset(vars(torch))
 

@@ -6,10 +6,10 @@ storage infos of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
@@ -20,9 +20,6 @@ from torch.distributed.checkpoint.metadata import (
     StorageMeta,
     TensorStorageMetadata,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 class _FaultError(Exception):

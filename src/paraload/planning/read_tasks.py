@@ -13,20 +13,17 @@ whoever is free.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import Final, TypedDict
 
+from paraload.core.records import TensorRecord
 from paraload.core.tasks import LocateTask, ReadTask, RecordSpec, RecordsTask, RunsTask, SharedTask
 from paraload.geometry import runs as geometry
 from paraload.geometry.strided_copy import is_gathered
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from paraload.core.records import TensorRecord
-    from paraload.sources import SourceLimits
+from paraload.sources import SourceLimits
 
 #: The figures behind these sizes are printed by ``python -m benchmarks``.
 _BLOCK_BYTES: Final = 4 << 20

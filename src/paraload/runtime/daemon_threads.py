@@ -15,14 +15,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from paraload.errors import StalledReadError
 from paraload.runtime.interrupts import interrupts_deferred
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 logger = logging.getLogger("paraload")
 

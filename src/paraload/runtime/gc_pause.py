@@ -8,11 +8,8 @@ long as reading.
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 #: Not empty while `objects_frozen` has frozen the objects: gc.get_freeze_count() counts them all.
 _frozen_here: list[None] = []

@@ -6,24 +6,20 @@ import errno
 import io
 import os
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 from paraload.errors import FormatError, MissingFileError, ShortFileError
-from paraload.sources import FileStat, ReadStats, SourceLimits
+from paraload.geometry.runs import Run
+from paraload.sources import FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.direct_io import MIN_BYTES, DirectFile, DirectRefusedError, Scratch
 from paraload.sources.pages import populate, residency_is_told
 from paraload.sources.regular_files import open_regular, require_regular
 from paraload.sources.row_copy import copy_rows
 from paraload.sources.system_errors import is_transient_os_error
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from paraload.geometry.runs import Run
-    from paraload.sources import Read
 
 #: Handles kept open. A checkpoint of a thousand ranks must not need a thousand descriptors.
 _MAX_OPEN_FILES: Final = 64

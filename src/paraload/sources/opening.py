@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from paraload.sources import ByteSource
 from paraload.sources.local import LocalSource
 from paraload.sources.torch_streams import StreamSource
-
-if TYPE_CHECKING:
-    from paraload.sources import ByteSource
 
 
 def open_source(path: Any, *, fs: Any = None, direct_io: bool = False) -> ByteSource:

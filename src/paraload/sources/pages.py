@@ -14,10 +14,8 @@ import ctypes
 import mmap
 import os
 import sys
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Final
 
 #: Less memory has so few pages that asking costs more than it saves.
 _MIN_BYTES: Final = 256 << 10

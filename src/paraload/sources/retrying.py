@@ -8,16 +8,13 @@ permissions nor names.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
+from paraload.sources import ByteSource, FileStat, Read, ReadStats
 from paraload.sources.system_errors import storage_error
 from paraload.sources.wrapping import WrappedSource
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from paraload.sources import ByteSource, FileStat, Read, ReadStats
 
 Answer = TypeVar("Answer")
 

@@ -16,14 +16,13 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from paraload.geometry.runs import Run
 from paraload.sources.file_view import FileView
 from paraload.sources.pages import address_of
 
 if TYPE_CHECKING:
     from numpy import uint64
     from numpy.typing import NDArray
-
-    from paraload.geometry.runs import Run
 
 _writev = getattr(ctypes.CDLL(None, use_errno=True), "process_vm_writev", None)  # Linux 3.2
 if _writev is not None:

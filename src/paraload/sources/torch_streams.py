@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 from paraload.errors import MissingFileError, ShortFileError
-from paraload.sources import FileStat, ReadStats, SourceLimits
+from paraload.sources import FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.system_errors import is_transient_os_error
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from paraload.sources import Read
 
 #: Streams that wait for the next task of their file; each may hold a connection.
 _MAX_KEPT_STREAMS: Final = 32

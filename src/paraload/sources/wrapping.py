@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from paraload.sources import ByteSource, FileStat, Read, ReadStats
+from paraload.sources import ByteSource, FileStat, Read, ReadStats
 
 
 class WrappedSource:

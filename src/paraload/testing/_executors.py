@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Generator, Sequence
+from typing import Any, Final
 
 import psutil
 
 from paraload.core.checksum import crc32
 from paraload.core.memory import TargetMemory
-from paraload.core.results import Failed, Landed
+from paraload.core.results import Failed, Landed, TaskResult
 from paraload.core.tasks import ReadTask, RunsTask
 from paraload.errors import ShortFileError, WorkerDiedError
+from paraload.executors.base import ReadExecutor
 from paraload.geometry.runs import Run
-from paraload.sources import Read
+from paraload.sources import ByteSource, Read, ReadStats
 from paraload.testing._faulty import FaultySource
 from paraload.testing._resources import leaked, resources
 from paraload.testing._sources import FILES, expect
 from paraload.workers.read_context import Work
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
-
-    from paraload.core.results import TaskResult
-    from paraload.executors.base import ReadExecutor
-    from paraload.sources import ByteSource, ReadStats
-
-__all__ = ["ExecutorContract"]
-
 
 #: Longer than any wait of the suite.
 _PATIENCE_S: Final = 30.0

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from paraload.sources import ByteSource, Read, ReadStats
 from paraload.sources.wrapping import WrappedSource
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from paraload.sources import ByteSource, Read, ReadStats
 
 
 class FaultySource(WrappedSource):

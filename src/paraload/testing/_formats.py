@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import pickle
 import random
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 from paraload.core.checksum import crc32
 from paraload.core.records import TensorRecord
-from paraload.formats.base import NeedBytes, Unsupported, locate
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from paraload.formats.base import ItemFormat
-
-__all__ = ["FormatContract"]
+from paraload.formats.base import ItemFormat, NeedBytes, Unsupported, locate
 
 
 def _fresh(item_format: ItemFormat) -> ItemFormat:

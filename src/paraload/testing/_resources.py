@@ -6,13 +6,11 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import psutil
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only listed
 

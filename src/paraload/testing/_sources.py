@@ -5,16 +5,11 @@ from __future__ import annotations
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from paraload.errors import FormatError, MissingFileError, ShortFileError
 from paraload.geometry.runs import Run, rows
-from paraload.sources import Read
-
-if TYPE_CHECKING:
-    from paraload.sources import ByteSource, ReadStats
-
-__all__ = ["FILES", "SourceContract", "expect"]
+from paraload.sources import ByteSource, Read, ReadStats
 
 #: The files that a source under test must be able to read: path -> content.
 FILES: Final[dict[str, bytes]] = {

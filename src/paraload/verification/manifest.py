@@ -12,8 +12,9 @@ import hashlib
 import hmac
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from paraload._text import counted
 from paraload.errors import InvalidOptionError
@@ -21,11 +22,6 @@ from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.sources.regular_files import open_regular
 from paraload.verification.report import Finding
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["compare_manifest", "write_manifest"]
 
 _VERSION: Final = 1
 _PLAIN, _KEYED = "sha256", "blake2b-keyed"

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from paraload import errors
 from paraload._text import counted, printable, with_hint
+from paraload.errors import ItemReadError
+from paraload.geometry.runs import Shape
 from paraload.report import format_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from paraload.errors import ItemReadError
-    from paraload.geometry.runs import Shape
-
-__all__ = ["KINDS", "Finding", "Part", "VerifyReport"]
 
 #: What a finding's ``kind`` can be.
 KINDS: Final[Mapping[str, str]] = {

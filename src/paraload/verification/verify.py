@@ -10,40 +10,35 @@ thread needs 1 MiB, whatever the size of a tensor.
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from paraload.adapters.dcp.reader_config import stock_decoders
-from paraload.core.tasks import RecordSpec, Stored, Wanted
+from paraload.core.tasks import ItemKind, RecordSpec, Stored, Wanted
 from paraload.destinations.host import Destinations
 from paraload.engine.budget import MemoryBudget
 from paraload.engine.file_checks import look_at_files, path_failures
 from paraload.engine.load import Load
 from paraload.engine.setup import Job
-from paraload.executors.choice import choose_execution, progress_hook
+from paraload.errors import ItemReadError
+from paraload.executors.choice import Execution, choose_execution, progress_hook
 from paraload.metadata.folder import folder_metadata
+from paraload.metadata.index import Chunk, IndexFault, Place
 from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.runtime.gc_pause import collector_paused
 from paraload.runtime.interrupts import stopped_by_signals
+from paraload.sources import FileStat
 from paraload.sources.local import LocalSource
 from paraload.verification.manifest import compare_manifest
 from paraload.verification.report import Finding, Part, VerifyReport
 from paraload.workers.read_context import Work
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Container, Iterator, Mapping, Sequence
-
-    from paraload.core.tasks import ItemKind
-    from paraload.errors import ItemReadError
-    from paraload.executors.choice import Execution
-    from paraload.metadata.index import Chunk, IndexFault, Place
-    from paraload.sources import FileStat
 
 #: Smaller blocks than a load's: nothing is gained from a few big ones that are only looked at.
 _KNOBS: Final = PlanKnobs(block_bytes=1 << 20)

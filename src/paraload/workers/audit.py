@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from paraload.core.records import TensorRecord
 from paraload.core.results import Audited
+from paraload.core.tasks import RecordSpec
 from paraload.errors import DAMAGED_HINT, FormatError
 from paraload.formats.archive import check_entries
-from paraload.formats.base import Unsupported, locate
+from paraload.formats.base import ItemFormat, Unsupported, locate
 from paraload.formats.record_checks import check_payload, check_range, check_stored, trailer_crc
-
-if TYPE_CHECKING:
-    from paraload.core.records import TensorRecord
-    from paraload.core.tasks import RecordSpec
-    from paraload.formats.base import ItemFormat
-    from paraload.workers.layout_cache import LayoutCache
-    from paraload.workers.read_context import Meter
+from paraload.workers.layout_cache import LayoutCache
+from paraload.workers.read_context import Meter
 
 
 def audit_in_memory(

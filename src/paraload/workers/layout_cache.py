@@ -14,20 +14,16 @@ otherwise takes each archive apart with zipfile.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 from paraload.core.checksum import crc32
+from paraload.core.memory import Layout, TargetMemory
+from paraload.core.records import TensorRecord
 from paraload.core.results import LandedItems
-from paraload.formats.archive import LOCAL_BYTES, LOCAL_NAMES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from paraload.core.memory import Layout, TargetMemory
-    from paraload.core.records import TensorRecord
-    from paraload.core.tasks import RecordSpec, RecordsTask, Wanted
-    from paraload.formats.archive import Directory
-    from paraload.workers.read_context import Work
+from paraload.core.tasks import RecordSpec, RecordsTask, Wanted
+from paraload.formats.archive import LOCAL_BYTES, LOCAL_NAMES, Directory
+from paraload.workers.read_context import Work
 
 _MAX_LAYOUTS: Final = 4096
 #: Torch's tails are of 0.8 KiB.

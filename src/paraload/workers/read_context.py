@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from paraload.core.results import Failed, ReadTally
+from paraload.core.results import Failed, Outcome, ReadTally
+from paraload.core.tasks import RecordSpec
 from paraload.errors import ItemReadError
+from paraload.formats.base import ItemFormat
 from paraload.formats.torch_zip import TorchZipFormat
-from paraload.sources import Read
+from paraload.formats.transforms import Decoder
+from paraload.geometry import runs as geometry
+from paraload.sources import ByteSource, Read, ReadStats
 from paraload.sources.retrying import RetryingSource
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from paraload.core.results import Outcome
-    from paraload.core.tasks import RecordSpec
-    from paraload.formats.base import ItemFormat
-    from paraload.formats.transforms import Decoder
-    from paraload.geometry import runs as geometry
-    from paraload.sources import ByteSource, ReadStats
 
 
 @dataclass(kw_only=True)

@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import copy
 import io
-from typing import IO, TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import IO, Any, cast
 
-from paraload.core.results import Failed, LandedItems
+from paraload.core.results import Failed, LandedItems, Outcome
+from paraload.core.tasks import RecordSpec, RecordsTask
 from paraload.formats.archive import check_archive
 from paraload.formats.base import Unsupported, locate
 from paraload.formats.record_checks import check_payload, check_range, check_stored, most_bytes
 from paraload.formats.transforms import decode, no_decoder, slice_stream
+from paraload.sources import StreamingSource
 from paraload.workers.audit import audit_in_memory
 from paraload.workers.layout_cache import take_cached
-from paraload.workers.read_context import NarrowedTensor, item_error
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from paraload.core.results import Outcome
-    from paraload.core.tasks import RecordSpec, RecordsTask
-    from paraload.sources import StreamingSource
-    from paraload.workers.read_context import Meter, Work
-    from paraload.workers.sinks import TargetSink as Sink
+from paraload.workers.read_context import Meter, NarrowedTensor, Work, item_error
+from paraload.workers.sinks import TargetSink as Sink
 
 
 class _Taken:

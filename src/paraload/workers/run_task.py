@@ -14,29 +14,31 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from paraload.core.checksum import crc32
 from paraload.core.records import TensorRecord
-from paraload.core.results import Failed, Landed, Located, TaskResult
-from paraload.core.tasks import DISCARDED, LocateTask, RecordsTask, RunsTask, SharedTask
+from paraload.core.results import Failed, Landed, LandedItems, Located, Outcome, TaskResult
+from paraload.core.tasks import (
+    DISCARDED,
+    LocateTask,
+    ReadTask,
+    RecordSpec,
+    RecordsTask,
+    RunsTask,
+    SharedTask,
+)
 from paraload.formats.base import Unsupported, locate
 from paraload.formats.record_checks import check_range, check_stored, trailer_crc
 from paraload.geometry import runs as geometry
 from paraload.geometry.strided_copy import gather, is_gathered, pick
 from paraload.workers.audit import audit_located
-from paraload.workers.read_context import Meter, guarded, item_error
+from paraload.workers.read_context import Meter, Work, guarded, item_error
 from paraload.workers.records import read_records, read_streams
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from paraload.core.results import LandedItems, Outcome
-    from paraload.core.tasks import ReadTask, RecordSpec
-    from paraload.workers.read_context import Work
-    from paraload.workers.sinks import TargetSink as Sink
+from paraload.workers.sinks import TargetSink as Sink
 
 #: With a checksum, bytes are read in pieces that are still in the processor's cache when they are
 #: summed. Shorter pieces cost more than they gain: threads change places at each of them, and only

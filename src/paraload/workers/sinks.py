@@ -6,23 +6,18 @@ Worker processes, which do not see that memory, have a sink of their own (`execu
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 from paraload.core.memory import TargetMemory
+from paraload.core.records import TensorRecord
 from paraload.core.results import Cut, Outcome, Raw, Staged
-from paraload.core.tasks import DISCARDED
+from paraload.core.tasks import DISCARDED, RecordSpec, RunsTask
 from paraload.geometry import runs as geometry
-from paraload.geometry.staging_block import staging_region
+from paraload.geometry.staging_block import Region, staging_region
 from paraload.geometry.strided_copy import copy_runs
 from paraload.workers.layout_cache import LayoutCache
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from paraload.core.records import TensorRecord
-    from paraload.core.tasks import RecordSpec, RunsTask
-    from paraload.geometry.staging_block import Region
-    from paraload.workers.read_context import NarrowedTensor
+from paraload.workers.read_context import NarrowedTensor
 
 #: A thread reads into this memory again and again: bytes are summed in the processor's cache and
 #: never leave it. Of 256 KiB to 8 MiB, 512 KiB to 2 MiB were the fastest.

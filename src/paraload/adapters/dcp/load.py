@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from traceback import StackSummary
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import distributed
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
+from torch.futures import Future
 
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
@@ -32,19 +37,10 @@ from paraload.errors import (
     UnsafeMetadataError,
 )
 from paraload.metadata.rank_files import rank_files
+from paraload.options import ReadOptions
+from paraload.report import ReadReport
 from paraload.runtime.gc_pause import collector_paused, collector_resumed
 from paraload.runtime.interrupts import carried, stopped_by_signals
-
-if TYPE_CHECKING:
-    import os
-
-    from torch.distributed import ProcessGroup
-    from torch.distributed.checkpoint.metadata import Metadata
-    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
-    from torch.futures import Future
-
-    from paraload.options import ReadOptions
-    from paraload.report import ReadReport
 
 _log = logging.getLogger("paraload")
 

@@ -9,29 +9,31 @@ second for a million items.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
-from torch.distributed.checkpoint.planner import LoadItemType
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
 from paraload.adapters.dcp.preflight import require_places
 from paraload.core.records import dtype_name
-from paraload.core.tasks import HookInfo, LocateTask, RecordSpec, RecordsTask, Stored, Wanted
+from paraload.core.tasks import (
+    HookInfo,
+    ItemKind,
+    LocateTask,
+    ReadTask,
+    RecordSpec,
+    RecordsTask,
+    Stored,
+    Wanted,
+)
 from paraload.destinations.tensor_memory import TENSOR_TYPES
 from paraload.geometry.overlap import Block
-from paraload.hooks import ItemIndex
+from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import UNKNOWN, StoredTensors, descriptors_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from torch.distributed.checkpoint.metadata import MetadataIndex
-    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
-
-    from paraload.core.tasks import ItemKind, ReadTask
-    from paraload.hooks import ReadItemInfo, StorageItem
 
 
 def plain_specs(

@@ -7,11 +7,12 @@ torch alone decides what fits.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from operator import itemgetter
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import distributed
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlanner
 
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.destinations.host import target_without_memory
@@ -31,11 +33,6 @@ from paraload.errors import (
     ShapeMismatchError,
     refuse_to_begin,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-
-    from torch.distributed.checkpoint.planner import LoadPlanner
 
 #: Only errors of these methods are replaced; a planner that overrides them keeps its own errors.
 _EXPLAINED: Final = {

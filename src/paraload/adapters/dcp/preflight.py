@@ -6,15 +6,18 @@ has a decoder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
 from paraload._text import counted
+from paraload.core.tasks import RecordSpec
 from paraload.destinations.conversion import refused_conversion
-from paraload.destinations.host import require_shape, target_without_memory
+from paraload.destinations.host import Destinations, require_shape, target_without_memory
 from paraload.errors import (
     CoverageError,
     ItemReadError,
@@ -25,15 +28,7 @@ from paraload.errors import (
 from paraload.formats.record_checks import check_stored
 from paraload.formats.transforms import no_decoder
 from paraload.geometry.coverage import chunks_fault, coverage_fault
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
-
-    from paraload.core.tasks import RecordSpec
-    from paraload.destinations.host import Destinations
-    from paraload.workers.read_context import Work
+from paraload.workers.read_context import Work
 
 
 def _refuse(failures: list[ItemReadError], *, items: int, path: str) -> None:

@@ -7,19 +7,16 @@ This takes 7 us an entry, a fifth of a load of small tensors; writing down the r
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from paraload.adapters.dcp.plan_items import is_just_a_tensor
 from paraload.destinations.tensor_memory import TENSOR_TYPES
-
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata
 
 _VALUES: Final = frozenset({int, float, str, bool, type(None)})
 _new: Any = object.__new__

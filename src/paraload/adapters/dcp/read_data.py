@@ -6,10 +6,12 @@ reader, plan, planner --> ReaderTraits, Job, Execution --> Load.run --> reader.l
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
 from paraload.adapters.dcp import plan_items
@@ -27,20 +29,13 @@ from paraload.engine.file_checks import changed_files, require_inside, seen_file
 from paraload.engine.load import Load
 from paraload.engine.setup import Job
 from paraload.errors import CheckpointReadError, StalledReadError, summarize
-from paraload.executors.choice import choose_execution, progress_hook
+from paraload.executors.choice import Execution, choose_execution, progress_hook
 from paraload.geometry.overlap import overlapping_items
+from paraload.report import ReadReport
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.runtime.gc_pause import collector_paused, objects_frozen
 from paraload.runtime.interrupts import stopped_by_signals
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
-
-    from paraload.executors.choice import Execution
-    from paraload.report import ReadReport
-    from paraload.sources import FileStat
+from paraload.sources import FileStat
 
 
 class ReaderSteps:

@@ -7,31 +7,26 @@ is here; the engine knows none of it, so that another checkpoint library can hav
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._extension import StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.filesystem import FileSystem, _StorageReaderTransforms
+from torch.distributed.checkpoint.planner import LoadPlan
 
+from paraload.core.tasks import ReadTask, RecordSpec
 from paraload.errors import InvalidOptionError
-from paraload.formats.transforms import ExtensionDecoder, ZstdDecoder
+from paraload.formats.transforms import Decoder, ExtensionDecoder, ZstdDecoder
+from paraload.hooks import StorageItem
 from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
+from paraload.sources import ByteSource
 from paraload.sources.opening import open_source
 from paraload.workers.read_context import Work
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from torch.distributed.checkpoint.planner import LoadPlan
-
-    from paraload.core.tasks import ReadTask, RecordSpec
-    from paraload.formats.transforms import Decoder
-    from paraload.hooks import StorageItem
-    from paraload.sources import ByteSource
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,40 +11,27 @@ these methods, and has to set ``path`` and ``storage_data`` only.
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.planner import LoadItemType
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.futures import Future
 
 from paraload.adapters.dcp import plan_items
 from paraload.adapters.dcp import read_data as reading
 from paraload.adapters.dcp import reader_config as adapter
 from paraload.core.tasks import ReadTask
+from paraload.engine.items import CompletedItem
 from paraload.hooks import ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import descriptors_of
 from paraload.metadata.reading import read_metadata
 from paraload.options import ReadOptions
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Mapping, Sequence
-
-    from torch.distributed.checkpoint.metadata import Metadata
-    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
-    from torch.futures import Future
-
-    from paraload.core.tasks import ReadTask
-    from paraload.engine.items import CompletedItem
-    from paraload.report import ReadReport
-    from paraload.sources import ByteSource, FileStat
-
-__all__ = [
-    "ParallelFileReader",
-    "ParallelFileSystemReader",
-    "read_data_parallel",
-    "read_data_parallel_v2",
-]
+from paraload.report import ReadReport
+from paraload.sources import ByteSource, FileStat
 
 
 class ParallelFileReader:

@@ -6,19 +6,15 @@ whatever code the file names. This planner uses torch's restricted unpickler.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
 
 import torch
 from torch.distributed.checkpoint._nested_dict import set_element
+from torch.distributed.checkpoint.planner import ReadItem
 
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.errors import UnsafeObjectError
 from paraload.formats.torch_load import reason_of, refusal
-
-if TYPE_CHECKING:
-    import io
-
-    from torch.distributed.checkpoint.planner import ReadItem
 
 
 class SafeLoadPlanner(QuickLoadPlanner):

@@ -9,14 +9,12 @@ nothing set at all, then threads before processes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from paraload._text import counted
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 #: The value of ``executor`` that leaves everything to paraload.
 AUTO: Final = "auto"

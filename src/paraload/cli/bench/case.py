@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch.distributed.checkpoint import Metadata
@@ -21,12 +23,7 @@ from paraload.cli._planner import QUANTISED, BytesPlanner, empty_state
 from paraload.core.checksum import crc32
 from paraload.errors import CheckpointReadError
 from paraload.metadata.dcp_index import index_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from paraload.report import ReadReport
+from paraload.report import ReadReport
 
 #: Hardly a value of any checkpoint, so that bytes that a reader leaves out show.
 _POISON: Final = 0xA5

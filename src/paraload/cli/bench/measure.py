@@ -13,13 +13,16 @@ import random
 import sys
 import time
 import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, Metadata
 from tqdm import tqdm
 
 from paraload import __version__
@@ -27,23 +30,14 @@ from paraload._text import counted
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.cli._errors import UsageError
 from paraload.cli._memory import require_memory
-from paraload.cli.bench.advice import AUTO, Setting, advise
+from paraload.cli.bench.advice import AUTO, Advice, Setting, advise
 from paraload.cli.bench.case import Case, chosen, pieces_of
 from paraload.cli.bench.page_cache import drop, try_drop
 from paraload.errors import CheckpointReadError
 from paraload.options import ReadOptions, parse_bytes
 from paraload.progress import is_terminal
+from paraload.report import ReadReport
 from paraload.runtime.resources import available_memory_bytes, file_system_of, usable_cores
-
-if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    from torch.distributed.checkpoint import Metadata
-
-    from paraload.cli.bench.advice import Advice
-    from paraload.report import ReadReport
 
 TORCH: Final = "torch's reader"
 #: A tenth of a second at 20 GiB/s, and two at the speed of one disk.

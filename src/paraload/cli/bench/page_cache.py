@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable
 from os import POSIX_FADV_DONTNEED, fstat, fsync, posix_fadvise
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from paraload.sources.file_view import FileView
 from paraload.sources.pages import residency_is_told
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 _METHOD: Final = "posix_fadvise(DONTNEED)"
 #: A remainder that does not change a time noticeably.

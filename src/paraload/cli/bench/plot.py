@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
@@ -20,8 +21,6 @@ from paraload.cli.bench.advice import AUTO
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from paraload.cli.bench.measure import Bench
 
 #: Names hold any character, "$" too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,8 +12,6 @@ from paraload.cli.bench.advice import AUTO
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from paraload.cli.bench.measure import Arm, Bench
 
 _GIB: Final = 1 << 30

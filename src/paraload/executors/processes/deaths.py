@@ -10,19 +10,16 @@ import io
 import pickle
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from multiprocessing import process
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from paraload.core.tasks import ReadTask
 from paraload.errors import HookNotPicklableError, InvalidOptionError, WorkerDiedError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from paraload.core.tasks import ReadTask
-    from paraload.executors.processes.spawn import EndedWorker
-    from paraload.workers.read_context import Work
+from paraload.executors.processes.spawn import EndedWorker
+from paraload.workers.read_context import Work
 
 #: The main module, and its name in a process that multiprocessing has started.
 _MAIN: Final = frozenset({"__main__", "__mp_main__"})

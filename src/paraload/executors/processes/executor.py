@@ -16,32 +16,26 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from paraload.core.tasks import LocateTask, RunsTask, SharedTask
+from paraload.core.memory import TargetMemory
+from paraload.core.results import TaskResult
+from paraload.core.tasks import LocateTask, ReadTask, RunsTask, SharedTask
+from paraload.errors import WorkerDiedError
 from paraload.executors.processes.deaths import needs_main, require_startable, worker_died
-from paraload.executors.processes.pools import FuturesPool, MultiprocessingPool
+from paraload.executors.processes.pools import FuturesPool, MultiprocessingPool, WorkerPool
 from paraload.executors.processes.slots import SLOTS_PER_WORKER, SlotRing, SlottedTask
-from paraload.executors.processes.spawn import worker_context
+from paraload.executors.processes.spawn import EndedWorker, WorkerContext, worker_context
 from paraload.executors.threads import ThreadExecutor
 from paraload.runtime.daemon_threads import PATIENCE_S
 from paraload.runtime.interrupts import interrupts_deferred
+from paraload.workers.read_context import Work
 from paraload.workers.run_task import run_task
 from paraload.workers.sinks import TargetSink
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from paraload.core.memory import TargetMemory
-    from paraload.core.results import TaskResult
-    from paraload.core.tasks import ReadTask
-    from paraload.errors import WorkerDiedError
-    from paraload.executors.processes.pools import WorkerPool
-    from paraload.executors.processes.spawn import EndedWorker, WorkerContext
-    from paraload.workers.read_context import Work
 
 _POOLS: Final[dict[str, Callable[..., WorkerPool]]] = {
     "processes": FuturesPool,

@@ -7,19 +7,15 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing.pool import TERMINATE, Pool
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
+from paraload.core.results import TaskResult
 from paraload.executors.processes.slots import SlottedTask, process_single_file, start_worker
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from concurrent.futures import Future
-
-    from paraload.core.results import TaskResult
-    from paraload.executors.processes.spawn import WorkerContext
+from paraload.executors.processes.spawn import WorkerContext
 
 #: How long the end of a pool may take: it waits for ever where a worker was ended with a lock.
 _PATIENCE_S: Final = 5.0

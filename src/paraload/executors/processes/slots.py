@@ -14,25 +14,20 @@ import errno
 import os
 import shutil
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
-from paraload.core.results import Landed, Raw, Staged
-from paraload.core.tasks import RunsTask, SharedTask
+from paraload.core.memory import TargetMemory
+from paraload.core.results import Landed, LandedItems, Outcome, Raw, Staged, TaskResult
+from paraload.core.tasks import ReadTask, RecordSpec, RunsTask, SharedTask
 from paraload.geometry import runs as geometry
 from paraload.geometry.strided_copy import copy_runs
+from paraload.workers.read_context import NarrowedTensor, Work
 from paraload.workers.run_task import run_task
 from paraload.workers.sinks import TargetSink
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from paraload.core.memory import TargetMemory
-    from paraload.core.results import LandedItems, Outcome, TaskResult
-    from paraload.core.tasks import ReadTask, RecordSpec
-    from paraload.workers.read_context import NarrowedTensor, Work
 
 #: One being filled, one being emptied.
 SLOTS_PER_WORKER: Final = 2

@@ -15,14 +15,12 @@ import os
 import signal
 import time
 import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from paraload.runtime.interrupts import interrupts_blocked
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class _QuietPopen(popen_spawn_posix.Popen):
