@@ -50,8 +50,7 @@ class FaultySource(WrappedSource):
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
         """Read, or fail."""
         time.sleep(self.delay_s)
-        number = next(self._numbers)
-        if not (self.fail_at > 0 and 0 <= number - self.fail_at < self.times):
+        if not self._is_turn():
             return self.inner.read(path, reads)
         if self.error is not None:
             raise copy.copy(self.error)
@@ -61,3 +60,7 @@ class FaultySource(WrappedSource):
         stats = self.inner.read(path, reads)
         first[at] = before if self.cut else first[at] ^ 1
         return stats
+
+    def _is_turn(self) -> bool:
+        number = next(self._numbers)
+        return self.fail_at > 0 and 0 <= number - self.fail_at < self.times
