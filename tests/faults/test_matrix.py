@@ -69,7 +69,9 @@ def test_the_nth_call_fails(swept, arm, sweep):
     found = swept[arm][sweep.name]
     assert found.problems == []
     assert found.verdicts.total() >= 2
-    assert (found.verdicts["typed"] > 0) == (sweep.is_lasting or sweep.call == "damage")
+    # Nothing is lost where files that were read cannot be closed.
+    fails = (sweep.is_lasting and sweep.call != "close") or sweep.call == "damage"
+    assert (found.verdicts["typed"] > 0) == fails
 
 
 def test_the_page_has_every_row():

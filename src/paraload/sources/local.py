@@ -46,8 +46,12 @@ class _OpenFile:
         self._direct: DirectFile | None = None
         self.refusal = ""
         self._file = open_regular(path)
-        self.fd = self._file.fileno()
-        self.size = os.fstat(self.fd).st_size
+        try:
+            self.fd = self._file.fileno()
+            self.size = os.fstat(self.fd).st_size
+        except OSError:
+            self.close()  # the traceback would keep it open
+            raise
         if direct_io:
             try:
                 self._direct = DirectFile(self.fd, self.size, is_told=self._is_told)
