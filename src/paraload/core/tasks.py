@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+from paraload.core.records import TensorRecord
 from paraload.geometry.runs import Run, Shape
 from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem  # noqa: F401
 
@@ -31,10 +32,11 @@ class Stored(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What is wanted of a record. Items that want the same of theirs share one of these.
+    """What is wanted of a record; equal for many items, which share one of these.
 
-    ``offsets`` and ``lengths`` are those of the slice inside of the stored tensor; ``stored`` is
-    what that tensor has to be, where it is known.
+    ``offsets`` and ``lengths`` are those of the slice in the stored tensor, and ``stored`` is what
+    the metadata says of that tensor. ``layout`` is where the payload lies, if that is known before
+    anything is read, as it is for safetensors; otherwise the record's header tells.
     """
 
     kind: ItemKind
@@ -42,6 +44,7 @@ class Wanted(NamedTuple):
     lengths: Shape
     descriptors: tuple[str, ...] = ()
     stored: Stored | None = None
+    layout: TensorRecord | None = None
 
 
 class HookInfo(NamedTuple):
@@ -70,6 +73,11 @@ class RecordSpec(NamedTuple):
     def kind(self) -> ItemKind:
         """Tensor or bytes."""
         return self.wanted.kind
+
+    @property
+    def layout(self) -> TensorRecord | None:
+        """Where the payload lies, if that is known before reading."""
+        return self.wanted.layout
 
     @property
     def for_hooks(self) -> HookInfo:

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from paraload.core.records import dtype_name
-from paraload.destinations.host import require_shape, target_without_memory
+from paraload.destinations.host import Staging, require_shape, target_without_memory
 from paraload.destinations.tensor_memory import has_shared_places, memory_fault
 from paraload.errors import DtypeMismatchError, ItemReadError
 
@@ -36,23 +36,21 @@ def refused_conversion(
     return DtypeMismatchError(problem, expected=expected, got=dtype_name(target), hint=hint)
 
 
-class Converter:
-    """Copies into targets and counts conversions; ``strict`` refuses them."""
+class HostDestination:
+    """Stages in the memory of this process, copies at once, and counts conversions of the dtype.
+
+    ``strict`` refuses conversions.
+    """
 
     def __init__(self, *, strict: bool) -> None:
         self._strict = strict
         self._items: defaultdict[str, set[int]] = defaultdict(set)
 
+    def staging(self, nbytes: int) -> Staging:
+        return Staging(nbytes)
+
     def copy_into(self, target: torch.Tensor, source: torch.Tensor, *, item: int) -> None:
-        require_shape(target, tuple(source.shape))  # copy_ would broadcast some shapes silently
-        # Without memory, copy_ would crash or do nothing.
-        if (fault := memory_fault(target)) is not None:
-            raise target_without_memory(target, fault)
-        if source.dtype != target.dtype:
-            refused = refused_conversion(source.dtype, target.dtype, strict=self._strict)
-            if refused is not None:
-                raise refused
-            self._items[f"{dtype_name(source.dtype)} to {dtype_name(target.dtype)}"].add(item)
+        self.require_copyable(target, source, item=item)
         try:
             # Detached because copy_ refuses inference tensors and views of them as targets.
             target.detach().copy_(source)
@@ -64,6 +62,16 @@ class Converter:
                 hint=_OVERLAPPING if has_shared_places(target) else None,
             ) from error
 
-    def counts(self) -> dict[str, int]:
-        """The number of items of each conversion."""
+    def require_copyable(self, target: torch.Tensor, source: torch.Tensor, *, item: int) -> None:
+        require_shape(target, tuple(source.shape))  # copy_ would broadcast some shapes silently
+        # Without memory, copy_ would crash or do nothing.
+        if (fault := memory_fault(target)) is not None:
+            raise target_without_memory(target, fault)
+        if source.dtype != target.dtype:
+            refused = refused_conversion(source.dtype, target.dtype, strict=self._strict)
+            if refused is not None:
+                raise refused
+            self._items[f"{dtype_name(source.dtype)} to {dtype_name(target.dtype)}"].add(item)
+
+    def conversions(self) -> dict[str, int]:
         return {conversion: len(items) for conversion, items in sorted(self._items.items())}

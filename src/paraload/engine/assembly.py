@@ -21,8 +21,8 @@ from paraload.core.records import TensorRecord
 from paraload.core.results import Landed
 from paraload.core.tasks import DISCARDED, RecordSpec, RunsTask
 from paraload.destinations import host as destination
-from paraload.destinations.conversion import Converter
-from paraload.destinations.host import DirectTargets, Staging
+from paraload.destinations.base import Copy, Destination, StagingMemory
+from paraload.destinations.host import DirectTargets
 from paraload.engine.items import Item
 from paraload.engine.scheduler import Feed
 from paraload.formats.archive import check_archive
@@ -40,30 +40,42 @@ class Workshop:
         targets: memory by item or unit; executors see it.
         names: fresh numbers for units.
         feed: takes tasks, and gives memory.
-        converter: copies what was collected into targets.
+        destination: takes what was collected.
         verify: check records that are read whole.
         audit: read whole payloads, and keep nothing.
         split_bytes: asked with a record, says how many bytes of it a task reads.
         max_gap_bytes: a gap up to this long is read rather than skipped.
         located: tasks that need no memory, for the engine to give to the feed.
+        copies: copies that have begun, and the unit that each reads.
     """
 
     targets: DirectTargets
     names: Iterator[int]
     feed: Feed
-    converter: Converter
+    destination: Destination
     verify: bool
     audit: bool
     split_bytes: Callable[[RecordSpec], int]
     max_gap_bytes: int
     located: list[RunsTask] = field(default_factory=list)
+    copies: list[PendingCopy] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingCopy:
+    """A copy out of a unit of staging memory, which has begun and may not be done."""
+
+    copy: Copy
+    assembly: Assembly
+    unit: int
 
 
 @dataclass(slots=True, kw_only=True)
 class _Unit:
     """Memory that collects a block of the item's slice; ``region`` of the record fills it."""
 
-    staging: Staging
+    staging: StagingMemory
+    nbytes: int
     at: geometry.Shape
     lengths: geometry.Shape
     region: Region | None
@@ -181,10 +193,15 @@ class Assembly:
                 self.shop.feed.release(nbytes)
                 return ()
             name = next(self.shop.names)
-            staging = destination.Staging(nbytes)
+            staging = self.shop.destination.staging(nbytes)
             tasks = self._tasks(runs, target=name, with_trailer=with_trailer)
             self._units[name] = _Unit(
-                staging=staging, at=at, lengths=lengths, region=region, tasks_left=len(tasks)
+                staging=staging,
+                nbytes=nbytes,
+                at=at,
+                lengths=lengths,
+                region=region,
+                tasks_left=len(tasks),
             )
             self.shop.targets.add_unit(name, TargetMemory(staging.memory))
             self.tasks_left += len(tasks)
@@ -237,19 +254,30 @@ class Assembly:
         is_kept = self.record is None or self.item.ordered
         if unit.tasks_left or (is_kept and not self.item.is_failed):
             return
+        copy = None
         try:
             if self.record is not None and not self.item.is_failed:
-                self._move_on(unit, self.record)
+                copy = self._move_on(unit, self.record)
         finally:
-            self._drop(task.target)
+            if copy is None:
+                self._drop(task.target)
+        if copy is not None:
+            self.tasks_left += 1
+            self.shop.copies.append(PendingCopy(copy, self, task.target))
 
-    def _move_on(self, unit: _Unit, record: TensorRecord) -> None:
+    def end_copy(self, unit: int) -> None:
+        """The copy out of this unit is over, well or not."""
+        self.tasks_left -= 1
+        self._drop(unit)
+
+    def _move_on(self, unit: _Unit, record: TensorRecord) -> Copy | None:
         if self.item.destination is None:
             raise TypeError("a unit without an order needs a destination")
         target = self.item.destination.tensor
         destination.require_shape(target, self.item.spec.wanted.lengths)
         block = destination.cut(target, unit.at, unit.lengths)
-        self.shop.converter.copy_into(block, self._block(unit, record), item=self.item.spec.item)
+        source = self._block(unit, record)
+        return self.shop.destination.copy_into(block, source, item=self.item.spec.item)
 
     def _block(self, unit: _Unit, record: TensorRecord) -> Any:
         """The unit's block of the slice as a tensor over its memory."""
@@ -267,7 +295,7 @@ class Assembly:
     def _drop(self, name: int) -> None:
         unit = self._units.pop(name)
         self.shop.targets.drop_unit(name)
-        self.shop.feed.release(unit.staging.nbytes)
+        self.shop.feed.release(unit.nbytes)
 
     # ------------------------------------------------------------------ complete
 

@@ -11,16 +11,19 @@ dtypes that are converted, and targets that another one of the load overwrites.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from paraload.core.results import Staged
 from paraload.destinations import host as destination
 from paraload.destinations.aliases import Aliases
-from paraload.destinations.conversion import Converter
 from paraload.engine.items import CompletedItem, Item
 from paraload.engine.setup import Job
 from paraload.errors import ItemReadError
+from paraload.runtime.daemon_threads import no_answer
 from paraload.workers.read_context import item_error
+
+#: Copies that stalled, with what they may still read: this memory is never freed.
+stuck_copies: Final[list[Any]] = []
 
 
 class Commits:
@@ -32,7 +35,6 @@ class Commits:
         fall_back: told why an item goes a slower way.
 
     Attributes:
-        converter: copies what is not in its target yet.
         aliases: what was loaded into memory that targets share.
     """
 
@@ -45,7 +47,6 @@ class Commits:
         self._job = job
         self._process = process
         self._fall_back = fall_back
-        self.converter = Converter(strict=job.strict)
         self.aliases = Aliases()
 
     def landed_together(self, numbers: Iterable[int]) -> None:
@@ -112,8 +113,21 @@ class Commits:
             landed=landed,
             tensor=tensor,
             data=data,
-            converter=self.converter,
+            copy=self._copy,
         )
         self._process([completed])
         if item.ordered and self._job.watch_targets and item.destination is not None:
             self.aliases.loaded(item.spec, item.destination.tensor)
+
+    def _copy(self, target: Any, source: Any, *, item: int) -> None:
+        """Copy and wait: an item is committed right after this."""
+        if (copy := self._job.destination.copy_into(target, source, item=item)) is None:
+            return
+        timeout_s = self._job.work.stall_timeout_s
+        try:
+            is_done = copy.wait(timeout_s)
+        except Exception as error:
+            raise item_error(error) from error
+        if not is_done:
+            stuck_copies.append((copy, source))
+            raise no_answer(timeout_s or 0.0, f"item {item} was being copied into its target")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from paraload.core.tasks import RecordSpec
 
 if TYPE_CHECKING:
-    from paraload.destinations.conversion import Converter
     from paraload.destinations.host import Destination, Destinations
 
 _ITEM: Final = operator.attrgetter("item")
@@ -28,7 +27,7 @@ class CompletedItem(NamedTuple):
         landed: the content is in the destination's tensor already.
         tensor: the content, to be copied into the target; valid only now.
         data: the content of a bytes item; valid only now.
-        converter: copies the tensor.
+        copy: copies the tensor into a target, and waits until it is there.
     """
 
     item: int
@@ -36,12 +35,12 @@ class CompletedItem(NamedTuple):
     landed: bool = False
     tensor: Any = None
     data: memoryview | None = None
-    converter: Converter | None = None
+    copy: Callable[..., None] | None = None
 
     def copy_into(self, target: Any) -> None:
         """Copy the tensor into ``target``, unless it is there already."""
-        if self.converter is not None and not self.landed:
-            self.converter.copy_into(target, self.tensor, item=self.item)
+        if self.copy is not None and not self.landed:
+            self.copy(target, self.tensor, item=self.item)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -15,9 +15,12 @@ In an audit nothing is kept: items are committed when their whole records have b
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
+from typing import Final
 
 from paraload._text import counted
 from paraload.core.records import TensorRecord
@@ -37,7 +40,7 @@ from paraload.destinations import host as destination
 from paraload.destinations.aliases import aliased_target
 from paraload.engine.assembly import Assembly, Workshop
 from paraload.engine.budget import MemoryBudget
-from paraload.engine.commits import Commits
+from paraload.engine.commits import Commits, stuck_copies
 from paraload.engine.items import CompletedItem, Item, Items
 from paraload.engine.scheduler import Feed
 from paraload.engine.setup import Job
@@ -49,6 +52,10 @@ from paraload.progress import ReadProgress
 from paraload.report import ReadReport
 from paraload.runtime.daemon_threads import PATIENCE_S, PATIENCE_WITH_STALLED_S, no_answer
 from paraload.runtime.interrupts import stop_if_signalled
+from paraload.workers.read_context import Work, item_error
+
+#: Between two looks at copies that are not done, and at results, while both are waited for.
+_POLL_S: Final = 0.001
 
 
 class Load:
@@ -88,7 +95,7 @@ class Load:
         self.ledger = Ledger(
             items_by_file,
             bytes_total=sum(map(self._items.planned_bytes, job.specs)),
-            verify=job.work.verify,
+            unverified_reason=_unverified_reason(job.work),
             started_s=job.started_s,
         )
         for reason in job.slow_reasons:
@@ -98,7 +105,7 @@ class Load:
             targets=destination.DirectTargets(job.destinations, job.ordered),
             names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
             feed=self._feed,
-            converter=self._commits.converter,
+            destination=job.destination,
             verify=job.work.verify and job.work.format.has_checksum,
             audit=job.work.audit,
             split_bytes=job.split_bytes,
@@ -125,15 +132,20 @@ class Load:
                 self._take_results(self._wait(executor), executor)
         except StalledReadError:
             patience_s = PATIENCE_WITH_STALLED_S
+            stuck_copies.extend(self._shop.copies)
+            self._shop.copies.clear()
             raise
         finally:
             executor.close(patience_s)
+            for pending in self._shop.copies:  # there are some after an error only
+                with suppress(Exception):
+                    pending.copy.wait(PATIENCE_S)
         self._require_everything()
         report = self.ledger.report(
             workers=executor.workers,
             executor=executor.name,
             peak_bytes=self._budget.peak_bytes,
-            conversions=self._commits.converter.counts(),
+            conversions=dict(self._job.destination.conversions()),
         )
         return report, dict(sorted(self._failures.items()))
 
@@ -141,21 +153,55 @@ class Load:
         """Give the executor what it takes now; whether there is anything to wait for."""
         while executor.capacity() > 0 and (task := self._feed.next_task()) is not None:
             executor.submit(task)
-        return self._feed.in_flight > 0
+        return self._feed.in_flight > 0 or bool(self._shop.copies)
 
     def _wait(self, executor: ReadExecutor) -> Sequence[TaskResult]:
-        """The next results: the one place where a load waits, and where its deadline is.
-
-        Whatever else a load has to wait for, such as copies to a device, is asked for here.
-        """
+        """The next results, or none after a copy: where a load waits, and where its deadline is."""
         timeout_s = self._job.work.stall_timeout_s
+        if self._shop.copies:
+            return self._wait_for_copies_too(executor, timeout_s)
         results = executor.ready(timeout_s)
         if not results and timeout_s is not None:
-            running = [f"{t.path!r} bytes [{t.start}, {t.end})" for t in executor.running()]
-            what = f"these were being read: {'; '.join(running)}"
-            hint = "" if self._job.work.audit else executor.stuck_hint
-            raise no_answer(timeout_s, what, hint)
+            raise self._stalled(executor, timeout_s)
         return results
+
+    def _wait_for_copies_too(
+        self, executor: ReadExecutor, timeout_s: float | None
+    ) -> Sequence[TaskResult]:
+        """Ask in turn: executors and copies have nothing in common that could wake the engine."""
+        waiting_since_s = time.monotonic()
+        while not self._end_copies():
+            if not self._feed.in_flight:
+                time.sleep(_POLL_S)
+            elif results := executor.ready(_POLL_S):
+                return results
+            if timeout_s is not None and time.monotonic() - waiting_since_s > timeout_s:
+                raise self._stalled(executor, timeout_s)
+        return ()
+
+    def _end_copies(self) -> bool:
+        """Take leave of copies that are done; whether there were any."""
+        pending = self._shop.copies[:]
+        for one in pending:
+            item = one.assembly.item
+            try:
+                if not one.copy.wait(0):
+                    continue
+            except Exception as error:  # noqa: BLE001 - a copy may fail in any way
+                self._fail(item, item_error(error))
+            self._shop.copies.remove(one)
+            one.assembly.end_copy(one.unit)
+            self._go_on(item, one.assembly)
+        return len(self._shop.copies) < len(pending)
+
+    def _stalled(self, executor: ReadExecutor, timeout_s: float) -> StalledReadError:
+        running = [f"{t.path!r} bytes [{t.start}, {t.end})" for t in executor.running()]
+        what = f"these were being read: {'; '.join(running)}"
+        if not running and self._shop.copies:
+            names = {repr(one.assembly.item.spec.fqn) for one in self._shop.copies}
+            what = f"these were being copied into their targets: {', '.join(sorted(names))}"
+        hint = "" if self._job.work.audit else executor.stuck_hint
+        return no_answer(timeout_s, what, hint)
 
     def _take_results(self, results: Iterable[TaskResult], executor: ReadExecutor) -> None:
         for reason in executor.downgrades[self._downgrades_told :]:
@@ -268,8 +314,16 @@ class Load:
         assembly = _assembly_of(item)
         try:
             assembly.end_task(task)
-            if not assembly.tasks_left and not item.is_failed:
-                self._finish(item, assembly)
+        except ItemReadError as error:
+            self._fail(item, error)
+        self._go_on(item, assembly)
+
+    def _go_on(self, item: Item, assembly: Assembly) -> None:
+        """Finish the item if nothing more of it is on its way."""
+        if assembly.tasks_left or item.is_failed:
+            return
+        try:
+            self._finish(item, assembly)
         except ItemReadError as error:
             self._fail(item, error)
 
@@ -348,3 +402,9 @@ def _assembly_of(item: Item) -> Assembly:
         raise TypeError(f"{item.spec.fqn!r} was read in parts before it was located")
     assembly: Assembly = item.assembly
     return assembly
+
+
+def _unverified_reason(work: Work) -> str:
+    if not work.verify:
+        return "verify=False"
+    return "no CRC-32 in the file" if work.format.has_checksum else "format has no checksum"

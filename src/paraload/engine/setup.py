@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paraload.core.tasks import ReadTask, RecordSpec
+from paraload.destinations.base import Destination
 from paraload.workers.read_context import Work
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Job:
         specs: every item, in the order of the plan.
         first: the tasks that begin the load.
         destinations: by item, for those that were resolved ahead.
+        destination: takes what workers cannot write into a target directly.
         ordered: the items that are committed in the order of torch's reader.
         work: what workers need.
         split_bytes: asked with a located record, says how many bytes of it a task reads.
@@ -31,7 +33,7 @@ class Job:
         hand_over_landed: somebody wants to know of items that are in their targets already.
         slow_reasons: why nothing of it can go the fast way.
         watch_targets: ordered items are so because their targets share memory.
-        strict: convert no dtype.
+        strict: targets that share memory must have been saved with equal values.
         started_s: when it was asked for, as ``time.monotonic`` tells it.
     """
 
@@ -39,6 +41,7 @@ class Job:
     specs: Sequence[RecordSpec]
     first: Sequence[ReadTask]
     destinations: Destinations
+    destination: Destination
     ordered: Collection[int]
     work: Work
     split_bytes: Callable[[RecordSpec], int]

@@ -25,9 +25,14 @@ class Ledger:
     """
 
     def __init__(
-        self, items_by_file: Counter[str], *, bytes_total: int, verify: bool, started_s: float
+        self,
+        items_by_file: Counter[str],
+        *,
+        bytes_total: int,
+        unverified_reason: str,
+        started_s: float,
     ) -> None:
-        self._verify = verify
+        self._unverified_reason = unverified_reason
         self._started_s = started_s
         self._bytes_done = 0
         self._bytes_total = bytes_total
@@ -77,8 +82,7 @@ class Ledger:
         """So many bytes were proved right, and so many items could not be; ``reason`` says why."""
         self._bytes_verified += verified_bytes
         if unverified:
-            why = (reason or "no CRC-32 in the file") if self._verify else "verify=False"
-            self._unverified[why] += unverified
+            self._unverified[reason or self._unverified_reason] += unverified
 
     def audited(self, outcome: Audited) -> None:
         """A record is right, but for a payload that is still to be summed."""

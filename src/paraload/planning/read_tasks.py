@@ -121,7 +121,7 @@ def _file_tasks(
         return is_big and not whole and not spec.wanted.descriptors
 
     for located, group in groupby(records, key=is_located):
-        if located:
+        if located:  # without a read where the layout is known
             yield from _locate_tasks(list(group), locate_batch)
         else:
             yield from _block_tasks(group, knobs)

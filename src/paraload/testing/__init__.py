@@ -1,4 +1,4 @@
-"""Contract suites for new storages, formats and executors, and helpers for tests.
+"""Contract suites for new storages, formats, executors and destinations, and helpers for tests.
 
 A suite is a class of test methods. Subclass it and provide what it tests as fixtures::
 
@@ -10,12 +10,13 @@ A suite is a class of test methods. Subclass it and provide what it tests as fix
         def source(self, files): ...  # a source that reads them
 
 :func:`resources` and :func:`leaked` find what a piece of work has leaked. Only
-:func:`make_checkpoint` needs torch.
+:func:`make_checkpoint` and :class:`DestinationContract` need torch.
 """
 
 from __future__ import annotations
 
 from paraload.testing._checkpoint import make_checkpoint
+from paraload.testing._destinations import DestinationContract
 from paraload.testing._executors import ExecutorContract
 from paraload.testing._faulty import FaultySource
 from paraload.testing._formats import FormatContract
@@ -24,6 +25,7 @@ from paraload.testing._sources import FILES, SourceContract
 
 __all__ = [
     "FILES",
+    "DestinationContract",
     "ExecutorContract",
     "FaultySource",
     "FormatContract",

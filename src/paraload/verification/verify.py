@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from paraload.adapters.dcp.reader_config import stock_decoders
 from paraload.core.tasks import ItemKind, RecordSpec, Stored, Wanted
+from paraload.destinations.conversion import HostDestination
 from paraload.destinations.host import Destinations
 from paraload.engine.budget import MemoryBudget
 from paraload.engine.file_checks import look_at_files, path_failures
@@ -205,6 +206,7 @@ def _audit(
         specs=specs,
         first=first_tasks(specs, straight_through=True, knobs=_KNOBS),
         destinations=Destinations(),
+        destination=HostDestination(strict=False),
         ordered=(),
         work=Work(
             source=source,

@@ -33,7 +33,7 @@ def audit_in_memory(
     file = io.BytesIO(data)
     if spec.kind == "bytes":
         return _audit_entries(spec, file, len(data))
-    found = locate(fmt, lambda nbytes: bytes(data[:nbytes]), len(data))
+    found = spec.layout or locate(fmt, lambda nbytes: bytes(data[:nbytes]), len(data))
     if isinstance(found, Unsupported):
         return _audit_entries(spec, file, len(data))
     check_stored(spec, found.dtype, found.shape)

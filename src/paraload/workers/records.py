@@ -152,7 +152,7 @@ def _take_record(
     if (hook := work.narrow_tensor) is not None:
         verified = check_archive(data, most_bytes(spec), verify=work.verify)
         return sink.put_narrowed(spec, _narrow(hook, spec, data), verified)
-    found = locate(work.format, lambda nbytes: bytes(data[:nbytes]), len(data))
+    found = spec.layout or locate(work.format, lambda nbytes: bytes(data[:nbytes]), len(data))
     if isinstance(found, Unsupported):
         return _checked_raw(meter, sink, spec, data, found.reason)
     check_stored(spec, found.dtype, found.shape)

@@ -82,6 +82,8 @@ def _locate(
     found: TensorRecord | Unsupported | None = known.get((spec.start, spec.end))
     if found is None:
         check_range(spec, meter.size())
+        found = spec.layout
+    if found is None:
         found = Unsupported("")
         if spec.kind == "tensor":
             read_head = partial(_read_head, meter, spec)

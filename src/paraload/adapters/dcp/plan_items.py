@@ -41,6 +41,9 @@ def plain_specs(
 ) -> list[RecordSpec]:
     """The items of ``plan``, for a load without hooks.
 
+    A storage info has ``relative_path``, ``offset`` and ``length``; a reader that knows where the
+    payload lies adds it as ``layout``, a :class:`~paraload.formats.TensorRecord`.
+
     Args:
         plan: what to read.
         storage_data: where it is.
@@ -61,7 +64,8 @@ def plain_specs(
             is_bytes = read_item.type is LoadItemType.BYTE_IO
             descriptors = descriptors_of(info)
             dtype, shape = UNKNOWN if is_bytes else stored.of(index)
-            key = (is_bytes, offsets, lengths, descriptors, dtype, shape)
+            layout = getattr(info, "layout", None)
+            key = (is_bytes, offsets, lengths, descriptors, dtype, shape, layout)
             wanted = known.get(key)
             if wanted is None:
                 wanted = known[key] = Wanted(
@@ -70,6 +74,7 @@ def plain_specs(
                     tuple(lengths),
                     descriptors,
                     None if dtype is None else Stored(dtype_name(dtype), tuple(shape or ())),
+                    layout,
                 )
             start = info.offset
             end = start + info.length

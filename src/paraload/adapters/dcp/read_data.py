@@ -165,7 +165,7 @@ def plan_job(
     if not traits.options.allow_outside_paths:
         require_inside(specs, path=path)
     traits.remember(specs, plan, reader.storage_data)
-    work = traits.work(specs)
+    work = traits.work(specs, steps["_make_format"]())
     require_decoders(specs, work, path=path)
     # The commit of a planner that may be resolved ahead is torch's, which does nothing.
     is_plain = plan_items.may_resolve_ahead(planner)
@@ -195,6 +195,7 @@ def plan_job(
         specs=specs,
         first=first,
         destinations=destinations,
+        destination=steps["_make_destination"](),
         ordered=ordered,
         work=work,
         split_bytes=execution.sizes.next_split_bytes,

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.planner import LoadPlan
 
 from paraload.core.tasks import ReadTask, RecordSpec
 from paraload.errors import InvalidOptionError
+from paraload.formats.base import ItemFormat
 from paraload.formats.transforms import Decoder, ExtensionDecoder, ZstdDecoder
 from paraload.hooks import StorageItem
 from paraload.options import ReadOptions
@@ -128,7 +129,7 @@ class ReaderTraits:
         )
         return [*tasks]
 
-    def work(self, specs: Iterable[RecordSpec]) -> Work:
+    def work(self, specs: Iterable[RecordSpec], fmt: ItemFormat) -> Work:
         """What workers need to read ``specs``."""
         transform = self.options.transform
         if _is_foreign(self.transforms) and transform is None:
@@ -137,6 +138,7 @@ class ReaderTraits:
         registry = None if _is_foreign(self.transforms) else _registry(self.transforms)
         return Work(
             source=self.source,
+            format=fmt,
             verify=self.options.verify,
             decoders={names: _decoders(registry, names) for names in described if names},
             slice_file=self.slice_file,

@@ -3,9 +3,9 @@
     plan --_create_read_tasks--> tasks --engine--> results --_process_results--> planner
 
 The steps that the mixin adds to a class are used by the engine, so overriding one of them has an
-effect: ``_make_source``, ``_serialize_read_item``, ``_serialize_storage_metadata``,
-``_create_read_tasks`` and ``_process_results``. A class need not inherit anything: it may take
-these methods, and has to set ``path`` and ``storage_data`` only.
+effect: ``_make_source``, ``_make_format``, ``_make_destination``, ``_serialize_read_item``,
+``_serialize_storage_metadata``, ``_create_read_tasks`` and ``_process_results``. A class need not
+inherit anything: it may take these methods, and has to set ``path`` and ``storage_data`` only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from paraload.adapters.dcp import plan_items
 from paraload.adapters.dcp import read_data as reading
 from paraload.adapters.dcp import reader_config as adapter
 from paraload.core.tasks import ReadTask
+from paraload.destinations.base import Destination
+from paraload.destinations.conversion import HostDestination
 from paraload.engine.items import CompletedItem
+from paraload.formats.base import ItemFormat
+from paraload.formats.torch_zip import TorchZipFormat
 from paraload.hooks import ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import descriptors_of
 from paraload.metadata.reading import read_metadata
@@ -150,6 +154,17 @@ class ParallelFileReader:
         Called once for each load, which closes the source. It opens nothing before the first read.
         """
         return adapter.default_source(self)
+
+    def _make_format(self) -> ItemFormat:
+        """What reads the records' headers; a reader for another format returns its own."""
+        return TorchZipFormat()
+
+    def _make_destination(self) -> Destination:
+        """What takes tensors whose target workers cannot write to: another device, dtype, layout.
+
+        Called once for each load.
+        """
+        return HostDestination(strict=adapter.options_of(self).strict)
 
     def _process_results(
         self, results: Sequence[CompletedItem], plan: LoadPlan, planner: LoadPlanner
