@@ -256,6 +256,20 @@ def test_the_directory_and_the_descriptor_of_a_payload_are_compared(records):
     assert "gives the payload another CRC-32" in str(answer)
 
 
+@pytest.mark.parametrize("field", [20, 24])
+def test_the_lengths_of_a_payload_in_the_directory_are_compared(records, field):
+    """Torch cannot open an archive whose directory has a wrong one."""
+    first, second, _ = records.specs
+    data = records.path.read_bytes()[second.start : second.end]
+    at = data.rindex(b"archive/data/0" if b"archive/data/0" in data else b"data/data/0") - 46
+    known = LayoutCache()
+    assert isinstance(records.check([first], known)[0], Audited)
+    support.flip(records.path, second.start + at + field)
+    for layouts in (known, LayoutCache()):
+        [answer] = records.check([second], layouts)
+        assert "gives the payload another length" in str(answer)
+
+
 def test_small_records_are_read_with_one_read(make_records):
     records = make_records(20, 40)
     answers = records.check(records.specs, LayoutCache())

@@ -91,6 +91,13 @@ def _audit_around(
             crc = trailer_crc(fmt, tail[start:end], found.payload_bytes)
         if checked.payload is None:
             raise FormatError("the archive's directory lacks the payload", hint=DAMAGED_HINT)
+        if {checked.payload.file_size, checked.payload.compress_size} != {found.payload_bytes}:
+            raise FormatError(
+                "the archive's directory gives the payload another length",
+                expected=f"{found.payload_bytes} bytes",
+                got=f"{checked.payload.file_size}, {checked.payload.compress_size} compressed",
+                hint=DAMAGED_HINT,
+            )
         if crc != checked.payload.CRC:
             raise FormatError(
                 "the archive's directory gives the payload another CRC-32",
