@@ -1,7 +1,5 @@
 """``python -m paraload``."""
 
-from __future__ import annotations
-
 import sys
 
 from paraload.cli import main

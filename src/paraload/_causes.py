@@ -2,7 +2,7 @@
 
 A missing file fails all of its items. The line of a single item has everything about it; the line
 of several items has what they have in common. Failures without a file, such as missing keys, have
-little in common: a few get a line each, and many are listed by name.
+little in common: up to 10 get a line each, and more are listed by name.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ Cause: TypeAlias = tuple[str | None, type, str]
 
 _LISTED_CAUSES: Final = 20
 _LISTED_NAMES: Final = 3
-#: Up to this many failures without a file get a line each ...
-_SPELLED_OUT: Final = 10
-#: ... and of more, one line lists this many names.
-_LISTED_WITHOUT_FILE: Final = 100
+_LISTED_NAMES_WITHOUT_FILE: Final = 100
+_LINES_WITHOUT_FILE: Final = 10
 _PUNCTUATION: Final = "'\"`.,:;()[]"
 #: Numbers and tuples of numbers.
 _NUMBERS: Final = re.compile(r"[\d,()\[\] ]+")
@@ -34,11 +32,15 @@ def lines_of(failures: Iterable[Failure]) -> list[str]:
     groups: dict[Cause, list[Failure]] = {}
     for failure in failures:
         groups.setdefault(_cause(failure), []).append(failure)
-    shown = set(_one_of_each_file_first(groups)[:_LISTED_CAUSES])
+    # One cause of each file comes first, so that a file with many causes does not hide the others.
+    firsts: dict[str | None, Cause] = {}
+    for cause in groups:
+        firsts.setdefault(cause[0], cause)
+    shown = set(list(dict.fromkeys([*firsts.values(), *groups]))[:_LISTED_CAUSES])
     lines = [line for cause, group in groups.items() if cause in shown for line in _lines(group)]
-    if hidden := [cause for cause in groups if cause not in shown]:
+    if hidden := groups.keys() - shown:
         items = sum(len(groups[cause]) for cause in hidden)
-        files = len({path for path, *_ in hidden if path is not None})
+        files = len({path for path, *_ in hidden} - {None})
         where = f" in {counted(files, 'file')}" if files else ""
         lines.append(f"and {counted(items, 'more item')}{where}; this error's `failures` has all")
     return lines
@@ -53,50 +55,46 @@ def _cause(failure: Failure) -> Cause:
     return failure.path, type(failure), _NUMBERS.sub("", problem)
 
 
-def _one_of_each_file_first(causes: Iterable[Cause]) -> list[Cause]:
-    """Order causes so that a file with many causes does not hide the other files."""
-    firsts: dict[str | None, Cause] = {}
-    later = [cause for cause in causes if firsts.setdefault(cause[0], cause) is not cause]
-    return [*firsts.values(), *later]
-
-
 def _lines(group: Sequence[Failure]) -> list[str]:
-    names = {failure.fqn for failure in group}
-    is_few = group[0].path is None and len(group) == len(names) <= _SPELLED_OUT
+    first = group[0]
+    names = list(dict.fromkeys(failure.fqn for failure in group if failure.fqn is not None))
+    is_few = first.path is None and len(group) == len(names) <= _LINES_WITHOUT_FILE
     if len(group) == 1 or is_few:
         return [f"{type(failure).__name__}: {failure}" for failure in group]
-    first = group[0]
-    text = f"{type(first).__name__}: {first.problem} ({_where(group)}{_names(group)})"
-    has_common = False
-    for label, attribute in (("; expected", "expected"), (", got", "got")):
-        values = {getattr(failure, attribute) for failure in group}
-        if len(values) == 1 and None not in values:
-            text += f"{label} {values.pop()}"
-            has_common = True
-    if not has_common and None not in (first.expected, first.got):
+    text = f"{type(first).__name__}: {first.problem} ({_where(group)}{_items(group, names)})"
+    expected, got, hint = (_common(group, name) for name in ("expected", "got", "hint"))
+    if expected is not None:
+        text += f"; expected {expected}"
+    if got is not None:
+        text += f", got {got}"
+    if expected is None and got is None and None not in (first.expected, first.got):
         text += f"; for {first.fqn!r}, expected {first.expected}, got {first.got}"
-    hints = {failure.hint for failure in group}
-    return [printable(with_hint(text, hints.pop() if len(hints) == 1 else None))]
+    return [printable(with_hint(text, hint))]
+
+
+def _common(group: Sequence[Failure], attribute: str) -> str | None:
+    """The value that all failures have."""
+    values = {getattr(failure, attribute) for failure in group}
+    return values.pop() if len(values) == 1 else None
 
 
 def _where(group: Sequence[Failure]) -> str:
     first = group[0]
     if first.path is None:
         return ""
-    starts = [failure.start for failure in group if failure.start is not None]
-    ends = [failure.end for failure in group if failure.end is not None]
-    has_range = starts and ends and not isinstance(first, FileNotFoundError)
-    return f"file {first.path!r}, " + (f"bytes [{min(starts)}, {max(ends)}), " if has_range else "")
+    ranges = [(it.start, it.end) for it in group if None not in (it.start, it.end)]
+    if not ranges or isinstance(first, FileNotFoundError):
+        return f"file {first.path!r}, "
+    start, end = min(start for start, _ in ranges), max(end for _, end in ranges)
+    return f"file {first.path!r}, bytes [{start}, {end}), "
 
 
-def _names(group: Sequence[Failure]) -> str:
-    names = list(dict.fromkeys(failure.fqn for failure in group if failure.fqn is not None))
+def _items(group: Sequence[Failure], names: Sequence[str]) -> str:
     text = counted(len(group), "item")
     if not names:
         return text
     if len(names) < len(group):
         text += f" of {counted(len(names), 'tensor')}"
-    listed = _LISTED_WITHOUT_FILE if group[0].path is None else _LISTED_NAMES
-    more = len(names) - listed
-    shown = ", ".join(map(repr, names[:listed]))
-    return f"{text}: {shown}{f' and {more} more' if more > 0 else ''}"
+    listed = _LISTED_NAMES_WITHOUT_FILE if group[0].path is None else _LISTED_NAMES
+    more = f" and {len(names) - listed} more" if len(names) > listed else ""
+    return f"{text}: {', '.join(map(repr, names[:listed]))}{more}"

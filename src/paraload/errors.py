@@ -1,50 +1,22 @@
-"""The errors of paraload. All of them pickle with everything that they say.
+"""The errors of paraload.
 
 A load that fails raises one :class:`CheckpointReadError`. Its ``failures`` has an
 :class:`ItemReadError` for each item that could not be read; its text has a line for each cause in
 each file. A wrong call is an :class:`InvalidOptionError`, which is not a ``CheckpointReadError``.
 
-Errors travel between processes and ranks, so they hold no lock, tensor or live traceback; the
-traceback of a worker travels as text.
+All errors pickle, with every attribute: they travel between processes and ranks. Tracebacks of
+workers travel as text.
 """
 
 from __future__ import annotations
 
 import copyreg
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final
 
 from paraload._causes import lines_of
 from paraload._text import counted, printable, printable_lines, with_hint
-
-__all__ = [
-    "AliasedTargetError",
-    "ChangedFileError",
-    "CheckpointReadError",
-    "ChecksumMismatchError",
-    "CoverageError",
-    "DtypeMismatchError",
-    "FormatError",
-    "HookNotPicklableError",
-    "InvalidOptionError",
-    "ItemReadError",
-    "KindMismatchError",
-    "MetadataError",
-    "MissingEntryError",
-    "MissingFileError",
-    "MissingKeyError",
-    "MissingMetadataError",
-    "ShapeMismatchError",
-    "ShortFileError",
-    "StalledReadError",
-    "StorageReadError",
-    "TargetMemoryError",
-    "TransformError",
-    "UnsafeMetadataError",
-    "UnsafeObjectError",
-    "UnsafePathError",
-    "WorkerDiedError",
-]
 
 #: The hint of errors about damaged bytes.
 DAMAGED_HINT: Final = "The file changed after it was written; restore it or load another checkpoint"
@@ -111,10 +83,9 @@ class ItemReadError(CheckpointReadError):
         where = f"{self.fqn!r}: " if self.fqn is not None else ""
         text = f"{where}{self.problem}"
         if self.path is not None:
-            text += f" (file {self.path!r}"
-            if self.start is not None and self.end is not None:
-                text += f", bytes [{self.start}, {self.end})"
-            text += ")"
+            has_range = self.start is not None and self.end is not None
+            bytes_text = f", bytes [{self.start}, {self.end})" if has_range else ""
+            text += f" (file {self.path!r}{bytes_text})"
         if self.expected is not None:
             text += f"; expected {self.expected}"
         if self.got is not None:
@@ -122,7 +93,7 @@ class ItemReadError(CheckpointReadError):
         return printable(with_hint(text, self.hint))
 
     def locate(self, *, path: str, start: int, end: int, fqn: str | None = None) -> None:
-        """Set the name, file and range that the error does not have yet."""
+        """Fill in the name, file and range where they are unknown."""
         self.fqn = fqn if self.fqn is None else self.fqn
         self.path = path if self.path is None else self.path
         if self.start is None or self.end is None:
@@ -142,7 +113,7 @@ class MissingEntryError(ItemReadError, KeyError):
 
 
 class MissingKeyError(ItemReadError, KeyError):
-    """The state dict has a name that the checkpoint does not have."""
+    """The state dict has a name that is not in the checkpoint."""
 
 
 class KindMismatchError(ItemReadError, TypeError):
@@ -150,7 +121,7 @@ class KindMismatchError(ItemReadError, TypeError):
 
 
 class CoverageError(ItemReadError, ValueError):
-    """The stored chunks of a tensor leave elements out, or overlap."""
+    """The stored chunks of a tensor leave a hole or overlap."""
 
 
 class ShortFileError(ItemReadError, EOFError):
@@ -194,12 +165,7 @@ class TransformError(ItemReadError):
 
 
 class MetadataError(CheckpointReadError):
-    """The ``.metadata`` of a checkpoint cannot be read, or is not metadata.
-
-    Args:
-        problem: what is wrong, and what to do.
-        path: the file; also an attribute.
-    """
+    """The ``.metadata`` of a checkpoint, ``path``, cannot be read, or is not metadata."""
 
     def __init__(self, problem: str, path: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -213,10 +179,7 @@ class MissingMetadataError(MetadataError, FileNotFoundError):
 class UnsafeMetadataError(MetadataError):
     """The ``.metadata`` names a class or function that is not allowed. None of its code was run.
 
-    Args:
-        problem: what it names, and how to allow it with ``allow_globals``.
-        path: the file.
-        global_name: the class or function with its module; also an attribute.
+    ``global_name`` is the class or function with its module.
     """
 
     def __init__(self, problem: str, path: str, global_name: str) -> None:
@@ -225,12 +188,7 @@ class UnsafeMetadataError(MetadataError):
 
 
 class ChangedFileError(CheckpointReadError):
-    """Files of the checkpoint changed during the load.
-
-    Args:
-        message: which files, and what changed.
-        paths: the files; also an attribute.
-    """
+    """The files ``paths`` of the checkpoint changed during the load."""
 
     def __init__(self, message: str, paths: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -258,7 +216,7 @@ _NOTED_TRACEBACKS: Final = 3
 
 
 def summarize(failures: list[ItemReadError], *, items: int, path: str) -> CheckpointReadError:
-    """The error that ends a load: every cause, its items, and unexpected tracebacks."""
+    """The error that ends a load of ``items`` items, some of which failed."""
     return _error_of(
         f"{len(failures)} of {counted(items, 'item')} of the checkpoint {path!r} could not be read;"
         " the targets are partly filled and must not be used:",
@@ -269,7 +227,7 @@ def summarize(failures: list[ItemReadError], *, items: int, path: str) -> Checkp
 def refuse_to_begin(
     failures: Sequence[ItemReadError], *, items: int, path: str
 ) -> CheckpointReadError:
-    """The error of a load that is refused before the first read, because it could not succeed."""
+    """The error of a load that cannot succeed, raised before the first read."""
     return _error_of(
         f"the checkpoint {path!r} cannot fill {len(failures)} of {counted(items, 'item')}; nothing"
         " was read, and the targets are as they were:",
@@ -280,17 +238,18 @@ def refuse_to_begin(
 def _error_of(head: str, failures: Sequence[ItemReadError]) -> CheckpointReadError:
     lines = [head, *(f"  - {line}" for line in lines_of(failures))]
     error = CheckpointReadError("\n".join(lines), tuple(failures))
-    noted: set[str] = set()
-    for failure in filter(_is_unexpected, failures):
-        text = failure.traceback_text.strip()
-        if text and text not in noted and len(noted) < _NOTED_TRACEBACKS:
-            noted.add(text)
-            error.add_note(f"in the worker that read {failure.fqn!r}:\n{printable_lines(text)}")
+    noted: dict[str, str | None] = {}
+    for failure in failures:
+        if _wraps_another(failure) and (text := failure.traceback_text.strip()):
+            noted.setdefault(text, failure.fqn)
+    for text, fqn in islice(noted.items(), _NOTED_TRACEBACKS):
+        error.add_note(f"in the worker that read {fqn!r}:\n{printable_lines(text)}")
     return error
 
 
-def _is_unexpected(failure: ItemReadError) -> bool:
-    """Whether it wraps another exception: only then does its traceback say more than its text."""
-    kind = type(failure)
+def _wraps_another(failure: ItemReadError) -> bool:
+    """Whether it wraps an exception: only then does the traceback say more than the text."""
     # Errors of the user's own transforms have no hint; ours have one.
-    return kind is ItemReadError or (kind is TransformError and failure.hint is None)
+    return type(failure) is ItemReadError or (
+        type(failure) is TransformError and failure.hint is None
+    )

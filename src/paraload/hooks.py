@@ -1,7 +1,7 @@
 """The hooks of :class:`~paraload.ReadOptions`, and what they receive about an item.
 
-Hooks run on reader threads or in worker processes. Those receive hooks by pickle, so a hook should
-be a function at the top level of a module.
+Hooks run on reader threads or in worker processes. Worker processes receive them by pickle, so a
+hook should be a function at the top level of a module.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ class StorageItem(NamedTuple):
     transform_descriptors: tuple[str, ...] = ()
 
 
-#: ``slice_file(stream, item_metadata)`` returns a stream of the item's bytes. ``stream`` is a
-#: stream of the whole file.
+#: ``slice_file(stream, item_metadata)`` returns the item's bytes, from a stream of the whole file.
 SliceFile = Callable[[IO[bytes], StorageItem], IO[bytes]]
 
 #: ``narrow_tensor(tensor, storage_offsets, lengths)`` returns the slice of a stored tensor.

@@ -1,14 +1,11 @@
-"""ReadOptions: every option of a load, with its default. Values are checked when it is made.
-
-An explicit argument wins over the environment, and the environment over the default. The
-environment is for programs that take only a path, such as torchtitan and Lightning.
-"""
+"""ReadOptions: every option of a load, with its default."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -20,11 +17,11 @@ __all__ = ["EXECUTORS", "ReadOptions", "parse_bytes"]
 
 EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
 
-#: Staging memory of one reader. Direct reads need none; 256 MiB hides the latency of every staged
-#: path that was measured, and eight ranks of a host stay within 2 GiB.
+#: 256 MiB hides the latency of every staged path that was measured, and eight ranks of a host stay
+#: within 2 GiB.
 DEFAULT_MEMORY_BUDGET_BYTES: Final = 256 << 20
 MIN_MEMORY_BUDGET_BYTES: Final = 1 << 20
-#: Far more than any storage needs; more threads could exceed limits of the system, or its memory.
+#: Far more than any storage needs; more threads could exceed the system's limits or memory.
 MOST_WORKERS: Final = 1024
 
 #: A task reads at most 32 MiB, so a reader that takes longer gets less than 100 KiB/s. NCCL gives
@@ -42,7 +39,7 @@ _GLOBAL: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
-    """How a checkpoint is read. Immutable and picklable, if its hooks are.
+    """How a checkpoint is read. Pickles if its hooks do.
 
     Each field is also a keyword of every reader and of :func:`paraload.load`. Environment variables
     set some of them; see :meth:`resolve`.
@@ -50,22 +47,22 @@ class ReadOptions:
     Attributes:
         enable_parallel: ``False`` reads with one reader on the caller's thread, as
             ``executor="sequential"`` does. Default ``True``.
-        max_workers: number of concurrent readers, from 1 to 1,024. By default it is chosen: it
-            starts with the cores of this rank, and threads are added while throughput grows. Set it
-            to 1 for a spinning disk, which then reads files front to back.
-        executor: how readers run. ``"threads"`` is what ``"auto"``, the default, uses, and the
-            fastest for plain reads. ``"processes"`` is for hooks that are slow Python; it copies
-            data once more and takes 0.2 s to start. ``"pool"`` is the same with a literal
-            ``multiprocessing.Pool``. ``"sequential"`` reads on the caller's thread. Loads of less
-            than 1 MiB always do.
+        max_workers: number of concurrent readers, from 1 to 1,024. The default starts with the
+            cores of this rank and adds threads while throughput grows. Set it to 1 for a spinning
+            disk, which then reads files front to back.
+        executor: how readers run. The default, ``"auto"``, uses ``"threads"``, the fastest for
+            plain reads. ``"processes"`` is for hooks that are slow Python; it copies data once more
+            and takes 0.2 s to start. ``"pool"`` is the same with a literal
+            ``multiprocessing.Pool``. ``"sequential"`` reads on the caller's thread, as loads of
+            less than 1 MiB always do.
         memory_budget_bytes: upper bound of staging memory, in bytes, at least 1 MiB. The default is
-            256 MiB, or an eighth of this rank's share of the free memory if that is less. Threads
-            need it only for bytes that cannot be read straight into their tensors, such as small,
-            compressed or converted items; worker processes need it for all bytes. An item that is
-            larger than the budget is staged alone.
+            256 MiB, or an eighth of this rank's share of the free memory if that is less. Worker
+            processes stage all bytes; threads only those that cannot be read straight into their
+            tensors, such as small, compressed or converted items. An item that is larger than the
+            budget is staged alone.
         verify: check the CRC-32 of every record that is read whole, before its tensor is committed.
-            Default ``True``. The check runs at memory speed on bytes that are still in the cache.
-            Records that are read in part cannot be checked; the report counts them.
+            Default ``True``. Records that are read in part cannot be checked; the report counts
+            them.
         progress: ``True`` draws a progress bar on a terminal. A callable is called on the caller's
             thread with a :class:`~paraload.ReadProgress` after each task; an exception in it ends
             the load. Default ``None``.
@@ -79,22 +76,20 @@ class ReadOptions:
         retries: retries of a read after a transient error of the storage (EIO, ESTALE, EAGAIN and
             the like). Default 3, with pauses of 50, 100 and 200 ms; the pause doubles up to 5 s.
         stall_timeout_s: seconds without progress before a stalled read becomes a
-            :class:`~paraload.errors.StalledReadError`. Default 300. ``None`` waits forever. A task
-            reads at most 32 MiB, or one record if a hook needs it whole, so only a storage that is
-            slower than 100 KiB/s needs more. The deadline also holds for ``.metadata``, for checks
-            of files, and in :func:`paraload.verify`. It does not hold for what runs on the caller's
-            thread: hooks with ``"sequential"``, and reads that this thread does while the workers
-            of ``"processes"`` and ``"pool"`` are busy.
+            :class:`~paraload.errors.StalledReadError`. Default 300; ``None`` waits forever. A task
+            reads at most 32 MiB, or one record if a hook needs it whole, so only a storage slower
+            than 100 KiB/s needs more. The deadline also holds for ``.metadata``, for checks of
+            files, and in :func:`paraload.verify`, but not for what runs on the caller's thread:
+            hooks with ``"sequential"``, and reads while all worker processes are busy.
         direct_io: bypass the page cache for ranges that are not cached (O_DIRECT). Default
             ``False``. Use it for large checkpoints that are read once: the load then evicts nothing
-            else from the cache. ``paraload bench`` measures whether it is faster too. Leave it off
-            if ranks of one host read the same bytes, or if the files are read again soon. Each
-            reader needs 4 MiB more; without ``max_workers``, all of them stay within the memory
-            budget. If the file system does not support it, the page cache is used, and the report
-            says so.
-        strict: turn two things that torch does silently into errors: converting a stored tensor to
-            the dtype of its target, and overwriting a target that shares memory with another one
-            but was saved with different values. Default ``False``; the report names both.
+            from the cache. Leave it off if ranks of one host read the same bytes, or if the files
+            are read again soon; ``paraload bench`` measures whether it is faster. Each reader needs
+            4 MiB more; without ``max_workers``, all of them stay within the memory budget. If the
+            file system does not support it, the page cache is used, and the report says so.
+        strict: raise an error where torch silently converts a stored tensor to the dtype of its
+            target, or overwrites a target that shares memory with another one but was saved with
+            different values. Default ``False``; the report names both.
         allow_outside_paths: read files outside of the checkpoint's folder if the metadata names
             them. Default ``False``, which refuses such a checkpoint.
         allow_globals: classes and functions that ``.metadata`` may name besides those of torch's
@@ -102,8 +97,7 @@ class ReadOptions:
             Unpickling runs their code, so allow only what you trust.
 
     Raises:
-        InvalidOptionError: a value is invalid. The error names the field, the value and what is
-            allowed.
+        InvalidOptionError: a value is invalid.
 
     >>> ReadOptions(max_workers=4).executor
     'auto'
@@ -126,30 +120,47 @@ class ReadOptions:
     allow_globals: tuple[str | Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.executor not in EXECUTORS:
-            choices = ", ".join(map(repr, EXECUTORS))
-            raise InvalidOptionError(f"executor={self.executor!r} is not one of {choices}")
+        choices = ", ".join(map(repr, EXECUTORS))
+        self._require("executor", self.executor in EXECUTORS, f"one of {choices}")
         for name in ("enable_parallel", "verify", "direct_io", "strict", "allow_outside_paths"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidOptionError(f"{name}={getattr(self, name)!r}: expected True or False")
+            self._require(name, isinstance(getattr(self, name), bool), "True or False")
         if self.max_workers is not None:
-            _require_count("max_workers", self.max_workers, 1, MOST_WORKERS)
+            self._require_count("max_workers", 1, MOST_WORKERS)
         if self.memory_budget_bytes is not None:
-            _require_count("memory_budget_bytes", self.memory_budget_bytes, MIN_MEMORY_BUDGET_BYTES)
-        _require_count("retries", self.retries, 0)
+            self._require_count("memory_budget_bytes", MIN_MEMORY_BUDGET_BYTES, sys.maxsize)
+        self._require_count("retries", 0, sys.maxsize)
         timeout_s: Any = self.stall_timeout_s
         is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
-        if timeout_s is not None and not (is_number and timeout_s > 0):
+        is_valid = timeout_s is None or (is_number and timeout_s > 0)
+        self._require("stall_timeout_s", is_valid, "a number of seconds above 0, or None")
+        if not isinstance(self.progress, bool):
+            self._require_callable("progress")
+        for name in ("slice_file", "narrow_tensor", "transform"):
+            self._require_callable(name)
+        is_collection = isinstance(self.allow_globals, list | tuple | set | frozenset)
+        self._require("allow_globals", is_collection, "a tuple such as ('module.name',)")
+        if invalid := [allowed for allowed in self.allow_globals if not _is_global(allowed)]:
             raise InvalidOptionError(
-                f"stall_timeout_s={timeout_s!r}: expected a number of seconds above 0, or None"
+                f"allow_globals: {invalid[0]!r} is not a name such as 'module.name', a class or a"
+                " function"
             )
-        for name in ("progress", "slice_file", "narrow_tensor", "transform"):
-            value = getattr(self, name)
-            is_flag = name == "progress" and isinstance(value, bool)
-            if not (value is None or is_flag or callable(value)):
-                raise InvalidOptionError(f"{name}={value!r} is not callable")
         # A copy, so that the list stays as it was checked even if the caller changes it.
-        object.__setattr__(self, "allow_globals", _checked_globals(self.allow_globals))
+        object.__setattr__(self, "allow_globals", tuple(self.allow_globals))
+
+    def _require(self, name: str, is_valid: object, expected: str) -> None:
+        if not is_valid:
+            raise InvalidOptionError(f"{name}={getattr(self, name)!r}: expected {expected}")
+
+    def _require_callable(self, name: str) -> None:
+        value = getattr(self, name)
+        self._require(name, value is None or callable(value), "a callable")
+
+    def _require_count(self, name: str, minimum: int, maximum: int) -> None:
+        value = getattr(self, name)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        self._require(name, is_whole, "a whole number")
+        self._require(name, value >= minimum, f"{minimum} or more")
+        self._require(name, value <= maximum, f"{maximum} or less")
 
     @property
     def is_sequential(self) -> bool:
@@ -165,10 +176,10 @@ class ReadOptions:
     ) -> ReadOptions:
         """Combine explicit arguments, the environment and the defaults, in this order.
 
-        The environment variables are PARALOAD_MAX_WORKERS, PARALOAD_EXECUTOR,
-        PARALOAD_MEMORY_BUDGET (such as ``256MiB``), PARALOAD_RETRIES, PARALOAD_STALL_TIMEOUT_S (or
-        ``none``), PARALOAD_PROGRESS, PARALOAD_DIRECT_IO (``1`` or ``0``), and
-        PARALOAD_ALLOW_GLOBALS (names with commas between them).
+        The environment is for programs that take only a path, such as torchtitan and Lightning. Its
+        variables are PARALOAD_MAX_WORKERS, PARALOAD_EXECUTOR, PARALOAD_MEMORY_BUDGET (such as
+        ``256MiB``), PARALOAD_RETRIES, PARALOAD_STALL_TIMEOUT_S (or ``none``), PARALOAD_PROGRESS,
+        PARALOAD_DIRECT_IO (``1`` or ``0``), and PARALOAD_ALLOW_GLOBALS (separated by commas).
 
         Args:
             options: a complete set of options; the environment is not used then.
@@ -180,12 +191,11 @@ class ReadOptions:
         """
         overrides = dict(overrides or {})
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(overrides) - known):
+        if unknown := sorted(overrides.keys() - known):
             raise InvalidOptionError(f"unknown option {unknown[0]!r}; known: {sorted(known)}")
-        if options is None:
-            values = _from_environment(os.environ if environ is None else environ)
-            return cls(**(values | overrides))
-        return dataclasses.replace(options, **overrides)
+        if options is not None:
+            return dataclasses.replace(options, **overrides)
+        return cls(**(_from_environment(os.environ if environ is None else environ) | overrides))
 
 
 def parse_bytes(text: str) -> int:
@@ -205,10 +215,6 @@ def parse_bytes(text: str) -> int:
     return int(match[1]) * _UNITS[match[2].lower()]
 
 
-def _flag_in(text: str) -> bool:
-    return _FLAGS[text.lower()]
-
-
 def _names_in(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -224,8 +230,8 @@ _ENVIRONMENT: Final[dict[str, tuple[str, Callable[[str], Any], str]]] = {
     "PARALOAD_MEMORY_BUDGET": ("memory_budget_bytes", parse_bytes, ""),
     "PARALOAD_RETRIES": ("retries", int, "a whole number"),
     "PARALOAD_STALL_TIMEOUT_S": ("stall_timeout_s", _seconds_in, "a number of seconds, or none"),
-    "PARALOAD_PROGRESS": ("progress", _flag_in, "1 or 0"),
-    "PARALOAD_DIRECT_IO": ("direct_io", _flag_in, "1 or 0"),
+    "PARALOAD_PROGRESS": ("progress", lambda text: _FLAGS[text.lower()], "1 or 0"),
+    "PARALOAD_DIRECT_IO": ("direct_io", lambda text: _FLAGS[text.lower()], "1 or 0"),
     "PARALOAD_ALLOW_GLOBALS": ("allow_globals", _names_in, ""),
 }
 
@@ -240,31 +246,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             ReadOptions(**{field: values[field]})
         except (ValueError, KeyError) as error:
             problem = error if isinstance(error, InvalidOptionError) else f"expected {expected}"
-            raise InvalidOptionError(
-                f"environment variable {variable}={text!r}: {problem}"
-            ) from None
+            message = f"environment variable {variable}={text!r}: {problem}"
+            raise InvalidOptionError(message) from None
     return values
 
 
-def _require_count(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidOptionError(f"{name}={value!r}: expected a whole number")
-    if value < minimum:
-        raise InvalidOptionError(f"{name}={value}: expected {minimum} or more")
-    if maximum is not None and value > maximum:
-        raise InvalidOptionError(f"{name}={value}: expected {maximum} or less")
-
-
-def _checked_globals(value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple | set | frozenset):
-        raise InvalidOptionError(
-            f"allow_globals={value!r}: expected a tuple such as ('module.name',)"
-        )
-    for allowed in value:
-        is_named = hasattr(allowed, "__module__") and hasattr(allowed, "__qualname__")
-        if not (_GLOBAL.fullmatch(allowed) if isinstance(allowed, str) else is_named):
-            raise InvalidOptionError(
-                f"allow_globals: {allowed!r} is not a name such as 'module.name', a class or a"
-                " function"
-            )
-    return tuple(value)
+def _is_global(value: Any) -> bool:
+    if isinstance(value, str):
+        return _GLOBAL.fullmatch(value) is not None
+    return hasattr(value, "__module__") and hasattr(value, "__qualname__")

@@ -1,16 +1,14 @@
-"""Progress: snapshots for a callable, and a tqdm bar.
-
-The engine calls the hook on the caller's thread after every task. An exception in a hook ends the
-load. A bar that cannot be drawn is dropped, and the load goes on.
-"""
+"""Progress of a load: snapshots for a callable, and a tqdm bar."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -49,14 +47,14 @@ class ReadProgress:
 
 
 class ProgressHook(Protocol):
-    """A callable that receives snapshots."""
+    """A callable that receives a snapshot after every task."""
 
     def __call__(self, progress: ReadProgress, /) -> object:
         """Called on the caller's thread; an exception ends the load."""
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether ``stream`` is an open terminal; ``False`` for any object that cannot tell."""
+    """Whether ``stream`` is an open terminal."""
     try:
         return bool(stream.isatty())
     except Exception:  # noqa: BLE001 - sys.stderr may be None, closed, or any object
@@ -71,42 +69,39 @@ def is_quiet_rank() -> bool:
     return os.environ.get("RANK", "0") not in {"", "0"}
 
 
-class ProgressBar:
-    """A hook that draws a tqdm bar of bytes and files on a terminal, on rank 0."""
+class ProgressBar(AbstractContextManager["ProgressBar"]):
+    """A hook that draws a tqdm bar of bytes and files on a terminal, on rank 0.
+
+    If the bar cannot be drawn, it is dropped with a warning, and the load goes on.
+    """
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
-        self._is_wanted = True
-
-    def __enter__(self) -> Self:
-        return self
+        self._is_wanted = not is_quiet_rank() and is_terminal(sys.stderr)
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with self._dropped_on_error():
             if self._bar is not None:
                 self._bar.close()
-        except Exception as error:  # noqa: BLE001 - the bar must not fail the load
-            self._drop(error)
 
     def __call__(self, progress: ReadProgress, /) -> None:
         """Show ``progress``."""
-        try:
-            self._show(progress)
-        except Exception as error:  # noqa: BLE001 - the bar must not fail the load
-            self._drop(error)
+        with self._dropped_on_error():
+            if self._is_wanted:
+                self._show(progress)
 
-    def _drop(self, error: Exception) -> None:
-        if self._bar is not None:
-            self._bar.disable = True  # otherwise tqdm draws it again when it is collected
-        self._bar, self._is_wanted = None, False
-        logger.warning("the progress bar stopped: %s: %s", type(error).__name__, error)
+    @contextmanager
+    def _dropped_on_error(self) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the bar must not fail the load
+            if self._bar is not None:
+                self._bar.disable = True  # otherwise tqdm draws it again when it is collected
+            self._bar, self._is_wanted = None, False
+            logger.warning("the progress bar stopped: %s: %s", type(error).__name__, error)
 
     def _show(self, progress: ReadProgress) -> None:
-        if self._bar is None:
-            if not self._is_wanted or is_quiet_rank() or not is_terminal(sys.stderr):
-                return
-            self._bar = _make_bar()
-        bar = self._bar
+        bar = self._bar = self._bar or _make_bar()
         bar.total = progress.bytes_total
         bar.set_postfix_str(f"{progress.files_done}/{progress.files_total} files", refresh=False)
         bar.update(progress.bytes_done - bar.n)

@@ -1,4 +1,4 @@
-"""ReadReport: what a load did, for people and programs."""
+"""ReadReport: what a load read, and how."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN_PAIRS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileTiming:
-    """When a file was first and last read, in seconds since the load began, and its bytes."""
+    """When a file was read, in seconds since the load began, and how many bytes of it."""
 
     started_s: float
     ended_s: float
@@ -46,13 +46,13 @@ class ReadReport:
         fallbacks: items that took a slow path, counted by reason.
         unverified: items whose bytes could not be checked, counted by reason.
         conversions: items whose dtype was converted, counted by conversion.
-        overwritten: targets that lost their values, each with the target that overwrote it. The two
+        overwritten: targets that lost their values, each with the target that overwrote it: the two
             share memory and were saved with different values.
-        peak_in_flight_bytes: most staging memory that was reserved at one time.
+        peak_in_flight_bytes: peak of reserved staging memory.
         file_timings: a :class:`FileTiming` for each file, by path relative to the checkpoint.
-        tasks: tasks that readers were given.
-        timeline: a :class:`TaskTiming` for each task in the order in which they started. It has at
-            most 10,000 entries; a longer load joins consecutive tasks.
+        tasks: tasks of all readers.
+        timeline: a :class:`TaskTiming` for each task, in the order of their starts. It has at most
+            10,000 entries; a longer load joins consecutive tasks.
     """
 
     bytes_needed: int
@@ -87,12 +87,9 @@ class ReadReport:
         return values
 
     def write_trace(self, path: str | os.PathLike[str]) -> None:
-        """Write the time line as a trace for https://ui.perfetto.dev or chrome://tracing.
+        """Write the time line to a JSON file for https://ui.perfetto.dev or chrome://tracing.
 
-        It has a track for each worker, a slice for each task, and the total throughput.
-
-        Args:
-            path: the JSON file to write.
+        The trace has a track for each worker, a slice for each task, and the total throughput.
 
         Raises:
             OSError: the file cannot be written.
@@ -100,19 +97,16 @@ class ReadReport:
         Path(path).write_text(json.dumps(trace_of(self)), encoding="utf-8")
 
     def __str__(self) -> str:
-        direct = ""
-        if self.bytes_direct:
-            direct = f" ({format_bytes(self.bytes_direct)} of it past the page cache)"
+        direct = f" ({format_bytes(self.bytes_direct)} of it past the page cache)"
         loaded = (
             f"loaded {counted(self.items, 'item')}, {format_bytes(self.bytes_needed)} from"
             f" {counted(self.files, 'file')} in {self.seconds:.3f} s"
             f" ({format_bytes(self.bytes_per_second)}/s, {self.executor},"
             f" {counted(self.workers, 'worker')})"
         )
-        read = (
-            f"read {format_bytes(self.bytes_read)} in {counted(self.reads, 'request')}"
-            f"{direct}, CRC-32 checked for {format_bytes(self.bytes_verified)}"
-        )
+        read = f"read {format_bytes(self.bytes_read)} in {counted(self.reads, 'request')}"
+        read += direct if self.bytes_direct else ""
+        read += f", CRC-32 checked for {format_bytes(self.bytes_verified)}"
         details = {
             "not checked": _counts(self.unverified),
             "converted": _counts(self.conversions),
@@ -129,11 +123,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def pairs_text(overwritten: Mapping[str, str]) -> str:
-    """The first few pairs and the number of the others.
-
-    >>> pairs_text({"head.weight": "embedding.weight"})
-    "'head.weight' by 'embedding.weight'"
-    """
+    """The first few pairs and the number of the others."""
     pairs = [f"{target!r} by {by!r}" for target, by in overwritten.items()]
     hidden = len(pairs) - _SHOWN_PAIRS
     more = f" and {hidden} more" if hidden > 0 else ""

@@ -178,7 +178,7 @@ def _stale(root, fds):
 
 @pytest.mark.parametrize(
     ("kind", "test"),
-    [(LyingSource, "test_a_short_file_is_an_error"), (StaleSource, "test_pickling")],
+    [(LyingSource, "test_reading_past_the_end_is_an_error"), (StaleSource, "test_pickling")],
 )
 def test_the_source_suite_finds_a_wrong_source(tmp_path, kind, test):
     source = kind(written(tmp_path))
@@ -208,8 +208,8 @@ class HastyFormat(TorchZipFormat):
 @pytest.mark.parametrize(
     ("kind", "test"),
     [
-        (GreedyFormat, "test_damage_never_raises_nor_leads_outside"),
-        (HastyFormat, "test_every_prefix_is_answered_with_the_truth_or_a_question"),
+        (GreedyFormat, "test_a_damaged_record_raises_nothing_and_stays_in_bounds"),
+        (HastyFormat, "test_a_prefix_gives_the_payload_or_needs_bytes"),
     ],
 )
 def test_the_format_suite_finds_a_wrong_format(kind, test):
@@ -261,11 +261,11 @@ class Wrong:
 @pytest.mark.parametrize(
     ("fault", "test"),
     [
-        ("in order", "test_results_come_as_they_are_ready"),
-        ("one lost", "test_every_task_is_run_and_its_bytes_arrive"),
+        ("in order", "test_results_arrive_in_order_of_completion"),
+        ("one lost", "test_all_tasks_run_and_fill_their_targets"),
         ("fixed targets", "test_results_may_lead_to_new_tasks_and_targets"),
-        ("left open", "test_nothing_is_left_however_it_ends"),
-        ("overslept", "test_a_wait_ends_in_time_though_a_task_takes_longer"),
+        ("left open", "test_nothing_leaks_after_success_or_an_exception"),
+        ("overslept", "test_ready_returns_after_its_timeout"),
     ],
 )
 def test_the_executor_suite_finds_a_wrong_executor(tmp_path, fault, test):

@@ -1,4 +1,4 @@
-"""Checkpoints to test with."""
+"""Checkpoints for tests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def make_checkpoint(
     """Save ``state_dict`` with torch's own writer and return it.
 
     Args:
-        folder: the checkpoint to write.
-        state_dict: what to save.
+        folder: where to write it.
+        state_dict: tensors and objects by name.
         files: number of files.
         single_file_per_rank: ``False`` writes a file for each tensor.
         zstd: compress with torch's ``ZStandard`` extension.

@@ -28,27 +28,18 @@ _SLOW_READ_S: Final = 1.0
 
 
 class _SlowAtZero(FaultySource):
-    """Reads that begin a file take longer than all others together."""
+    """A read at the start of a file takes longer than all others together."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _SlowAtZero, (self.inner,)
 
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
-        """Read, in time or not."""
         time.sleep(0 if reads[0].start else _SLOW_READ_S)
         return super().read(path, reads)
 
 
 class _BrokenError(BaseException):
-    """An error that no handler of items' errors takes."""
-
-
-class _Broken(FaultySource):
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Broken, (self.inner,)
-
-    def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
-        raise _BrokenError(f"{path}: {len(reads)} reads")
+    """Not an ``Exception``, so it does not become the error of an item."""
 
 
 class ExecutorContract:
@@ -86,7 +77,7 @@ class ExecutorContract:
         tasks: list[ReadTask],
         targets: dict[int, TargetMemory] | None = None,
     ) -> Generator[TaskResult, None, None]:
-        """The results of ``tasks``, which may grow meanwhile: the loop of a load."""
+        """The results of ``tasks``, which may grow meanwhile: the loop of the engine."""
         work = Work(source=source, verify=True)
         in_flight = 0
         try:
@@ -98,42 +89,40 @@ class ExecutorContract:
                 if not in_flight:
                     return
                 results = executor.ready(_PATIENCE_S)
-                assert results, f"nothing came back of {in_flight} tasks"
+                assert results, f"no result of {in_flight} tasks in {_PATIENCE_S} s"
                 in_flight -= len(results)
                 yield from results
         finally:
             executor.close()
 
-    def test_every_task_is_run_and_its_bytes_arrive(
+    def _check(self, result: TaskResult, targets: dict[int, TargetMemory]) -> None:
+        (landed,) = result.outcomes
+        assert isinstance(landed, Landed)
+        data = FILES["sub/large"][result.task.start : result.task.end]
+        assert bytes(targets[landed.item].memory) == data
+        assert landed.crc == crc32(data)
+        assert result.ended_s >= result.started_s
+
+    def test_all_tasks_run_and_fill_their_targets(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        """More tasks than any executor takes at once, each with its checksum."""
-        tasks = self._tasks(200)
+        tasks = self._tasks(200)  # more than any executor takes at once
         targets = self._targets(tasks)
         results = list(self._run(executor, source, tasks, targets))
         assert sorted(result.task.items[0] for result in results) == list(range(200))
         for result in results:
-            (landed,) = result.outcomes
-            assert isinstance(landed, Landed)
-            data = FILES["sub/large"][result.task.start : result.task.end]
-            assert bytes(targets[landed.item].memory) == data
-            assert landed.crc == crc32(data)
-            assert result.ended_s >= result.started_s
+            self._check(result, targets)
 
     def test_results_may_lead_to_new_tasks_and_targets(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        """There may be nothing to do now, and more after the next result."""
         tasks = self._tasks(20)
         given = [tasks[0]]
         targets = self._targets(given)
         seen = 0
         for result in self._run(executor, source, given, targets):
             seen += 1
-            (landed,) = result.outcomes
-            assert isinstance(landed, Landed)
-            data = FILES["sub/large"][result.task.start : result.task.end]
-            assert bytes(targets[landed.item].memory) == data
+            self._check(result, targets)
             number = result.task.items[0] + 1
             if number < len(tasks):
                 targets |= self._targets([tasks[number]])
@@ -143,7 +132,6 @@ class ExecutorContract:
     def test_one_failure_does_not_stop_the_others(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        """It is the outcome of its item, with the traceback of its worker."""
         tasks = self._tasks(9)
         tasks[4] = self._tasks(5, path="small")[4]
         run = self._run(executor, source, tasks)
@@ -152,21 +140,19 @@ class ExecutorContract:
         assert [outcome.item for outcome in failed] == [4]
         assert isinstance(failed[0].error, ShortFileError)
         assert "Traceback" in failed[0].error.traceback_text
-        assert len(outcomes) == 9  # noqa: PLR2004 - as many as there are tasks
+        assert len(outcomes) == 9  # noqa: PLR2004 - the number of tasks
 
-    def test_results_come_as_they_are_ready(
+    def test_results_arrive_in_order_of_completion(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        """A slow first task does not hold up the others, where there are several workers."""
         results = list(self._run(executor, _SlowAtZero(source), self._tasks(12, nbytes=300)))
         order = [result.task.items[0] for result in results]
         assert sorted(order) == list(range(12))
         assert order.index(0) == (0 if executor.workers == 1 else 11)
 
-    def test_a_wait_ends_in_time_though_a_task_takes_longer(
+    def test_ready_returns_after_its_timeout(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        """It brings nothing then; the result comes with a later wait."""
         (task,) = self._tasks(1)
         work = Work(source=_SlowAtZero(source), verify=True, stall_timeout_s=_PATIENCE_S)
         try:
@@ -182,10 +168,9 @@ class ExecutorContract:
         finally:
             executor.close()
 
-    def test_damage_of_a_source_shows_in_the_checksum(
+    def test_the_checksum_is_that_of_the_bytes_that_arrived(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        """Sums are made of what arrived, not of what should have."""
         for cut in (False, True):
             faulty = FaultySource(source, fail_at=1, cut=cut)
             (result,) = self._run(executor, faulty, self._tasks(1, nbytes=1000))
@@ -193,24 +178,24 @@ class ExecutorContract:
             assert isinstance(landed, Landed)
             assert landed.crc != crc32(FILES["sub/large"][:1000])
 
-    def test_nothing_is_left_however_it_ends(
+    def test_nothing_leaks_after_success_or_an_exception(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        """No descriptor, thread, process or shared memory: when it returns, not some time later."""
-        # It may keep the file open.
-        source.read("sub/large", [Read(0, [memoryview(bytearray(1))])])
+        source.read("sub/large", [Read(0, [memoryview(bytearray(1))])])  # it may keep the file open
         before = resources()
         list(self._run(executor, source, self._tasks(30)))
         assert leaked(before, grace_s=1) == []
         run = self._run(executor, source, self._tasks(100))
         next(run)
-        expect(ZeroDivisionError, run.throw, ZeroDivisionError("the consumer's own problem"))
+        expect(ZeroDivisionError, run.throw, ZeroDivisionError("raised by the caller"))
         assert leaked(before, grace_s=1) == []
 
-    def test_it_can_be_left_at_any_time(self, executor: ReadExecutor, source: ByteSource) -> None:
-        """Before it started, before its first task, and after some results; more than once."""
+    def test_it_can_be_closed_at_any_time_and_more_than_once(
+        self, executor: ReadExecutor, source: ByteSource
+    ) -> None:
         source.read("sub/large", [Read(0, [memoryview(bytearray(1))])])  # it may keep the file open
         before = resources()
+        threads, children = threading.active_count(), len(psutil.Process().children())
         executor.close()
         executor.start(Work(source=source, verify=True), {})
         executor.close()
@@ -218,35 +203,22 @@ class ExecutorContract:
         assert leaked(before, grace_s=1) == []
         for stop_after in (1, 5):
             tasks = self._tasks(100)
-            run = self._run(executor, source, tasks)
+            run = self._run(executor, FaultySource(source, delay_s=0.01), tasks)
             for _ in range(stop_after):
                 next(run)
             run.close()
+            # At once, not some time later.
+            assert threading.active_count() == threads
+            assert len(psutil.Process().children()) == children
             executor.close()
-            assert tasks, "it takes only as many tasks as it has room for"
+            assert tasks, "the executor takes more tasks than it has room for"
             assert leaked(before, grace_s=1) == []
 
-    def test_nothing_runs_on_when_it_was_left(
+    def test_an_error_that_is_not_an_exception_ends_the_run(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        """Threads and processes have ended when closing returns, not some time later."""
-        threads, children = threading.active_count(), len(psutil.Process().children())
-        run = self._run(executor, FaultySource(source, delay_s=0.05), self._tasks(50))
-        next(run)
-        run.close()
-        assert threading.active_count() == threads
-        assert len(psutil.Process().children()) == children
-
-    def test_an_error_that_is_no_failure_of_an_item_comes_out(
-        self, executor: ReadExecutor, source: ByteSource
-    ) -> None:
-        """And ends the run."""
         before = resources()
-        run = self._run(executor, _Broken(source), self._tasks(30))
-        try:
-            list(run)
-        except (_BrokenError, WorkerDiedError):
-            pass
-        else:
-            raise AssertionError("the error did not come out")
+        broken = FaultySource(source, fail_at=1, times=1 << 30, error=_BrokenError())
+        run = self._run(executor, broken, self._tasks(30))
+        expect((_BrokenError, WorkerDiedError), list, run)
         assert leaked(before, grace_s=1) == []

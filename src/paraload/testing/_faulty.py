@@ -1,4 +1,4 @@
-"""A source with faults."""
+"""A source that fails on demand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FaultySource(WrappedSource):
         *,
         fail_at: int = 0,
         times: int = 1,
-        error: Exception | None = None,
+        error: BaseException | None = None,
         cut: bool = False,
         delay_s: float = 0.0,
     ) -> None:
@@ -48,9 +48,8 @@ class FaultySource(WrappedSource):
         return partial(FaultySource, **{name: getattr(self, name) for name in names}), (self.inner,)
 
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
-        """Read, or fail."""
         time.sleep(self.delay_s)
-        if not self._is_turn():
+        if self.fail_at < 1 or not 0 <= next(self._numbers) - self.fail_at < self.times:
             return self.inner.read(path, reads)
         if self.error is not None:
             raise copy.copy(self.error)
@@ -60,7 +59,3 @@ class FaultySource(WrappedSource):
         stats = self.inner.read(path, reads)
         first[at] = before if self.cut else first[at] ^ 1
         return stats
-
-    def _is_turn(self) -> bool:
-        number = next(self._numbers)
-        return self.fail_at > 0 and 0 <= number - self.fail_at < self.times

@@ -13,7 +13,7 @@ from paraload.formats.base import ItemFormat, NeedBytes, Unsupported, locate
 
 
 def _fresh(item_format: ItemFormat) -> ItemFormat:
-    """The format as it arrives in a worker: without anything that it may remember."""
+    """The format as a worker receives it: without caches."""
     twin: ItemFormat = pickle.loads(pickle.dumps(item_format))
     return twin
 
@@ -25,56 +25,50 @@ def _head(record: bytes, nbytes: int) -> bytes:
 class FormatContract:
     """What every :class:`~paraload.formats.base.ItemFormat` does.
 
-    Fixtures: ``item_format``; ``records``, complete records as ``bytes -> payload``, each of them
-    located when all of it is shown.
+    Fixtures: ``item_format``; ``records``, complete records as ``bytes -> payload``.
     """
 
-    def test_payloads_are_found_with_any_head(
+    def test_a_payload_is_found_from_any_number_of_first_bytes(
         self, item_format: ItemFormat, records: Mapping[bytes, bytes]
     ) -> None:
-        """With more and more bytes: NeedBytes asks for more, and the answer stays the same."""
         for record, payload in records.items():
-            wanted, asked = 1, 0  # fewer than locate() would begin with
+            wanted, asked = 1, 0  # fewer bytes than locate() begins with
             while isinstance(found := item_format.locate(record[:wanted], len(record)), NeedBytes):
                 asked += 1
                 assert wanted < found.nbytes <= len(record)
-                assert asked < 64  # noqa: PLR2004 - it must come to an end
+                assert asked < 64  # noqa: PLR2004 - an endless loop otherwise
                 wanted = found.nbytes
             assert isinstance(found, TensorRecord)
             assert record[found.start : found.end] == payload
             assert item_format.locate(record, len(record)) == found
             assert locate(_fresh(item_format), partial(_head, record), len(record)) == found
 
-    def test_every_prefix_is_answered_with_the_truth_or_a_question(
+    def test_a_prefix_gives_the_payload_or_needs_bytes(
         self, item_format: ItemFormat, records: Mapping[bytes, bytes]
     ) -> None:
-        """Byte by byte: never "no", never another payload; and the same with what it remembers."""
         for record in records:
-            whole = _fresh(item_format).locate(record, len(record))
-            remembering = _fresh(item_format)
-            remembering.locate(record, len(record))
+            cached = _fresh(item_format)
+            whole = cached.locate(record, len(record))
             for wanted in range(min(len(record), 1500)):
-                for fmt in (_fresh(item_format), remembering):
+                for fmt in (_fresh(item_format), cached):
                     found = fmt.locate(record[:wanted], len(record))
                     if isinstance(found, NeedBytes):
                         assert wanted < found.nbytes <= len(record)
                     else:
                         assert found == whole
 
-    def test_bytes_behind_a_record_change_nothing(
+    def test_bytes_after_a_record_are_ignored(
         self, item_format: ItemFormat, records: Mapping[bytes, bytes]
     ) -> None:
-        """A length that is too long leads to the same payload."""
         for record in records:
             for behind in (b"\0", b"PK\x03\x04" * 20, record):
                 longer = record + behind
                 found = _fresh(item_format).locate(longer, len(longer))
                 assert found == item_format.locate(record, len(record))
 
-    def test_the_checksum_is_the_payload_s(
+    def test_header_or_trailer_have_the_checksum_of_the_payload(
         self, item_format: ItemFormat, records: Mapping[bytes, bytes]
     ) -> None:
-        """Header or trailer tell the CRC-32 of the payload."""
         for record, payload in records.items():
             found = item_format.locate(record, len(record))
             assert isinstance(found, TensorRecord)
@@ -84,10 +78,9 @@ class FormatContract:
                 crc = item_format.read_trailer(record[start:end], len(payload))
             assert crc in ({0, crc32(payload)} if item_format.has_checksum else {None})
 
-    def test_damage_never_raises_nor_leads_outside(
+    def test_a_damaged_record_raises_nothing_and_stays_in_bounds(
         self, item_format: ItemFormat, records: Mapping[bytes, bytes]
     ) -> None:
-        """Whatever the bytes, a record that is found lies inside, and so do its elements."""
         chance = random.Random(1)  # noqa: S311 - repeatable damage
         for record in records:
             for _ in range(300):
@@ -101,7 +94,6 @@ class FormatContract:
                     assert found.is_sound()
 
     def test_other_bytes_are_unsupported(self, item_format: ItemFormat) -> None:
-        """Not an exception, and not a payload."""
         chance = random.Random(2)  # noqa: S311 - repeatable
         noise = [chance.randbytes(chance.randrange(3000)) for _ in range(200)]
         for head in (b"", b"x", b"not a record" * 100, bytes(5000), *noise):

@@ -1,4 +1,4 @@
-"""Finds descriptors, threads, processes and shared memory that a piece of work has leaked."""
+"""Finds leaked descriptors, threads, processes and shared memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only listed
 
 
 def resources() -> Counter[str]:
-    """What this process holds, each thing as a line of text.
+    """What this process holds, each resource as a line of text.
 
-    It counts open descriptors, threads, child processes, and segments of shared memory that are not
-    mapped by other programs.
+    These are open descriptors, threads, child processes, and segments of shared memory that other
+    programs do not map.
     """
     held: Counter[str] = Counter()
     for fd in Path("/proc/self/fd").iterdir():
@@ -30,11 +30,9 @@ def resources() -> Counter[str]:
     held.update(f"thread {thread.name}" for thread in threading.enumerate())
     family = {child.pid for child in psutil.Process().children(recursive=True)}
     held.update(f"process {pid}" for pid in family)
-    # Only files: a folder there is the scratch space of another program.
     segments = {str(path) for path in _SHARED_MEMORY.glob("*") if path.is_file()}
     if segments:
-        family.add(os.getpid())
-        segments -= _mapped_by(pid for pid in psutil.pids() if pid not in family)
+        segments -= _mapped_by({*psutil.pids()} - family - {os.getpid()})
     held.update(f"shared memory {segment}" for segment in segments)
     return held
 
@@ -54,8 +52,8 @@ def _mapped_by(pids: Iterable[int]) -> set[str]:
 def leaked(before: Counter[str], *, grace_s: float = 10.0) -> list[str]:
     """What was acquired since ``before = resources()`` and not released within ``grace_s`` seconds.
 
-    Only what every look finds counts: while another program ends, its shared memory is not mapped
-    by any process and looks like ours.
+    Only what every check finds counts: while another program exits, its shared memory is briefly
+    not mapped by any process, as if it were ours.
     """
     deadline = time.monotonic() + grace_s
     left = resources() - before

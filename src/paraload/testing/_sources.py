@@ -19,17 +19,15 @@ FILES: Final[dict[str, bytes]] = {
 }
 
 
-def expect(error: type[Exception], call: Any, *args: Any) -> Exception:
-    """The error of this kind that the call raises.
-
-    Raises:
-        AssertionError: it raises none.
-    """
+def expect(
+    error: type[BaseException] | tuple[type[BaseException], ...], call: Any, *args: Any
+) -> BaseException:
+    """The error that the call must raise."""
     try:
         call(*args)
     except error as raised:
         return raised
-    raise AssertionError(f"no {error.__name__}")
+    raise AssertionError(f"{call} raised no {error}")
 
 
 def _read(source: ByteSource, path: str, start: int, buffers: list[bytearray]) -> ReadStats:
@@ -39,18 +37,15 @@ def _read(source: ByteSource, path: str, start: int, buffers: list[bytearray]) -
 class SourceContract:
     """What every :class:`~paraload.sources.ByteSource` does with :data:`FILES`."""
 
-    def test_sizes(self, source: ByteSource) -> None:
-        """Every file has its size."""
+    def test_stat_has_the_size(self, source: ByteSource) -> None:
         sizes = {path: source.stat(path).size for path in FILES}
         assert sizes == {path: len(data) for path, data in FILES.items()}
 
-    def test_versions(self, source: ByteSource) -> None:
-        """A file has the same version each time; ``None`` says that the storage cannot tell."""
+    def test_the_version_of_an_unchanged_file_stays(self, source: ByteSource) -> None:
         for path in FILES:
             assert source.stat(path) == source.stat(path)
 
-    def test_limits(self, source: ByteSource) -> None:
-        """Limits can be planned with, and never change."""
+    def test_limits_are_valid_and_constant(self, source: ByteSource) -> None:
         limits = source.limits
         assert limits == source.limits
         assert 0 <= limits.max_gap_bytes < limits.max_request_bytes
@@ -59,8 +54,7 @@ class SourceContract:
         assert limits.requests_in_flight is None or limits.requests_in_flight >= 1
         assert not limits.forward_only or hasattr(source, "open_stream")
 
-    def test_ranges(self, source: ByteSource) -> None:
-        """Ranges arrive as they are, whole and scattered over buffers of any size."""
+    def test_a_range_is_scattered_over_buffers(self, source: ByteSource) -> None:
         data = FILES["sub/large"]
         whole, scattered, last, none = [300_000], [1, 0, 4095, 100_000, 0], [1], [0]
         for start, sizes in (
@@ -73,8 +67,7 @@ class SourceContract:
             assert 0 <= stats.bytes_direct <= sum(sizes)
             assert b"".join(buffers) == data[start : start + sum(sizes)]
 
-    def test_several_ranges_at_once(self, source: ByteSource) -> None:
-        """They may be apart, touch, overlap, and come in any order."""
+    def test_ranges_may_touch_overlap_and_come_in_any_order(self, source: ByteSource) -> None:
         data = FILES["sub/large"]
         ranges = [(200_000, 70_000), (5, 3), (8, 1000), (100, 5000)]
         buffers = [bytearray(nbytes) for _, nbytes in ranges]
@@ -88,21 +81,17 @@ class SourceContract:
         last = Read(299_999, [memoryview(bytearray(2))])
         expect(ShortFileError, source.read, "sub/large", [reads[0], last])
 
-    def test_a_short_file_is_an_error(self, source: ByteSource) -> None:
-        """Reading past the end never gives fewer bytes."""
+    def test_reading_past_the_end_is_an_error(self, source: ByteSource) -> None:
         for path, start, size in (("small", 5, 6), ("small", 11, 1), ("empty", 0, 1)):
             error = expect(ShortFileError, _read, source, path, start, [bytearray(size)])
             assert path in str(error)
 
     def test_a_missing_file_is_an_error(self, source: ByteSource) -> None:
-        """And names the file."""
-        error = expect(MissingFileError, source.stat, "not-there")
-        assert "not-there" in str(error)
+        assert "not-there" in str(expect(MissingFileError, source.stat, "not-there"))
         error = expect(MissingFileError, _read, source, "not-there", 0, [bytearray(1)])
         assert "not-there" in str(error)
 
     def test_pickling(self, source: ByteSource) -> None:
-        """What arrives in another process reads the same, with handles of its own."""
         _read(source, "small", 0, [bytearray(1)])
         twin = pickle.loads(pickle.dumps(source))
         buffer = bytearray(10)
@@ -112,8 +101,7 @@ class SourceContract:
         twin.close()
         assert bytes(buffer) == FILES["small"]
 
-    def test_many_threads(self, source: ByteSource) -> None:
-        """Threads may use one source at once."""
+    def test_threads_may_share_a_source(self, source: ByteSource) -> None:
         data = FILES["sub/large"]
 
         def read(start: int) -> bool:
@@ -124,8 +112,7 @@ class SourceContract:
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(read, range(0, 299_000, 500)))
 
-    def test_close_and_go_on(self, source: ByteSource) -> None:
-        """A source that was closed opens its files again, and may be closed twice."""
+    def test_a_closed_source_opens_its_files_again(self, source: ByteSource) -> None:
         for _ in range(2):
             buffer = bytearray(10)
             _read(source, "small", 0, [buffer])
@@ -133,16 +120,14 @@ class SourceContract:
             source.close()
             source.close()
 
-    # ------------------------------------------------------------------ what only some can do
+    # Optional capabilities.
 
-    def test_retries(self, source: Any) -> None:
-        """Damage is never transient."""
+    def test_damage_is_not_transient(self, source: Any) -> None:
         if hasattr(source, "is_transient"):
             assert not source.is_transient(ShortFileError("file ends too early"))
             assert not source.is_transient(FormatError("not a regular file"))
 
-    def test_a_file_whose_handle_was_dropped_is_opened_again(self, source: Any) -> None:
-        """And it may be dropped twice, or before the file was ever read."""
+    def test_a_dropped_handle_is_opened_again(self, source: Any) -> None:
         if hasattr(source, "drop_handle"):
             source.drop_handle("small")
             for _ in range(2):
@@ -152,21 +137,18 @@ class SourceContract:
                 source.drop_handle("small")
                 source.drop_handle("small")
 
-    def test_readable_files(self, source: Any) -> None:
-        """All of them are."""
+    def test_all_files_are_readable(self, source: Any) -> None:
         if hasattr(source, "require_readable"):
             for path in FILES:
                 source.require_readable(path)
             expect(FileNotFoundError, source.require_readable, "not-there")
 
-    def test_changes(self, source: Any) -> None:
-        """A file of another size has changed."""
+    def test_a_file_of_another_size_has_changed(self, source: Any) -> None:
         if hasattr(source, "describe_change"):
             before = source.stat("small")
             assert source.describe_change(before, before._replace(size=11))
 
-    def test_rows(self, source: Any) -> None:
-        """Rows arrive as they are, and nothing between them."""
+    def test_rows_are_read_without_the_gaps(self, source: Any) -> None:
         if not hasattr(source, "read_rows"):
             return
         data = FILES["sub/large"]
@@ -178,21 +160,14 @@ class SourceContract:
             stats = source.read_rows("sub/large", 5, run, memoryview(memory))
             assert stats is None or (stats.requests >= 1 and memory == expected)
 
-    def test_streams(self, source: Any) -> None:
-        """A stream is seekable and has the whole file."""
+    def test_a_stream_is_seekable_and_has_the_whole_file(self, source: Any) -> None:
         if hasattr(source, "open_stream"):
             with source.open_stream("small") as stream:
                 stream.seek(3)
                 assert stream.read(4) == b"3456"
                 assert stream.read() == b"789"
-            expect(MissingFileError, _enter, source, "not-there")
+            expect(MissingFileError, lambda: source.open_stream("not-there").__enter__())
 
-    def test_listing(self, source: Any) -> None:
-        """All files are listed, in folders below too, and no folders."""
+    def test_files_of_all_folders_are_listed(self, source: Any) -> None:
         if hasattr(source, "list_files"):
             assert sorted(source.list_files()) == sorted(FILES)
-
-
-def _enter(source: Any, path: str) -> None:
-    with source.open_stream(path):
-        pass
