@@ -46,7 +46,7 @@ _LEAST_LOADS: Final = 3
 
 
 def main(source: str) -> None:
-    """Answer each line of standard input with one of standard output, until there are no more."""
+    """Answer each line of standard input with a line of standard output, until the end."""
     # Standard output is for answers alone; all other printing goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

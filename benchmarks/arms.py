@@ -105,9 +105,9 @@ def parallel(executor: str, *, verify: bool = True, direct_io: bool = False, **o
 
 
 def literal() -> Arm:
-    """What the request sketches."""
+    """A literal process pool."""
     return reading(
-        "the request's literal design",
+        "literal process pool",
         lambda folder: LiteralReader(folder, max_workers=WORKERS),
         is_slow=True,
     )

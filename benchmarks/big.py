@@ -44,7 +44,7 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     for files in _FILES:
         layout = f"{files} files" if files > 1 else "1 file"
         case = whole_case(checkpoints.llama(files=files))
-        # What the request sketches takes so long that one layout is enough.
+        # The literal process pool takes so long that one layout is enough.
         contestants = _ARMS if files == 1 else (*_ARMS, arms.literal())
         timings = measure_arms(contestants, case, rounds=rounds or _ROUNDS).timings
         tables.append(_table(layout, timings, case.payload_bytes))

@@ -62,7 +62,7 @@ class Checkpoints:
         return _written(self.folder / f"table-{files}", "table", files)
 
     def sliced(self) -> Path:
-        """12 whole matrices in 8 files, of which one of eight ranks wants a slice."""
+        """12 whole matrices in 8 files; one of eight ranks reads a slice of each."""
         return _written(self.folder / "sliced", "sliced", 8)
 
     def compressed(self) -> Path:

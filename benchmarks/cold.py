@@ -1,7 +1,7 @@
 """Cold reads: the files are not in the page cache, so the disk decides.
 
-A disk that is somebody's server may still have them in its own memory. Where it decides, a reader
-can still differ in the processor time that it takes from the training.
+A network disk may still have them in the memory of its server. Where the disk decides, readers
+still differ in processor time.
 """
 
 from __future__ import annotations

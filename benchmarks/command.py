@@ -21,7 +21,7 @@ __all__ = ["count", "machine", "machine_text", "quiet_torch", "write_json"]
 
 def quiet_torch() -> None:
     """Leave out what torch says of things that are so on purpose."""
-    # There is no process group.
+    # Without a process group.
     warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
     warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
 
@@ -29,7 +29,7 @@ def quiet_torch() -> None:
 def count(text: str) -> int:
     """The value of ``--rounds``."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rounds")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""Fresh targets: tensors that nobody has touched, as a model has that was made empty for a load.
+"""Fresh targets: untouched tensors, as in a model that was created empty for a load.
 
 They have no pages yet. What it is worth to make them all at once is shown by an arm that does not,
 and what huge pages would be worth by one that asks for them.

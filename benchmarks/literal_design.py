@@ -1,10 +1,9 @@
-"""The request's design, word by word: the reader that one writes after its sketch.
+"""A literal process pool: the straightforward parallel reader.
 
     one task per file -> ProcessPoolExecutor -> torch.load, narrow -> tensors by pickle -> copy_
 
-It stands here as it would be written by a careful person: the tensors travel by torch's own
-pickling, which moves them through shared memory, and the caller applies each result as it comes
-rather than all at the end.
+It is written with care: tensors travel by torch's own pickling, which moves them through shared
+memory, and the caller applies each result as it arrives rather than all at the end.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class _FileTask:
 
 
 class LiteralReader(FileSystemReader):
-    """``FileSystemReader`` with the request's ``read_data``."""
+    """``FileSystemReader`` whose ``read_data`` uses a process pool."""
 
     def __init__(self, path: str | os.PathLike[str], *, max_workers: int) -> None:
         super().__init__(path)

@@ -65,7 +65,7 @@ class Place:
 
         Raises:
             OSError: the page cannot be read.
-            ValueError: there is no such place, or there are several.
+            ValueError: the place is missing, or occurs more than once.
         """
         text = page.read_text(encoding="utf-8")
         counts = text.count(self.begin), text.count(self.end)

@@ -7,7 +7,7 @@ engine's own books.
 A load plans once, from objects that it has not looked at before. So there are several plans of each
 of the smaller sizes, taken in turns: none is in the processor's cache because it was the last one.
 
-"Look-ups" are those that nobody can do without, alone: where an item is stored, and which tensor it
+"Look-ups" are those that every reader needs, alone: where an item is stored, and which tensor it
 goes to. A dict of a million names lies in no cache, so that they cost more than in a small one.
 """
 

@@ -1,4 +1,4 @@
-"""Storage with a limited rate, simulated: every read that is under way is a stream of its own.
+"""Storage with a limited rate, simulated: every read in flight is a stream of its own.
 
     read --> inner source (page cache) --> wait until a stream of that rate would be done
 
@@ -27,7 +27,7 @@ __all__ = ["RatedReader", "RatedSource"]
 
 
 class RatedSource(WrappedSource):
-    """:class:`~paraload.sources.ByteSource` that is as slow as it is told to be.
+    """:class:`~paraload.sources.ByteSource` with the rate and latency of its arguments.
 
     Args:
         inner: reads the bytes.

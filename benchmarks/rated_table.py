@@ -1,7 +1,7 @@
-"""The request's table: files by workers, on storage that gives each stream a limited rate.
+"""Files by workers, on storage that gives each stream a limited rate.
 
-The storage is simulated (``rated.py``): at its rate waiting is all that counts, as it is with one
-stream of a network file system, and not what this machine's page cache can do.
+The storage is simulated (``rated.py``): at its rate only waiting counts, as with one stream of a
+network file system, and not the speed of this machine's page cache.
 """
 
 from __future__ import annotations

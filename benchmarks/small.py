@@ -1,4 +1,4 @@
-"""Many small tensors: what a reader spends on each item, whatever its size."""
+"""Many small tensors: what a reader spends on each item, regardless of size."""
 
 from __future__ import annotations
 

@@ -26,8 +26,7 @@ def print_table(table: Table, file: TextIO) -> None:
         drawn.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*row)
-    # A width of its own: a pipe would have 80 columns and cut the rows, of which the longest has an
-    # error in it.
+    # A pipe would have 80 columns and cut long rows, such as those with an error.
     console = Console(file=file, width=400, highlight=False)
     console.print(table.title, style="bold", markup=False)
     console.print(drawn)

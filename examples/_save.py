@@ -21,7 +21,7 @@ _STEPS = 2
 
 
 def save(rank: Rank, folder: str, shape: ModelShape) -> dict[str, Any]:
-    """Train, save to ``folder``, and tell what a load must give back.
+    """Train, save to ``folder``, and return what a load must give back.
 
     Returns:
         The loss of the saved model, the checksums of what was saved, how long saving took.

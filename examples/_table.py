@@ -18,7 +18,7 @@ _GAP = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One way to load the checkpoint, and what came of it."""
+    """One reader, and how it loaded the checkpoint."""
 
     name: str
     result: dict[str, Any]

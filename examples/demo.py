@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(checkpoint: Path, *, scratch: Path, size_mib: int, rounds: int) -> int:
-    """Save, load, compare, tell; the exit status."""
+    """Save, load, compare, report; the exit status."""
     print("paraload demo: one checkpoint, two readers, the same bits?\n", flush=True)
     # Importing torch takes seconds: the line above comes first.
     from examples._model import shape_for  # noqa: PLC0415
@@ -141,7 +141,7 @@ def print_identity(cases: list[Case], *, items: int) -> bool:
 
 
 def print_losses(saved: float, losses: dict[str, list[float]]) -> bool:
-    """Whether training goes on from either load in the same way, and from what was saved."""
+    """Whether training continues identically from either load, and from what was saved."""
     loaded, stepped = losses["paraload"]
     same = losses["torch"] == losses["paraload"] and loaded == saved
     print(f"\ntraining goes on: loss {saved:.6f} when saved, {loaded:.6f} loaded by paraload,")

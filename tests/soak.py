@@ -101,7 +101,7 @@ def _interrupted(chance):
 
 
 def _drop(folder):
-    """Out of the page cache, as far as it is there and wants to go."""
+    """Drop it from the page cache, as far as possible."""
     for file in folder.glob("*.distcp"):
         with file.open("rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -218,7 +218,7 @@ def _grown(rows):
 
 
 def run(seconds, *, seed=0, out=print):
-    """Loads for so many seconds, or more until they are enough; the names of what grows."""
+    """Load for this many seconds, or longer until there are enough loads; what grew, by name."""
     began = time.monotonic()
     with (
         mock.patch.object(_slots, "SharedMemory", _Recorded),

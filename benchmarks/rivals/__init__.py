@@ -2,10 +2,10 @@
 
     contestants   who runs, in which format it reads, whose package it is
     formats       the same tensors, in as many files, written by the rival's own writer
-    loaders       libraries that are no readers of DCP: load, then copy into the destinations
+    loaders       libraries that do not read DCP: load, then copy into the destinations
     contest       who can run at all; then rounds from a warm and from a cold page cache
     report, chart, page     tables, picture, the section of benchmarks/README.md
 
-The rivals are no dependencies of this project. Nothing here imports one of them before it is
+The rivals are not dependencies of this project. Nothing here imports one of them before it is
 needed, and one that is missing has a row that says so.
 """

@@ -90,7 +90,7 @@ def probe(contestants: Sequence[Contestant], case: Case) -> dict[str, str]:
     for contestant in contestants:
         try:
             _prepare(contestant, case).run()
-        except Exception as error:  # noqa: BLE001 - whatever a foreign library raises is its row
+        except Exception as error:  # noqa: BLE001 - any error of a foreign library is its row
             failures[contestant.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return failures
 
@@ -100,8 +100,7 @@ def measure(
 ) -> Result:
     """Check all of them against the first, then time them.
 
-    Those that take no time worth mentioning run in more rounds: it is among them that a few
-    milliseconds decide.
+    Fast ones run in more rounds, since a few milliseconds decide between them.
     """
     others = _Others()
     arms = [_from(cache, contestant) for contestant in contestants]

@@ -48,7 +48,7 @@ def in_format(case: Case, name: str) -> Case:
     try:
         _WRITERS[name](folder, _parts(case))
     except BaseException:
-        # The next who wants this format shall fail for the same reason.
+        # The next contestant of this format fails for the same reason.
         shutil.rmtree(folder, ignore_errors=True)
         raise
     for file in files_below(folder):
@@ -103,7 +103,7 @@ def checkpoint_manager() -> Any:
     return package.CheckpointManager.Config(
         save=package.SyncCheckpointSaverConfig(),
         # By default it writes unaligned pieces with O_DIRECT, which ext4 refuses (EINVAL). It reads
-        # whole files through the page cache either way.
+        # whole files through the page cache in both cases.
         storage_config=storage.LocalFileSystemStorageConfig(use_direct_io=False),
     ).build()
 

@@ -1,4 +1,4 @@
-"""Libraries that load weights, but are no readers of DCP: they load, the caller copies.
+"""Libraries that load weights, but do not read DCP: they load, the caller copies.
 
 Each loader yields names and tensors of a folder as soon as the library has them, in the way that
 its own documentation shows. What is copied may be dropped, so that nobody is charged for memory
@@ -105,7 +105,7 @@ def fastsafetensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """All files at once, without GPUDirect."""
     fastsafe_open = import_module("fastsafetensors").fastsafe_open
     with fastsafe_open(_named(folder, ".safetensors"), device="cpu", nogds=True) as opened:
-        for key in opened.keys():  # noqa: SIM118 - it is no mapping
+        for key in opened.keys():  # noqa: SIM118 - it is not a mapping
             yield key, opened.get_tensor(key)
 
 

@@ -1,4 +1,4 @@
-"""Every executor passes the same suite; tests/conftest.py sees to it that nothing is left."""
+"""Every executor passes the contract suite; tests/conftest.py checks for leaks."""
 
 from __future__ import annotations
 

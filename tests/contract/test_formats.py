@@ -1,4 +1,4 @@
-"""Every format passes the same suite."""
+"""Every format passes the contract suite."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class TestTorchZip(FormatContract):
         ids=["dict", "list", "conj"],
     )
     @pytest.mark.filterwarnings("ignore")
-    def test_what_is_no_plain_tensor_is_left_to_torch(self, item_format, value):
+    def test_other_objects_than_plain_tensors_are_left_to_torch(self, item_format, value):
         data = record(value)
         assert isinstance(item_format.locate(data, len(data)), Unsupported)
 

@@ -108,11 +108,11 @@ class TestStreamSource(SourceContract):
 
 
 class TestGaugedSource(SourceContract):
-    """What threads read through while they find out how many they should be."""
+    """The source through which threads read while their number adapts."""
 
     @pytest.fixture
     def source(self, tmp_path):
-        # It lives as long as its threads, and is sent to no process: what it wraps is.
+        # Only the source that it wraps is sent to processes.
         source = GaugedSource(LocalSource(written(tmp_path)), lambda _: None)
         yield source
         source.close()
@@ -121,7 +121,7 @@ class TestGaugedSource(SourceContract):
 
 
 class TestRatedSource(SourceContract):
-    """However slow, it is the source that it wraps."""
+    """It limits the rate and otherwise behaves as the source that it wraps."""
 
     @pytest.fixture
     def source(self, tmp_path):
@@ -166,7 +166,7 @@ class TestRatedSource(SourceContract):
 
 
 class TestFaultySource(SourceContract):
-    """Without a fault it is the source that it wraps."""
+    """Without a fault it behaves as the source that it wraps."""
 
     @pytest.fixture
     def source(self, tmp_path):
@@ -193,7 +193,7 @@ class TestFaultySource(SourceContract):
 
 
 class TestRemoteLikeSource(SourceContract):
-    """A storage that is nothing like a file system."""
+    """A storage unlike a file system."""
 
     @pytest.fixture
     def source(self):
@@ -201,7 +201,7 @@ class TestRemoteLikeSource(SourceContract):
 
 
 class TestRetryingSource(SourceContract):
-    """What each task reads through."""
+    """The source through which each task reads."""
 
     @pytest.fixture
     def source(self, tmp_path):

@@ -1,4 +1,4 @@
-"""What paraload.testing gives to others: suites that find faults, and things that cause them."""
+"""paraload.testing: the suites find faulty implementations, and its helpers do what they say."""
 
 from __future__ import annotations
 
@@ -100,15 +100,15 @@ def test_resources_sees_shared_memory():
     assert leaked(before, grace_s=1) == []
 
 
-def test_a_leak_is_what_every_look_finds(monkeypatch):
-    looks = itertools.count()
+def test_a_leak_is_what_every_check_finds(monkeypatch):
+    checks = itertools.count()
 
     def busy_machine():
-        return Counter(["shared memory ours", f"shared memory of somebody, {next(looks)}"])
+        return Counter(["shared memory ours", f"shared memory of another program, {next(checks)}"])
 
     monkeypatch.setattr(_resources, "resources", busy_machine)
     assert leaked(Counter(), grace_s=0.1) == ["shared memory ours"]
-    assert next(looks) > 2
+    assert next(checks) > 2
     started = time.monotonic()
     assert leaked(Counter(["shared memory ours"]), grace_s=60) == []
     assert time.monotonic() - started < 30
@@ -150,11 +150,11 @@ def test_a_cut_read_leaves_its_last_byte_alone(tmp_path):
     source.close()
 
 
-# ----------------------------------------------------------------- the suites find what is wrong
+# ----------------------------------------------------------------- the suites find faults
 
 
 class LyingSource(LocalSource):
-    """Past the end there are zeros."""
+    """Returns zeros past the end."""
 
     def read(self, path, reads):
         try:
@@ -188,14 +188,14 @@ def test_the_source_suite_finds_a_wrong_source(tmp_path, kind, test):
 
 
 class GreedyFormat(TorchZipFormat):
-    """Believes every length that a record tells."""
+    """Trusts every length in a record."""
 
     def locate(self, head, record_bytes):
         return super().locate(head, 1 << 60)
 
 
 class HastyFormat(TorchZipFormat):
-    """Says no where it should ask."""
+    """Returns Unsupported where it should ask for more bytes."""
 
     def __reduce__(self):
         return HastyFormat, ()
@@ -287,7 +287,7 @@ def test_the_shared_memory_of_other_programs_does_not_count():
         "segment.close()\n"
         "segment.unlink()\n"
     )
-    # Its parent is another one, as that of a program of somebody else.
+    # A process that is not a child of this one, as another program's.
     other = "import os, sys\nif os.fork():\n os._exit(0)\n" + holding
     before = resources()
     with subprocess.Popen(

@@ -75,7 +75,7 @@ class Case:
         sample: of the checkpoint.
         executors: for which it means anything; empty for all of them.
         every: the executor matters, so the suite runs it with each.
-        tells: the words that the text must have beside those that ``arrange`` adds.
+        tells: words that the text must have, besides those that ``arrange`` adds.
     """
 
     group: str

@@ -138,7 +138,7 @@ def damaged_row(*, wanted: bool) -> Arrange:
             rows_only(scene, 5, 100)
             place = scene.place("big.0")
             row = place.read()[payload_of(place.read())[0] + 28_000 :][:4]
-            # What cannot be found is loaded as it is, and counted.
+            # Damage that cannot be detected is loaded, and counted as unverified.
             scene.expected["big.0"][10, 0] = struct.unpack("<f", row)[0]
         else:
             scene.planner = Rows(100, 200)
@@ -194,7 +194,7 @@ def big_endian(tensor: torch.Tensor) -> bytes:
 
 
 def without_crc(record: bytes) -> bytes:
-    """As writers do that were told to compute no checksums: zero in descriptors and directory."""
+    """Zero in descriptors and directory, as from a writer with checksums turned off."""
     data = bytearray(record)
     with zipfile.ZipFile(io.BytesIO(record)) as archive:
         infos = archive.infolist()
@@ -219,7 +219,7 @@ def strided(tensor: torch.Tensor) -> bytes:
 
 
 def claims(size: int) -> Callable[[torch.Tensor], bytes]:
-    """The pickle tells of a storage and a shape far beyond the bytes."""
+    """The pickle claims a storage and a shape far larger than the bytes."""
 
     def make(tensor: torch.Tensor) -> bytes:
         record = saved_bytes(tensor)

@@ -39,7 +39,7 @@ class Trap:
 
 
 class HiddenTrap(Trap):
-    """The same by way of a class that metadata may well name."""
+    """The same through a class that metadata may name."""
 
     def __reduce__(self) -> Any:
         return getattr, (dict, "fromkeys")
@@ -72,8 +72,8 @@ def path_of(fqn: str, path: str) -> Arrange:
     def arrange(scene: Scene) -> None:
         secret = scene.folder.parent / f"{scene.folder.name}-outside"
         secret.write_bytes(scene.place(fqn).path.read_bytes())
-        told = path.format(outside=secret, name=secret.name)
-        scene.edit_entry(fqn, relative_path=told)
+        named = path.format(outside=secret, name=secret.name)
+        scene.edit_entry(fqn, relative_path=named)
         scene.words += [repr(fqn)]
 
     return arrange
@@ -154,7 +154,7 @@ def bytes_for_tensor(scene: Scene) -> None:
 
 
 def described(fqn: str, **values: Any) -> Arrange:
-    """The metadata tells another dtype or shape than the file has."""
+    """The metadata has another dtype or shape than the file."""
 
     def arrange(scene: Scene) -> None:
         def change(metadata: Any) -> None:

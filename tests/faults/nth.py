@@ -1,6 +1,6 @@
 """The N-th call fails, for N = 1, 2, 3 and on, until a load does not come to it any more.
 
-As SQLite is tested: whatever N is, the load ends with the right bytes or a typed error, and nothing
+As in SQLite's tests: for every N the load ends with the right bytes or a typed error, and nothing
 is left behind. A worker process counts its own calls.
 """
 
@@ -68,7 +68,7 @@ class Sweep:
 
 
 class _Logging(FaultySource):
-    """Leaves a file behind when it went wrong, in whatever process that was."""
+    """Creates a file if it failed, in any process."""
 
     def __init__(self, inner: Any, *, log: Path, **faults: Any) -> None:
         super().__init__(inner, **faults)

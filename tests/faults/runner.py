@@ -45,7 +45,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class ShimError(Exception):
-    """There is no C compiler, or it does not take the shim."""
+    """No C compiler, or it cannot compile the shim."""
 
 
 def build_shim(folder: Path) -> Path:
@@ -131,7 +131,7 @@ def _end(child: subprocess.Popen[str]) -> None:
         try:
             child.wait(5)
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)  # its own session: nobody else is in there
+            os.killpg(child.pid, signal.SIGKILL)  # it has a session of its own
             child.wait()
     child.stdout.close()
 
@@ -140,7 +140,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 class HangError(BaseException):
-    """Took too long. No Exception, so that nobody on the way takes it for an answer."""
+    """Took too long. Not an ``Exception``, so that no handler takes it for a result."""
 
 
 @contextmanager
@@ -242,7 +242,7 @@ def run_case(case: Case, arm: str, base: Path) -> Outcome:
             found["verdict"] = "right" if good else "wrong"
             counted = report.to_dict().items() if report is not None else ()
             found["report"] = [name for name, value in counted if value]
-        except BaseException as raised:  # noqa: BLE001 - whatever it is, it is the outcome
+        except BaseException as raised:  # noqa: BLE001 - any error is an outcome
             error = unwrapped(raised) if arm == "torch" else raised
             late = isinstance(error, HangError)
             ours = isinstance(error, paraload.CheckpointReadError)
@@ -291,7 +291,7 @@ def main() -> None:
     arm, folder = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever is printed on the way is no line of ours
+    os.dup2(2, 1)  # so that prints do not mix with the results
     import warnings
 
     from tests.faults import nth
@@ -299,7 +299,9 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     names = json.load(sys.stdin)
-    run_case(BY_NAME["nothing wrong"], arm, Path(folder))  # what is opened once is no leak
+    run_case(
+        BY_NAME["nothing wrong"], arm, Path(folder)
+    )  # what is opened once does not count as a leak
     for name in names:
         case = BY_NAME[name] if name in BY_NAME else nth.named(name)
         outcome = run_case(case, arm, Path(folder))

@@ -1,4 +1,4 @@
-"""What a case is told of: a checkpoint of its own, targets, and how they will be loaded.
+"""What a case gets: a checkpoint of its own, targets, and how they will be loaded.
 
 sample (saved once) --copy--> Scene --case.arrange--> damaged files, odd targets, armed faults
 """
@@ -57,7 +57,7 @@ class Scene:
     planner: Any = None
     #: Wraps the byte source: ``inner -> source``. torch's reader has none and sits such out.
     source: Any = None
-    #: What the shim does, as it is told: "call:first:errno:times:short_bytes".
+    #: The instruction of the shim: "call:first:errno:times:short_bytes".
     shim: str = ""
     #: Must be in the error's text.
     words: list[str] = dataclasses.field(default_factory=list)
@@ -102,7 +102,7 @@ class Scene:
         self.edit_entry(fqn, offset=offset, length=len(record))
 
     def must_name(self, fqn: str) -> None:
-        """The error tells the tensor, its file and the bytes."""
+        """The error names the tensor, its file and the bytes."""
         self.words += [repr(fqn), self.place(fqn).path.name, "bytes ["]
 
 

@@ -20,7 +20,7 @@ GROUP = "stored against target"
 
 
 class PlannerError(Exception):
-    """With arguments that pickle's own way of making exceptions does not know of."""
+    """With arguments that the default pickling of exceptions loses."""
 
     def __init__(self, step: str, *, number: int) -> None:
         super().__init__(f"{step} at {number}")

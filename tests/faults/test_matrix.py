@@ -81,9 +81,9 @@ def test_the_page_has_every_row():
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("case", THREADS, ids=[case.name for case in THREADS])
-def test_the_page_tells_what_happens(outcomes, case):
+def test_the_page_agrees_with_the_outcomes(outcomes, case):
     cells = rows_of(PAGE.read_text(encoding="utf-8"))[case.name]
     assert cells[0] == str(case.expect)
-    told, got = cells[1 + ARMS.index("threads")], str(outcomes("threads", case))
+    expected, got = cells[1 + ARMS.index("threads")], str(outcomes("threads", case))
     # How far a load was when its files were changed is chance, and so is which check finds it.
-    assert told == got or {told, got} <= set(str(case.expect).split(" or "))
+    assert expected == got or {expected, got} <= set(str(case.expect).split(" or "))

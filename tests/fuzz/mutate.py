@@ -195,7 +195,7 @@ def _other_pickle(data, chance):
         pickled = mutated_pickle(data[start:end], chance)
     except ValueError:
         return data  # damaged by an earlier step
-    # An object whose checksum was made to fit is another object, and nobody can tell.
+    # An object with a matching checksum is another object: undetectable.
     is_tensor = b"_rebuild" in data[start:end]
     if chance.randint(0, 3) == 0 or not is_tensor:
         return data[:start] + pickled + data[end:]
@@ -205,7 +205,7 @@ def _other_pickle(data, chance):
 
 
 def _with_central(data, crc, size):
-    """The first entry of the central directory tells the checksum too."""
+    """The first entry of the central directory has the checksum too."""
     at = data.find(_CENTRAL)
     if at < 0 or at + 28 > len(data):
         return data

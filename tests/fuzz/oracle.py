@@ -26,7 +26,7 @@ from paraload.formats.torch_load import load_tensor
 from paraload.formats.torch_zip import TorchZipFormat
 from paraload.metadata.reading import reading as metadata
 from paraload.metadata.unpickler import unpickle
-from paraload.workers.run_task import run_task  # noqa: F401 - imported now, not while somebody watches
+from paraload.workers.run_task import run_task  # noqa: F401 - imported now, not while audited
 from tests.fuzz import seeds
 
 __all__ = [
@@ -41,7 +41,7 @@ SECONDS = 5.0
 #: Of address space beyond what is there: far more than any seed needs.
 MEMORY_BYTES = 256 << 20
 
-#: All that the interpreter tells of code that runs.
+#: The audit events of code that runs.
 _FORBIDDEN = (
     *("import", "exec", "compile", "os.", "subprocess.", "socket.", "ctypes.", "shutil."),
     *("pickle.find_class", "code.", "sys.", "webbrowser."),
@@ -142,7 +142,7 @@ def check_metadata(data):
         with watched(folder):
             found = metadata.read_metadata(path, load_id="a load")
             if not isinstance(found.state_dict_metadata, dict):
-                raise Broken("state_dict_metadata is no dict")
+                raise Broken("state_dict_metadata is not a dict")
 
 
 def check_unpickler(data):
@@ -262,7 +262,7 @@ def _look_at(targets, report):
             [v.double().flatten() for v in saved.values() if isinstance(v, torch.Tensor)]
         )
         if not torch.isin(target.double(), known).all():
-            raise Broken(f"{name} has numbers that nobody saved: {target}")
+            raise Broken(f"{name} has numbers that were not saved: {target}")
 
 
 def warm_up():
@@ -281,7 +281,7 @@ def warm_up():
 
 
 def check_quietly(check, data):
-    """As it is, whatever comes of it."""
+    """Unchanged, for any outcome."""
     try:
         check(data)
     except Broken as broken:

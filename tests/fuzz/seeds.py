@@ -21,7 +21,7 @@ POISON = -7
 
 @lru_cache
 def state():
-    """Each number is in it once, so whatever arrives tells where it came from."""
+    """Each number occurs once, so a value shows where it came from."""
     numbers = torch.arange(1, 20_000)
     return {
         "a": numbers[:12].reshape(3, 4).float(),
@@ -53,7 +53,7 @@ def metadata():
 
 @lru_cache
 def records():
-    """``record -> tensor`` of each way in which torch writes one."""
+    """``record -> tensor`` for each kind of record that torch writes."""
     whole = torch.arange(1, 61).reshape(6, 10)
     tensors = [
         whole.float(),

@@ -1,4 +1,4 @@
-"""A checkpoint of three files, for everybody."""
+"""A checkpoint of three files, for all tests."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ SCRAMBLED = bytes(byte ^ 0x5A for byte in range(256))
 
 
 def sliced(stream, item_metadata):
-    """The request's hook, as it is written there."""
+    """The documented hook."""
     stream.seek(item_metadata.offset)
     return io.BytesIO(stream.read(item_metadata.length))
 

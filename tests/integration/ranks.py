@@ -19,7 +19,7 @@ answer = function(folder)
 dist.barrier()
 dist.destroy_process_group()
 print(json.dumps(answer), flush=True)
-os._exit(0)  # threads of gloo sometimes abort the exit of the interpreter, whatever was loaded
+os._exit(0)  # threads of gloo sometimes abort the exit of the interpreter
 """
 
 

@@ -1,4 +1,4 @@
-"""Audits: what a known layout tells is what taking the archive apart would find."""
+"""Audits: a cached layout agrees with a full parse of the archive."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_of_records_that_a_cut_file_has_not_each_says_so_and_the_others_are_good
     assert {answer.problem for answer in answers[15:]} == {"file ends too early"}
 
 
-def test_impossible_ranges_are_told_one_by_one(make_records):
+def test_impossible_ranges_are_reported_one_by_one(make_records):
     records = make_records(3, 40)
     first, second, third = records.specs
     impossible = second._replace(start=second.end, end=second.start)

@@ -1,4 +1,4 @@
-"""A load has one configuration, that of its call, and one source, which it closes."""
+"""A load has one configuration, from its call, and one source, which it closes."""
 
 from __future__ import annotations
 

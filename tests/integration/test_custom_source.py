@@ -1,4 +1,4 @@
-"""A reader may bring its own source, for a storage that nobody here has heard of."""
+"""A reader may bring its own source, for a storage that paraload does not know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole loads past the page cache: the same bits, the cache as it was, and errors as ever."""
+"""Whole loads past the page cache: same bits, unchanged cache, same errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_executor_reads_the_same(cold, saved, executor, verify):
     assert not report.fallbacks
     assert "of it past the page cache" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["bytes_direct"] == report.bytes_direct
-    # Headers and small records have come by way of it, with what the kernel reads ahead of them.
+    # Headers and small records come through the cache, with the kernel's read-ahead.
     assert resident_fraction(support.data_files(cold)) < 0.9
 
 
@@ -74,7 +74,7 @@ def test_what_is_cached_is_not_read_from_the_storage(tmp_path, saved, executor):
     assert "page cache" not in str(reader.last_report)
 
 
-def test_a_file_system_without_it_is_told_of_once_for_each_item(cold, saved, no_direct):
+def test_a_file_system_without_it_is_reported_once_for_each_item(cold, saved, no_direct):
     reader = ParallelFileSystemReader(cold, direct_io=True, max_workers=2)
     support.assert_same(support.load(reader, support.empty_like(saved)), saved)
     assert reader.last_report.bytes_direct == 0
@@ -130,7 +130,7 @@ def test_verification_goes_past_it(cold):
     assert "page cache" not in str(by_cache)
 
 
-def test_verification_tells_of_a_file_system_without_it(cold, no_direct):
+def test_verification_reports_a_file_system_without_it(cold, no_direct):
     report = paraload.verify(cold, direct_io=True)
     assert report.ok
     assert report.bytes_direct == 0
@@ -138,7 +138,7 @@ def test_verification_tells_of_a_file_system_without_it(cold, no_direct):
     assert f"slow path: {REFUSED}" in str(report).splitlines()
 
 
-def test_verification_tells_what_it_read_again(cold, fails_once):
+def test_verification_reports_retries(cold, fails_once):
     report = paraload.verify(cold, direct_io=True)
     assert report.ok
     assert report.retries == 1

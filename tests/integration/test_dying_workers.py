@@ -71,7 +71,7 @@ def run(*argv, text=None):
 
 
 @pytest.mark.parametrize("executor", PROCESSES)
-def test_an_unguarded_script_is_told_how_to_guard_itself(tmp_path, folder, executor):
+def test_the_error_of_an_unguarded_script_says_how_to_guard_it(tmp_path, folder, executor):
     path = tmp_path / "train.py"
     path.write_text(script(folder, f"load(hook, {executor!r})"))
     done = run(path)

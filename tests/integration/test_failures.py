@@ -1,4 +1,4 @@
-"""Whatever goes wrong ends in one error that says everything, and leaves nothing behind."""
+"""Every failure ends in one error with all details, and leaks nothing."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_one_flipped_bit_is_found(folder, saved, executor, name):
     assert_others_loaded(targets, saved, error)
 
 
-def test_and_is_not_looked_for_when_nobody_wants_that(folder, saved):
+def test_damaged_bytes_are_loaded_with_verify_false(folder, saved):
     file, offset, _ = support.records_of(folder)["big.1"]
     support.flip(file, offset + 704 + 10_000)
     reader = ParallelFileSystemReader(folder, verify=False)
@@ -130,7 +130,7 @@ def test_no_flipped_bit_of_a_record_goes_unseen(tmp_path, name):
         support.flip(file, offset + at, bit=1 << (at % 8))
 
 
-def test_every_broken_file_is_told_in_one_error(folder, saved):
+def test_every_broken_file_is_reported_in_one_error(folder, saved):
     for file in support.data_files(folder):
         file.write_bytes(b"")
     error, _ = failing(folder, saved)

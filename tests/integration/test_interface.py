@@ -1,4 +1,4 @@
-"""The request's interface: imports, three ways of integration, hooks, as they are written there."""
+"""The documented interface: imports, three kinds of integration, hooks."""
 
 from __future__ import annotations
 

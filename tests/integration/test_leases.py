@@ -1,4 +1,4 @@
-"""Files under a lease: opening one waits until its holder gives it back, as torch does."""
+"""Files under a lease: opening one waits until its holder releases it, as torch does."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_the_wait_of_the_callers_thread(folder, saved):
 
 
 def blocked(path, flags, *, really=os.open, **keywords):
-    """As a file system answers whose files take their time, whatever they are."""
+    """Answers as a file system where opening a file of any kind takes time."""
     if flags & os.O_NONBLOCK:
         raise BlockingIOError(11, "Resource temporarily unavailable", path)
     return really(path, flags, **keywords)

@@ -1,4 +1,4 @@
-"""``paraload.load`` does what ``dcp.load`` does: objects, planners, ranks, the collector."""
+"""``paraload.load`` does what ``dcp.load`` does: objects, planners, ranks."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def make_unsafe(path):
         (make_unsafe, UnsafeMetadataError),
     ],
 )
-def test_a_metadata_error_arrives_as_it_is(folder, caplog, damage, kind):
+def test_a_metadata_error_arrives_unchanged(folder, caplog, damage, kind):
     path, _ = folder
     damage(path / ".metadata")
     with pytest.raises(kind, match=str(path)) as caught:

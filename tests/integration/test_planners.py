@@ -1,4 +1,4 @@
-"""Planners that are not torch's own: resolve, copy, commit, item after item, in one thread."""
+"""Planners other than torch's: resolve, copy and commit for each item, on one thread."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_an_error_of_the_planner_comes_out_unchanged(tmp_path, saved, executor, 
 
 
 def test_what_load_bytes_raises_for_unproved_bytes_is_tied_to_the_item(tmp_path, saved):
-    """Damaged bytes end there, and torch's errors name neither item nor file."""
+    """Damaged bytes fail there, and torch's errors name no item and no file."""
     planner = ForeignPlanner()
     reader = ParallelFileSystemReader(tmp_path / "ckpt", max_workers=2, verify=False)
     plan, planner = support.plan_for(reader, support.empty_like(saved), planner)

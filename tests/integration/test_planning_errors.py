@@ -1,4 +1,4 @@
-"""``paraload.load`` names all in a state dict that does not fit, and refuses nothing more."""
+"""``paraload.load`` names everything in a state dict that does not match, and nothing else."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_partial_load_leaves_out_what_is_missing_and_nothing_else(folder, save
 # ------------------------------------------------------------------------------------ the advice
 
 
-def test_a_prefix_that_all_lack_is_told(tmp_path):
+def test_a_prefix_that_all_lack_is_hinted(tmp_path):
     support.save(tmp_path, {f"module.{n}": torch.ones(3) for n in "ab"} | {"epoch": 3})
     error = refusal({"a": torch.zeros(3), "b": torch.zeros(3), "epoch": 0}, tmp_path)
     assert "the 2 missing names with 'module.' in front" in str(error)
@@ -139,7 +139,7 @@ def test_and_one_that_all_have_too_much(tmp_path):
     assert "name.removeprefix('model.module.')" in str(error)
 
 
-def test_a_prefix_is_told_only_where_all_names_fit(tmp_path):
+def test_a_prefix_is_hinted_only_where_all_names_fit(tmp_path):
     support.save(tmp_path, {"module.a": torch.ones(3), "b": torch.ones(3)})
     error = refusal({"a": torch.zeros(3), "b": torch.zeros(3), "zzz": torch.zeros(3)}, tmp_path)
     assert "in front" not in str(error)
@@ -155,7 +155,7 @@ ADVICE = {
 
 @pytest.mark.parametrize("count", [2, 30])
 @pytest.mark.parametrize("case", ADVICE)
-def test_a_part_of_the_names_that_differs_is_told(tmp_path, case, count):
+def test_a_part_of_the_names_that_differs_is_hinted(tmp_path, case, count):
     ours, theirs, words = ADVICE[case]
     support.save(tmp_path, {theirs.format(n): torch.ones(3) for n in range(count)})
     error = refusal({ours.format(n): torch.zeros(3) for n in range(count)}, tmp_path)
@@ -163,7 +163,7 @@ def test_a_part_of_the_names_that_differs_is_told(tmp_path, case, count):
     assert f"The checkpoint has the {count} missing names with" in str(error)  # or without
 
 
-def test_a_front_that_most_names_lack_is_told(tmp_path):
+def test_a_front_that_most_names_lack_is_hinted(tmp_path):
     support.save(tmp_path, {f"module.{n}": torch.ones(3) for n in range(30)})
     targets = {f"{n}": torch.zeros(3) for n in range(30)} | {"!scaler": torch.zeros(3)}
     error = refusal(targets, tmp_path)
@@ -171,15 +171,15 @@ def test_a_front_that_most_names_lack_is_told(tmp_path):
     assert "load into" not in str(error)
 
 
-def test_a_container_in_the_place_of_its_parts_is_told(tmp_path):
+def test_a_container_in_the_place_of_its_parts_is_hinted(tmp_path):
     support.save(tmp_path, {"opt": {"m": torch.ones(3)}, "step": 5})
     error = refusal({"opt": None, "step": {"x": torch.zeros(2)}}, tmp_path)
-    told = {failure.fqn: failure.hint for failure in error.failures}
-    assert told["opt"] == "It has parts of it, such as 'opt.m': put a dict or list of them there"
-    assert told["step.x"] == "It has 'step' as a whole: put one value there"
+    hints = {failure.fqn: failure.hint for failure in error.failures}
+    assert hints["opt"] == "It has parts of it, such as 'opt.m': put a dict or list of them there"
+    assert hints["step.x"] == "It has 'step' as a whole: put one value there"
 
 
-def test_near_names_are_told(tmp_path):
+def test_similar_names_are_hints(tmp_path):
     support.save(tmp_path, {"layers.0.weight": torch.ones(3), "layers.0.bias": torch.ones(3)})
     error = refusal({"layers.0.wieght": torch.zeros(3), "layers.0.bias": torch.ones(3)}, tmp_path)
     [failure] = error.failures
@@ -214,7 +214,7 @@ TENSORS = {
 NESTED = {"m": {"w": torch.arange(4.0), "l": [torch.ones(2), {"x": 1}]}, "step": 5}
 SAVED = {**OBJECTS, **TENSORS}
 
-#: Targets, of which torch takes some and refuses others.
+#: Targets: torch accepts some and refuses others.
 TARGETS = {
     "0-dimensional for a number": {"int": torch.tensor(0)},
     "number for a 0-dimensional": {"scalar": 0},
@@ -296,7 +296,7 @@ def test_what_torch_takes_is_taken_and_what_it_refuses_is_typed(
             }
 
 
-def test_names_of_torch_2_3_are_no_missing_keys(tmp_path, monkeypatch):
+def test_names_of_torch_2_3_are_not_missing_keys(tmp_path, monkeypatch):
     state = {"m": {"l": [torch.ones(2), {"x": 1}], "w": torch.arange(4.0)}}
     with monkeypatch.context() as patch:
         patch.setattr(_version, "_derived_version", "2_3")
@@ -327,7 +327,7 @@ def test_a_planner_with_plans_of_its_own_keeps_its_errors(folder, saved):
     assert "create_local_plan" in vars(planner)
 
 
-def test_an_error_that_is_about_no_entry_is_torchs(folder, saved, monkeypatch):
+def test_an_error_that_is_not_about_an_entry_is_that_of_torch(folder, saved, monkeypatch):
     def broken(planner):
         raise RuntimeError("of another kind")
 
@@ -344,7 +344,7 @@ class Broken(torch.Tensor):
         raise OSError("no chunks today")
 
 
-def test_an_error_of_a_target_is_its_own_or_told_with_the_others(folder, saved):
+def test_an_error_of_a_target_is_its_own_or_listed_with_the_others(folder, saved):
     broken = torch.zeros(300, 700).as_subclass(Broken)
     with pytest.raises(OSError, match="no chunks today") as caught:
         paraload.load({"big.0": broken}, folder, no_dist=True)
@@ -385,19 +385,19 @@ def load_wrongly(folder):
     try:
         paraload.load(wrong, f"{folder}/ckpt", planner=DefaultLoadPlanner())
     except CheckpointException as error:
-        told = {
+        hints = {
             str(number): sorted(
                 [failure.fqn, type(failure).__name__] for failure in raised.failures
             )
             for number, (raised, _) in error.failures.items()
         }
-    return {"right": right["rows"].to_local().tolist(), "told": told}
+    return {"right": right["rows"].to_local().tolist(), "hints": hints}
 
 
 def test_each_rank_names_its_own(tmp_path):
     for rank, answer in enumerate(run_ranks(load_wrongly, tmp_path)):
         assert answer["right"] == [[rank] * 3] * 2
-        assert answer["told"] == {
+        assert answer["hints"] == {
             "0": [["rows", "ShapeMismatchError"], ["w", "ShapeMismatchError"]],
             "1": [["only.1", "MissingKeyError"], ["rows", "ShapeMismatchError"]],
         }

@@ -1,4 +1,4 @@
-"""Checkpoints whose metadata cannot be right: refused before any target is touched, or as typed."""
+"""Checkpoints with inconsistent metadata: refused before any target is touched."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_chunks_that_overlap_or_lie_outside_are_refused(chunked, offsets, sizes,
     assert says in str(refused(folder, {"w": torch.zeros(SHAPE)}))
 
 
-def test_a_hole_in_what_nobody_asks_for_is_nobodys_business(chunked):
+def test_a_hole_in_a_tensor_that_is_not_loaded_is_ignored(chunked):
     folder, _ = chunked
     with rewritten(folder) as metadata:
         metadata.state_dict_metadata["w"].chunks.pop(0)
@@ -197,7 +197,7 @@ def test_what_torch_alone_can_read_is_compared_too(tmp_path):
 
 
 def test_a_planner_that_was_never_set_up_loads_as_with_torch(chunked):
-    """Somebody else made the plan: there is no metadata to hold the chunks against."""
+    """The plan was made elsewhere: there is no metadata to compare the chunks with."""
     folder, whole = chunked
     for kind in (FileSystemReader, ParallelFileSystemReader):
         state = {"w": torch.zeros(SHAPE), "other": torch.zeros(5)}

@@ -1,4 +1,4 @@
-"""Whatever torch's reader can load, paraload loads to the same bytes, and touches no others."""
+"""paraload loads what torch's reader can load, to the same bytes, and touches no others."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def filled(shape, dtype, seed):
 
 
 def arranged(shape, dtype, layout):
-    """An uninitialised tensor of ``shape`` whose memory is laid out in some other way."""
+    """An uninitialised tensor of ``shape`` with another memory layout."""
     match layout:
         case "transposed" if len(shape) >= 2:
             return torch.empty(shape[::-1], dtype=dtype).permute(*range(len(shape))[::-1])

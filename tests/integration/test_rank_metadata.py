@@ -156,14 +156,14 @@ def test_the_one_for_all_wins(one):
     assert paraload.verify(one).tensors == 1
 
 
-def test_a_damaged_one_for_all_is_told_and_the_own_one_read_as_torch_does(one, caplog):
+def test_a_damaged_global_metadata_is_reported_and_that_of_the_rank_is_read(one, caplog):
     (one / ".metadata").write_bytes(b"")
     state = blank(0)
     paraload.load(state, one, no_dist=True)
     assert same(state, 0)
-    [told] = [it for it in caplog.records if it.levelno >= logging.WARNING]
-    assert "is empty" in told.message
-    assert "rank 0 instead" in told.message
+    [warning] = [it for it in caplog.records if it.levelno >= logging.WARNING]
+    assert "is empty" in warning.message
+    assert "rank 0 instead" in warning.message
     with pytest.raises(MetadataError, match=r"/\.metadata: is empty"):
         paraload.verify(one)
 
@@ -220,18 +220,18 @@ def test_each_of_two_ranks_loads_its_own(tmp_path):
 
 def test_a_missing_own_one_ends_the_load_on_all_ranks(tmp_path):
     save(tmp_path / "ckpt", 0)
-    for told in run_ranks(fail_on_one_rank, tmp_path):
-        assert list(told) == ["1"]
-        assert "__1.metadata: no such file, and no '.metadata'; only rank 0" in told["1"]
+    for error in run_ranks(fail_on_one_rank, tmp_path):
+        assert list(error) == ["1"]
+        assert "__1.metadata: no such file, and no '.metadata'; only rank 0" in error["1"]
 
 
 def test_damage_in_the_part_of_one_rank_ends_the_load_on_all_ranks(tmp_path):
     save(tmp_path / "ckpt", 0, 1)
     file = tmp_path / "ckpt" / "__1_0.distcp"
     file.write_bytes(file.read_bytes()[:500])
-    for told in run_ranks(fail_on_one_rank, tmp_path):
-        assert list(told) == ["1"]
-        assert "__1_0.distcp" in told["1"]
+    for error in run_ranks(fail_on_one_rank, tmp_path):
+        assert list(error) == ["1"]
+        assert "__1_0.distcp" in error["1"]
 
 
 # ------------------------------------------------------------------------------ tools
@@ -254,7 +254,7 @@ def test_tools_take_the_names_of_one_rank_as_they_are(one, capsys):
     assert "loaded 3 items" in call(capsys, "load", one)[1]
 
 
-def test_tools_tell_the_ranks_apart(two, capsys):
+def test_tools_distinguish_the_ranks(two, capsys):
     report = paraload.verify(two)
     assert (report.ok, report.tensors, report.objects, report.records) == (True, 4, 2, 6)
     assert (report.files, report.remarks) == (2, ())

@@ -1,4 +1,4 @@
-"""One reader goes straight through each file: what a spinning disk wants."""
+"""One worker reads each file from front to back, as a spinning disk needs."""
 
 from __future__ import annotations
 

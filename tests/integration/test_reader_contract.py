@@ -1,4 +1,4 @@
-"""What real programs do with a reader object, and what a drop-in has to bear."""
+"""What programs do with a reader object, and a drop-in must support."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_reset_moves_a_reader_to_another_checkpoint(tmp_path, folder, saved):
 
 
 class CountingFileSystem(FileSystem):
-    """A storage of somebody else: other names, streams that only go forward."""
+    """A third-party storage: other names, streams that only go forward."""
 
     def __init__(self):
         self.opened = []

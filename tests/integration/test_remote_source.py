@@ -1,4 +1,4 @@
-"""A whole load from a storage that is nothing like a file system."""
+"""A whole load from a storage unlike a file system."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_rows_apart_by_less_than_a_request_costs_are_read_through(tmp_path):
     assert len(reader.source.requests) == 4, "the header, and rows of 200 kB, 8 MiB at once"
 
 
-def test_many_requests_are_in_flight_whatever_the_cores(tmp_path, monkeypatch):
+def test_many_requests_are_in_flight_on_any_number_of_cores(tmp_path, monkeypatch):
     monkeypatch.setattr("paraload.runtime.resources.usable_cores", lambda: 1)
     saved = support.save(tmp_path, {f"w.{n}": torch.randn(3 * MIB) for n in range(20)}, files=2)
     reader = RemoteReader(tmp_path, latency_s=0.03)
@@ -100,7 +100,7 @@ def test_its_own_transient_errors_are_retried_and_counted(folder, saved):
     assert reader.last_report.retries == 2
 
 
-def test_an_error_that_stays_is_told(folder, saved):
+def test_an_error_that_stays_is_reported(folder, saved):
     error = failing(RemoteReader(folder, busy=10**6, retries=1), saved)
     assert {failure.fqn for failure in error.failures} == set(saved)
     assert all(isinstance(failure, StorageReadError) for failure in error.failures)

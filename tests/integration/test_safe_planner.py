@@ -87,7 +87,7 @@ def refusal_of(folder, value):
     [np.float64(3), np.ones(3), dt.timedelta(1), pathlib.Path("x"), slice(3)],
     ids=lambda value: type(value).__name__,
 )
-def test_plain_data_of_python_and_numpy_is_told_with_a_recipe_that_works(tmp_path, value):
+def test_the_error_for_plain_data_of_python_and_numpy_has_a_recipe_that_works(tmp_path, value):
     text = refusal_of(tmp_path / "ckpt", value)
     assert "Do not trust" not in text
     recipe = re.search(r"call torch\.serialization\.(add_safe_globals\(.+\)) before", text)[1]
@@ -100,7 +100,7 @@ def test_plain_data_of_python_and_numpy_is_told_with_a_recipe_that_works(tmp_pat
     assert np.array_equal(state["it"], value)
 
 
-def test_the_reason_is_told_where_torch_has_it_on_another_line(tmp_path):
+def test_the_reason_is_reported_where_torch_has_it_on_another_line(tmp_path):
     with torch.serialization.safe_globals([collections.deque]):
         text = refusal_of(tmp_path / "ckpt", collections.deque([1]))
     assert "UnpicklingError: Can only append to lists, but got" in text
@@ -113,7 +113,7 @@ def test_it_is_resolved_ahead_as_torchs_own_is():
     assert may_resolve_ahead(SafeLoadPlanner())
 
 
-def test_what_a_planner_raises_for_good_bytes_comes_out_as_it_is(tmp_path):
+def test_an_error_of_the_planner_for_good_bytes_is_raised_unchanged(tmp_path):
     class Broken(DefaultLoadPlanner):
         def load_bytes(self, read_item, value):
             raise ZeroDivisionError("the planner's own problem")

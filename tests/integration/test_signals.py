@@ -1,4 +1,4 @@
-"""What a program's signal handler raises ends a load at once, unchanged."""
+"""An exception from a signal handler ends a load at once, unchanged."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def test_a_whole_load_raises_it_itself(folder, saved, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [KeyError, RuntimeError, StopIteration])
-def test_an_exception_while_torch_plans_is_no_fault_of_the_plan(folder, saved, monkeypatch, kind):
+def test_an_exception_while_torch_plans_is_not_an_error_of_the_plan(
+    folder, saved, monkeypatch, kind
+):
     monkeypatch.setattr(QuickLoadPlanner, "_could_be_old", lambda self: raise_it())
     error = kind("time is up")
     targets = support.empty_like(saved) | {"no such key": torch.zeros(1)}
@@ -320,7 +322,7 @@ def test_a_handler_that_raises_while_handlers_are_changed(monkeypatch, kind, cal
     assert (_interrupts._state.depth, _interrupts._state.is_ending) == (0, False)
 
 
-def test_what_was_being_handled_is_no_context_of_the_exception():
+def test_the_exception_has_no_unrelated_context():
     """It would keep the frames of the load alive, and with them shared memory."""
 
     @stopped_by_signals

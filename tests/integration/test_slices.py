@@ -1,4 +1,4 @@
-"""Slices of big matrices: what is read for them, and by whom it is shared."""
+"""Slices of big matrices: what is read for them, and which items share it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_of_narrow_columns_nothing_else_is_read(wide, executor):
     folder, matrix = wide
     reader = ParallelFileSystemReader(folder, executor=executor, max_workers=2)
     targets = empty(NARROW)
-    targets["two"] = torch.zeros(9, 900).t()  # by way of a buffer
+    targets["two"] = torch.zeros(9, 900).t()  # through a buffer
     reader.read_data(*wanted(reader, targets, NARROW)).wait()
     for name, window in NARROW.items():
         assert torch.equal(targets[name], matrix[window]), name

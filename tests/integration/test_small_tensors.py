@@ -1,4 +1,4 @@
-"""Many small tensors: the short way gives the same bytes, and the same errors, as the long one."""
+"""Many small tensors: the fast path gives the same bytes and errors as the general one."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_without_verification_nothing_is_proved(saved):
 
 
 @pytest.mark.parametrize("number", [4, 8])  # the first of its layout may have been another
-def test_a_flipped_bit_anywhere_fails_that_item_alone_or_harms_nobody(tmp_path, number):
+def test_a_flipped_bit_fails_its_item_alone_or_is_harmless(tmp_path, number):
     state = support.save(tmp_path, small_state(12), files=1)
     name = f"w{number:03}"
     path, offset, length = support.records_of(tmp_path)[name]
@@ -113,23 +113,23 @@ def test_a_flipped_bit_anywhere_fails_that_item_alone_or_harms_nobody(tmp_path, 
     assert seen == {ChecksumMismatchError, FormatError}
 
 
-def test_who_wants_to_know_of_commits_is_told_of_every_item(saved):
+def test_overridden_steps_see_every_item(saved):
     folder, state = saved
-    told = {"reader": [], "planner": []}
+    seen = {"reader": [], "planner": []}
 
     class Reader(ParallelFileSystemReader):
         def _process_results(self, results, plan, planner):
-            told["reader"] += [plan.items[result.item].dest_index.fqn for result in results]
+            seen["reader"] += [plan.items[result.item].dest_index.fqn for result in results]
             super()._process_results(results, plan, planner)
 
     class Planner(DefaultLoadPlanner):
         def commit_tensor(self, read_item, tensor):
-            told["planner"].append(read_item.dest_index.fqn)
+            seen["planner"].append(read_item.dest_index.fqn)
 
     support.load(Reader(folder), support.empty_like(state))
-    assert sorted(told["reader"]) == sorted(state)
+    assert sorted(seen["reader"]) == sorted(state)
     support.load(ParallelFileSystemReader(folder), support.empty_like(state), Planner())
-    assert sorted(told["planner"]) == sorted(set(state) - {"step"})
+    assert sorted(seen["planner"]) == sorted(set(state) - {"step"})
 
 
 def test_only_so_many_layouts_are_remembered(saved, monkeypatch):
@@ -151,7 +151,7 @@ def test_only_so_many_layouts_are_remembered(saved, monkeypatch):
         lambda items: items[7:] + items[:7],
         lambda items: [item for item in items[:9] for _ in range(2)],
     ],
-    ids=["as it is", "backwards", "a part", "turned round", "twice each"],
+    ids=["unchanged", "backwards", "a part", "reversed", "twice each"],
 )
 def test_a_whole_tensor_is_resolved_to_what_the_planner_would(saved, order):
     folder, state = saved

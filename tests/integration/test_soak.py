@@ -10,7 +10,7 @@ from tests import soak
 
 
 def test_nothing_grows_in_fifteen_seconds():
-    # In a process of its own: an interrupt between "open" and "with" of whatever library leaves a
+    # In a process of its own: an interrupt between "open" and "with" of any library leaves a
     # file to the collector, which pytest would count as a failure of this test or of the next.
     ended = subprocess.run(
         [sys.executable, "-m", "tests.soak"],

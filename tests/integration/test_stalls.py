@@ -1,4 +1,4 @@
-"""A storage that stands still ends every wait: for looks, for ``.metadata``, in ``verify``."""
+"""A stalled storage ends every wait: for file checks, for ``.metadata``, in ``verify``."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_the_listing_and_the_manifest_of_verify(folder, saved, monkeypatch, stor
     stalls(lambda: paraload.verify(folder, stall_timeout_s=TIMEOUT_S), "was being listed")
 
 
-def test_an_error_is_told_though_the_looks_after_it_hang(folder, saved, monkeypatch, storage):
+def test_an_error_is_raised_even_if_the_final_checks_hang(folder, saved, monkeypatch, storage):
     def broken(self, path, reads):
         raise OSError(5, "Input/output error")
 

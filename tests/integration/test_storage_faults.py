@@ -1,4 +1,4 @@
-"""A storage that fails for a moment, for good, or stands still; files that are not as they were."""
+"""A storage that fails briefly, fails for good, or stalls; files that change."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_thousand_small_records_do_not_wait_one_by_one(tmp_path):
     "name",
     ["EINVAL", "EFAULT", "EACCES", "EPERM", "ELOOP", "ENAMETOOLONG", "ENOTDIR", "EISDIR"],
 )
-def test_what_is_no_passing_fault_is_not_tried_again(folder, saved, name):
+def test_permanent_errors_are_not_retried(folder, saved, name):
     faults = {"fail_at": 1, "times": 10**6, "error": refused(name)}
     error, _ = failing(FaultyReader(folder, faults, executor="sequential"), saved)
     assert f"the system answered {name} ({os.strerror(getattr(errno, name))}) (file" in str(error)
@@ -126,7 +126,7 @@ def test_damage_is_not_tried_again(folder, saved):
 
 @pytest.mark.parametrize("executor", ["threads", "processes"])
 def test_every_read_in_turn_fails_once_and_the_load_is_right(folder, saved, executor):
-    """As SQLite does it: the N-th call fails, for N = 1, 2, 3 ... until there is no N-th call."""
+    """As in SQLite's tests: the N-th call fails, for N = 1, 2, 3 ... until there is none."""
     for number in range(1, 100):
         faults = {"fail_at": number, "error": refused("ESTALE")}
         reader = FaultyReader(folder, faults, executor=executor, max_workers=1)
@@ -195,7 +195,7 @@ def test_a_thread_that_does_not_come_back_is_an_error(folder, saved):
     assert leaked(before) == []
 
 
-def test_a_slow_storage_that_goes_on_is_no_stall(folder, saved):
+def test_a_slow_storage_is_not_a_stall(folder, saved):
     faults = {"delay_s": 0.05}
     reader = FaultyReader(folder, faults, executor="threads", max_workers=2, stall_timeout_s=0.5)
     support.assert_same(read(reader, saved), saved)
@@ -322,15 +322,15 @@ def rewrite_metadata(folder):
     "change", [replace_shard, write_to_shard, grow_shard, remove_shard, rewrite_metadata]
 )
 def test_what_changes_during_the_load_is_an_error(folder, saved, executor, change):
-    told = []
+    changes = []
 
     def once(progress):
-        if not told:
-            told.append(change(folder))
+        if not changes:
+            changes.append(change(folder))
 
     reader = ParallelFileSystemReader(folder, executor=executor, max_workers=2, progress=once)
     error, _ = failing(reader, saved)
-    [(name, what)] = told
+    [(name, what)] = changes
     text = str(error)
     if isinstance(error, ChangedFileError):
         assert [Path(path).name for path in error.paths] == [name]
@@ -343,7 +343,7 @@ def test_what_changes_during_the_load_is_an_error(folder, saved, executor, chang
     assert reader.last_report is None
 
 
-def test_new_links_and_owners_are_no_changes(folder, saved):
+def test_new_links_and_owners_are_not_changes(folder, saved):
     def touch(progress):
         first = support.data_files(folder)[0]
         link = folder / "link"
@@ -354,7 +354,7 @@ def test_new_links_and_owners_are_no_changes(folder, saved):
     support.assert_same(read(ParallelFileSystemReader(folder, progress=touch), saved), saved)
 
 
-def test_an_error_of_a_load_tells_of_files_that_changed(folder, saved):
+def test_an_error_of_a_load_names_files_that_changed(folder, saved):
     def cut(progress):
         for file in support.data_files(folder):
             os.truncate(file, 10)

@@ -1,4 +1,4 @@
-"""Tensors of a subclass: they load where its package is imported and allowed, as with torch."""
+"""Tensor subclasses load if their package is imported and allowed, as with torch."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_of_a_package_that_is_imported_the_module_is_named(folder, package):
     assert all("`import acme_quant.dtypes`" in str(it) for it in failures(folder, "threads"))
 
 
-def test_a_version_without_the_class_is_told(folder, package):
+def test_a_version_without_the_class_is_reported(folder, package):
     del package().Sub
     assert all("version of acme_quant" in str(it) for it in failures(folder, "threads"))
 
@@ -220,14 +220,14 @@ def test_other_names(name, words):
     assert text.isprintable()
 
 
-def test_what_torch_has_to_import_itself_is_told():
+def test_what_torch_has_to_import_itself_is_reported():
     error = pickle.UnpicklingError(
         "Weights only load failed.\n\tWeightsUnpickler error:"
         " ``torch.nested`` and ``torch._dynamo`` must be imported to load nested jagged tensors"
         " (NJTs)\nCheck the documentation"
     )
-    told = str(_torch_load.refusal(error, "tensor"))
-    assert "``torch.nested`` and ``torch._dynamo`` must be imported to load nested jagged" in told
+    text = str(_torch_load.refusal(error, "tensor"))
+    assert "``torch.nested`` and ``torch._dynamo`` must be imported to load nested jagged" in text
 
 
 def test_damage_is_called_damage():

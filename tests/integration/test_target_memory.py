@@ -1,4 +1,4 @@
-"""Reads bypass torch, so what torch would check of a target's memory is checked here."""
+"""Reads bypass torch, so paraload checks the memory of targets itself."""
 
 from __future__ import annotations
 
@@ -346,7 +346,7 @@ def test_no_buffer_error_hides_what_went_wrong(saved, executor, monkeypatch):
 
 
 @pytest.mark.parametrize("executor", ["processes", "pool"])
-def test_who_keeps_a_view_of_a_result_ends_no_load(saved, executor):
+def test_keeping_a_view_of_a_result_is_harmless(saved, executor):
     folder, state = saved
     kept = []
 

@@ -1,4 +1,4 @@
-"""Targets that cannot take what is stored: all of them are known before the first byte."""
+"""Targets that do not match what is stored: all are named before the first read."""
 
 from __future__ import annotations
 

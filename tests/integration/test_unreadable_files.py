@@ -1,4 +1,4 @@
-"""Files that the system refuses to open: known before the first byte, and not asked for again."""
+"""Files without read permission: named before the first read, and not retried."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def test_unreadable_metadata_is_one_error_at_once(folder, close):
 
 
 @pytest.mark.parametrize("close", [close_the_file, close_the_folder])
-def test_tools_tell_unreadable_metadata_too(folder, close, capsys):
+def test_tools_report_unreadable_metadata_too(folder, close, capsys):
     path, _ = folder
     close(path)
     with as_ordinary_user():
@@ -326,7 +326,7 @@ def test_a_checkpoint_that_may_not_be_looked_at_is_a_wrong_call(folder, command,
     assert capsys.readouterr().err == f"paraload: {path}: Permission denied\n"
 
 
-def test_commands_tell_files_behind_a_folder_that_may_not_be_searched(folder, capsys):
+def test_commands_report_files_in_a_folder_that_cannot_be_searched(folder, capsys):
     path, _ = folder
     with support.rewritten(path) as metadata:
         for info in metadata.storage_data.values():
@@ -338,8 +338,8 @@ def test_commands_tell_files_behind_a_folder_that_may_not_be_searched(folder, ca
     inside.chmod(0)
     with as_ordinary_user():
         assert main(["inspect", str(path)]) == 1
-        told = capsys.readouterr().err
+        text = capsys.readouterr().err
         assert main(["load", str(path)]) == 1
-    assert told.count("the file cannot be looked at: Permission denied") == 3
-    assert "missing" not in told
+    assert text.count("the file cannot be looked at: Permission denied") == 3
+    assert "missing" not in text
     assert "EACCES" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``paraload.verify``: finds whatever is wrong with a checkpoint, and says what it affects."""
+"""``paraload.verify``: finds what is wrong with a checkpoint, and says what it affects."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_damaged_zstd_frame_is_found(tmp_path):
         support.flip(file, offset + at)
 
 
-def test_files_that_are_missing_or_cut_are_told_with_all_that_they_affect(folder):
+def test_files_that_are_missing_or_cut_are_reported_with_all_that_they_affect(folder):
     first, second = support.data_files(folder)
     affected = {
         path.name: {name for name, (file, *_) in support.records_of(folder).items() if file == path}
@@ -266,7 +266,7 @@ def test_a_key_is_needed_where_there_was_one(folder, tmp_path):
         paraload.verify(folder, manifest=tmp_path / "m", key=b"b")
 
 
-def test_a_manifest_that_does_not_know_its_key_still_tells_files_apart(folder, tmp_path):
+def test_a_manifest_with_an_unknown_key_still_distinguishes_files(folder, tmp_path):
     write_manifest(folder, tmp_path / "m", key=b"a")
     older = json.loads((tmp_path / "m").read_text())
     del older["key_digest"]
@@ -279,7 +279,7 @@ def test_a_manifest_that_does_not_know_its_key_still_tells_files_apart(folder, t
 @pytest.mark.parametrize(
     "text", ["", "{}", '{"version": 1}', "[1]", '{"version": 9, "digest": "sha256", "files": {}}']
 )
-def test_other_files_are_no_manifests(folder, tmp_path, text):
+def test_other_files_are_not_manifests(folder, tmp_path, text):
     (tmp_path / "m").write_text(text)
     with pytest.raises(InvalidOptionError, match=r"m: (is not a manifest|version 9)"):
         paraload.verify(folder, manifest=tmp_path / "m")

@@ -1,4 +1,4 @@
-"""A system that lets no more threads or processes start: a load does with what there is."""
+"""A system that refuses more threads or processes: a load uses those it has."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_verify(big, monkeypatch, caplog, most):
 
 
 @pytest.mark.parametrize("executor", ["threads", "processes", "sequential"])
-def test_looks_and_metadata_need_no_thread(big, monkeypatch, executor):
+def test_file_checks_and_metadata_work_without_threads(big, monkeypatch, executor):
     folder, saved = big
     monkeypatch.setattr("paraload.engine.file_checks._ALONE_S", -1)
     monkeypatch.setattr("paraload.engine.file_checks._QUICK_LOOK_S", -1)

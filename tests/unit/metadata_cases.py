@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 
 
 def same(got, expected, where="metadata"):
-    """Equal, and of the same types all the way down."""
+    """Equal, and of the same types on all levels."""
     assert type(got) is type(expected), where
     if dataclasses.is_dataclass(expected):
         for field in dataclasses.fields(expected):

@@ -78,7 +78,7 @@ def test_the_exit_status_is_1_when_a_case_is_below_its_limit(
         (["--rev", "no-such-revision"], "git knows no commit 'no-such-revision'"),
         (["--rev", "--all"], "expected one argument"),
         (["--rev", "HEAD", "--cases", "big,nothing"], "'nothing' is none of big, one-file, "),
-        (["--rev", "HEAD", "--rounds", "0"], "'0' is no number of rounds"),
+        (["--rev", "HEAD", "--rounds", "0"], "'0' is not a number of rounds"),
     ],
 )
 def test_a_wrong_call_is_refused_before_anything_is_measured(
@@ -136,7 +136,7 @@ def test_the_sides_take_turns_and_each_round_swaps_them(tmp_path):
     assert (one.old, one.new) == ([[0.0], [3.0], [4.0]], [[1.0], [2.0], [5.0]])
 
 
-def test_sides_that_load_different_bytes_are_no_comparison(tmp_path):
+def test_sides_that_load_different_bytes_cannot_be_compared(tmp_path):
     sides = {"old": FakeSide(count(), checksum=1), "new": FakeSide(count(), checksum=2)}
     with pytest.raises(RuntimeError, match="loaded different bytes"):
         against._compared(against._CASES["big"], tmp_path, sides, rounds=1)

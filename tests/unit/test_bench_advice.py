@@ -97,7 +97,7 @@ def test_torch_is_named_where_it_is_faster(stock, speedups, is_faster):
     assert (found.speedups, found.torch_is_faster) == (speedups, is_faster)
 
 
-def test_nothing_measured_is_no_advice():
+def test_without_measurements_there_is_no_advice():
     assert advice({}) is None
     assert advice({}, stock=1.0) is None
     assert advice({("threads", 2): {}}, stock=1.0) is None

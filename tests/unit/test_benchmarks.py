@@ -29,7 +29,7 @@ from paraload.testing import make_checkpoint
             (command, arguments, message)
             for command in (bench, rivals)
             for arguments, message in (
-                (["--rounds", "0"], "'0' is no number of rounds"),
+                (["--rounds", "0"], "'0' is not a number of rounds"),
                 (["--readme", "LICENSE"], "LICENSE has no place between"),
                 (["--readme", "no-such-page.md"], "No such file"),
             )

@@ -223,7 +223,7 @@ def test_a_bad_checkpoint_ends_with_1_and_says_what_is_bad(capsys, mine, damage,
     assert [words for words in says if words not in err] == []
 
 
-def test_a_bad_checkpoint_is_told_as_json_too(capsys, mine):
+def test_a_bad_checkpoint_is_reported_as_json_too(capsys, mine):
     cut(mine)
     status, out, err = call(capsys, "load", mine, "--json", "-")
     answer = json.loads(out)
@@ -401,7 +401,7 @@ def test_the_module_runs(whole):
     assert err == ""
 
 
-def test_a_closed_pipe_is_no_error(whole):
+def test_a_closed_pipe_is_not_an_error(whole):
     process = paraload_process("inspect", whole)
     process.stdout.close()
     assert process.stderr.read() == ""

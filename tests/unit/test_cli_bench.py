@@ -198,7 +198,7 @@ def test_the_plot_shows_both_states_and_who_read_when(capsys, whole, tmp_path):
     assert [word for word in words if f"<!-- {word}" not in drawn and word not in drawn] == []
 
 
-def test_the_plot_takes_no_name_for_a_formula(capsys, whole, tmp_path):
+def test_the_plot_does_not_take_names_for_formulas(capsys, whole, tmp_path):
     folder = tmp_path / "$x_{$ [red]\x1b[31m"
     shutil.copytree(whole, folder)
     status, out, _ = call(capsys, folder, *QUICK, "--plot", tmp_path / "out.svg")
@@ -241,7 +241,7 @@ def test_what_ran_otherwise_than_asked_is_said(capsys, tmp_path):
     assert "paraload threads, 2 workers: ran as sequential with 1" in out
 
 
-def test_slow_paths_are_told_once_rather_than_logged_for_every_run(capsys, tmp_path, caplog):
+def test_slow_paths_are_reported_once_rather_than_logged_for_every_run(capsys, tmp_path, caplog):
     state = {"w": torch.randn(500, 500, dtype=torch.complex64).conj()}
     make_checkpoint(tmp_path / "conjugate", state)
     status, out, _ = call(capsys, tmp_path / "conjugate", *QUICK)
@@ -403,7 +403,7 @@ def test_a_damaged_checkpoint_ends_with_1_and_no_recommendation(capsys, tmp_path
     assert (tmp_path / "out.png").exists()
 
 
-def test_a_damaged_checkpoint_is_told_once_and_early(capsys, tmp_path):
+def test_a_damaged_checkpoint_is_reported_once_and_early(capsys, tmp_path):
     folder = tmp_path / "flipped"
     make_checkpoint(folder, {"w": torch.zeros(500_000)}, files=1)
     with (folder / "__0_0.distcp").open("r+b") as file:

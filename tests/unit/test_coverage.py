@@ -41,7 +41,7 @@ def test_what_was_cut_tiles(tiling):
 
 
 @given(tilings(), st.data())
-def test_everything_else_is_told_apart_as_counting_does(tiling, data):
+def test_tiling_agrees_with_counting_elements(tiling, data):
     shape, blocks = tiling
     for _ in range(data.draw(st.integers(1, 3))):
         offsets = [data.draw(st.integers(0, size)) for size in shape]

@@ -108,7 +108,7 @@ def test_a_tensor_that_all_ranks_hold_counts_once():
     assert add_up(parts) == parts[0]
 
 
-def test_a_difference_is_told(capsys):
+def test_a_difference_is_reported(capsys):
     cases = [Case(name=name, result={"wrong": wrong}) for name, wrong in (("a", []), ("b", ["w"]))]
     assert print_identity(cases[:1], items=3)
     assert not print_identity(cases, items=3)
@@ -119,6 +119,6 @@ def test_a_difference_is_told(capsys):
     ("torch_losses", "saved", "same"),
     [([2.0, 1.0], 2.0, 1), ([2.0, 1.5], 2.0, 0), ([2.0, 1.0], 3.0, 0)],
 )
-def test_a_loss_that_differs_is_told(capsys, torch_losses, saved, same):
+def test_a_loss_that_differs_is_reported(capsys, torch_losses, saved, same):
     assert print_losses(saved, {"torch": torch_losses, "paraload": [2.0, 1.0]}) == bool(same)
     assert ("the same from torch's load: yes" in capsys.readouterr().out) == bool(same)

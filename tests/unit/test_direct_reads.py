@@ -1,4 +1,4 @@
-"""Reading past the page cache: the same bytes from anywhere, and a way back where there is none."""
+"""Reading past the page cache: the same bytes from any offset, and a fallback."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def source(file):
 
 
 def read(source, start, nbytes, at=0):
-    """What lies in a buffer of which only [at, at + nbytes) was to be filled."""
+    """The content of a buffer whose bytes [at, at + nbytes) alone were filled."""
     memory = bytearray(b"\xa5" * (at + nbytes + 5))
     with memoryview(memory) as view, view[at : at + nbytes] as buffer:
         stats = source.read("file", [Read(start, [buffer])])
@@ -61,7 +61,7 @@ def read(source, start, nbytes, at=0):
     nbytes=st.integers(_direct.MIN_BYTES, SIZE),
     at=st.integers(0, 70),
 )
-def test_any_range_comes_as_it_is_and_leaves_the_cache_empty(file, start, nbytes, at):
+def test_any_range_is_right_and_leaves_the_cache_empty(file, start, nbytes, at):
     ensure_cold([file])  # what the examples read does not bring it back
     nbytes = min(nbytes, SIZE - start)
     with closing(LocalSource(file.parent, direct_io=True)) as source:
@@ -81,7 +81,7 @@ def test_what_is_cached_is_taken_from_there(file, source):
     assert not stats.fallback
 
 
-def test_what_is_cached_of_a_file_of_somebody_else_is_not_known(file, monkeypatch):
+def test_residency_of_a_file_of_another_user_is_unknown(file, monkeypatch):
     monkeypatch.setattr(_local, "residency_is_told", lambda path: False)
     file.read_bytes()
     with closing(LocalSource(file.parent, direct_io=True)) as source:
@@ -165,7 +165,7 @@ def test_other_errors_are_errors(source, monkeypatch):
         read(source, 5, MIB)
 
 
-def test_it_is_the_file_that_was_opened_whatever_has_its_name_now(tmp_path):
+def test_the_opened_file_is_read_even_if_it_is_renamed(tmp_path):
     path, other = tmp_path / "file", tmp_path / "other"
     path.write_bytes(DATA)
     other.write_bytes(bytes(SIZE))
@@ -191,7 +191,7 @@ def test_nothing_stays_open_or_mapped(file, source):
         assert str(file) not in maps.read()
 
 
-def test_an_empty_file_is_no_matter(tmp_path):
+def test_an_empty_file_is_fine(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     source = LocalSource(tmp_path, direct_io=True)
     with pytest.raises(ShortFileError):

@@ -1,4 +1,4 @@
-"""Errors say everything, and take it with them through pickle."""
+"""Errors have all details, and keep them through pickle."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_items_with_one_cause_are_one_line_with_three_names():
     ]
 
 
-def test_a_line_of_several_items_tells_what_they_have_in_common():
+def test_a_line_of_several_items_has_what_they_have_in_common():
     cut = [failure(fqn=f"w{n}", expected=f"{n} bytes", got="3 bytes") for n in range(2)]
     assert lines(cut) == [
         "  - ShortFileError: broken (file 'a', bytes [0, 8), 2 items: 'w0', 'w1'), got 3 bytes"
@@ -140,12 +140,12 @@ def test_other_files_classes_and_problems_have_lines_of_their_own_in_the_order_o
     ]
 
 
-def test_very_many_causes_are_counted_rather_than_printed_and_hide_no_file():
+def test_beyond_20_causes_the_rest_is_counted_and_no_file_is_hidden():
     one_file = [failure(fqn="w", problem="x" * n) for n in range(60)]
-    told = lines([*one_file, failure(path="b", fqn="last"), failure(path="c", fqn="end")])
-    assert len(told) == 21
-    assert told[-1] == "  - and 42 more items in 1 file; this error's `failures` has all"
-    assert [line for line in told if "'last'" in line or "'end'" in line] == told[-3:-1]
+    shown = lines([*one_file, failure(path="b", fqn="last"), failure(path="c", fqn="end")])
+    assert len(shown) == 21
+    assert shown[-1] == "  - and 42 more items in 1 file; this error's `failures` has all"
+    assert [line for line in shown if "'last'" in line or "'end'" in line] == shown[-3:-1]
     many = lines(failure(path=str(n)) for n in range(50))
     assert many[-1] == "  - and 30 more items in 30 files; this error's `failures` has all"
 
@@ -175,7 +175,7 @@ ODD = "a\x1b[31m\n\u202eb\udc80\x9b ü"
 SHOWN = "a\\x1b[31m\\n\\u202eb\\udc80\\x9b ü"
 
 
-def test_what_a_terminal_would_obey_is_shown_as_escapes():
+def test_control_characters_are_shown_as_escapes():
     parts = dict.fromkeys(("problem", "fqn", "path", "expected", "got", "hint"), ODD)
     single = ItemReadError(**parts, traceback_text=f"Traceback {ODD}")
     for error in (
@@ -194,7 +194,7 @@ def test_what_a_terminal_would_obey_is_shown_as_escapes():
 
 
 @pytest.mark.parametrize("kind", [errors.InvalidOptionError, errors.HookNotPicklableError])
-def test_a_wrong_call_is_no_bad_checkpoint_and_survives_pickle(kind):
+def test_a_wrong_call_is_not_a_bad_checkpoint_and_survives_pickle(kind):
     assert issubclass(kind, ValueError)
     assert not issubclass(kind, CheckpointReadError)
     error = kind("executor='thread'")
@@ -227,10 +227,10 @@ def test_locating_fills_in_only_what_is_not_known():
 
 
 def test_failures_without_a_file_are_all_named():
-    """Each missing key is something of its own to mend; items of a missing file are not."""
+    """Each missing key needs its own fix; the items of a missing file have one fix."""
     key = errors.MissingKeyError
-    told = lines([key("no such name", fqn=f"w{n}", hint=f"Is it v{n}?") for n in range(10)])
-    assert told == [f"  - MissingKeyError: 'w{n}': no such name. Is it v{n}?" for n in range(10)]
+    shown = lines([key("no such name", fqn=f"w{n}", hint=f"Is it v{n}?") for n in range(10)])
+    assert shown == [f"  - MissingKeyError: 'w{n}': no such name. Is it v{n}?" for n in range(10)]
     [many] = lines([key("no such name", fqn=f"w{n}") for n in range(100)])
     assert all(f"'w{n}'" in many for n in range(100))
     [most] = lines([key("no such name", fqn=f"w{n}") for n in range(1000)])

@@ -1,4 +1,4 @@
-"""What the options ask for, and what comes of it."""
+"""Options and machine -> executor, number of workers, memory."""
 
 from __future__ import annotations
 

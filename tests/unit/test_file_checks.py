@@ -1,4 +1,4 @@
-"""The looks at the files of a load: one thread takes quick ones, several share slow ones."""
+"""Checks of the files of a load: one thread if they are quick, several if they are slow."""
 
 from __future__ import annotations
 

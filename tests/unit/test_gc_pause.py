@@ -1,4 +1,4 @@
-"""The collector rests while lasting objects are made, and is as it was afterwards."""
+"""The garbage collector is paused while long-lived objects are made, and restored afterwards."""
 
 from __future__ import annotations
 

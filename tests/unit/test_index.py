@@ -1,4 +1,4 @@
-"""The index of a checkpoint: the same as its metadata, and what is wrong with it is found."""
+"""The index of a checkpoint has what its metadata has, and inconsistencies are found."""
 
 from __future__ import annotations
 

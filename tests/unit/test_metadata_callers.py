@@ -1,4 +1,4 @@
-"""Every caller gets metadata of its own, as the file is at the time of the call."""
+"""Every caller gets a metadata object of its own, read at the time of the call."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_threads_may_read_at_once(tmp_path):
 # ------------------------------------------------------------------------------ the file
 
 
-def test_the_path_may_be_written_in_any_way(tmp_path, monkeypatch):
+def test_any_spelling_of_the_path_works(tmp_path, monkeypatch):
     path = write(tmp_path, example())
     monkeypatch.chdir(tmp_path)
     for name in (path, str(path), ".metadata", Path(".metadata")):

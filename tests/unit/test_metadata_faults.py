@@ -1,4 +1,4 @@
-"""What is no ``.metadata`` is a typed error that says what it is."""
+"""A file that is not ``.metadata`` is a typed error that says what it is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cut(data):
         (lambda _: pickle.dumps(torch.Size([1])), MetadataError, ["type Size"]),
     ],
 )
-def test_what_is_no_metadata_is_a_typed_error_that_says_so(tmp_path, damage, kind, words):
+def test_a_file_that_is_not_metadata_is_a_typed_error(tmp_path, damage, kind, words):
     path = write(tmp_path, example())
     data = damage(path.read_bytes())
     path.unlink() if data is None else path.write_bytes(data)
@@ -134,7 +134,7 @@ def test_entries_without_what_a_load_needs_are_refused(tmp_path, change, says):
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "socket", "unreadable"])
-def test_what_is_no_file_neither_hangs_nor_passes(tmp_path, monkeypatch, kind):
+def test_other_kinds_of_files_are_errors_and_do_not_hang(tmp_path, monkeypatch, kind):
     path = tmp_path / ".metadata"
     if kind == "folder":
         path.mkdir()
@@ -155,7 +155,7 @@ def test_what_is_no_file_neither_hangs_nor_passes(tmp_path, monkeypatch, kind):
 
 
 class Refusing(FileSystem):
-    """Refuses the first so many times."""
+    """Fails the first few times."""
 
     def __init__(self, times, number):
         super().__init__()

@@ -28,7 +28,7 @@ def entry_of(kind):
 
 
 def many(names, kinds, numbers, descriptors=None):
-    """A model with a few kinds of entries, of which each has its chunks in storage."""
+    """A model with a few kinds of entries, each with its chunks in storage."""
     entries, storage, paths = {}, {}, {}
     for at, name in enumerate(names):
         entries[name] = entry = entry_of(kinds[at % len(kinds)])

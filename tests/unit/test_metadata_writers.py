@@ -99,7 +99,7 @@ def test_properties_of_newer_torch(tmp_path, monkeypatch, kind, more):
 
 
 @pytest.mark.parametrize("state", [(), (torch.float32,), "abcdef", {"dtype": torch.float32}, None])
-def test_properties_of_no_torch_are_damaged(tmp_path, monkeypatch, state):
+def test_unknown_tensor_properties_are_damage(tmp_path, monkeypatch, state):
     monkeypatch.setattr(TensorProperties, "__getstate__", lambda _: state)
     path = write(tmp_path, example())
     monkeypatch.undo()
@@ -237,7 +237,7 @@ def test_the_save_plans_that_megatron_keeps(tmp_path):
 
 @dataclasses.dataclass
 class CustomInfo:
-    """What a writer of somebody's own could keep."""
+    """What a custom writer could store."""
 
     bucket: str
 

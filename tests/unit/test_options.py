@@ -1,4 +1,4 @@
-"""Options: explicit before environment before default, and nothing impossible gets in."""
+"""Options: arguments, then environment, then defaults; invalid values are refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ ENVIRONMENT = {
 }
 
 
-def test_the_environment_sets_what_nobody_passed():
+def test_the_environment_sets_what_is_not_passed():
     options = ReadOptions.resolve(None, {"max_workers": 5}, ENVIRONMENT)
     assert options == ReadOptions(
         max_workers=5,
@@ -76,7 +76,7 @@ def test_the_environment_sets_what_nobody_passed():
     )
 
 
-def test_a_whole_set_of_options_leaves_the_environment_no_say():
+def test_a_complete_set_of_options_ignores_the_environment():
     assert ReadOptions.resolve(ReadOptions(), {}, ENVIRONMENT) == ReadOptions()
 
 

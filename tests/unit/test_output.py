@@ -1,4 +1,4 @@
-"""Names out of a file reach no terminal as they are, and none of them ends a command."""
+"""Names from files are escaped on terminals, and never crash a command."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_terminal_sees_names_as_they_are_and_obeys_none(odd, command):
         ("inspect", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
     ],
 )
-def test_an_output_that_cannot_encode_a_name_is_no_traceback(odd, command, environment):
+def test_an_output_that_cannot_encode_a_name_prints_no_traceback(odd, command, environment):
     status, out, err = run(command, odd, encoding="latin-1", **environment)
     assert status == 1
     assert "Traceback" not in err
@@ -144,7 +144,7 @@ def test_json_goes_through_any_output(odd):
 
 
 @pytest.mark.parametrize("closed", ["1", "1 2"])
-def test_a_closed_output_is_no_traceback(odd, tmp_path, closed):
+def test_a_closed_output_prints_no_traceback(odd, tmp_path, closed):
     gone = " ".join(f"{number}>&-" for number in closed.split())
     command = f'"{sys.executable}" -m paraload inspect "{odd}" {gone}'
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, timeout=60, check=False)
@@ -153,7 +153,7 @@ def test_a_closed_output_is_no_traceback(odd, tmp_path, closed):
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["load"]])
-def test_an_output_that_takes_nothing_is_no_bad_checkpoint(odd, command):
+def test_an_output_that_cannot_be_written_is_not_a_bad_checkpoint(odd, command):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "paraload", *command, str(odd)],
@@ -169,7 +169,7 @@ def test_an_output_that_takes_nothing_is_no_bad_checkpoint(odd, command):
     assert done.stderr == b"paraload: standard output: No space left on device\n"
 
 
-def test_a_narrow_terminal_leaves_no_name_out(odd):
+def test_a_narrow_terminal_shows_all_names(odd):
     status, text = run_on_a_terminal("inspect", odd, columns=20)
     assert status == 1
     assert [name for name in SHOWN if name not in text] == []
@@ -183,7 +183,7 @@ def test_the_path_of_the_call_may_be_odd_too(tmp_path):
     assert r"x\x1b[31m\udcff[b]$a_b$: no such folder" in err
 
 
-def test_cells_and_titles_are_escaped_whoever_prints_them():
+def test_cells_and_titles_are_escaped():
     table = Table(title="a\x1b", head=("x",), rows=[("b\n\x1b",)], numeric=frozenset())
     assert table.plain() == "a\\x1b:\n  x\n  b\\n\\x1b"
 

@@ -37,7 +37,7 @@ def test_tensors_that_share_addresses_do_and_others_do_not():
     assert overlapping(spans, *blocks) == {0, 1}
 
 
-def test_where_no_addresses_meet_nobody_is_asked_for_blocks():
+def test_blocks_are_compared_only_if_addresses_overlap():
     assert items_in({0: (0, 4), 1: (4, 8), 2: (8, 12)}, None) == set()
     assert items_in({0: (8, 12), 1: (0, 0), 2: (9, 9), 3: (0, 8)}, None) == set()
     assert items_in({}, None) == set()

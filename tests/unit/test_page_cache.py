@@ -1,4 +1,4 @@
-"""The page cache of files: seen, emptied, and the reasons where it cannot be."""
+"""The page cache of files: inspected and emptied, or the reason why not."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_dirty_pages_are_dropped_too(tmp_path):
     assert page_cache.try_drop([path])[0]
 
 
-def test_a_hint_that_nobody_can_check_is_called_one(files, monkeypatch):
-    # A file of somebody else.
+def test_a_hint_that_cannot_be_checked_is_called_one(files, monkeypatch):
+    # A file of another user.
     monkeypatch.setattr(page_cache, "residency_is_told", lambda path: False)
     assert page_cache.resident_fraction(files) is None
     works, how = page_cache.try_drop(files)
@@ -60,7 +60,7 @@ def test_a_hint_that_nobody_can_check_is_called_one(files, monkeypatch):
     assert "only a hint" in how
 
 
-def test_where_it_does_not_work_the_reason_is_told(files, monkeypatch):
+def test_where_it_does_not_work_the_reason_is_reported(files, monkeypatch):
     monkeypatch.setattr(page_cache, "drop", lambda files: None)
     reason = "posix_fadvise(DONTNEED): 100% of the bytes stayed in the page cache"
     assert page_cache.try_drop(files) == (False, reason)

@@ -1,4 +1,4 @@
-"""Pages of memory that has none are made all at once, and nothing else happens to it."""
+"""Missing pages of memory are made in one call, and its content stays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGES = 256
 
 @pytest.fixture
 def fresh():
-    """A megabyte that nobody has touched."""
+    """An untouched megabyte."""
     memory = mmap.mmap(-1, PAGES * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     yield memory
     memory.close()

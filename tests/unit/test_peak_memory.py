@@ -1,4 +1,4 @@
-"""How much memory some work has taken, its child processes counted once."""
+"""Peak memory of some work, with child processes counted once."""
 
 from __future__ import annotations
 

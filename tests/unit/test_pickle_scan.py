@@ -1,4 +1,4 @@
-"""What a pickle asks for is known before it is unpickled."""
+"""The memory that a pickle asks for is bounded before it is unpickled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user sees while it runs, and after."""
+"""The progress bar and the report."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_other_ranks_draw_nothing(monkeypatch):
     assert drawn(monkeypatch, Terminal()) == ""
 
 
-def test_progress_tells_its_rate():
+def test_progress_has_its_rate():
     assert progress(1 << 20).bytes_per_second == 2 << 20
 
 
@@ -136,7 +136,7 @@ def test_a_report_is_a_short_text():
     )
 
 
-def test_it_tells_what_was_slow_and_what_was_not_checked():
+def test_it_says_what_was_slow_and_what_was_not_checked():
     report = ReadReport(
         **{
             **REPORT.to_dict(),

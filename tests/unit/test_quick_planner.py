@@ -1,4 +1,4 @@
-"""The quick planner makes the plan that torch's own makes, or raises what it raises."""
+"""The quick planner makes the plan that torch's planner makes, or raises the same errors."""
 
 from __future__ import annotations
 

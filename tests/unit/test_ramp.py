@@ -1,4 +1,4 @@
-"""How many readers: a table of storages, each a rule that gives one of n readers its rate."""
+"""The number of readers for a table of storages, each a rate per reader for n readers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_page_cache_keeps_the_readers_that_it_starts_with(cores):
 
 
 @pytest.mark.parametrize("cores", [2, 4])
-def test_decoders_that_fill_the_cores_get_no_more_readers(cores):
+def test_decoders_that_use_all_cores_get_no_more_readers(cores):
     """A slow storage, and zstd behind it: 8 readers keep the cores at work."""
 
     def working_part(readers):

@@ -1,4 +1,4 @@
-"""From items to tasks: what is grouped, what is split, what overlaps."""
+"""From items to tasks: grouping, splitting, overlaps."""
 
 from __future__ import annotations
 

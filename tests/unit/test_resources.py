@@ -1,4 +1,4 @@
-"""How many workers, and how much memory: the request's psutil rule, done properly."""
+"""The number of workers, and the memory that they may use."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_network_storage_begins_with_more_threads(machine):
     assert (ramp.start, ramp.limit, ramp.cores) == (16, 64, 2)
 
 
-def test_a_storage_that_is_no_file_system_says_how_many_requests_it_takes(machine):
+def test_a_storage_may_set_its_number_of_requests(machine):
     (machine.v2 / "cpu.max").write_text("200000 100000\n")
     assert resources.choose_ramp(None).limit == 32
     for asked, start in ((4, 4), (100, 16)):

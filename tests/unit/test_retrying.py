@@ -42,7 +42,7 @@ def test_what_fails_for_a_moment_is_read():
     assert source.retried == 2
 
 
-def test_what_fails_for_good_has_range_and_tries_and_leaves_no_retries_for_others():
+def test_a_permanent_failure_has_range_and_tries_and_uses_up_the_retries():
     source = RetryingSource(remote(busy=100), retries=2)
     with pytest.raises(StorageReadError, match=r"UnavailableError \(503 .* 3 times") as caught:
         source.read("a", ten())
@@ -118,7 +118,7 @@ def test_a_size_is_looked_up_once_for_all_tasks():
 @pytest.mark.parametrize(
     "act", [lambda it: it.size(), lambda it: it.read_into(0, [memoryview(b"")])]
 )
-def test_a_load_that_ended_while_a_read_failed_wants_no_error(act):
+def test_a_read_that_fails_after_the_load_ended_is_ignored(act):
     ended = []
 
     class Failing(RemoteLikeSource):

@@ -1,4 +1,4 @@
-"""The comparison with other readers, as far as it can be seen without any of them installed."""
+"""The comparison with other readers, without any of them installed."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def importing(_folder):
     yield from ()
 
 
-MISSING = contestant("missing", importing, package="a-library-that-nobody-has")
+MISSING = contestant("missing", importing, package="a-library-that-does-not-exist")
 
 
 def result_of(**seconds):
@@ -131,7 +131,7 @@ def test_every_package_is_pinned():
     assert "torch" not in pinned  # constraints.txt has it
 
 
-def test_a_version_is_told_or_that_there_is_none():
+def test_a_version_is_reported_or_that_it_is_missing():
     assert STOCK.version == torch.__version__
     assert RAW_LIMIT.version == "-"
     assert MISSING.version == "not installed"
@@ -201,7 +201,7 @@ def test_who_cannot_run_says_why(case):
 
 
 @pytest.mark.parametrize("cache", Cache)
-def test_every_run_begins_with_the_cache_as_it_is_called(case, cache, monkeypatch):
+def test_every_run_begins_with_the_cache_in_its_named_state(case, cache, monkeypatch):
     seen = []
     for state in Cache:
         bring = getattr(contest, f"ensure_{state}")
@@ -220,7 +220,7 @@ def test_every_run_begins_with_the_cache_as_it_is_called(case, cache, monkeypatc
     assert result.payload_bytes == case.payload_bytes
 
 
-def test_who_takes_long_has_no_more_rounds_than_were_asked_for(case, monkeypatch):
+def test_a_slow_contestant_has_only_the_requested_rounds(case, monkeypatch):
     runs = []
     monkeypatch.setattr(contest, "_BRIEF_S", 0.0)
     rival = contestant("rival", lambda f: runs.append(f) or torch_load(f), file_format=TORCH_SAVE)
@@ -239,7 +239,7 @@ def test_a_contestant_that_loads_other_bytes_ends_the_run(case):
         measure([STOCK, wrong], case, files=2, cache=Cache.WARM, rounds=1)
 
 
-def test_what_neighbours_took_is_told(monkeypatch):
+def test_memory_of_other_programs_is_reported(monkeypatch):
     clock = iter([os.times_result((1, 1, 0, 0, 100)), os.times_result((6, 2, 1, 1, 110))])
     total = iter([Processors(50, 20, 5, 5, 4, 1), Processors(65, 22, 6, 7, 6, 1)])
     monkeypatch.setattr(contest.os, "times", lambda: next(clock))
@@ -266,7 +266,7 @@ def test_the_page_cache_is_emptied_and_filled_for_given_files_only(tmp_path, who
     assert page_cache.resident_fraction([empty]) == 1
 
 
-def test_a_cache_that_does_not_obey_is_told(tmp_path, whole_cache, monkeypatch):
+def test_a_cache_that_cannot_be_dropped_is_reported(tmp_path, whole_cache, monkeypatch):
     file = tmp_path / "file"
     file.write_bytes(b"x")
     monkeypatch.setattr(page_cache, "resident_fraction", lambda _: 0.5)

@@ -1,4 +1,4 @@
-"""Rows that the system copies out of the page cache, against rows that are moved one by one."""
+"""Rows copied out of the page cache by the kernel, against rows copied one by one."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_rows_outside_of_their_memory_are_refused(fd, run):
     assert around == b"\xa5" * len(around)
 
 
-def test_memory_that_must_not_be_written_to_stays_as_it_is(fd):
+def test_read_only_memory_stays_unchanged(fd):
     frozen = bytes(ROOM)
     with pytest.raises(TypeError, match="not writable"):
         copy_rows(fd, 0, MANY, memoryview(frozen), is_told=True)
@@ -99,7 +99,7 @@ def test_memory_that_must_not_be_written_to_stays_as_it_is(fd):
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_a_file_that_was_cut_is_copied_as_far_as_it_goes_and_kills_nobody(tmp_path, told):
+def test_a_truncated_file_is_copied_to_its_end_without_a_crash(tmp_path, told):
     path = tmp_path / "file"
     path.write_bytes(DATA)
     target = bytearray(ROOM)
@@ -133,7 +133,7 @@ def no_view(*_arguments):
     [("_writev", None), ("_writev", lambda *_: -1), ("FileView", no_view)],
     ids=["another system", "forbidden", "a file system without mappings"],
 )
-def test_where_there_is_no_such_way(fd, monkeypatch, name, value):
+def test_on_a_system_without_it(fd, monkeypatch, name, value):
     monkeypatch.setattr(_rows, name, value)
     assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), is_told=True) == 0
 
@@ -158,7 +158,7 @@ def test_no_view_of_the_file_is_left(file, fd, monkeypatch):
     assert str(file) not in Path("/proc/self/maps").read_text()
 
 
-# ------------------------------------------------------------------- by way of the source
+# ------------------------------------------------------------------- through the source
 
 
 def test_a_source_counts_the_calls(file):
@@ -180,7 +180,7 @@ def test_rows_behind_the_end_of_the_file_are_for_reads_to_complain_about(file, m
 
 
 @pytest.mark.parametrize("told", [lambda path: False, no_view], ids=["no", "unknown"])
-def test_where_nobody_tells_what_is_cached_it_is_tried(file, monkeypatch, told):
+def test_without_residency_information_it_is_tried(file, monkeypatch, told):
     monkeypatch.setattr(_local, "residency_is_told", told)
     file.read_bytes()
     target = bytearray(b"\xa5" * ROOM)

@@ -1,4 +1,4 @@
-"""Byte runs against numpy's own idea of a strided slice."""
+"""Byte runs against numpy's strided slices."""
 
 from __future__ import annotations
 

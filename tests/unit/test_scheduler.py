@@ -1,4 +1,4 @@
-"""What is read next, within the budget."""
+"""The scheduler: what is read next, within the memory budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contexts for worker processes: no semaphore stays, whoever else uses ``multiprocessing``."""
+"""Contexts for worker processes leave no semaphore, even if other code uses ``multiprocessing``."""
 
 from __future__ import annotations
 

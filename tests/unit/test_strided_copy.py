@@ -1,4 +1,4 @@
-"""Rows that are moved by one strided copy, against rows that are moved one by one."""
+"""Rows copied by one strided copy, against rows copied one by one."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_what_is_picked(wanted, expected):
     assert asked == ([(5, run, memory) for run, memory in wanted] if expected else [])
 
 
-def test_rows_that_cannot_be_picked_are_told():
+def test_rows_that_cannot_be_picked_are_reported():
     assert not strided.pick([(COLUMNS, memoryview(b""))] * 2, lambda *_: False, 0)
 
 

@@ -1,4 +1,4 @@
-"""Threads: how many there are, as long as a run lasts."""
+"""The number of threads during a run."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def results_of(team, count):
 
 
 def at_work(source, tasks, kind=ThreadTeam, **limits):
-    """A team with tasks of 20 ms each before it, and nobody to do them yet."""
+    """A team with queued tasks of 20 ms each, and no threads yet."""
     rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.02)
     work = Work(source=rated, verify=False)
     team = kind(work, TargetSink(targets(tasks)), [], **limits)
@@ -149,7 +149,7 @@ def test_threads_that_are_too_many_leave_before_they_take_another_task(source):
         team.end()
 
 
-def test_a_thread_that_ends_keeps_no_results_back(source, monkeypatch):
+def test_a_thread_that_ends_delivers_its_results(source, monkeypatch):
     monkeypatch.setattr(_threads, "_BATCH_WITHIN_S", 60.0)
     team = at_work(source, [task(n) for n in range(400)])
     try:
@@ -233,7 +233,7 @@ def _read_once(source):
     source.read("data", [Read(0, [memoryview(bytearray(TASK_BYTES))])])
 
 
-def test_threads_of_a_team_that_has_shrunk_and_grown_do_not_get_in_each_others_way(monkeypatch):
+def test_threads_of_a_team_that_shrinks_and_grows_do_not_interfere(monkeypatch):
     """Each has a name of its own, or tracks of a trace would overlap."""
     import threading
     import time

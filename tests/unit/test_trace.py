@@ -1,4 +1,4 @@
-"""What was read when: the time line of a report, its bound, and the trace that Perfetto opens."""
+"""The time line of a report, its bound, and the trace that Perfetto opens."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ def load_it(checkpoint, **options):
     return load(state, checkpoint, no_dist=True, **options)
 
 
-# ------------------------------------------------------------------------- what a load tells
+# ------------------------------------------------------------------------- the time line
 
 
 @pytest.mark.parametrize("executor", ["sequential", "threads", "processes", "pool"])
-def test_a_load_tells_what_each_worker_read_and_when(checkpoint, executor):
-    told = load_it(checkpoint, executor=executor, max_workers=2)
-    line = told.timeline
-    assert (told.executor, told.tasks) == (executor, len(line))
-    assert sum(one.bytes_read for one in line) == told.bytes_read
-    assert {one.path for one in line} == set(told.file_timings) == {"__0_0.distcp", "__0_1.distcp"}
-    assert all(0 <= one.started_s <= one.ended_s <= told.seconds for one in line)
+def test_a_report_has_what_each_worker_read_and_when(checkpoint, executor):
+    done = load_it(checkpoint, executor=executor, max_workers=2)
+    line = done.timeline
+    assert (done.executor, done.tasks) == (executor, len(line))
+    assert sum(one.bytes_read for one in line) == done.bytes_read
+    assert {one.path for one in line} == set(done.file_timings) == {"__0_0.distcp", "__0_1.distcp"}
+    assert all(0 <= one.started_s <= one.ended_s <= done.seconds for one in line)
     assert [one.started_s for one in line] == sorted(one.started_s for one in line)
     for one in line:
         assert 0 <= one.start < one.end <= (checkpoint / one.path).stat().st_size
@@ -78,12 +78,12 @@ def test_a_load_tells_what_each_worker_read_and_when(checkpoint, executor):
     assert names <= ({"paraload"} if executor in {"sequential", "threads"} else {here, "process"})
 
 
-def test_the_time_line_is_no_part_of_what_is_printed_or_sent_as_json(checkpoint):
-    told = load_it(checkpoint)
-    assert "timeline" not in told.to_dict()
-    assert "TaskTiming" not in repr(told)
-    assert len(json.dumps(told.to_dict())) < 2000
-    assert pickle.loads(pickle.dumps(told)) == told
+def test_the_time_line_is_not_printed_or_in_the_json(checkpoint):
+    done = load_it(checkpoint)
+    assert "timeline" not in done.to_dict()
+    assert "TaskTiming" not in repr(done)
+    assert len(json.dumps(done.to_dict())) < 2000
+    assert pickle.loads(pickle.dumps(done)) == done
 
 
 # ---------------------------------------------------------------------------------- its bound
@@ -169,19 +169,19 @@ def of_phase(trace, phase):
 
 @pytest.mark.parametrize("executor", ["threads", "processes"])
 def test_a_written_trace_is_in_the_trace_event_format(checkpoint, tmp_path, executor):
-    told = load_it(checkpoint, executor=executor, max_workers=2)
-    told.write_trace(tmp_path / "trace.json")
+    done = load_it(checkpoint, executor=executor, max_workers=2)
+    done.write_trace(tmp_path / "trace.json")
     trace = json.loads((tmp_path / "trace.json").read_text())
     check_trace(trace)
     spans = of_phase(trace, "X")
-    assert sum(span["args"]["bytes"] for span in spans) == told.bytes_read
-    assert max(span["ts"] + span["dur"] for span in spans) <= told.seconds * 1e6
-    assert len({span["tid"] for span in spans}) == len(workers_of(told.timeline))
+    assert sum(span["args"]["bytes"] for span in spans) == done.bytes_read
+    assert max(span["ts"] + span["dur"] for span in spans) <= done.seconds * 1e6
+    assert len({span["tid"] for span in spans}) == len(workers_of(done.timeline))
     # The counter's steps hold the same bytes.
     counters = of_phase(trace, "C")
     rates = [(event["ts"] / 1e6, event["args"]["GiB/s"] * 2**30) for event in counters]
     held = sum(r * (b - a) for (a, r), (b, _) in pairwise(rates))
-    assert held == pytest.approx(told.bytes_read, rel=0.02)
+    assert held == pytest.approx(done.bytes_read, rel=0.02)
 
 
 def test_times_are_microseconds_and_tracks_are_workers():

@@ -1,4 +1,4 @@
-"""Nothing that is in a ``.metadata`` is run, imported, or written into torch's own objects."""
+"""A ``.metadata`` cannot run code, import modules, or write into torch's own objects."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_class_of_another_package_is_refused_with_the_way_to_allow_it(tmp_path
 
 
 @pytest.mark.parametrize("name", ["float3_e1m1", "int9"])
-def test_a_dtype_of_a_newer_torch_is_told(tmp_path, name):
+def test_a_dtype_of_a_newer_torch_is_reported(tmp_path, name):
     path = tmp_path / ".metadata"
     path.write_bytes(pickle_of(inside(named("torch", name))))
     with pytest.raises(UnsafeMetadataError, match="A newer torch wrote the file") as caught:
@@ -198,14 +198,14 @@ def test_a_name_of_any_length_makes_a_short_text(tmp_path):
 
 
 @pytest.mark.parametrize("opcodes", [b"\x82\x01", b"Px\n", b"NQ", b"\x97"])
-def test_opcodes_that_ask_others_for_objects_find_nobody(tmp_path, opcodes):
+def test_persistent_ids_and_extensions_are_refused(tmp_path, opcodes):
     path = tmp_path / ".metadata"
     path.write_bytes(pickle_of(inside(opcodes), 5))
     with pytest.raises(MetadataError, match="cannot be unpickled"):
         metadata.read_metadata(path)
 
 
-# ------------------------------------------------------------- what is allowed is no tool for more
+# ------------------------------------------------------------- allowed names give no further access
 
 
 def state_of_torch():
@@ -263,7 +263,7 @@ ATTACKS = {
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("where", [lambda body: body, inside], ids=["alone", "inside"])
-def test_allowed_names_are_no_tools(tmp_path, attack, where):
+def test_allowed_names_give_no_further_access(tmp_path, attack, where):
     before = state_of_torch()
     path = tmp_path / ".metadata"
     path.write_bytes(pickle_of(where(ATTACKS[attack])))
@@ -278,7 +278,7 @@ def test_allowed_names_are_no_tools(tmp_path, attack, where):
     assert unpickle(pickle.dumps(example())) == example()
 
 
-def test_what_is_left_on_the_stack_is_no_class_of_torch_s():
+def test_an_unpickled_class_is_a_stand_in():
     for name in ("Metadata", "TensorProperties", "MetadataIndex"):
         stand_in = unpickle(pickle_of(named(HOME, name)))
         with pytest.raises(pickle.UnpicklingError):
@@ -332,7 +332,7 @@ folder, good = Path(sys.argv[1]), Path(sys.argv[2])
 metadata.read_metadata(good)
 refused = folder / "refused"
 seen = []
-# All that the interpreter can tell of code that runs, but opening the file itself.
+# The audit events of code that runs, except opening the file itself.
 FORBIDDEN = ("import", "exec", "compile", "os.", "subprocess.", "socket.", "ctypes.", "shutil.",
              "pickle.find_class", "code.", "sys.")
 
@@ -341,7 +341,7 @@ def watch(event, arguments):
         seen.append((event, arguments))
 
 try:
-    metadata.read_metadata(refused)  # whatever is imported to raise an error is imported now
+    metadata.read_metadata(refused)  # imports what raising an error needs
 except MetadataError:
     pass
 paths = sorted(folder.iterdir())
