@@ -19,33 +19,33 @@ __all__ = ["document", "rows_of"]
 _HEAD = """# What a reader survives
 
 `{command}` wrote this page: {count} faults, each in a checkpoint of its own, loaded by torch
-{torch}'s `FileSystemReader` and by paraload with each executor, in child processes that are looked
-at afterwards for descriptors, threads, processes and shared memory. The rows are the table of
-`tests/faults/`; the test suite holds that paraload still does what is written here.
+{torch}'s `FileSystemReader` and by paraload with each executor, in child processes that are
+checked afterwards for leaked descriptors, threads, processes and shared memory. The rows are the table
+of `tests/faults/`; the test suite checks that paraload still does what is written here.
 
 | | torch | {arms} |
 |---|---|{rules}|
 {sums}
 
 An error's name alone stands for a `CheckpointReadError` that lists such errors, with the tensor,
-the file and the bytes in its text. "does not say where" means that they are not. A dash: the case
-means nothing to this reader. Data of which only some rows are read cannot be compared with a
-checksum of all of them: such items are loaded and counted as not verified.
+the file and the bytes in its text. "does not say where" means that they are missing. A dash: the
+case does not apply to this reader. If only some rows of a record are read, its checksum cannot be
+compared: such items are loaded and counted as not verified.
 """
 
 _NTH = """
 ## The N-th call fails
 
-For N = 1, 2, 3 and on, until a load does not come to the N-th call any more: once, or from then on
-always. "source" is a byte source that is handed in and raises, "damage" one that flips a bit. Each
-process counts its own calls.
+For N = 1, 2, 3 and so on, until a load makes fewer than N calls: the call fails once, or always from
+then on. "source" is a byte source that raises, "damage" one that flips a bit. Each process counts its
+own calls.
 
 """
 
 _SUMS = {
     "right": "right bytes",
     "wrong": "wrong bytes, no error",
-    "typed": "an error that tells the place",
+    "typed": "an error that names the place",
     "own": "the user's own error, unchanged",
     "error": "another error",
     "hang": "hangs",
