@@ -20,7 +20,7 @@ __all__ = ["count", "machine", "machine_text", "quiet_torch", "write_json"]
 
 
 def quiet_torch() -> None:
-    """Leave out what torch says of things that are so on purpose."""
+    """Silence torch's warnings about what is intended here."""
     # Without a process group.
     warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
     warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)

@@ -150,7 +150,7 @@ class _InMemory:
         return seconds
 
     def looked_up_in_s(self) -> float:
-        """How long it takes to look every item up where it is and where it goes, and no more."""
+        """How long looking up every item takes: where it is stored and where it goes."""
         storage_data, state_dict = self._reader.storage_data, self._planner.state_dict
         started = time.perf_counter()
         for item in self._plan.items:
@@ -159,7 +159,7 @@ class _InMemory:
         return time.perf_counter() - started
 
     def bytes_held(self) -> int:
-        """What a plan holds on to."""
+        """Memory that a plan keeps."""
         tracemalloc.start()
         planned = self._planned()
         held, _ = tracemalloc.get_traced_memory()

@@ -32,7 +32,7 @@ class Bar:
 
     @property
     def passed(self) -> bool:
-        """Whether it does."""
+        """Whether the figure passes."""
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
     def to_dict(self) -> dict[str, Any]:

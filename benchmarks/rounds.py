@@ -30,7 +30,7 @@ class Timing:
 
     @property
     def median_s(self) -> float:
-        """The middle one."""
+        """The median."""
         return statistics.median(self.seconds)
 
     @property

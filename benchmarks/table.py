@@ -33,7 +33,7 @@ def print_table(table: Table, file: TextIO) -> None:
 
 
 def bars_table(bars: Sequence[Bar]) -> Table:
-    """What must be reached, and whether it is."""
+    """The bars, and whether they are reached."""
     return Table(
         title="Bars",
         columns=("bar", "limit", "measured", ""),

@@ -30,7 +30,7 @@ _THREADS: Final = arms.parallel("threads")
 
 
 def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
-    """Check 1.46 GiB, and read it without a look; and 50,000 tensors of 4 KiB."""
+    """Check 1.46 GiB, and read it without checks; and 50,000 tensors of 4 KiB."""
     big, small = _big(checkpoints, rounds or _ROUNDS), _small(checkpoints, rounds or _SMALL_ROUNDS)
     return Section(
         tables=big.tables + small.tables,

@@ -1,4 +1,4 @@
-"""Nothing may outlive a load: every test is checked for descriptors, threads, children, memory."""
+"""Checks every test for leaked descriptors, threads, child processes and shared memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paraload.testing import leaked, resources  # noqa: E402 - as the line above
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm():
-    """What torch opens once and keeps is not a leak of the test that meets it first."""
+    """What torch opens once and keeps is not a leak of the first test."""
     torch.rand(8, 8) @ torch.rand(8, 8)
 
 

@@ -16,7 +16,7 @@ from tests.faults.table import CASES
 
 
 def main() -> int:
-    """Exit status 1 if a row is not as it should be for paraload."""
+    """Exit status 1 if paraload differs from a row's expectation."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--write", metavar="FILE", type=Path, help="the document to write")
     parser.add_argument("--arms", default=",".join(ARMS), help="who loads, with commas")

@@ -45,17 +45,17 @@ def loads(report: str = "") -> Expect:
 
 
 def fails(*kinds: str) -> Expect:
-    """Some time, with an error of one of these classes."""
+    """Fails at any time, with an error of one of these classes."""
     return Expect(kinds=kinds)
 
 
 def in_time(*kinds: str) -> Expect:
-    """With one of these, before any target is touched."""
+    """Fails with one of these before any target is touched."""
     return Expect(kinds=kinds, untouched=True)
 
 
 def or_loads(*kinds: str) -> Expect:
-    """Right, or one of these: ``CheckpointReadError`` for any of ours."""
+    """Right bytes, or one of these; ``CheckpointReadError`` stands for all of paraload's."""
     return Expect(loads=True, kinds=kinds or ("CheckpointReadError",))
 
 
@@ -88,13 +88,13 @@ class Case:
     tells: tuple[str, ...] = ()
 
     def means_something_to(self, arm: str) -> bool:
-        """Whether ``arm`` can meet it."""
+        """Whether the case applies to ``arm``."""
         return not self.executors or arm in self.executors
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a load did end."""
+    """How a load ended."""
 
     case: str
     #: right, wrong, typed, own, error, hang, crash, n/a
@@ -132,7 +132,7 @@ MOST_GROWN_MIB = 300
 
 
 def judge(case: Case, outcome: Outcome) -> list[str]:
-    """What is not as the row wants it."""
+    """What differs from the row's expectation."""
     expect, wrong = case.expect, []
     if outcome.verdict == "n/a":
         return []

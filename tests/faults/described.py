@@ -174,7 +174,7 @@ def described(fqn: str, **values: Any) -> Arrange:
 
 
 def swapped_tensors(first: str, second: str) -> Arrange:
-    """Two tensors of one shape or another have each other's place."""
+    """The places of two tensors are swapped."""
 
     def arrange(scene: Scene) -> None:
         def change(metadata: Any) -> None:

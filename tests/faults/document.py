@@ -20,8 +20,8 @@ _HEAD = """# What a reader survives
 
 `{command}` wrote this page: {count} faults, each in a checkpoint of its own, loaded by torch
 {torch}'s `FileSystemReader` and by paraload with each executor, in child processes that are
-checked afterwards for leaked descriptors, threads, processes and shared memory. The rows are the table
-of `tests/faults/`; the test suite checks that paraload still does what is written here.
+checked afterwards for leaked descriptors, threads, processes and shared memory. The rows are the
+table of `tests/faults/`; the test suite checks that paraload still does what is written here.
 
 | | torch | {arms} |
 |---|---|{rules}|
@@ -36,9 +36,9 @@ compared: such items are loaded and counted as not verified.
 _NTH = """
 ## The N-th call fails
 
-For N = 1, 2, 3 and so on, until a load makes fewer than N calls: the call fails once, or always from
-then on. "source" is a byte source that raises, "damage" one that flips a bit. Each process counts its
-own calls.
+For N = 1, 2, 3 and so on, until a load makes fewer than N calls: the call fails once, or always
+from then on. "source" is a byte source that raises, "damage" one that flips a bit. Each process
+counts its own calls.
 
 """
 

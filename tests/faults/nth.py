@@ -97,7 +97,7 @@ def named(name: str) -> Case:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
-    """What came of all N."""
+    """The outcomes for all N."""
 
     verdicts: Counter[str]
     problems: list[str]
@@ -110,7 +110,7 @@ class Swept:
 
 
 def run_sweeps(arm: str, sweeps: Sequence[Sweep], shim: Path) -> dict[str, Swept]:
-    """All N of each, with ``arm``; what came of them, by the names of the sweeps."""
+    """All N of each, with ``arm``; outcomes by the names of the sweeps."""
     swept = {sweep.name: Swept(verdicts=Counter(), problems=[]) for sweep in sweeps}
     left, first = list(sweeps), 1
     while left:

@@ -219,7 +219,7 @@ def kinds_of(error: BaseException) -> tuple[str, ...]:
 
 
 def run_case(case: Case, arm: str, base: Path) -> Outcome:
-    """Prepare, load, look at what came of it, and clean up."""
+    """Prepare, load, inspect the outcome, and clean up."""
     import paraload
     from paraload.testing import leaked, resources
     from tests.faults.scene import prepare, same
@@ -279,7 +279,7 @@ def copied(targets: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_mib(*, reset: bool = False) -> float:
-    """Most memory that this process has had at once, since it was reset."""
+    """Peak memory of this process since the last reset."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     status = Path("/proc/self/status").read_text(encoding="ascii")

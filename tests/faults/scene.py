@@ -46,7 +46,7 @@ class Place:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Scene:
-    """One case's world; ``arrange`` changes it."""
+    """The surroundings of a case; ``arrange`` changes them."""
 
     folder: Path
     #: A file that is there when the fault came about.

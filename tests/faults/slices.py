@@ -15,7 +15,7 @@ __all__ = ["Rows", "rows_only"]
 
 
 class Rows(DefaultLoadPlanner):
-    """Of tensors of two dimensions it wants the rows ``[start, end)``, to their own place."""
+    """Loads the rows ``[start, end)`` of two-dimensional tensors, in place."""
 
     def __init__(self, start: int, end: int) -> None:
         super().__init__()

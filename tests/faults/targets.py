@@ -28,7 +28,7 @@ class PlannerError(Exception):
 
 
 class Raising(DefaultLoadPlanner):
-    """Raises in one of its steps, the third time that it comes there."""
+    """Raises at the third call of one of its steps."""
 
     def __init__(self, step: str, error: BaseException) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def expanded(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def shared(scene: Scene) -> None:
-    """Two targets are one memory, and stand for different values: torch's last one wins."""
+    """Two targets share memory and have different values: the last one wins, as with torch."""
     scene.targets["big.1"] = scene.targets["big.0"]
     scene.expected["big.0"] = scene.expected["big.1"]
     scene.words += ["shares memory", "big.0", "big.1"]

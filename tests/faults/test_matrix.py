@@ -58,7 +58,7 @@ def test_a_load_ends_as_the_row_wants_it(outcomes, arm, case):
 
 @pytest.fixture(scope="module")
 def swept(shim):
-    """What came of the N-th calls, by arm."""
+    """The outcomes of the N-th calls, by arm."""
     return {arm: run_sweeps(arm, SWEEPS, shim) for arm in SWEPT_ARMS}
 
 

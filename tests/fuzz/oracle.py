@@ -96,7 +96,7 @@ def _own_bytes():
 
 @contextmanager
 def watched(folder="/nowhere"):
-    """Time, memory, and what runs are looked at."""
+    """Check time, memory, and what runs."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_own_bytes() + MEMORY_BYTES, before[1]))
     began = time.monotonic()
@@ -115,7 +115,7 @@ def watched(folder="/nowhere"):
 
 
 def _look_for_memory(error):
-    """An error for want of memory is one of asking for it."""
+    """A MemoryError means that too much was asked for."""
     texts = [failure.traceback_text for failure in error.failures] + [str(error)]
     cause = error
     while cause is not None:
@@ -266,7 +266,7 @@ def _look_at(targets, report):
 
 
 def warm_up():
-    """Everything that is imported or made once, before anybody watches."""
+    """Everything that is imported or made once, before checks begin."""
     for data in seeds.metadata():
         check_quietly(check_metadata, data)
     for data in seeds.records():

@@ -9,11 +9,11 @@ from tests.integration import support
 
 @pytest.fixture
 def saved(tmp_path):
-    """What is in it."""
+    """Its state dict."""
     return support.save(tmp_path / "ckpt", support.example_state())
 
 
 @pytest.fixture
 def folder(tmp_path, saved):
-    """Where it is."""
+    """Its folder."""
     return tmp_path / "ckpt"

@@ -56,7 +56,7 @@ def refuse(read_item, transform_descriptors, stream):
 
 
 class SlowSource:
-    """A source whose reads and looks take their time, in each process."""
+    """A source whose reads and checks are slow, in each process."""
 
     def __init__(self, inner, seconds=0.2):
         self._inner, self._seconds = inner, seconds

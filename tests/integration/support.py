@@ -106,7 +106,7 @@ def flip(path, offset, bit=1):
 
 
 def scramble(folder):
-    """What an encrypting writer would leave: every record changed, lengths kept."""
+    """Change every record and keep its length, as an encrypting writer does."""
     for path, offset, length in records_of(folder).values():
         data = bytearray(path.read_bytes())
         data[offset : offset + length] = data[offset : offset + length].translate(SCRAMBLED)

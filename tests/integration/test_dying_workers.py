@@ -112,7 +112,7 @@ def test_a_hook_that_only_the_guarded_part_defines_dies_while_starting(tmp_path,
 
 
 def typed(text):
-    """The text as a person types it: an empty line ends a block."""
+    """The text as typed into an interpreter: an empty line ends a block."""
     return re.sub(r"\n(?=\S)", "\n\n", text.replace("\n\n", "\n"))
 
 
