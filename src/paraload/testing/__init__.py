@@ -9,7 +9,8 @@ A suite is a class of test methods. Subclass it and provide what it tests as fix
         @pytest.fixture
         def source(self, files): ...  # a source that reads them
 
-:func:`resources` and :func:`leaked` find leaks. Only :func:`make_checkpoint` needs torch.
+:func:`resources` and :func:`leaked` find leaks. Only :func:`make_checkpoint` and
+:class:`DestinationContract` need torch.
 """
 
 from __future__ import annotations
