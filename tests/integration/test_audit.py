@@ -22,7 +22,7 @@ from paraload.errors import FormatError
 from paraload.executors.ramp import RampLimits
 from paraload.planning.read_tasks import first_tasks
 from paraload.sources.local import LocalSource
-from paraload.verification.verify import _KNOBS
+from paraload.verification.audit import KNOBS
 from paraload.workers import audit as _audit
 from paraload.workers.layout_cache import LayoutCache
 from paraload.workers.read_context import Work
@@ -73,7 +73,7 @@ class Records:
         sink.layouts = known
         work = Work(source=self._source, verify=True, audit=True)
         answers = {}
-        for task in first_tasks(specs, straight_through=True, knobs=_KNOBS):
+        for task in first_tasks(specs, straight_through=True, knobs=KNOBS):
             result = run_task(task, work, sink)
             self.reads += result.tally.reads
             for outcome in result.outcomes:
@@ -193,7 +193,7 @@ def test_a_big_payload_is_summed_in_pieces_that_threads_share(tmp_path, monkeypa
 def test_a_slow_storage_gets_more_threads_unless_their_number_is_given(tmp_path, monkeypatch):
     support.save(tmp_path, {f"w{n}": torch.randn(300, 700) for n in range(40)}, files=4)
     monkeypatch.setattr(
-        "paraload.executors.choice.choose_ramp", lambda path: RampLimits(start=2, limit=8, cores=2)
+        "paraload.executors.choice.choose_ramp", lambda *_: RampLimits(start=2, limit=8, cores=2)
     )
     monkeypatch.setattr(
         "paraload.verification.verify.LocalSource",

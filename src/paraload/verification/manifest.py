@@ -1,9 +1,9 @@
 """Manifests show whether files of a checkpoint have been replaced.
 
 A CRC-32 detects damage but not replacement: a shard of another step has correct checksums. A
-manifest has a digest of each file. Without a key the digests are SHA-256, so the manifest must be
-kept where those who can write to the checkpoint cannot change it. With a key they are BLAKE2b, and
-the manifest may be kept beside the checkpoint: it cannot be forged without the key.
+manifest has a digest of each file. Without a key the digests are SHA-256, so keep the manifest
+where those who can write to the checkpoint cannot change it. With a key they are BLAKE2b: forging
+the manifest takes the key, so it may lie beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from paraload._text import counted
 from paraload.errors import InvalidOptionError
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.runtime.daemon_threads import DaemonThreads
+from paraload.sources.local import LocalSource
 from paraload.sources.regular_files import open_regular
 from paraload.verification.report import Finding
 
 _VERSION: Final = 1
 _PLAIN, _KEYED = "sha256", "blake2b-keyed"
 _BLAKE2B_KEY_BYTES: Final = 64
-#: Hashing releases the GIL, so this many threads are of use.
+#: Hashing releases the GIL, so it scales with threads.
 _DIGESTERS: Final = 16
 _PIECE_BYTES: Final = 1 << 20
-_REPLACED: Final = "The checkpoint was written to after the manifest was made"
+_File = dict[str, Any]  # "bytes" and "digest"
 
 
 def write_manifest(
@@ -84,7 +85,7 @@ def compare_manifest(
 
     Args:
         path: folder of the checkpoint.
-        manifest: what :func:`write_manifest` has written.
+        manifest: a file that :func:`write_manifest` wrote.
         key: the key that it was written with, if any.
         stall_timeout_s: seconds without progress before a stalled read becomes an error; ``None``
             waits forever.
@@ -100,45 +101,47 @@ def compare_manifest(
     known = _read(Path(manifest), key)
     found = _digests(Path(path), Path(manifest), key, stall_timeout_s)
     for name in sorted(known.keys() | found.keys()):
-        problem = "the file is not the one that the manifest lists"
-        if name not in found:
-            problem = "the file is missing"
-            expected, got = "the file that the manifest lists", "no file"
-        elif name not in known:
-            problem = "the manifest does not list the file"
-            expected, got = "no such file", "a file"
-        elif found[name]["bytes"] != known[name]["bytes"]:
-            expected, got = (f"{of[name]['bytes']} bytes" for of in (known, found))
-        elif not hmac.compare_digest(found[name]["digest"], known[name]["digest"]):
-            expected, got = (f"digest {of[name]['digest'][:16]}..." for of in (known, found))
-        else:
+        old, new = known.get(name), found.get(name)
+        if old and new and hmac.compare_digest(old["digest"].encode(), new["digest"].encode()):
             continue
+        problem = "the file is not the one that the manifest lists"
+        if new is None:
+            problem = "the file is missing"
+        elif old is None:
+            problem = "the manifest does not list the file"
         yield Finding(
-            kind="manifest", problem=problem, path=name, expected=expected, got=got, hint=_REPLACED
+            kind="manifest",
+            problem=problem,
+            path=name,
+            expected=_text(old),
+            got=_text(new),
+            hint="The checkpoint was written to after the manifest was made",
         )
 
 
-def _read(manifest: Path, key: bytes | None) -> dict[str, Any]:
+def _text(file: _File | None) -> str:
+    return f"{file['bytes']} bytes, digest {file['digest'][:16]}..." if file else "no file"
+
+
+def _read(manifest: Path, key: bytes | None) -> dict[str, _File]:
     try:
         value = json.loads(manifest.read_text(encoding="utf-8"))
         version, kind = value["version"], value["digest"]
-        files: dict[str, Any] = {
-            str(name): {"bytes": int(of["bytes"]), "digest": str(of["digest"])}
-            for name, of in value["files"].items()
+        files = {
+            name: {"bytes": int(file["bytes"]), "digest": str(file["digest"])}
+            for name, file in value["files"].items()
         }
+        known_key = str(value.get("key_digest", ""))  # older manifests have none
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidOptionError(
             f"{manifest}: is not a manifest of paraload ({error!r})"
         ) from error
     problem = None
-    known_key = value.get("key_digest")  # older manifests have none
     if version != _VERSION:
         problem = f"version {version}; this paraload reads version {_VERSION} only"
     elif kind != (_PLAIN if key is None else _KEYED):
         problem = f"was made {'with' if kind == _KEYED else 'without'} a key ({kind})"
-    elif known_key is not None and not hmac.compare_digest(
-        str(known_key).encode(), _hasher(key).hexdigest().encode()
-    ):
+    elif known_key not in {"", _hasher(key).hexdigest()}:
         problem = "was made with another key"
     if problem is not None:
         raise InvalidOptionError(f"{manifest}: {problem}")
@@ -147,15 +150,13 @@ def _read(manifest: Path, key: bytes | None) -> dict[str, Any]:
 
 def _digests(
     folder: Path, manifest: Path, key: bytes | None, stall_timeout_s: float | None
-) -> dict[str, dict[str, Any]]:
-    def names() -> list[str]:
-        return [
-            file.relative_to(folder).as_posix()
-            for file in sorted(folder.rglob("*"))
-            if file.is_file() and not (manifest.exists() and file.samefile(manifest))
-        ]
+) -> dict[str, _File]:
+    def list_names() -> list[str]:
+        apart = manifest.resolve()
+        names = sorted(LocalSource(folder).list_files())
+        return [n for n in names if (folder / n).is_file() and (folder / n).resolve() != apart]
 
-    def digest(name: str) -> dict[str, Any]:
+    def digest(name: str) -> _File:
         hashed = _hasher(key)
         with open_regular(str(folder / name)) as opened:
             nbytes = os.fstat(opened.fileno()).st_size
@@ -165,14 +166,14 @@ def _digests(
         return {"bytes": nbytes, "digest": hashed.hexdigest()}
 
     with DaemonThreads(_DIGESTERS, "paraload-digest", timeout_s=stall_timeout_s) as threads:
-        wanted = threads.call(lambda: f"{str(folder)!r} was being listed", names)
-        for name in wanted:
+        names = threads.call(lambda: f"{str(folder)!r} was being listed", list_names)
+        for name in names:
             threads.submit(name, digest, name)
-        digests: dict[str, dict[str, Any]] = {}
-        while len(digests) < len(wanted):
-            answer = threads.next(lambda: f"reading {counted(len(wanted) - len(digests), 'file')}")
+        digests: dict[str, _File] = {}
+        while len(digests) < len(names):
+            answer = threads.next(lambda: f"reading {counted(len(names) - len(digests), 'file')}")
             digests[answer.key] = answer.result()
-    return {name: digests[name] for name in wanted}
+    return {name: digests[name] for name in names}
 
 
 def _hasher(key: bytes | None) -> Any:

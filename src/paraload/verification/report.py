@@ -1,4 +1,4 @@
-"""What a verification has found. No torch."""
+"""What a verification finds. No torch."""
 
 from __future__ import annotations
 
@@ -11,66 +11,57 @@ from paraload import errors
 from paraload._text import counted, printable, with_hint
 from paraload.errors import ItemReadError
 from paraload.geometry.runs import Shape
+from paraload.metadata.index import Chunk, IndexFault
 from paraload.report import format_bytes
 
-#: What a finding's ``kind`` can be.
-KINDS: Final[Mapping[str, str]] = {
-    "missing-file": "a file that the metadata names is not there",
-    "short-file": "a file ends before the bytes that the metadata promises",
-    "unreadable-file": "the system could not read a file",
-    "unsafe-path": "the metadata names a file outside of the checkpoint",
-    "checksum": "bytes do not have the CRC-32 that was written with them",
-    "format": "bytes are not what the format prescribes",
-    "shape": "a slice does not lie inside its tensor",
-    "dtype": "a stored tensor has another dtype than the metadata says",
-    "transform": "a record cannot be decoded",
-    "unsafe-object": "an object needs code that is not allowed",
-    "unexpected": "anything else that reading a record raised",
-    "coverage": "the chunks of a tensor leave a hole, or overlap",
-    "missing-entry": "the metadata does not say where a tensor or object is stored",
-    "missing-metadata": "the metadata of a rank that saved alone is missing",
-    "unused-entry": "the metadata says where something is stored, but not what it is",
-    "overlapping-records": "two records are said to have the same bytes",
-    "manifest": "a file is not the one that the manifest lists",
-    "orphan-bytes": "no record has these bytes (a remark)",
-    "orphan-file": "no record is in this file (a remark)",
-    "ranks-elsewhere": "lower ranks that saved alone have no metadata here (a remark)",
+_KINDS: Final[Mapping[str, tuple[type[ItemReadError] | None, str]]] = {
+    "missing-file": (errors.MissingFileError, "a file that the metadata names is not there"),
+    "short-file": (errors.ShortFileError, "a file ends before the bytes that the metadata names"),
+    "unreadable-file": (errors.StorageReadError, "the system could not read a file"),
+    "unsafe-path": (errors.UnsafePathError, "the metadata names a file outside the checkpoint"),
+    "checksum": (errors.ChecksumMismatchError, "bytes differ from the CRC-32 stored with them"),
+    "format": (errors.FormatError, "bytes do not follow the format"),
+    "shape": (errors.ShapeMismatchError, "a slice does not lie inside its tensor"),
+    "dtype": (
+        errors.DtypeMismatchError,
+        "a stored tensor has another dtype than the metadata says",
+    ),
+    "transform": (errors.TransformError, "a record cannot be decoded"),
+    "unsafe-object": (errors.UnsafeObjectError, "an object needs code that is not allowed"),
+    "unexpected": (errors.ItemReadError, "anything else that reading a record raised"),
+    "coverage": (errors.CoverageError, "the chunks of a tensor leave a hole, or overlap"),
+    "missing-entry": (
+        errors.MissingEntryError,
+        "the metadata does not say where a tensor or object is stored",
+    ),
+    "missing-metadata": (None, "the metadata of a rank that saved alone is missing"),
+    "unused-entry": (None, "the metadata says where something is stored, but not what it is"),
+    "overlapping-records": (None, "two records have bytes in common"),
+    "manifest": (None, "a file is not the one that the manifest lists"),
+    "orphan-bytes": (None, "no record has these bytes (a remark)"),
+    "orphan-file": (None, "no record is in this file (a remark)"),
+    "ranks-elsewhere": (None, "lower ranks that saved alone have no metadata here (a remark)"),
 }
-_KIND_OF_ERROR: Final[Mapping[type[ItemReadError], str]] = {
-    errors.MissingFileError: "missing-file",
-    errors.ShortFileError: "short-file",
-    errors.StorageReadError: "unreadable-file",
-    errors.UnsafePathError: "unsafe-path",
-    errors.ChecksumMismatchError: "checksum",
-    errors.FormatError: "format",
-    errors.ShapeMismatchError: "shape",
-    errors.DtypeMismatchError: "dtype",
-    errors.TransformError: "transform",
-    errors.UnsafeObjectError: "unsafe-object",
-    errors.CoverageError: "coverage",
-    errors.MissingEntryError: "missing-entry",
-    errors.ItemReadError: "unexpected",
-}
+#: What a finding's ``kind`` can be, and what it means.
+KINDS: Final[Mapping[str, str]] = {kind: meaning for kind, (_, meaning) in _KINDS.items()}
+_KIND_OF_ERROR: Final = {error: kind for kind, (error, _) in _KINDS.items()}
 _LISTED_FINDINGS: Final = 20
-_LISTED_PARTS: Final = 5
+_LISTED_PARTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A tensor or object, or the slice of a tensor that a record holds.
-
-    Attributes:
-        name: fully qualified.
-        offsets: of the slice in its tensor; ``None`` for an object.
-        lengths: of the slice; likewise.
-    """
+    """A tensor, a slice of one, or an object, which has neither ``offsets`` nor ``lengths``."""
 
     name: str
     offsets: Shape | None = None
     lengths: Shape | None = None
 
+    @classmethod
+    def of(cls, chunk: Chunk) -> Self:
+        return cls(name=chunk.name, offsets=chunk.offsets, lengths=chunk.lengths)
+
     def __str__(self) -> str:
-        """Name and slice, as Python would write it."""
         name = printable(self.name)
         if not self.offsets or not self.lengths:
             return name
@@ -80,15 +71,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that is not as it should be.
+    """Something wrong or odd in a checkpoint.
 
     Attributes:
         kind: one of :data:`KINDS`, for programs; these words do not change.
-        problem: what it is, in a sentence for people.
+        problem: a sentence for people.
         path: the file, relative to the checkpoint.
-        start: first byte in the file.
-        end: one past the last.
-        parts: tensors, slices of them, and objects that are affected.
+        start: first byte of the range in the file.
+        end: one past the last byte.
+        parts: affected tensors, slices of tensors, and objects.
         expected: what should be there.
         got: what is there.
         hint: the next step.
@@ -105,35 +96,29 @@ class Finding:
     hint: str | None = None
 
     @classmethod
-    def of(
-        cls,
-        error: ItemReadError,
-        parts: tuple[Part, ...],
-        *,
-        start: int | None = None,
-        end: int | None = None,
-    ) -> Self:
-        """The finding for an error that reading ``parts`` raised."""
-        return cls(
-            kind=next(_KIND_OF_ERROR[c] for c in type(error).__mro__ if c in _KIND_OF_ERROR),
-            problem=error.problem,
-            path=error.path,
-            start=start,
-            end=end,
-            parts=parts,
-            expected=error.expected,
-            got=error.got,
-            hint=error.hint,
-        )
+    def of(cls, error: ItemReadError, parts: tuple[Part, ...]) -> Self:
+        """The finding for an error of reading ``parts``."""
+        kind = next(_KIND_OF_ERROR[c] for c in type(error).__mro__ if c in _KIND_OF_ERROR)
+        same = ("problem", "path", "expected", "got", "hint")
+        return cls(kind=kind, parts=parts, **{name: getattr(error, name) for name in same})
+
+    @classmethod
+    def of_fault(cls, fault: IndexFault, hint: str | None = None) -> Self:
+        """The finding for a fault of the index."""
+        parts = tuple(map(Part.of, fault.chunks))
+        finding = cls(kind=fault.kind, problem=fault.problem, parts=parts, hint=hint)
+        if fault.place is None:
+            return finding
+        path, start, end, _ = fault.place
+        return dataclasses.replace(finding, path=path, start=start, end=end)
 
     def affected(self) -> str:
-        """The parts that are affected; a few of them, if they are many."""
+        """The first few parts, and the number of the others."""
         shown = ", ".join(map(str, self.parts[:_LISTED_PARTS]))
         hidden = len(self.parts) - _LISTED_PARTS
         return f"{shown} and {hidden} more" if hidden > 0 else shown
 
     def __str__(self) -> str:
-        """Everything, on one line."""
         text = f"{self.kind}: {self.problem}"
         if self.path is not None:
             where = f", bytes [{self.start}, {self.end})" if self.end is not None else ""
@@ -149,23 +134,23 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """The state of a checkpoint.
+    """The state of a checkpoint. ``print(report)`` gives a summary.
 
     Attributes:
-        path: its folder.
-        tensors: that it has.
-        objects: that it has.
-        records: pieces of tensors, and objects.
-        files: that hold them.
-        bytes_checked: whose CRC-32 was compared, and was right.
-        bytes_unverifiable: that were written without one.
-        uncompared: tensors that only torch can read: their dtype and shape were not looked at.
-        bytes_direct: bytes that did not go through the page cache.
-        retries: requests that the storage refused for the moment, and that were made again.
-        fallback: why bytes were read in a slower way than was asked for; "" if none were.
-        seconds: that it took.
-        problems: what makes the checkpoint a bad one.
-        remarks: what is odd, and harms nothing.
+        path: folder of the checkpoint.
+        tensors: number of tensors.
+        objects: number of objects.
+        records: number of stored pieces of tensors, and objects.
+        files: number of data files.
+        bytes_checked: bytes whose CRC-32 was checked and correct.
+        bytes_unverifiable: bytes that were written without a CRC-32.
+        uncompared: tensors whose dtype and shape were not checked, as only torch can read them.
+        bytes_direct: bytes that bypassed the page cache.
+        retries: read requests that were repeated.
+        fallback: why bytes took a slow path; "" if none did.
+        seconds: duration of the verification.
+        problems: findings that make the checkpoint bad.
+        remarks: findings that are odd but harmless.
     """
 
     path: str
@@ -185,7 +170,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,31 +180,26 @@ class VerifyReport:
     def summary(self) -> str:
         """What was checked, without the findings."""
         rate = self.bytes_checked / self.seconds if self.seconds > 0 else 0.0
-        lines = [
-            (
-                f"{'good' if self.ok else 'BAD'}: {counted(self.tensors, 'tensor')},"
-                f" {counted(self.objects, 'object')}, {counted(self.records, 'record')} in"
-                f" {counted(self.files, 'file')}"
-            ),
-            (
-                f"CRC-32 checked for {format_bytes(self.bytes_checked)} in {self.seconds:.3f} s"
-                f" ({format_bytes(rate)}/s)"
-            ),
-        ]
-        if self.bytes_unverifiable:
-            lines.append(f"written without a CRC-32: {format_bytes(self.bytes_unverifiable)}")
-        if self.uncompared:
-            lines.append(f"tensors that only torch can read, not compared: {self.uncompared}")
-        if self.bytes_direct:
-            lines.append(f"read past the page cache: {format_bytes(self.bytes_direct)}")
-        if self.fallback:
-            lines.append(f"slow path: {printable(self.fallback)}")
-        if self.retries:
-            lines.append(f"retried requests: {self.retries}")
-        return "\n".join(lines)
+        found = (
+            f"{'good' if self.ok else 'BAD'}: {counted(self.tensors, 'tensor')},"
+            f" {counted(self.objects, 'object')}, {counted(self.records, 'record')} in"
+            f" {counted(self.files, 'file')}"
+        )
+        checked = (
+            f"CRC-32 checked for {format_bytes(self.bytes_checked)} in {self.seconds:.3f} s"
+            f" ({format_bytes(rate)}/s)"
+        )
+        details = {
+            "written without a CRC-32": _size(self.bytes_unverifiable),
+            "tensors that only torch can read, not compared": self.uncompared,
+            "read past the page cache": _size(self.bytes_direct),
+            "slow path": printable(self.fallback),
+            "retried requests": self.retries,
+        }
+        more = [f"{label}: {detail}" for label, detail in details.items() if detail]
+        return "\n".join([found, checked, *more])
 
     def __str__(self) -> str:
-        """A few lines for a person."""
         lines = [self.summary()]
         for title, findings in (("problems", self.problems), ("remarks", self.remarks)):
             if findings:
@@ -228,3 +208,7 @@ class VerifyReport:
             if len(findings) > _LISTED_FINDINGS:
                 lines.append(f"  - and {len(findings) - _LISTED_FINDINGS} more")
         return "\n".join(lines)
+
+
+def _size(nbytes: int) -> str:
+    return format_bytes(nbytes) if nbytes else ""

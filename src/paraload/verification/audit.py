@@ -1,0 +1,82 @@
+"""Reads all records of a checkpoint with the engine, which checks them and keeps nothing.
+
+A thread needs 1 MiB for this, whatever the size of a tensor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from paraload.adapters.dcp.reader_config import stock_decoders
+from paraload.core.tasks import ItemKind, RecordSpec, Stored, Wanted
+from paraload.destinations.conversion import HostDestination
+from paraload.destinations.host import Destinations
+from paraload.engine.budget import MemoryBudget
+from paraload.engine.load import Load
+from paraload.engine.setup import Job
+from paraload.engine.statistics import Ledger
+from paraload.errors import ItemReadError
+from paraload.executors.choice import choose_execution, progress_hook
+from paraload.metadata.index import Chunk, Place
+from paraload.options import ReadOptions
+from paraload.planning.read_tasks import PlanKnobs, first_tasks
+from paraload.report import ReadReport
+from paraload.sources.local import LocalSource
+from paraload.workers.read_context import Work
+
+#: Smaller blocks than a load's: large ones gain nothing when their bytes are only summed.
+KNOBS: Final = PlanKnobs(block_bytes=1 << 20)
+
+
+def audit_specs(records: Sequence[tuple[Place, Chunk]]) -> list[RecordSpec]:
+    shared: dict[Wanted, Wanted] = {}  # the layout cache knows equal layouts by identity
+    specs = []
+    for number, (place, chunk) in enumerate(records):
+        lengths = chunk.lengths or ()
+        stored = None if chunk.dtype is None else Stored(chunk.dtype, lengths)
+        kind: ItemKind = "bytes" if stored is None else "tensor"
+        wanted = Wanted(kind, (0,) * len(lengths), lengths, place.descriptors, stored)
+        wanted = shared.setdefault(wanted, wanted)
+        specs.append(RecordSpec(number, place.path, place.start, place.end, chunk.name, wanted))
+    return specs
+
+
+def audit(
+    source: LocalSource, specs: Sequence[RecordSpec], options: ReadOptions
+) -> tuple[ReadReport, Ledger, dict[int, ItemReadError]]:
+    """Read and check every byte of the records; returns the errors by item."""
+    # From the front of each file to its back.
+    specs = sorted(specs, key=lambda spec: (spec.path, spec.start))
+    execution = choose_execution(
+        replace(options, executor="threads"),
+        source=source,
+        total_bytes=sum(spec.length for spec in specs),
+        stays_here="",
+    )
+    job = Job(
+        path=source.root,
+        specs=specs,
+        first=first_tasks(specs, straight_through=True, knobs=KNOBS),
+        destinations=Destinations(),
+        destination=HostDestination(strict=False),
+        ordered=(),
+        work=Work(
+            source=source,
+            verify=True,
+            audit=True,
+            decoders=stock_decoders(spec.wanted.descriptors for spec in specs),
+            retries=options.retries,
+            stall_timeout_s=options.stall_timeout_s,
+        ),
+        split_bytes=execution.sizes.next_split_bytes,
+        max_gap_bytes=KNOBS.max_gap_bytes,
+        started_s=time.monotonic(),
+    )
+    with progress_hook(options, None) as hook:
+        budget = MemoryBudget(execution.staging_bytes)
+        load = Load(job, budget=budget, process=lambda _: None, on_progress=hook)
+        report, failures = load.run(execution.executor)
+    return report, load.ledger, failures
