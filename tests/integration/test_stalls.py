@@ -179,7 +179,7 @@ def test_verify_of_a_big_tensor(tmp_path, monkeypatch, storage, from_call):
 
 
 def test_the_listing_and_the_manifest_of_verify(folder, saved, monkeypatch, storage, tmp_path):
-    from paraload import manifest
+    from paraload.verification import manifest
     from paraload.verification import verify as _verify
 
     write_manifest(folder, tmp_path / "manifest")

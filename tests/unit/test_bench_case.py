@@ -18,6 +18,7 @@ from paraload import ParallelFileSystemReader
 from paraload.cli._checkpoint import read_metadata
 from paraload.cli.bench.case import Case, chosen, pieces_of
 from paraload.errors import CheckpointReadError
+from paraload.metadata.dcp_index import index_of
 from paraload.testing import make_checkpoint
 
 
@@ -55,8 +56,8 @@ def test_a_part_is_taken_from_all_files_in_turn(limit_bytes, expected):
             "c0": ("c", 0, 10),
         }
     )
-    part = chosen(pieces_of(metadata), limit_bytes)
-    assert [piece.key.fqn for piece in part] == expected
+    part = chosen(pieces_of(index_of(metadata)), limit_bytes)
+    assert [piece.name for piece in part] == expected
 
 
 def test_each_saved_piece_is_loaded_as_a_tensor_of_its_own(tmp_path):
@@ -73,7 +74,7 @@ def test_each_saved_piece_is_loaded_as_a_tensor_of_its_own(tmp_path):
         info = places.pop(MetadataIndex(name, torch.Size([0, 0])))
         places[MetadataIndex("w", torch.Size([row, 0]))] = info
     metadata.storage_data = places
-    case = Case(tmp_path, pieces_of(metadata))
+    case = Case(tmp_path, pieces_of(index_of(metadata)))
     for reader in (dcp.FileSystemReader(tmp_path), ParallelFileSystemReader(tmp_path)):
         case.poison()
         case.prepare(reader)()
@@ -86,4 +87,10 @@ def test_a_piece_without_a_place_is_named():
     metadata = checkpoint({"here": ("a", 0, 10), "gone": ("a", 10, 10)})
     del metadata.storage_data[MetadataIndex("gone", torch.Size([0]))]
     with pytest.raises(CheckpointReadError, match="'gone': the metadata names no file for it"):
-        pieces_of(metadata)
+        pieces_of(index_of(metadata))
+
+
+def test_a_piece_without_elements_needs_no_place():
+    metadata = checkpoint({"here": ("a", 0, 10), "empty": ("a", 10, 0)})
+    del metadata.storage_data[MetadataIndex("empty", torch.Size([0]))]
+    assert [piece.name for piece in pieces_of(index_of(metadata))] == ["here"]

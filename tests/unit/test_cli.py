@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 import paraload
 from paraload import cli
 from paraload.cli import main
-from paraload.cli._output import Table
+from paraload.cli._output import Table, show_tables
 
 
 def save(folder):
@@ -325,7 +325,7 @@ def test_commands_need_no_standard_output(whole):
 
 
 def test_a_checkpoint_that_does_not_fit_is_not_begun(capsys, whole, monkeypatch):
-    monkeypatch.setattr("paraload.cli._memory.available_memory_bytes", lambda: 1 << 10)
+    monkeypatch.setattr("paraload.cli._checkpoint.available_memory_bytes", lambda: 1 << 10)
     status, _, err = call(capsys, "load", whole)
     assert status == 2
     assert "takes 16.04 KiB of memory, and 1.00 KiB are free" in err
@@ -349,7 +349,7 @@ def test_tables_are_drawn_on_a_terminal_and_plain_elsewhere(capsys, monkeypatch)
         rows=[("model.layers[0].w", "5"), ("b", "1024")],
         numeric=frozenset({1}),
     )
-    table.show()
+    show_tables(table)
     assert capsys.readouterr().out.splitlines() == [
         "things:",
         "  name               bytes",
@@ -357,23 +357,23 @@ def test_tables_are_drawn_on_a_terminal_and_plain_elsewhere(capsys, monkeypatch)
         "  b                   1024",
     ]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    table.show()
+    show_tables(table)
     drawn = capsys.readouterr().out
     assert "model.layers[0].w" in drawn
     assert "─" in drawn
     monkeypatch.setenv("COLUMNS", "28")  # narrower than drawn, and as wide as plain
-    table.show()
+    show_tables(table)
     assert capsys.readouterr().out == f"{table.plain()}\n"
     monkeypatch.setenv("COLUMNS", "20")
-    table.show()
+    show_tables(table)
     drawn = capsys.readouterr().out  # folded, not cut
     assert "─" in drawn
     assert "model.layers[0].w" in "".join(line.strip().split(" ")[0] for line in drawn.splitlines())
     monkeypatch.setenv("COLUMNS", "15")  # rich would cut the numbers
-    table.show()
+    show_tables(table)
     assert capsys.readouterr().out == f"{table.plain()}\n"
     monkeypatch.setitem(sys.modules, "rich", None)  # the cli extra is not there
-    table.show()
+    show_tables(table)
     assert capsys.readouterr().out.startswith("things:\n  name")
 
 

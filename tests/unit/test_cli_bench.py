@@ -496,7 +496,7 @@ def test_a_plot_without_matplotlib_is_refused_before_any_work(capsys, whole, tmp
 
 
 def test_what_does_not_fit_into_memory_is_not_begun(capsys, whole, monkeypatch):
-    monkeypatch.setattr("paraload.cli._memory.available_memory_bytes", lambda: 1 << 10)
+    monkeypatch.setattr("paraload.cli._checkpoint.available_memory_bytes", lambda: 1 << 10)
     status, out, err = call(capsys, whole, *QUICK)
     assert (status, out) == (2, "")
     assert "takes 2.00 MiB of memory, and 1.00 KiB are free" in err

@@ -1,9 +1,9 @@
 """The command line: ``paraload inspect|verify|load|bench PATH``.
 
-Exit status: 0 all is well; 1 the checkpoint is bad; 2 the call is; 130 stopped with Ctrl-C.
+Exit status: 0 all is well; 1 the checkpoint is bad; 2 the call is wrong; 130 stopped with Ctrl-C.
 
-Each command has a module of its own with ``add_parser(commands)``. Commands import torch when they
-run, so that ``--help``, ``--version`` and a mistyped option answer at once.
+Each command has a module with ``add_parser(commands)``, which imports torch only when it runs:
+``--help``, ``--version`` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from paraload import __version__
 from paraload.cli import bench, inspect, load, verify
-from paraload.cli._errors import UsageError
+from paraload.cli._arguments import UsageError
 from paraload.cli._output import discard_output, prepare_streams, printing, warn
 from paraload.errors import CheckpointReadError, InvalidOptionError
 from paraload.runtime.interrupts import stopped_by_signals
@@ -26,38 +26,30 @@ _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 @stopped_by_signals
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: its words; those of the process when not given.
-
-    Returns:
-        The exit status.
+    """Run the command ``argv``, by default that of the process; returns the exit status.
 
     Raises:
         SystemExit: argparse has answered: help, version, or a wrong call.
     """
     prepare_streams()
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         status: int = arguments.run(arguments)
         if sys.stdout is not None:  # None if the shell has closed it
             with printing():
-                sys.stdout.flush()  # so that a closed pipe is met here
+                sys.stdout.flush()  # so that a closed pipe fails here
     except (UsageError, InvalidOptionError) as error:
-        return _fail(error, _BAD_CALL)
+        status = _BAD_CALL
+        warn(f"paraload: {error}")
     except CheckpointReadError as error:
-        return _fail(error, _BAD_CHECKPOINT)
+        status = _BAD_CHECKPOINT
+        warn(f"paraload: {error}")
     except KeyboardInterrupt:
-        return _fail("interrupted", _INTERRUPTED)
+        status = _INTERRUPTED
+        warn("paraload: interrupted")
     except BrokenPipeError:
+        status = _BROKEN_PIPE
         discard_output()  # `paraload inspect PATH | head`
-        return _BROKEN_PIPE
-    return status
-
-
-def _fail(what: object, status: int) -> int:
-    warn(f"paraload: {what}")
     return status
 
 

@@ -5,59 +5,45 @@ Tables are plain text in pipes and files, and wherever rich, of the ``cli`` extr
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from paraload._text import printable, printable_lines
-from paraload.cli._errors import UsageError
+from paraload.cli._arguments import STANDARD_OUTPUT, UsageError
 from paraload.progress import is_terminal
 from paraload.report import ReadReport
 
-STANDARD_OUTPUT: Final = "-"
 _GAP: Final = "  "
-#: Text that is folded into less is unreadable.
+#: Text that is folded into fewer columns is unreadable.
 _FOLDED_WIDTH: Final = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Table:
-    """Rows of text under a title.
-
-    Attributes:
-        title: above it.
-        head: names of the columns.
-        rows: cells, as many as names.
-        numeric: columns that are aligned to the right.
-    """
+    """Rows of text. The columns ``numeric`` are aligned to the right and never folded."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    numeric: frozenset[int]
+    numeric: Collection[int]
 
     def __post_init__(self) -> None:
-        """Escape control characters: the names in cells come from a file."""
-        object.__setattr__(self, "title", printable(self.title))
-        rows = [[printable(cell) for cell in row] for row in self.rows]
-        object.__setattr__(self, "rows", rows)
+        # Names in cells come from a file.
+        self.title = printable(self.title)
+        self.rows = [[printable(cell) for cell in row] for row in self.rows]
 
     @property
     def widths(self) -> list[int]:
         return [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
 
-    def show(self) -> None:
-        show_tables([self])
-
     def plain(self) -> str:
-        """Aligned text; columns are at least two blanks apart."""
         lines, widths = [f"{self.title}:"], self.widths
         for row in (self.head, *self.rows):
             cells = [
@@ -70,7 +56,7 @@ class Table:
     def is_drawn_well(self, width: int) -> bool:
         """Whether rich folds nothing that fits as plain text, and has room for the numbers.
 
-        rich does not fold numbers: without enough room, it cuts their last digits.
+        Without enough room, rich cuts the last digits of numbers, since it may not fold them.
         """
         widths = self.widths
         plain_width = sum(widths) + len(_GAP) * len(widths)
@@ -80,7 +66,7 @@ class Table:
         return width >= drawn_width or narrowest <= width < plain_width
 
 
-def show_tables(tables: Sequence[Table]) -> None:
+def show_tables(*tables: Table) -> None:
     """Print tables that belong together: all drawn, or all plain."""
     if not (is_terminal(sys.stdout) and _draw(tables)):
         say("\n\n".join(table.plain() for table in tables))
@@ -102,10 +88,10 @@ def _draw(tables: Sequence[Table]) -> bool:
             title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
         )
         for number, name in enumerate(table.head):
-            is_number = number in table.numeric
-            justify: Literal["left", "right"] = "right" if is_number else "left"
-            # Folded, because names that are cut cannot be copied.
-            drawn.add_column(name, justify=justify, no_wrap=is_number, overflow="fold")
+            if number in table.numeric:
+                drawn.add_column(name, justify="right", no_wrap=True)
+            else:
+                drawn.add_column(name, overflow="fold")  # names that are cut cannot be copied
         for row in table.rows:
             drawn.add_row(*row)
         with printing():
@@ -138,7 +124,7 @@ def printing() -> Iterator[None]:
 
 
 def discard_output() -> None:
-    """Discard what is left to write, or the interpreter tries again, and fails, when it ends."""
+    """Discard buffered output; otherwise the interpreter writes it at exit, and fails again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -155,67 +141,8 @@ def warn(text: str) -> None:
             print(printable_lines(text), file=sys.stderr, flush=True)
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that read a whole checkpoint."""
-    parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
-    parser.add_argument("--workers", type=int, metavar="N", help="readers at once")
-    parser.add_argument(
-        "--direct-io",
-        action="store_true",
-        default=None,
-        help="bypass the page cache for uncached ranges (O_DIRECT)",
-    )
-
-
-def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of ``ReadOptions`` for these options, with a progress bar on a terminal."""
-    given = {
-        "progress": is_terminal(sys.stderr),  # elsewhere, tqdm need not even be imported
-        "max_workers": arguments.workers,
-        "direct_io": arguments.direct_io,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def add_json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json", metavar="FILE", help="write the result as JSON; - writes only that, to the output"
-    )
-
-
-def add_trace_option(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument(
-        "--trace",
-        metavar="FILE",
-        help=f"write {what} as a trace that https://ui.perfetto.dev opens",
-    )
-
-
-def check_json_target(target: str | None) -> None:
-    """As :func:`check_file_target`; standard output is fine too."""
-    if target != STANDARD_OUTPUT:
-        check_file_target("--json", target)
-
-
-def check_file_target(option: str, target: str | None) -> None:
-    """Refuse a file that cannot be written before the work, not after it.
-
-    Raises:
-        UsageError: its folder does not exist, or it is one itself.
-    """
-    if target is None:
-        return
-    if target == STANDARD_OUTPUT:
-        raise UsageError(f"{option} {target}: name a file; only JSON goes to standard output")
-    path = Path(target)
-    if path.is_dir():
-        raise UsageError(f"{option} {target}: is a folder")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{option} {target}: its folder does not exist")
-
-
 def write_json(value: dict[str, Any], target: str | None) -> None:
-    """Write ``value`` where ``--json`` says, if it was given."""
+    """Write ``value`` to where ``--json`` says, if it was given."""
     if target is None:
         return
     text = json.dumps(value, indent=2)
@@ -223,20 +150,21 @@ def write_json(value: dict[str, Any], target: str | None) -> None:
         with printing():
             print(text, flush=True)
         return
-    with _writing("--json", target):
+    with file_errors("--json", target):
         Path(target).write_text(f"{text}\n", encoding="utf-8")
 
 
 def write_trace(report: ReadReport, target: str | None) -> None:
-    """Write the time line where ``--trace`` says, if it was given."""
+    """Write the time line to where ``--trace`` says, if it was given."""
     if target is not None:
-        with _writing("--trace", target):
+        with file_errors("--trace", target):
             report.write_trace(target)
 
 
 @contextmanager
-def _writing(option: str, target: str) -> Iterator[None]:
+def file_errors(option: str, name: str) -> Iterator[None]:
+    """Turn system errors for the file of ``option`` into a ``UsageError``."""
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{option} {target}: {error.strerror}") from error
+        raise UsageError(f"{option} {name}: {error.strerror or error}") from error

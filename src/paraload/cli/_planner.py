@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
+from torch.distributed.checkpoint import Metadata
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
@@ -15,8 +16,8 @@ from paraload.errors import FormatError, ItemReadError
 from paraload.formats.torch_load import load_tensor
 from paraload.metadata.index import CheckpointIndex, Entry
 
-#: Their scales are in the record, not in the metadata, and ``copy_`` needs a target with the same
-#: scheme. So no target can be made before the record is read.
+#: ``copy_`` needs a target with the same scales, which only the record has, not the metadata. So
+#: targets cannot be made before the record is read.
 QUANTISED: Final = frozenset(
     {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 )
@@ -25,7 +26,7 @@ QUANTISED: Final = frozenset(
 def empty_state(index: CheckpointIndex) -> dict[str, Any]:
     """A target for every entry of the checkpoint; ``None`` for objects.
 
-    The stand-in for a quantised tensor has its size, but only one byte, which is never written to.
+    The stand-in for a quantised tensor has its shape but only one byte, which is never written to.
 
     Raises:
         ItemReadError: torch cannot make a tensor that the metadata describes.
@@ -55,8 +56,8 @@ def _empty(entry: Entry) -> torch.Tensor | None:
 class BytesPlanner(QuickLoadPlanner):
     """Leaves objects as bytes, and loads quantised tensors from their bytes.
 
-    Unpickling objects would need the classes of the job that saved them, and would run any code in
-    the checkpoint.
+    Unpickling objects would need the classes of the program that saved them, and would run any code
+    in the checkpoint.
     """
 
     def create_local_plan(self) -> LoadPlan:
@@ -69,11 +70,7 @@ class BytesPlanner(QuickLoadPlanner):
         return plan
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Drop objects; check that torch can read quantised tensors.
-
-        Raises:
-            ItemReadError: torch cannot read it.
-        """
+        """Drop objects; check that torch can read quantised tensors."""
         index = read_item.storage_index
         if (entry := self._quantised(index.fqn)) is None:
             return
@@ -101,3 +98,15 @@ def _record_items(fqn: str, entry: TensorStorageMetadata) -> Iterator[ReadItem]:
         if 0 not in chunk.sizes:
             index = MetadataIndex(fqn, chunk.offsets, number)
             yield ReadItem(LoadItemType.BYTE_IO, index, nothing, index, nothing, nothing)
+
+
+def planned(
+    reader: Any, state: dict[str, Any], metadata: Metadata
+) -> tuple[LoadPlan, BytesPlanner]:
+    """The plan that ``dcp.load`` would make in one process, and its planner."""
+    planner = BytesPlanner()
+    planner.set_up_planner(state, metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    plan = reader.prepare_local_plan(planner.create_local_plan())
+    (plan,) = reader.prepare_global_plan(planner.create_global_plan([plan]))
+    return planner.finish_plan(plan), planner

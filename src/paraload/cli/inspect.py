@@ -10,35 +10,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 from paraload._text import counted, printable
 from paraload.cli import _checkpoint as checkpoint
-from paraload.cli._output import (
-    STANDARD_OUTPUT,
-    Table,
-    add_json_option,
-    check_json_target,
-    say,
-    warn,
-    write_json,
-)
+from paraload.cli._arguments import STANDARD_OUTPUT, add_json_option, add_path
+from paraload.cli._output import Table, say, show_tables, warn, write_json
 from paraload.metadata.index import Entry, Place
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
     from paraload.metadata.folder import FolderMetadata
 
-    #: What JSON has of a file, or of an entry.
-    Facts = dict[str, Any]
-
 _DEFAULT_LIMIT: Final = 20
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to the parser of all."""
     parser = commands.add_parser(
         "inspect",
         help="list files and tensors",
-        description="List the files and tensors of a checkpoint. Reads its metadata only.",
+        description="List the files and tensors of a checkpoint. Reads only its metadata.",
     )
-    parser.add_argument("path", metavar="PATH", help="folder of the checkpoint")
+    add_path(parser)
     parser.add_argument(
         "--sort", choices=("size", "name"), default="size", help="order (default: size)"
     )
@@ -54,19 +43,16 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print tables, or JSON; 1 if files are missing or cut."""
-    check_json_target(arguments.json)
-    path = checkpoint.existing_folder(arguments.path)
-    found = checkpoint.read_metadata(path)
-    facts = _facts(found, path)
+    found = checkpoint.read_metadata(arguments.path)
+    facts = _facts(found, arguments.path)
     write_json(facts, arguments.json)
     if arguments.json != STANDARD_OUTPUT:
-        _show(facts, sort=arguments.sort, limit=arguments.limit)
+        _show(facts, sort=arguments.sort, limit=arguments.limit or None)
     if found.starts_late:
         warn(f"paraload: remark: {found.starts_late}")
     for problem in facts["problems"]:
         warn(f"paraload: {printable(problem)}")
-    return 1 if facts["problems"] else 0
+    return int(bool(facts["problems"]))
 
 
 def _count_or_zero(text: str) -> int:
@@ -75,10 +61,10 @@ def _count_or_zero(text: str) -> int:
     return int(text)
 
 
-# ------------------------------------------------------------------------------- what JSON has
+# ------------------------------------------------------------------------------------------- JSON
 
 
-def _facts(found: FolderMetadata, path: Path) -> Facts:
+def _facts(found: FolderMetadata, path: Path) -> dict[str, Any]:
     index = found.index
     files = [_file_facts(path, *item) for item in index.places_by_file().items()]
     sizes = [file["bytes"] for file in files]
@@ -92,7 +78,7 @@ def _facts(found: FolderMetadata, path: Path) -> Facts:
         "objects": len(index.entries) - tensors,
         "tensor_bytes": index.tensor_bytes,
         "file_bytes": sum(sizes),
-        # The largest file by the mean file: with 1.0, all are equal, and no reader waits.
+        # Largest file / mean file. At 1.0 all are equal, and no reader waits for another.
         "balance": max(sizes) * len(sizes) / sum(sizes) if any(sizes) else 1.0,
         "problems": problems + [problem for file in files if (problem := _problem(file))],
         "files": files,
@@ -100,7 +86,7 @@ def _facts(found: FolderMetadata, path: Path) -> Facts:
     }
 
 
-def _entry_facts(entry: Entry) -> Facts:
+def _entry_facts(entry: Entry) -> dict[str, Any]:
     places = entry.places
     return {
         "name": entry.name,
@@ -112,14 +98,14 @@ def _entry_facts(entry: Entry) -> Facts:
     }
 
 
-def _file_facts(folder: Path, name: str, places: Sequence[Place]) -> Facts:
-    """``bytes`` are up to the end of the last record, ``bytes_on_disk`` those that are there."""
+def _file_facts(folder: Path, name: str, places: Sequence[Place]) -> dict[str, Any]:
+    """``bytes`` extends to the end of the last record; ``bytes_on_disk`` is the file's size."""
     path, size, refusal = folder / name, None, ""
     try:
         if path.is_file():
             size = path.stat().st_size
     except FileNotFoundError:
-        pass  # gone since
+        pass  # deleted in between
     except OSError as error:
         refusal = str(error.strerror)
     return {
@@ -131,46 +117,39 @@ def _file_facts(folder: Path, name: str, places: Sequence[Place]) -> Facts:
     }
 
 
-def _problem(file: Facts) -> str | None:
-    promised, size = file["bytes"], file["bytes_on_disk"]
+def _problem(file: dict[str, Any]) -> str | None:
+    name, promised, size = file["path"], file["bytes"], file["bytes_on_disk"]
     if file["refusal"]:
-        return f"{file['path']}: the file cannot be looked at: {file['refusal']}"
+        return f"{name}: the file cannot be looked at: {file['refusal']}"
     if size is None:
-        return f"{file['path']}: the file is missing"
+        return f"{name}: the file is missing"
     if size < promised:
-        least = f"expected at least {promised} bytes, got {size}"
-        return f"{file['path']}: the file is too short; {least}"
+        return f"{name}: the file is too short; expected at least {promised} bytes, got {size}"
     return None
 
 
-# --------------------------------------------------------------------------- what people see
+# ------------------------------------------------------------------------------------------- text
 
 
-def _show(facts: Facts, *, sort: str, limit: int) -> None:
-    say(
-        f"{counted(facts['tensors'], 'tensor')}, {format_bytes(facts['tensor_bytes'])};"
-        f" {counted(facts['objects'], 'object')};"
-        f" {counted(len(facts['files']), 'file')}, {format_bytes(facts['file_bytes'])}"
-        f" (largest by mean: {facts['balance']:.2f})"
-    )
+def _show(facts: dict[str, Any], *, sort: str, limit: int | None) -> None:
     # Both lists are sorted by name, and sorting is stable.
-    files, entries = (
-        sorted(facts[what], key=itemgetter("bytes"), reverse=True)
-        if sort == "size"
-        else facts[what]
-        for what in ("files", "entries")
-    )
-    rows = [
+    files, entries = facts["files"], facts["entries"]
+    if sort == "size":
+        files, entries = (
+            sorted(facts[what], key=itemgetter("bytes"), reverse=True)
+            for what in ("files", "entries")
+        )
+    total = facts["file_bytes"]
+    file_rows = [
         (
             file["path"],
             format_bytes(file["bytes"]),
-            f"{file['bytes'] / facts['file_bytes']:.1%}" if facts["file_bytes"] else "",
+            f"{file['bytes'] / total:.1%}" if total else "",
             str(file["records"]),
         )
-        for file in files[: limit or None]
+        for file in files[:limit]
     ]
-    _show_table("files", ("file", "bytes", "share", "records"), rows, len(files), texts=1)
-    lines = [
+    entry_rows = [
         (
             entry["name"],
             entry["dtype"] or "object",
@@ -179,16 +158,23 @@ def _show(facts: Facts, *, sort: str, limit: int) -> None:
             str(entry["chunks"]),
             str(entry["files"]),
         )
-        for entry in entries[: limit or None]
+        for entry in entries[:limit]
     ]
-    head = ("name", "dtype", "shape", "bytes", "chunks", "files")
-    _show_table("tensors and objects", head, lines, len(entries), texts=3)
+    say(
+        f"{counted(facts['tensors'], 'tensor')}, {format_bytes(facts['tensor_bytes'])};"
+        f" {counted(facts['objects'], 'object')};"
+        f" {counted(len(files), 'file')}, {format_bytes(total)}"
+        f" (largest by mean: {facts['balance']:.2f})\n"
+    )
+    entry_head = ("name", "dtype", "shape", "bytes", "chunks", "files")
+    show_tables(
+        _table("files", ("file", "bytes", "share", "records"), file_rows, len(files), texts=1),
+        _table("tensors and objects", entry_head, entry_rows, len(entries), texts=3),
+    )
 
 
-def _show_table(
-    what: str, head: Sequence[str], rows: Sequence[Sequence[str]], total: int, *, texts: int
-) -> None:
+def _table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], total: int, *, texts: int
+) -> Table:
     more = "" if len(rows) == total else f", {len(rows)} of {total} (--limit 0 lists all)"
-    numeric = frozenset(range(texts, len(head)))
-    say()
-    Table(title=what + more, head=head, rows=rows, numeric=numeric).show()
+    return Table(title=title + more, head=head, rows=rows, numeric=range(texts, len(head)))

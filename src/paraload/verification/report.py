@@ -112,6 +112,12 @@ class Finding:
         path, start, end, _ = fault.place
         return dataclasses.replace(finding, path=path, start=start, end=end)
 
+    def details(self) -> str:
+        """The problem, and what was expected and found."""
+        expected = f"; expected {self.expected}" if self.expected is not None else ""
+        got = f", got {self.got}" if self.got is not None else ""
+        return f"{self.problem}{expected}{got}"
+
     def affected(self) -> str:
         """The first few parts, and the number of the others."""
         shown = ", ".join(map(str, self.parts[:_LISTED_PARTS]))
@@ -119,14 +125,10 @@ class Finding:
         return f"{shown} and {hidden} more" if hidden > 0 else shown
 
     def __str__(self) -> str:
-        text = f"{self.kind}: {self.problem}"
+        text = f"{self.kind}: {self.details()}"
         if self.path is not None:
             where = f", bytes [{self.start}, {self.end})" if self.end is not None else ""
             text += f" (file {self.path!r}{where})"
-        if self.expected is not None:
-            text += f"; expected {self.expected}"
-        if self.got is not None:
-            text += f", got {self.got}"
         if self.parts:
             text += f"; affects {self.affected()}"
         return printable(with_hint(text, self.hint))

@@ -1,10 +1,8 @@
 """``paraload bench PATH``: torch's reader and paraload's settings on the user's own checkpoint.
 
-    plan, measure   measure: readers that load a _bench_case, page cache warm and cold
-    advise          _bench_advice
-    show            show, plot
+    case --> measure: all readers load it, page cache warm and cold --> advice --> show, plot
 
-Nothing is ever written to the checkpoint.
+The checkpoint is only read.
 """
 
 from __future__ import annotations
@@ -14,58 +12,63 @@ from pathlib import Path
 from typing import Any, Final
 
 from paraload.cli import _checkpoint as checkpoint
-from paraload.cli import _output as output
-from paraload.cli._errors import UsageError
+from paraload.cli._arguments import (
+    STANDARD_OUTPUT,
+    UsageError,
+    add_json_option,
+    add_path,
+    add_trace_option,
+    size,
+    target,
+)
+from paraload.cli._output import write_json, write_trace
 from paraload.options import EXECUTORS, MOST_WORKERS
 
 _EXECUTORS: Final = tuple(name for name in EXECUTORS if name != "auto")
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to the parser of all commands."""
     parser = commands.add_parser(
         "bench",
         help="measure torch's reader and paraload here, and recommend a setting",
         description="Measure how fast torch's FileSystemReader and paraload read this checkpoint"
-        " here, with the page cache warm and cold, and recommend a setting. The checkpoint is never"
-        " written to.",
-        epilog="Cold means that the files are not in this machine's page cache; what the storage"
-        " itself caches, no program can drop. Exit status: 1 also if an arm failed.",
+        " here, with the page cache warm and cold, and recommend a setting. The checkpoint is only"
+        " read.",
+        epilog="Cold means that the files are not in this machine's page cache; caches of the"
+        " storage itself cannot be dropped. Exit status: 1 also if an arm failed.",
     )
     add = parser.add_argument
-    add("path", metavar="PATH", help="folder of the checkpoint")
+    add_path(parser)
     for option, kind, default, metavar, about in (
-        ("--workers", _counts, "1,2,4,8,16", "N,...", "readers at once"),
+        ("--workers", _counts, "1,2,4,8,16", "N,...", "concurrent readers"),
         ("--executors", _executors, "threads,processes", "NAME,...", f"of {', '.join(_EXECUTORS)}"),
         ("--rounds", _count, "5", "N", "runs of every reader"),
     ):
         text = f"{about} (default: {default})"
         add(option, type=kind, default=default, metavar=metavar, help=text)
-    limit = "read about so much of it (default: 2GiB, or a quarter of the free memory if less)"
-    add("--limit-bytes", metavar="SIZE", help=limit)
+    limit = "read about this much (default: 2GiB, or a quarter of the free memory if less)"
+    add("--limit-bytes", type=size("--limit-bytes"), metavar="SIZE", help=limit)
     add("--no-cold", action="store_true", help="measure with a warm cache only")
-    add("--plot", metavar="FILE", help="draw the result, such as out.png")
-    output.add_json_option(parser)
-    output.add_trace_option(parser, "what each worker of the recommended setting read when")
+    add("--plot", type=target("--plot"), metavar="FILE", help="draw the result, such as out.png")
+    add_json_option(parser)
+    add_trace_option(parser, "when each worker of the recommended setting read what")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan, measure, show; 1 if an arm failed."""
-    path = checkpoint.existing_folder(arguments.path)
-    _check_targets(arguments, path)
-    metadata = checkpoint.read_metadata(path).metadata
+    _check_targets(arguments)
+    index = checkpoint.read_metadata(arguments.path).index
 
     from paraload.cli.bench import measure, show  # noqa: PLC0415 - these import torch
 
-    bench = measure.Bench(path, metadata, arguments)
-    is_shown = arguments.json != output.STANDARD_OUTPUT
+    bench = measure.Bench(arguments.path, index, arguments)
+    is_shown = arguments.json != STANDARD_OUTPUT
     if is_shown:
         show.show_plan(bench)
     measure.measure(bench)
     if is_shown:
         show.show_result(bench)
-    output.write_json(show.to_dict(bench), arguments.json)
+    write_json(show.to_dict(bench), arguments.json)
     if arguments.plot is not None:
         from paraload.cli.bench import plot  # noqa: PLC0415 - an extra
 
@@ -73,19 +76,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.trace is not None:
         if bench.shown is None:
             raise UsageError(f"--trace {arguments.trace}: no setting of paraload could be measured")
-        output.write_trace(bench.shown[1], arguments.trace)
+        write_trace(bench.shown[1], arguments.trace)
     return int(any(arm.error is not None for arm in bench.arms))
 
 
-def _check_targets(arguments: argparse.Namespace, path: Path) -> None:
+def _check_targets(arguments: argparse.Namespace) -> None:
     """Refuse what cannot be written before the work, not after it."""
-    output.check_json_target(arguments.json)
-    output.check_file_target("--trace", arguments.trace)
-    output.check_file_target("--plot", arguments.plot)
+    folder = arguments.path.resolve()
     for option in ("json", "trace", "plot"):
-        target = getattr(arguments, option)
-        if target is not None and Path(target).resolve().is_relative_to(path.resolve()):
-            raise UsageError(f"--{option} {target}: is in the checkpoint, which is only read")
+        name = getattr(arguments, option)
+        if name not in {None, STANDARD_OUTPUT} and Path(name).resolve().is_relative_to(folder):
+            raise UsageError(f"--{option} {name}: is in the checkpoint, which is only read")
     if arguments.plot is not None:
         try:
             from paraload.cli.bench import plot  # noqa: PLC0415 - an extra

@@ -1,9 +1,9 @@
-"""PURE: which setting to recommend, from what was measured.
+"""PURE: which setting to recommend, from the measurements.
 
 The slowness of a setting is its median divided by the best median of the same cache state,
 multiplied over the states; a ratio within the noise of a state counts as 1. Of all settings within
-5 % of the least slow one, the simplest is recommended: through the page cache, fewest workers, then
-nothing set at all, then threads before processes.
+5 % of the fastest, the simplest is recommended: without direct I/O, with the fewest workers, the
+defaults before anything else, threads before processes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from typing import Final, NamedTuple
 
 from paraload._text import counted
 
-#: The value of ``executor`` that leaves everything to paraload.
 AUTO: Final = "auto"
 #: Simplest first.
 _EXECUTORS: Final = (AUTO, "sequential", "threads", "processes", "pool")
-#: Smaller differences count as none. The runs show how noisy the storage is, but no noise excuses
-#: a third.
+#: Smaller differences count as none. The measured noise may raise the limit, but not further.
 _LEAST_NOISE: Final = 0.05
 _MOST_NOISE: Final = 0.15
 
 
 class Setting(NamedTuple):
-    """How paraload reads; with ``"auto"`` it has chosen the number of workers itself."""
+    """How paraload reads; with ``"auto"`` it chose the number of workers itself."""
 
     executor: str
     workers: int
@@ -60,9 +58,9 @@ class Advice:
 def advise(
     settings: Mapping[Setting, Mapping[str, Sequence[float]]], torch: Mapping[str, Sequence[float]]
 ) -> Advice | None:
-    """The advice, from the seconds of all runs by state; torch's are empty if its reader failed.
+    """The advice from the seconds of all runs by state; ``None`` if no setting has every state.
 
-    ``None`` if no setting was measured in every state.
+    ``torch`` is empty if torch's reader failed.
     """
     states = list(dict.fromkeys(state for runs in (*settings.values(), torch) for state in runs))
     whole = {setting: runs for setting, runs in settings.items() if runs.keys() == set(states)}

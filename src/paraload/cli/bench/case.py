@@ -1,88 +1,91 @@
 """The load that ``paraload bench`` measures.
 
-.metadata --> pieces --some of each file--> chosen --> targets, plan --> reader.read_data
+CheckpointIndex --> pieces --some of each file--> chosen --> targets, plan --> reader.read_data
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch.distributed.checkpoint import Metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     MetadataIndex,
+    TensorProperties,
     TensorStorageMetadata,
 )
 
-from paraload.cli._planner import QUANTISED, BytesPlanner, empty_state
+from paraload.cli._planner import QUANTISED, empty_state, planned
 from paraload.core.checksum import crc32
 from paraload.errors import CheckpointReadError
 from paraload.metadata.dcp_index import index_of
+from paraload.metadata.index import CheckpointIndex, Place
 from paraload.report import ReadReport
 
-#: Hardly a value of any checkpoint, so that bytes that a reader leaves out show.
+#: An unlikely value in a checkpoint, so that bytes that a reader leaves out show.
 _POISON: Final = 0xA5
 
 
 class Piece(NamedTuple):
-    """A saved piece of a tensor, as a tensor of its own, or an object; and the bytes of it."""
+    """A saved piece of a tensor, which is loaded as a tensor of its own; or an object."""
 
-    key: MetadataIndex
-    entry: Any
-    info: Any
+    name: str
+    place: Place
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
     nbytes: int
 
 
-def pieces_of(metadata: Metadata) -> list[Piece]:
-    """Everything in the checkpoint, in the order in which a job plans to load it.
+def pieces_of(index: CheckpointIndex) -> list[Piece]:
+    """Everything in the checkpoint, in the order in which a load would plan it.
 
-    To load the pieces is what a job does that is sharded like the one that saved them.
+    A job that is sharded like the one that saved the checkpoint loads the same pieces.
     """
     pieces = []
-    entries: dict[str, Any] = metadata.state_dict_metadata
-    for name, item in entries.items():
-        chunks = item.chunks if isinstance(item, TensorStorageMetadata) else [None]
-        for chunk in chunks:
-            key = MetadataIndex(name, None if chunk is None else chunk.offsets)
-            if (info := metadata.storage_data.get(key)) is None:
-                raise CheckpointReadError(f"{name!r}: the metadata names no file for it")
-            entry, nbytes = item, info.length
-            if chunk is not None:
-                part = f" from {tuple(chunk.offsets)} on" if len(chunks) > 1 else ""
-                start = torch.Size([0] * len(chunk.sizes))
-                key = MetadataIndex(name + part, start)
-                whole = ChunkStorageMetadata(start, chunk.sizes)
-                entry = TensorStorageMetadata(item.properties, chunk.sizes, [whole])
-                nbytes = math.prod(chunk.sizes) * item.properties.dtype.itemsize
-            pieces.append(Piece(key, entry, info, nbytes))
+    for entry in index.entries:
+        for _, dtype, offsets, lengths, place in entry.chunks:
+            if place is None:
+                if 0 in (lengths or ()):
+                    continue  # writers may leave out chunks without elements
+                raise CheckpointReadError(f"{entry.name!r}: the metadata names no file for it")
+            if dtype is None or lengths is None:
+                pieces.append(Piece(entry.name, place, None, (), place.end - place.start))
+                continue
+            name = entry.name + (f" from {offsets} on" if len(entry.chunks) > 1 else "")
+            nbytes = math.prod(lengths) * entry.itemsize
+            pieces.append(Piece(name, place, getattr(torch, dtype), lengths, nbytes))
     return pieces
 
 
 def chosen(pieces: Sequence[Piece], limit_bytes: int) -> list[Piece]:
-    """The first pieces of every file, at least one and about ``limit_bytes``, in their old order.
+    """The first pieces of every file: at least one, about ``limit_bytes``, in the order given.
 
-    Files are taken from in turn, so that the part is spread over files as the whole is.
+    Files take turns, so that the part is spread over files as the whole is. A file whose next piece
+    does not fit gives no more.
     """
-    by_file: dict[str, deque[int]] = {}
-    for number in sorted(range(len(pieces)), key=lambda number: pieces[number].info.offset):
-        by_file.setdefault(pieces[number].info.relative_path, deque()).append(number)
-    queues = deque(by_file[path] for path in sorted(by_file))
+    turns: Counter[str] = Counter()
+    in_turn = []
+    for number in sorted(range(len(pieces)), key=lambda number: pieces[number].place.start):
+        path = pieces[number].place.path
+        in_turn.append((turns[path], path, number))
+        turns[path] += 1
     taken: list[int] = []
+    full = set()
     left = limit_bytes
-    while queues:
-        queue = queues.popleft()
-        number = queue.popleft()
-        if pieces[number].nbytes > left and taken:
-            continue  # this file gives no more
-        taken.append(number)
-        left -= pieces[number].nbytes
-        if queue:
-            queues.append(queue)
+    for _, path, number in sorted(in_turn):
+        nbytes = pieces[number].nbytes
+        if path in full or (nbytes > left and taken):
+            full.add(path)
+        else:
+            taken.append(number)
+            left -= nbytes
     return [pieces[number] for number in sorted(taken)]
 
 
@@ -92,25 +95,19 @@ class Case:
     def __init__(self, folder: Path, pieces: Sequence[Piece]) -> None:
         self.folder = folder
         self.nbytes = sum(piece.nbytes for piece in pieces)
-        self.files = sorted({folder / piece.info.relative_path for piece in pieces})
-        entries = {piece.key.fqn: piece.entry for piece in pieces}
-        self._metadata = Metadata(entries, storage_data={it.key: it.info for it in pieces})
+        self.files = sorted({folder / piece.place.path for piece in pieces})
+        self._metadata = _metadata_of(pieces)
         self._state = empty_state(index_of(self._metadata))
         self.targets: dict[str, torch.Tensor] = {
-            name: self._state[name]
-            for name, entry in entries.items()
-            if isinstance(entry, TensorStorageMetadata) and entry.properties.dtype not in QUANTISED
+            piece.name: self._state[piece.name]
+            for piece in pieces
+            if piece.dtype is not None and piece.dtype not in QUANTISED
         }
-        self.poison()  # gives them their pages too: the first reader is not charged for these
+        self.poison()  # also allocates their pages, so the first reader does not pay for these
 
     def prepare(self, reader: Any) -> Callable[[], ReadReport | None]:
-        """Do all that ``dcp.load`` does before ``read_data``, and return the rest."""
-        planner = BytesPlanner()
-        planner.set_up_planner(dict(self._state), self._metadata, is_coordinator=True)
-        reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-        plan = reader.prepare_local_plan(planner.create_local_plan())
-        (plan,) = reader.prepare_global_plan(planner.create_global_plan([plan]))
-        plan = planner.finish_plan(plan)
+        """Do everything that ``dcp.load`` does before ``read_data``, and return the rest."""
+        plan, planner = planned(reader, dict(self._state), self._metadata)
 
         def read() -> Any:
             reader.read_data(plan, planner).wait()
@@ -124,8 +121,23 @@ class Case:
             _raw_bytes(target).fill_(_POISON)
 
     def checksums(self) -> dict[str, int]:
-        """CRC-32 of what each target holds now."""
+        """CRC-32 of the content of each target."""
         return {name: crc32(_raw_bytes(it).numpy().data) for name, it in self.targets.items()}
+
+
+def _metadata_of(pieces: Sequence[Piece]) -> Metadata:
+    entries: dict[str, Any] = {}
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    for name, (path, start, end, descriptors), dtype, shape, _ in pieces:
+        if dtype is None:
+            offset, entries[name] = None, BytesStorageMetadata()
+        else:
+            offset, size = torch.Size([0] * len(shape)), torch.Size(shape)
+            chunks = [ChunkStorageMetadata(offset, size)]
+            entries[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
+        info = _StorageInfo(path, start, end - start, descriptors or None)
+        storage[MetadataIndex(name, offset)] = info
+    return Metadata(entries, storage_data=storage)
 
 
 def _raw_bytes(tensor: torch.Tensor) -> torch.Tensor:

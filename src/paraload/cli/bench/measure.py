@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import platform
 import random
 import sys
@@ -22,27 +21,28 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader, Metadata
+from torch.distributed.checkpoint import FileSystemReader
 from tqdm import tqdm
 
 from paraload import __version__
 from paraload._text import counted
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
-from paraload.cli._errors import UsageError
-from paraload.cli._memory import require_memory
+from paraload.cli._arguments import UsageError
+from paraload.cli._checkpoint import require_memory
 from paraload.cli.bench.advice import AUTO, Advice, Setting, advise
 from paraload.cli.bench.case import Case, chosen, pieces_of
 from paraload.cli.bench.page_cache import drop, try_drop
 from paraload.errors import CheckpointReadError
-from paraload.options import ReadOptions, parse_bytes
+from paraload.metadata.index import CheckpointIndex
+from paraload.options import ReadOptions
 from paraload.progress import is_terminal
 from paraload.report import ReadReport
 from paraload.runtime.resources import available_memory_bytes, file_system_of, usable_cores
 
 TORCH: Final = "torch's reader"
-#: A tenth of a second at 20 GiB/s, and two at the speed of one disk.
+#: Takes a tenth of a second at 20 GiB/s, and two seconds on one disk.
 _LIMIT_BYTES: Final = 2 << 30
-#: The tensors, the same bytes in the page cache, and as much again for all other programs.
+#: Memory holds the tensors and the page cache of their files; the other half is for others.
 _FREE_PARTS: Final = 4
 
 
@@ -52,11 +52,12 @@ class Arm:
 
     Attributes:
         reader: its name in tables.
-        asked_workers: readers at once; ``None`` if paraload chooses.
         executor: of paraload; ``None`` for torch's reader.
-        error: why it takes no further part; ``is_damaged`` if it says that the checkpoint is.
+        asked_workers: concurrent readers; ``None`` if paraload chooses.
+        error: why it takes no further part.
+        is_damaged: the error says that the checkpoint is damaged.
         seconds: of all runs; empty if the arm failed.
-        reports: of the fastest run; paraload alone makes them.
+        reports: of the fastest run; only paraload makes them.
     """
 
     reader: str
@@ -75,13 +76,13 @@ class Arm:
         return f"{self.reader}, {counted(workers, 'worker')}" if workers else self.reader
 
     def workers(self, state: str | None = None) -> int | None:
-        """Readers at once; where paraload chose, the most in this state or in any."""
+        """Concurrent readers; where paraload chose, the most in this state or in any."""
         found = [it.workers for key, it in self.reports.items() if state in {None, key}]
         return self.asked_workers or max(found, default=None)
 
     @property
     def setting(self) -> Setting | None:
-        """What to recommend; ``None`` for torch's reader, and where direct_io changed nothing."""
+        """The setting to recommend; ``None`` for torch's, and where direct_io has no effect."""
         workers = self.workers()
         is_effective = not self.direct_io or any(it.bytes_direct for it in self.reports.values())
         if self.executor is None or workers is None or not is_effective:
@@ -90,18 +91,20 @@ class Arm:
 
 
 class Bench:
-    """What is measured, and what is found.
+    """What is measured, and the results.
 
-    ``arms`` begin with torch's reader. ``states`` of the page cache tell how each was made, in the
-    order of measuring. ``advice`` is ``None`` if no setting of paraload was measured.
+    Attributes:
+        arms: torch's reader first.
+        states: of the page cache in the order of measuring, each with how it was made.
+        advice: ``None`` if no setting of paraload was measured.
     """
 
-    def __init__(self, path: Path, metadata: Metadata, given: Namespace) -> None:
+    def __init__(self, path: Path, index: CheckpointIndex, given: Namespace) -> None:
         free_bytes = available_memory_bytes()
-        limit_bytes = min(_LIMIT_BYTES, free_bytes // _FREE_PARTS)
-        if given.limit_bytes is not None:
-            limit_bytes = parse_bytes(given.limit_bytes)
-        if not (pieces := pieces_of(metadata)):
+        limit_bytes = given.limit_bytes
+        if limit_bytes is None:
+            limit_bytes = min(_LIMIT_BYTES, free_bytes // _FREE_PARTS)
+        if not (pieces := pieces_of(index)):
             raise UsageError(f"{path}: the checkpoint is empty")
         part = chosen(pieces, limit_bytes)
         require_memory(sum(piece.nbytes for piece in part), "the part to read")
@@ -131,7 +134,7 @@ class Bench:
 
     @property
     def shown(self) -> tuple[str, ReadReport] | None:
-        """State and report of the time line: the recommended setting in the colder state."""
+        """State and report for the time line: the recommended setting in the coldest state."""
         state = list(self.states)[-1]
         reports = {arm.setting: arm.reports for arm in self.arms}
         return None if self.advice is None else (state, reports[self.advice.setting][state])
@@ -147,8 +150,8 @@ def _arms(folder: Path, given: Namespace) -> list[Arm]:
             settings += [(executor if count > 1 else "sequential", count, False)]
     arms = [Arm(TORCH, partial(FileSystemReader, folder), executor=None, asked_workers=1)]
     for executor, workers, direct_io in dict.fromkeys(settings):
-        # The environment decides about everything else.
         setting = {"executor": executor, "max_workers": workers, "direct_io": direct_io}
+        # All other options come from the environment.
         options = ReadOptions.resolve(overrides=setting | {"progress": False})
         make_reader = partial(ParallelFileSystemReader, folder, options=options)
         name = ("by itself" if executor == AUTO else executor) + ", direct_io" * direct_io
@@ -179,10 +182,10 @@ def measure(bench: Bench) -> None:
 def _check_all(bench: Bench) -> bool:
     """Run every arm once; ``False`` if no setting of paraload is left to recommend.
 
-    The bits of the first arm that does not fail are the right ones. A bad checkpoint is bad for all
-    settings: the first one that says so is the last one that runs.
+    The first arm that does not fail loads the expected values. A damaged checkpoint is damaged for
+    all settings, so the check ends when paraload finds damage.
     """
-    expected: dict[str, int] = {}
+    expected: dict[str, int] | None = None
     expected_of = ""
     for arm in _with_bar(bench.arms, "check"):
         with _failing(arm):
@@ -190,7 +193,7 @@ def _check_all(bench: Bench) -> bool:
             bench.case.poison()
             run()
             loaded = bench.case.checksums()
-            if not expected_of:
+            if expected is None:
                 expected, expected_of = loaded, arm.name
             if wrong := [name for name in loaded if loaded[name] != expected[name]]:
                 raise ValueError(f"{wrong[0]!r} differs from what {expected_of} loaded")
@@ -200,9 +203,9 @@ def _check_all(bench: Bench) -> bool:
 
 
 def _run_all(bench: Bench, state: str, before_run: Callable[[], object]) -> None:
-    # The speed of a machine drifts, and arms that run in turn see the same drift. Each round
-    # shuffles them, so that none always inherits the heap or the caches of the same predecessor;
-    # seeded by the round, so that the same command runs in the same order again.
+    # The speed of a machine drifts, and arms that take turns see the same drift. Each round
+    # shuffles them, so that none always follows the same arm and its heap and caches. The seed is
+    # the round, so that the same command runs in the same order again.
     arms = [arm for arm in bench.arms if arm.error is None]
     rounds = [random.Random(number).sample(arms, len(arms)) for number in range(bench.rounds)]  # noqa: S311
     for arm in _with_bar([arm for one in rounds for arm in one], state):
@@ -211,22 +214,21 @@ def _run_all(bench: Bench, state: str, before_run: Callable[[], object]) -> None
         with _failing(arm):
             run = bench.case.prepare(arm.make_reader())
             before_run()
-            gc.collect()  # garbage of an earlier run is not charged to this one
+            gc.collect()  # so that this run does not pay for earlier ones
             started = time.perf_counter()
             report = run()
-            seconds = time.perf_counter() - started
             runs = arm.seconds.setdefault(state, [])
-            if report is not None and seconds < min(runs, default=math.inf):
+            runs.append(time.perf_counter() - started)
+            if report is not None and runs[-1] == min(runs):
                 arm.reports[state] = report
-            runs.append(seconds)
 
 
-class _Bar(tqdm):  # type: ignore[type-arg]  # generic for the type checker alone
-    monitor_interval = 0  # its monitor is a thread that would outlive the command
+class _Bar(tqdm):  # type: ignore[type-arg]  # generic only for the type checker
+    monitor_interval = 0  # the monitor is a thread that would outlive the command
 
 
 def _with_bar(arms: Sequence[Arm], what: str) -> Iterator[Arm]:
-    """Yield ``arms``, with a line on the terminal that is gone at the end."""
+    """Yield ``arms``, with a progress bar on a terminal that disappears at the end."""
     text = "{bar:20} {n_fmt}/{total_fmt}, {remaining} left, {desc}"
     hidden = not is_terminal(sys.stderr)
     with _Bar(arms, leave=False, disable=hidden, dynamic_ncols=True, bar_format=text) as bar:
@@ -240,7 +242,7 @@ def _failing(arm: Arm) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - readers raise anything; it is shown at the end
-        # Not the exception itself: its traceback would keep buffers alive while others run.
+        # The text only: a traceback would keep buffers alive while other arms run.
         arm.error = f"{type(error).__name__}: {error}"
         arm.is_damaged = isinstance(error, CheckpointReadError)
         arm.seconds.clear()
@@ -248,7 +250,7 @@ def _failing(arm: Arm) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what readers log in every run; the notes say it once."""
+    """Suppress what readers log in every run; the notes say it once."""
     logger = logging.getLogger("paraload")
     level = logger.level
     logger.setLevel(logging.ERROR)

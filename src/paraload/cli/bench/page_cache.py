@@ -12,14 +12,14 @@ from paraload.sources.file_view import FileView
 from paraload.sources.pages import residency_is_told
 
 _METHOD: Final = "posix_fadvise(DONTNEED)"
-#: A remainder that does not change a time noticeably.
+#: So small a remainder does not change a time noticeably.
 _TOLERANCE: Final = 0.02
-#: Pages of a file that are asked about, evenly spaced: each is a system call of 1 us.
+#: Pages to look at in each file, evenly spaced: each takes a system call of 1 us.
 _SAMPLES: Final = 4096
 
 
 def drop(files: Iterable[Path]) -> None:
-    """Drop ``files`` from the page cache, as far as the kernel takes the hint."""
+    """Drop ``files`` from the page cache, as far as the kernel follows the hint."""
     for path in files:
         with path.open("rb") as file:
             fsync(file.fileno())  # dirty pages cannot be dropped
@@ -27,7 +27,7 @@ def drop(files: Iterable[Path]) -> None:
 
 
 def try_drop(files: Iterable[Path]) -> tuple[bool, str]:
-    """Drop ``files`` once; whether that works here, and how certain that is or why not."""
+    """Drop ``files`` once; whether that works here, and how that is known or why not."""
     try:
         drop(files)
         left = resident_fraction(files)
@@ -41,7 +41,7 @@ def try_drop(files: Iterable[Path]) -> tuple[bool, str]:
 
 
 def resident_fraction(files: Iterable[Path]) -> float | None:
-    """The part of ``files`` that is in the page cache; ``None`` where the kernel does not say."""
+    """The fraction of ``files`` that is cached; ``None`` where the kernel does not say."""
     pages: list[bool] = []
     for path in files:
         if not residency_is_told(path):

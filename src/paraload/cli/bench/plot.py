@@ -1,6 +1,6 @@
 """``paraload bench --plot``: throughput by workers, and what each worker read when.
 
-Needs matplotlib. No pyplot: that would look for a screen, and keep figures alive.
+Needs matplotlib, but not pyplot, which would look for a display and keep figures alive.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from matplotlib.figure import Figure
 
 from paraload._text import counted, printable
 from paraload._trace import workers_of
-from paraload.cli._errors import UsageError
+from paraload.cli._arguments import UsageError
+from paraload.cli._output import file_errors
 from paraload.cli.bench.advice import AUTO
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
     from paraload.cli.bench.measure import Bench
 
-#: Names hold any character, "$" too.
+#: Names may contain any character, even "$".
 _STYLE: Final[Any] = {"axes.axisbelow": True, "grid.alpha": 0.4, "text.parse_math": False}
 
 
@@ -46,10 +47,8 @@ def write_plot(bench: Bench, target: str) -> None:
         for state in states:
             _draw_throughput(axes[state], bench, state)
         _draw_timeline(axes["reads"], bench)
-        try:
+        with file_errors("--plot", target):
             figure.savefig(target)
-        except OSError as error:
-            raise UsageError(f"--plot {target}: {error.strerror}") from error
 
 
 def _draw_throughput(ax: Axes, bench: Bench, state: str) -> None:
@@ -58,7 +57,7 @@ def _draw_throughput(ax: Axes, bench: Bench, state: str) -> None:
     arms = {arm: arm.seconds[state] for arm in bench.arms if state in arm.seconds}
     swept = dict.fromkeys(arm.executor for arm in arms if arm.executor not in {None, AUTO})
     for executor in [name for name in swept if name != "sequential"] or swept:
-        # One worker is the beginning of every line.
+        # Every line starts with one worker.
         line = {
             arm.workers() or 1: runs
             for arm, runs in arms.items()

@@ -1,4 +1,4 @@
-"""What ``paraload bench`` says: its plan, the tables, the recommendation; and all of it as JSON."""
+"""What ``paraload bench`` prints: plan, tables and recommendation, and all of it as JSON."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _GIB: Final = 1 << 30
 _NOTHING: Final = "-"
-#: Such a part is read before the workers of some arms have started.
+#: Fewer bytes are read before the workers of some arms have started.
 _LITTLE_BYTES: Final = 64 << 20
 
 
 def show_plan(bench: Bench) -> None:
-    """Say what is going to happen, before it takes its time."""
+    """Print what is going to be measured."""
     part, machine = bench.part, bench.machine
     whole, limit = format_bytes(part["whole_bytes"]), format_bytes(part["limit_bytes"])
     is_whole = part["nbytes"] == part["whole_bytes"]
@@ -42,10 +42,9 @@ def show_plan(bench: Bench) -> None:
 
 
 def show_result(bench: Bench) -> None:
-    """Print everything that was found."""
     if any(arm.seconds for arm in bench.arms):
         say()
-        show_tables([_table(bench, state) for state in bench.states])
+        show_tables(*(_table(bench, state) for state in bench.states))
     failed = [f"{arm.name}: {arm.error}" for arm in bench.arms if arm.error is not None]
     for title, lines in (("notes", [*_notes(bench), *_surprises(bench)]), ("failed", failed)):
         if lines:
@@ -83,7 +82,7 @@ def _notes(bench: Bench) -> Iterator[str]:
 
 
 def _surprises(bench: Bench) -> list[str]:
-    """Everything that ran otherwise than asked, each told once."""
+    """Everything that did not run as asked, each once."""
     found: list[str] = []
     for arm in bench.arms:
         for report in arm.reports.values():
@@ -128,7 +127,6 @@ def _advice_lines(bench: Bench) -> list[str]:
 
 
 def to_dict(bench: Bench) -> dict[str, Any]:
-    """Plain types for JSON."""
     recommended = None
     if (advice := bench.advice) is not None:
         executor, workers, direct_io = advice.setting
