@@ -325,6 +325,13 @@ def test_the_command_writes_and_compares_manifests(folder, capsys, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_check_that_fails_leaves_no_manifest(folder, capsys, tmp_path):
+    (folder / ".metadata").write_bytes(b"\x80\x04.")
+    status, _, err = run(capsys, folder, "--write-manifest", tmp_path / "m")
+    assert (status, "manifest written" in err) == (1, False)
+    assert not (tmp_path / "m").exists()
+
+
 def test_bad_calls_are_2_and_bad_metadata_is_1(folder, capsys, tmp_path):
     assert run(capsys, tmp_path / "nothing")[0] == 2
     (tmp_path / "key").write_bytes(b"k")

@@ -175,8 +175,9 @@ def test_json_has_every_figure(ran):
     assert (recommended["max_workers"] is None) == (recommended["executor"] == "auto")
 
 
-def test_json_on_standard_output_is_alone_there(capsys, whole):
-    status, out, err = call(capsys, whole, *QUICK, "--json", "-")
+def test_json_on_standard_output_is_alone_there(capsys, whole, monkeypatch):
+    monkeypatch.chdir(whole)  # "-" is no file in the checkpoint
+    status, out, err = call(capsys, ".", *QUICK, "--json", "-")
     assert (status, err) == (0, "")
     assert json.loads(out)["ok"] is True
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from paraload._text import counted, printable
 from paraload.cli import _checkpoint as checkpoint
@@ -18,8 +18,6 @@ from paraload.report import format_bytes
 if TYPE_CHECKING:
     from paraload.metadata.folder import FolderMetadata
 
-_DEFAULT_LIMIT: Final = 20
-
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -28,16 +26,10 @@ def add_parser(commands: Any) -> None:
         description="List the files and tensors of a checkpoint. Reads only its metadata.",
     )
     add_path(parser)
-    parser.add_argument(
-        "--sort", choices=("size", "name"), default="size", help="order (default: size)"
-    )
-    parser.add_argument(
-        "--limit",
-        type=_count_or_zero,
-        default=_DEFAULT_LIMIT,
-        metavar="N",
-        help=f"files and tensors to list, 0 for all (default: {_DEFAULT_LIMIT}); JSON has all",
-    )
+    add = parser.add_argument
+    about = "files and tensors to list, 0 for all (default: 20); JSON has all"
+    add("--sort", choices=("size", "name"), default="size", help="order (default: size)")
+    add("--limit", type=_count_or_zero, default="20", metavar="N", help=about)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -133,13 +125,11 @@ def _problem(file: dict[str, Any]) -> str | None:
 
 def _show(facts: dict[str, Any], *, sort: str, limit: int | None) -> None:
     # Both lists are sorted by name, and sorting is stable.
-    files, entries = facts["files"], facts["entries"]
+    files, entries, total = facts["files"], facts["entries"], facts["file_bytes"]
     if sort == "size":
         files, entries = (
-            sorted(facts[what], key=itemgetter("bytes"), reverse=True)
-            for what in ("files", "entries")
+            sorted(items, key=itemgetter("bytes"), reverse=True) for items in (files, entries)
         )
-    total = facts["file_bytes"]
     file_rows = [
         (
             file["path"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from paraload.cli._arguments import (
     add_path,
     add_reading_options,
     add_trace_option,
+    number_of_bytes,
     reading_options,
-    size,
 )
 from paraload.cli._output import say, write_json, write_trace
 from paraload.errors import CheckpointReadError, ItemReadError
@@ -29,24 +30,18 @@ def add_parser(commands: Any) -> None:
         description="Read every tensor and object of a checkpoint into memory, and check CRC-32s."
         " Objects are read but not unpickled.",
     )
-    add = parser.add_argument
     add_path(parser)
     add_reading_options(parser)
+    add, check = parser.add_argument, partial(number_of_bytes, "--memory-budget")
     add("--executor", choices=EXECUTORS, help="what runs the readers (default: auto)")
     add(
         "--memory-budget",
         dest="memory_budget_bytes",
-        type=size("--memory-budget"),
+        type=check,
         metavar="SIZE",
         help="limit for staging memory, such as 256MiB",
     )
-    add(
-        "--no-verify",
-        dest="verify",
-        action="store_false",
-        default=None,
-        help="do not check CRC-32s",
-    )
+    add("--no-verify", dest="verify", action="store_const", const=False, help="skip CRC-32 checks")
     add_json_option(parser)
     add_trace_option(parser, "when each worker read what")
     parser.set_defaults(run=run)
@@ -58,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         report = _load(path, options)
     except CheckpointReadError as error:
-        failures = [_failure(failure) for failure in error.failures]
+        failures = list(map(_failure, error.failures))
         answer = {"ok": False, "path": str(path), "error": str(error), "failures": failures}
         write_json(answer, arguments.json)
         raise
@@ -82,19 +77,12 @@ def _load(path: Path, options: ReadOptions) -> ReadReport:
     with collector_paused():
         plan, planner = planned(reader, empty_state(found.index), found.metadata)
     reader.read_data(plan, planner)
-    if (report := reader.last_report) is None:
+    if reader.last_report is None:
         raise RuntimeError("the reader made no report")
-    return report
+    return reader.last_report
 
 
 def _failure(failure: ItemReadError) -> dict[str, Any]:
-    return {
-        "name": failure.fqn,
-        "error": type(failure).__name__,
-        "problem": failure.problem,
-        "file": failure.path,
-        "start": failure.start,
-        "end": failure.end,
-        "expected": failure.expected,
-        "got": failure.got,
-    }
+    same = ("problem", "start", "end", "expected", "got")
+    values = {name: getattr(failure, name) for name in same}
+    return {"name": failure.fqn, "error": type(failure).__name__, "file": failure.path, **values}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from paraload.cli._arguments import (
     add_path,
     add_reading_options,
     reading_options,
-    target,
+    target_file,
 )
 from paraload.cli._output import Table, file_errors, say, show_tables, warn, write_json
 from paraload.errors import MetadataError
@@ -33,12 +34,13 @@ def add_parser(commands: Any) -> None:
     )
     add_path(parser)
     add_reading_options(parser)
-    for option, check, text in (
-        ("--write-manifest", target("--write-manifest"), "if all is well, write file digests"),
+    writable = partial(target_file, "--write-manifest")
+    for option, check, about in (
+        ("--write-manifest", writable, "if the checkpoint is good, write a digest of every file"),
         ("--manifest", str, "also compare every file with this manifest"),
-        ("--key-file", str, "key of the manifest, without which nothing can forge one"),
+        ("--key-file", str, "key of the manifest; a manifest cannot be forged without its key"),
     ):
-        parser.add_argument(option, metavar="FILE", type=check, help=text)
+        parser.add_argument(option, metavar="FILE", type=check, help=about)
     add_json_option(parser)
     parser.set_defaults(run=run)
 

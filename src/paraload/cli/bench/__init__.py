@@ -8,6 +8,7 @@ The checkpoint is only read.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +19,8 @@ from paraload.cli._arguments import (
     add_json_option,
     add_path,
     add_trace_option,
-    size,
-    target,
+    number_of_bytes,
+    target_file,
 )
 from paraload.cli._output import write_json, write_trace
 from paraload.options import EXECUTORS, MOST_WORKERS
@@ -46,10 +47,11 @@ def add_parser(commands: Any) -> None:
     ):
         text = f"{about} (default: {default})"
         add(option, type=kind, default=default, metavar=metavar, help=text)
-    limit = "read about this much (default: 2GiB, or a quarter of the free memory if less)"
-    add("--limit-bytes", type=size("--limit-bytes"), metavar="SIZE", help=limit)
+    limit, plot = partial(number_of_bytes, "--limit-bytes"), partial(target_file, "--plot")
+    about = "read about this much (default: 2GiB, or a quarter of the free memory if less)"
+    add("--limit-bytes", type=limit, metavar="SIZE", help=about)
     add("--no-cold", action="store_true", help="measure with a warm cache only")
-    add("--plot", type=target("--plot"), metavar="FILE", help="draw the result, such as out.png")
+    add("--plot", type=plot, metavar="FILE", help="draw the result, such as out.png")
     add_json_option(parser)
     add_trace_option(parser, "when each worker of the recommended setting read what")
     parser.set_defaults(run=run)
@@ -110,7 +112,8 @@ def _count(text: str) -> int:
 
 
 def _executors(text: str) -> list[str]:
-    names = [word.strip() for word in text.split(",")]
-    if unknown := [name for name in names if name not in _EXECUTORS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(_EXECUTORS)}")
-    return list(dict.fromkeys(names))
+    names = dict.fromkeys(word.strip() for word in text.split(","))
+    for name in names:
+        if name not in _EXECUTORS:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(_EXECUTORS)}")
+    return list(names)

@@ -41,18 +41,12 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """The recommended setting.
-
-    Attributes:
-        is_fastest: no setting has a better median in any state.
-        speedups: torch's median divided by the setting's, by state; empty if torch's reader failed.
-        torch_is_faster: over all states, by more than noise.
-    """
+    """The recommended setting."""
 
     setting: Setting
-    is_fastest: bool
-    speedups: Mapping[str, float]
-    torch_is_faster: bool
+    is_fastest: bool  # no setting has a better median in any state
+    speedups: Mapping[str, float]  # torch's median / the setting's, by state
+    torch_is_faster: bool  # over all states, by more than noise
 
 
 def advise(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import platform
 import random
 import sys
 import time
@@ -48,27 +47,17 @@ _FREE_PARTS: Final = 4
 
 @dataclass(slots=True, eq=False)
 class Arm:
-    """A reader with its setting, and its measurements by state of the page cache.
+    """A reader with its setting, and its measurements by state of the page cache."""
 
-    Attributes:
-        reader: its name in tables.
-        executor: of paraload; ``None`` for torch's reader.
-        asked_workers: concurrent readers; ``None`` if paraload chooses.
-        error: why it takes no further part.
-        is_damaged: the error says that the checkpoint is damaged.
-        seconds: of all runs; empty if the arm failed.
-        reports: of the fastest run; only paraload makes them.
-    """
-
-    reader: str
+    reader: str  # the name in tables
     make_reader: Callable[[], Any]
-    executor: str | None
-    asked_workers: int | None
+    executor: str | None  # None for torch's reader
+    asked_workers: int | None  # None if paraload chooses
     direct_io: bool = False
-    error: str | None = None
-    is_damaged: bool = False
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    reports: dict[str, ReadReport] = field(default_factory=dict)
+    error: str | None = None  # why it takes no further part
+    is_damaged: bool = False  # the error says that the checkpoint is damaged
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # of all runs
+    reports: dict[str, ReadReport] = field(default_factory=dict)  # of the fastest run
 
     @property
     def name(self) -> str:
@@ -91,13 +80,7 @@ class Arm:
 
 
 class Bench:
-    """What is measured, and the results.
-
-    Attributes:
-        arms: torch's reader first.
-        states: of the page cache in the order of measuring, each with how it was made.
-        advice: ``None`` if no setting of paraload was measured.
-    """
+    """What is measured, and the results."""
 
     def __init__(self, path: Path, index: CheckpointIndex, given: Namespace) -> None:
         free_bytes = available_memory_bytes()
@@ -121,16 +104,14 @@ class Bench:
             "cores": usable_cores(),
             "free_memory_bytes": free_bytes,
             "file_system": file_system_of(str(path)),
-            "kernel": f"{platform.system()} {platform.release()}",
-            "python": platform.python_version(),
             "torch": torch.__version__,
             "paraload": __version__,
         }
-        self.arms = _arms(path, given)
+        self.arms = _arms(path, given)  # torch's reader first
         self.rounds: int = given.rounds
-        self.states: dict[str, str] = {}
+        self.states: dict[str, str] = {}  # of the page cache as measured, and how each was made
         self.not_cold = "--no-cold" if given.no_cold else ""
-        self.advice: Advice | None = None
+        self.advice: Advice | None = None  # None if no setting of paraload was measured
 
     @property
     def shown(self) -> tuple[str, ReadReport] | None:
@@ -161,20 +142,20 @@ def _arms(folder: Path, given: Namespace) -> list[Arm]:
 
 def measure(bench: Bench) -> None:
     """Check every arm, then run all of them in turn, first warm and then cold."""
-    bench.states["warm"] = "every arm has just read it"
+    files = bench.case.files
     with _quiet():
         if not _check_all(bench):
             reason = "no setting of paraload can read this checkpoint"
             bench.states["warm"] = bench.not_cold = reason
             return
+        bench.states["warm"] = "every arm has just read it"
         _run_all(bench, "warm", lambda: None)
-        if not bench.not_cold:
-            is_cold, how = try_drop(bench.case.files)
-            if is_cold:
-                bench.states["cold"] = f"{how}; before every run"
-                _run_all(bench, "cold", partial(drop, bench.case.files))
-            else:
-                bench.not_cold = how
+        is_cold, how = (False, bench.not_cold) if bench.not_cold else try_drop(files)
+        if is_cold:
+            bench.states["cold"] = f"{how}; before every run"
+            _run_all(bench, "cold", partial(drop, files))
+        else:
+            bench.not_cold = how
     settings = {arm.setting: arm.seconds for arm in bench.arms if arm.setting is not None}
     bench.advice = advise(settings, bench.arms[0].seconds)
 

@@ -137,14 +137,11 @@ def to_dict(bench: Bench) -> dict[str, Any]:
             "speedup_over_torch": advice.speedups,
             "torch_is_faster": advice.torch_is_faster,
         }
+    same = ("machine", "part", "rounds", "states", "not_cold")
     return {
         "ok": all(arm.error is None for arm in bench.arms),
         "path": str(bench.case.folder),
-        "machine": bench.machine,
-        "part": bench.part,
-        "rounds": bench.rounds,
-        "states": bench.states,
-        "not_cold": bench.not_cold,
+        **{name: getattr(bench, name) for name in same},
         "arms": [_arm_dict(arm, bench.case.nbytes) for arm in bench.arms],
         "notes": _surprises(bench),
         "recommended": recommended,
