@@ -26,10 +26,9 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 
 from benchmarks.results import Bar, Section, Table
 from paraload import ParallelFileSystemReader
-from paraload.adapters.dcp.read_data import ReaderSteps, plan_job
-from paraload.adapters.dcp.reader_config import ReaderTraits
+from paraload.adapters.dcp.read_data import setup_of
+from paraload.adapters.dcp.reader_config import ReaderConfig, ReaderSteps
 from paraload.adapters.dcp.readers import ParallelFileReader
-from paraload.engine.budget import MemoryBudget
 from paraload.engine.load import Load
 from paraload.runtime.gc_pause import collector_paused
 
@@ -133,13 +132,12 @@ class _InMemory:
     def _planned(self) -> Load:
         with collector_paused():
             reader = self._reader
-            traits = ReaderTraits.of(reader, reader.options)
+            config = ReaderConfig.of(reader, reader.options)
             steps = ReaderSteps(reader, ParallelFileReader)
-            job, execution = plan_job(
-                reader, steps, traits, self._plan, self._planner, time.monotonic()
-            )
-            budget = MemoryBudget(execution.staging_bytes)
-            return Load(job, budget=budget, process=lambda _: None, on_progress=None)
+            setup = setup_of(reader, steps, config, self._plan, self._planner, time.monotonic())
+            load = Load(setup, process=lambda _: None, on_progress=None)
+            load.prepare()
+            return load
 
     def planned_in_s(self) -> float:
         """How long planning takes."""

@@ -17,7 +17,7 @@ from paraload.core.results import Staged
 from paraload.destinations import host as destination
 from paraload.destinations.aliases import Aliases
 from paraload.engine.items import CompletedItem, Item
-from paraload.engine.setup import Job
+from paraload.engine.setup import LoadSetup
 from paraload.errors import ItemReadError
 from paraload.runtime.daemon_threads import no_answer
 from paraload.workers.read_context import item_error
@@ -40,7 +40,7 @@ class Commits:
 
     def __init__(
         self,
-        job: Job,
+        job: LoadSetup,
         process: Callable[[list[CompletedItem]], None],
         fall_back: Callable[[str], None],
     ) -> None:
@@ -52,7 +52,7 @@ class Commits:
     def landed_together(self, numbers: Iterable[int]) -> None:
         """Items that are in their targets, all at once, if anybody wants to know of them."""
         if self._job.hand_over_landed:
-            known = self._job.destinations
+            known = self._job.targets
             self._process([CompletedItem(n, known.get(n), landed=True) for n in numbers])
 
     def landed(self, item: Item) -> None:

@@ -43,10 +43,11 @@ from paraload.engine.budget import MemoryBudget
 from paraload.engine.commits import Commits, stuck_copies
 from paraload.engine.items import CompletedItem, Item, Items
 from paraload.engine.scheduler import Feed
-from paraload.engine.setup import Job
+from paraload.engine.setup import LoadSetup
 from paraload.engine.statistics import Ledger
 from paraload.errors import CheckpointReadError, ItemReadError, StalledReadError
 from paraload.executors.base import ReadExecutor
+from paraload.executors.choice import choose_execution
 from paraload.planning.read_tasks import share_reads
 from paraload.progress import ReadProgress
 from paraload.report import ReadReport
@@ -62,10 +63,9 @@ class Load:
     """One load, from its first tasks to its report.
 
     Args:
-        job: what.
-        budget: staging memory.
+        setup: what is loaded.
         process: hands completed items to the planner.
-        on_progress: told after every result.
+        on_progress: called after every result.
 
     Attributes:
         ledger: its statistics.
@@ -73,16 +73,28 @@ class Load:
 
     def __init__(
         self,
-        job: Job,
+        setup: LoadSetup,
         *,
-        budget: MemoryBudget,
         process: Callable[[list[CompletedItem]], None],
         on_progress: Callable[[ReadProgress], object] | None,
     ) -> None:
-        self._job = job
-        self._budget = budget
+        self._job = setup
+        self._process = process
         self._on_progress = on_progress
-        self._items = Items(job.specs, job.destinations, job.ordered)
+
+    def prepare(self) -> None:
+        """Choose the executor, and make everything that the loop needs; reads nothing."""
+        job = self._job
+        execution = choose_execution(
+            job.options,
+            source=job.work.source,
+            total_bytes=sum([spec.end - spec.start for spec in job.specs]),
+            stays_here=job.not_in_processes,
+        )
+        self._executor = execution.executor
+        self._task_limit_bytes = execution.task_limit_bytes
+        self._budget = budget = MemoryBudget(execution.staging_bytes)
+        self._items = Items(job.specs, job.targets, job.ordered)
         items_by_file = Counter([spec.path for spec in job.specs])
         file_rank = {path: rank for rank, path in enumerate(items_by_file)}  # as the plan has them
 
@@ -91,30 +103,33 @@ class Load:
 
         self._turns = deque(sorted(job.ordered, key=rank))
         self._feed = Feed(budget, rank=rank if self._turns else None)
-        self._feed.start(job.first)
+        tasks = job.tasks
+        if tasks is None or job.ordered:
+            tasks = job.make_tasks(job.specs, in_plan_order=bool(job.ordered))
+        self._feed.start(tasks)
         self.ledger = Ledger(
             items_by_file,
             bytes_total=sum(map(self._items.planned_bytes, job.specs)),
             unverified_reason=_unverified_reason(job.work),
             started_s=job.started_s,
         )
-        for reason in job.slow_reasons:
+        for reason in filter(None, (job.not_in_processes, execution.downgrade)):
             self.ledger.fall_back(reason, len(job.specs))
-        self._commits = Commits(job, process, self.ledger.fall_back)
+        self._commits = Commits(job, self._process, self.ledger.fall_back)
         self._shop = Workshop(
-            targets=destination.DirectTargets(job.destinations, job.ordered),
+            targets=destination.DirectTargets(job.targets, job.ordered),
             names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
             feed=self._feed,
             destination=job.destination,
             verify=job.work.verify and job.work.format.has_checksum,
             audit=job.work.audit,
-            split_bytes=job.split_bytes,
-            max_gap_bytes=job.max_gap_bytes,
+            split_bytes=execution.sizes.next_split_bytes,
+            max_gap_bytes=job.work.source.limits.max_gap_bytes,
         )
         self._failures: dict[int, ItemReadError] = {}
         self._downgrades_told = 0
 
-    def run(self, executor: ReadExecutor) -> tuple[ReadReport, dict[int, ItemReadError]]:
+    def run(self) -> tuple[ReadReport, dict[int, ItemReadError]]:
         """Run to the end.
 
         Returns:
@@ -125,7 +140,7 @@ class Load:
             StalledReadError: nothing was read for ``stall_timeout_s``.
             Exception: whatever planner or progress hook raised, unchanged.
         """
-        patience_s = PATIENCE_S
+        executor, patience_s = self._executor, PATIENCE_S
         try:
             executor.start(self._job.work, self._shop.targets)
             while self._give_tasks(executor):
@@ -216,7 +231,7 @@ class Load:
 
     def _require_everything(self) -> None:
         for spec, by in self._commits.aliases.overwritten():
-            if self._job.strict:
+            if self._job.options.strict:
                 error = aliased_target(by)
                 error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
                 self._failures[spec.item] = error
@@ -248,7 +263,7 @@ class Load:
                 (part,) = (p for p in result.task.parts if p.items == (outcome.item,))
                 self._end_part(item, part)
         if located := self._shop.located:
-            self._feed.ready(share_reads(located, limit_bytes=self._job.task_limit_bytes))
+            self._feed.ready(share_reads(located, limit_bytes=self._task_limit_bytes))
             located.clear()
         self._take_turns()  # a failed item may have been the one that others waited for
 

@@ -85,7 +85,7 @@ def first_tasks(
     in_plan_order: bool = False,
     straight_through: bool = False,
     knobs: PlanKnobs,
-) -> list[LocateTask | RecordsTask]:
+) -> list[ReadTask]:
     """The tasks that begin a load.
 
     Args:
@@ -101,7 +101,7 @@ def first_tasks(
     by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
     for spec in specs:
         by_file[spec.path].append(spec)
-    tasks: list[LocateTask | RecordsTask] = []
+    tasks: list[ReadTask] = []
     for records in by_file.values():
         if not in_plan_order:
             records.sort(key=attrgetter("start"))  # stable: the plan decides between equals

@@ -8,18 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from paraload.adapters.dcp.reader_config import stock_decoders
 from paraload.core.tasks import ItemKind, RecordSpec, Stored, Wanted
 from paraload.destinations.conversion import HostDestination
 from paraload.destinations.host import Destinations
-from paraload.engine.budget import MemoryBudget
 from paraload.engine.load import Load
-from paraload.engine.setup import Job
+from paraload.engine.setup import LoadSetup
 from paraload.engine.statistics import Ledger
 from paraload.errors import ItemReadError
-from paraload.executors.choice import choose_execution, progress_hook
+from paraload.executors.choice import progress_hook
 from paraload.metadata.index import Chunk, Place
 from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
@@ -50,19 +50,13 @@ def audit(
     """Read and check every byte of the records; returns the errors by item."""
     # From the front of each file to its back.
     specs = sorted(specs, key=lambda spec: (spec.path, spec.start))
-    execution = choose_execution(
-        replace(options, executor="threads"),
-        source=source,
-        total_bytes=sum(spec.length for spec in specs),
-        stays_here="",
-    )
-    job = Job(
+    setup = LoadSetup(
         path=source.root,
+        options=replace(options, executor="threads"),
         specs=specs,
-        first=first_tasks(specs, straight_through=True, knobs=KNOBS),
-        destinations=Destinations(),
+        make_tasks=partial(first_tasks, straight_through=True, knobs=KNOBS),
+        targets=Destinations(),
         destination=HostDestination(strict=False),
-        ordered=(),
         work=Work(
             source=source,
             verify=True,
@@ -71,12 +65,10 @@ def audit(
             retries=options.retries,
             stall_timeout_s=options.stall_timeout_s,
         ),
-        split_bytes=execution.sizes.next_split_bytes,
-        max_gap_bytes=KNOBS.max_gap_bytes,
         started_s=time.monotonic(),
     )
     with progress_hook(options, None) as hook:
-        budget = MemoryBudget(execution.staging_bytes)
-        load = Load(job, budget=budget, process=lambda _: None, on_progress=hook)
-        report, failures = load.run(execution.executor)
+        load = Load(setup, process=lambda _: None, on_progress=hook)
+        load.prepare()
+        report, failures = load.run()
     return report, load.ledger, failures

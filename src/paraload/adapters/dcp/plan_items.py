@@ -10,15 +10,16 @@ second for a million items.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
-from paraload.adapters.dcp.preflight import require_places
+from paraload.adapters.dcp.reader_config import ReaderConfig, ReaderSteps, planning_with
 from paraload.core.records import dtype_name
 from paraload.core.tasks import (
     HookInfo,
@@ -30,10 +31,68 @@ from paraload.core.tasks import (
     Stored,
     Wanted,
 )
+from paraload.destinations.host import Destinations
 from paraload.destinations.tensor_memory import TENSOR_TYPES
-from paraload.geometry.overlap import Block
+from paraload.errors import ItemReadError, MissingEntryError, refuse_to_begin
+from paraload.geometry.overlap import Block, overlapping_items
 from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import UNKNOWN, StoredTensors, descriptors_of
+
+
+class PlanItems(NamedTuple):
+    """The items of a plan, and where they go.
+
+    Attributes:
+        specs: one for each item, in the order of the plan.
+        tasks: those of a reader that makes its own.
+        targets: by item, if they were resolved ahead.
+        ordered: items that are committed in the order of torch's reader: all of them under a
+            planner that is resolved one by one, and targets that share memory.
+        resolved_ahead: whether ``targets`` are known.
+    """
+
+    specs: list[RecordSpec]
+    tasks: list[ReadTask] | None
+    targets: Destinations
+    ordered: set[int]
+    resolved_ahead: bool
+
+
+def items_of(
+    reader: Any, steps: ReaderSteps, config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner
+) -> PlanItems:
+    """What ``plan`` asks for, and where it goes.
+
+    Raises:
+        CheckpointReadError: the checkpoint does not say where some of the items are stored.
+    """
+    tasks: list[ReadTask] | None = None
+    if steps.are_own("_create_read_tasks"):
+        with planning_with(reader, config):
+            tasks = steps["_create_read_tasks"](plan, reader.storage_data)
+        specs = specs_of(tasks)
+    else:
+        specs = make_specs(steps, config, plan, reader.storage_data)
+    config.remember(specs, plan, reader.storage_data)
+    if not (resolved_ahead := may_resolve_ahead(planner)):
+        return PlanItems(
+            specs, tasks, Destinations(), {spec.item for spec in specs}, resolved_ahead
+        )
+    tensors = resolved_tensors(plan, planner)
+    targets = Destinations(tensors)
+    ordered = overlapping_items(*targets.spans(), partial(block_in_target, plan))
+    return PlanItems(specs, tasks, targets, ordered, resolved_ahead)
+
+
+def make_specs(
+    steps: ReaderSteps, config: ReaderConfig, plan: LoadPlan, storage_data: Any
+) -> list[RecordSpec]:
+    """A spec for each item of the plan, made by the reader's steps where these are overridden."""
+    names = ("_serialize_read_item", "_serialize_storage_metadata")
+    if config.tells_hooks or steps.are_own(*names):
+        infos = (steps[name] for name in names)
+        return specs_for_hooks(plan, storage_data, *infos, path=config.path)
+    return plain_specs(plan, storage_data, path=config.path, entries=config.entries)
 
 
 def plain_specs(
@@ -107,6 +166,22 @@ def specs_for_hooks(
     return specs
 
 
+def require_places(plan: LoadPlan, storage_data: Any, *, path: str) -> None:
+    """Require that the metadata says where each item is stored."""
+    failures: list[ItemReadError] = [
+        MissingEntryError(
+            f"the checkpoint does not say where the part at offset {tuple(index.offset or ())} is"
+            " stored",
+            fqn=index.fqn,
+            hint="Its metadata is damaged, or the plan was made for another checkpoint",
+        )
+        for item in plan.items
+        if (index := item.storage_index) not in storage_data
+    ]
+    if failures:
+        raise refuse_to_begin(failures, items=len(plan.items), path=path)
+
+
 def plain_index(index: MetadataIndex) -> ItemIndex:
     """``index`` without torch."""
     offset = None if index.offset is None else tuple(index.offset)
@@ -114,7 +189,7 @@ def plain_index(index: MetadataIndex) -> ItemIndex:
 
 
 def specs_of(tasks: Iterable[ReadTask]) -> list[RecordSpec]:
-    """The items of first tasks, in the order of the plan."""
+    """The items of the tasks that begin a load, in the order of the plan."""
     found = [
         spec for task in tasks if isinstance(task, LocateTask | RecordsTask) for spec in task.specs
     ]

@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
 from paraload._text import counted
+from paraload.adapters.dcp.plan_items import PlanItems
+from paraload.adapters.dcp.reader_config import ReaderConfig
 from paraload.core.tasks import RecordSpec
 from paraload.destinations.conversion import refused_conversion
 from paraload.destinations.host import Destinations, require_shape, target_without_memory
+from paraload.engine.file_checks import require_inside
 from paraload.errors import (
     CoverageError,
     ItemReadError,
-    MissingEntryError,
     ShapeMismatchError,
     refuse_to_begin,
 )
@@ -36,19 +38,31 @@ def _refuse(failures: list[ItemReadError], *, items: int, path: str) -> None:
         raise refuse_to_begin(failures, items=items, path=path)
 
 
-def require_places(plan: LoadPlan, storage_data: Any, *, path: str) -> None:
-    """Require that the metadata says where each item is stored."""
-    failures: list[ItemReadError] = [
-        MissingEntryError(
-            f"the checkpoint does not say where the part at offset {tuple(index.offset or ())} is"
-            " stored",
-            fqn=index.fqn,
-            hint="Its metadata is damaged, or the plan was made for another checkpoint",
-        )
-        for item in plan.items
-        if (index := item.storage_index) not in storage_data
-    ]
-    _refuse(failures, items=len(plan.items), path=path)
+def require_loadable(
+    items: PlanItems,
+    config: ReaderConfig,
+    work: Work,
+    plan: LoadPlan,
+    planner: LoadPlanner,
+    *,
+    has_own_commit: bool,
+) -> None:
+    """Require all that can be known of a load before its first byte.
+
+    Raises:
+        CheckpointReadError: with an error for each item that cannot be loaded.
+    """
+    path, specs, targets = config.path, items.specs, items.targets
+    if not config.options.allow_outside_paths:
+        require_inside(specs, path=path)
+    require_decoders(specs, work, path=path)
+    if not items.resolved_ahead:
+        return
+    require_writable(targets, plan, path=path)
+    # A hook may change shape and dtype, and an overridden step may not use the target.
+    if work.narrow_tensor is None and not has_own_commit:
+        require_fitting(specs, targets, strict=config.options.strict, path=path)
+    require_whole_tensors(plan, planner, path=path)
 
 
 def require_whole_tensors(plan: LoadPlan, planner: Any, *, path: str) -> None:

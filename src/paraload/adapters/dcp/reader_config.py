@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from torch.distributed.checkpoint import FileSystemReader
@@ -30,18 +31,40 @@ from paraload.sources.opening import open_source
 from paraload.workers.read_context import Work
 
 
+class ReaderSteps:
+    """The overridable steps of a load: the reader's own ones, and those of ``defaults``."""
+
+    def __init__(self, reader: Any, defaults: type) -> None:
+        self._reader = reader
+        self._defaults = defaults
+
+    def __getitem__(self, name: str) -> Any:
+        own = getattr(self._reader, name, None)
+        return own if own is not None else getattr(self._defaults, name).__get__(self._reader)
+
+    def are_own(self, *names: str) -> bool:
+        """Whether the reader overrides one of these steps."""
+        owns = {name: getattr(self._reader, name, None) for name in names}
+        return any(
+            own is not None and getattr(own, "__func__", own) is not getattr(self._defaults, name)
+            for name, own in owns.items()
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
-class ReaderTraits:
-    """How the bytes of a reader's checkpoint are to be got at.
+class ReaderConfig:
+    """What a load has to know of its reader; made once for each load.
 
     Attributes:
+        path: of the checkpoint, for error texts.
         source: its files.
         slice_file: the hook, or the reader's own ``_slice_file`` if a subclass has replaced it.
-        stays_here: why it cannot be taken to worker processes; "" if it can.
+        stays_here: why it cannot be sent to worker processes; "" if it can.
         transforms: the reader's pipeline of stream transforms.
         entries: of the checkpoint's metadata, by name, if the reader was shown it.
     """
 
+    path: str
     options: ReadOptions
     source: ByteSource
     slice_file: Callable[..., Any] | None
@@ -51,7 +74,7 @@ class ReaderTraits:
     slice_here: _SliceHere | None = None
 
     @classmethod
-    def of(cls, reader: Any, options: ReadOptions) -> ReaderTraits:
+    def of(cls, reader: Any, options: ReadOptions) -> ReaderConfig:
         """Look at ``reader``, which may be any object with ``path`` and ``storage_data``."""
         source = _source_of(reader)
         own_slice = getattr(type(reader), "_slice_file", None)
@@ -71,6 +94,7 @@ class ReaderTraits:
             "transforms are the reader's own": _is_foreign(transforms),
         }
         return cls(
+            path=path_text(reader.path),
             options=options,
             source=source,
             slice_file=slice_file,
@@ -84,11 +108,6 @@ class ReaderTraits:
     def needs_stream(self) -> bool:
         """Items are cut from streams, by a hook or because the storage has nothing else."""
         return self.slice_file is not None or self.source.limits.forward_only
-
-    @property
-    def knobs(self) -> PlanKnobs:
-        """Sizes of tasks."""
-        return PlanKnobs.of(self.source.limits)
 
     @property
     def tells_hooks(self) -> bool:
@@ -114,20 +133,17 @@ class ReaderTraits:
                 info = storage_data[plan.items[spec.item].storage_index]
                 self.slice_here.infos[spec.for_hooks.storage] = info
 
-    def first_tasks(
-        self, specs: Iterable[RecordSpec], *, in_plan_order: bool = False
-    ) -> list[ReadTask]:
-        """The tasks that begin the load of ``specs``."""
-        tasks = first_tasks(
-            specs,
+    @property
+    def make_tasks(self) -> Callable[..., list[ReadTask]]:
+        """:func:`~paraload.planning.read_tasks.first_tasks`, as this reader needs them."""
+        return partial(
+            first_tasks,
             whole=self.needs_whole,
             as_stream=self.needs_stream,
             in_sequence=self.source.limits.forward_only,
-            in_plan_order=in_plan_order,
             straight_through=self.options.is_sequential,
-            knobs=self.knobs,
+            knobs=PlanKnobs.of(self.source.limits),
         )
-        return [*tasks]
 
     def work(self, specs: Iterable[RecordSpec], fmt: ItemFormat) -> Work:
         """What workers need to read ``specs``."""
@@ -151,15 +167,15 @@ class ReaderTraits:
 
 #: The reader for which a load is creating tasks, and that load's configuration. It is a context
 #: variable because users override and call `_create_read_tasks`: its signature must not change.
-_planning: Final[ContextVar[tuple[Any, ReaderTraits] | None]] = ContextVar(
+_planning: Final[ContextVar[tuple[Any, ReaderConfig] | None]] = ContextVar(
     "paraload_planning", default=None
 )
 
 
 @contextmanager
-def planning_with(reader: Any, traits: ReaderTraits) -> Iterator[None]:
-    """Make :func:`traits_for_tasks` yield ``traits`` for ``reader`` inside the block."""
-    token = _planning.set((reader, traits))
+def planning_with(reader: Any, config: ReaderConfig) -> Iterator[None]:
+    """Make :func:`config_for_tasks` yield ``config`` for ``reader`` inside the block."""
+    token = _planning.set((reader, config))
     try:
         yield
     finally:
@@ -167,7 +183,7 @@ def planning_with(reader: Any, traits: ReaderTraits) -> Iterator[None]:
 
 
 @contextmanager
-def traits_for_tasks(reader: Any) -> Iterator[ReaderTraits]:
+def config_for_tasks(reader: Any) -> Iterator[ReaderConfig]:
     """The configuration of the running load of ``reader``; outside a load, a new one.
 
     A load closes its own source. The source of a new configuration is closed here.
@@ -176,11 +192,11 @@ def traits_for_tasks(reader: Any) -> Iterator[ReaderTraits]:
     if planning is not None and planning[0] is reader:
         yield planning[1]
         return
-    traits = ReaderTraits.of(reader, options_of(reader))
+    config = ReaderConfig.of(reader, options_of(reader))
     try:
-        yield traits
+        yield config
     finally:
-        traits.source.close()
+        config.source.close()
 
 
 def default_source(reader: Any) -> ByteSource:
@@ -251,9 +267,9 @@ def _has_zstandard() -> bool:
 
 
 def options_of(
-    reader: Any, *, executor: str | None = None, max_workers: int | None = None
+    reader: Any, executor: str | None = None, max_workers: int | None = None
 ) -> ReadOptions:
-    """The options of any reader, and what one call lays over them."""
+    """The options of any reader, with those of one call on top."""
     options = getattr(reader, "options", None)
     if not isinstance(options, ReadOptions):
         options = ReadOptions.resolve()

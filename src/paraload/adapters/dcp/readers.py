@@ -132,21 +132,13 @@ class ParallelFileReader:
         )
 
     def _create_read_tasks(self, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:
-        """The tasks that begin the load of ``plan``: grouped by file, ordered by offset."""
-        steps = reading.ReaderSteps(self, ParallelFileReader)
-        path = adapter.path_text(self.path)
-        names = ("_serialize_read_item", "_serialize_storage_metadata")
-        with adapter.traits_for_tasks(self) as traits:
-            if traits.tells_hooks or steps.are_own(*names):
-                info_of_item, info_of_storage = (steps[name] for name in names)
-                specs = plan_items.specs_for_hooks(
-                    plan, storage_data, info_of_item, info_of_storage, path=path
-                )
-            else:
-                specs = plan_items.plain_specs(
-                    plan, storage_data, path=path, entries=traits.entries
-                )
-            return traits.first_tasks(specs)
+        """The tasks that begin the load of ``plan``: grouped by file, ordered by offset.
+
+        Called only where a subclass overrides it.
+        """
+        steps = adapter.ReaderSteps(self, ParallelFileReader)
+        with adapter.config_for_tasks(self) as config:
+            return config.make_tasks(plan_items.make_specs(steps, config, plan, storage_data))
 
     def _make_source(self) -> ByteSource:
         """Where the bytes come from; a reader for another storage returns its own source.
