@@ -216,7 +216,6 @@ OPTIONAL = {
     "describe_change",
     "drop_handle",
     "is_transient",
-    "list_files",
     "open_stream",
     "read_rows",
     "require_readable",

@@ -267,7 +267,7 @@ def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
     gathered, copied = Mock(wraps=_strided.gather), []
 
     def noting(*arguments, is_told):
-        copied.append(copy_rows(*arguments, is_told=is_told))
+        copied.append(copy_rows(*arguments, residency_known=is_told))
         return copied[-1]
 
     monkeypatch.setattr(_worker, "gather", gathered)

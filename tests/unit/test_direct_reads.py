@@ -82,7 +82,7 @@ def test_what_is_cached_is_taken_from_there(file, source):
 
 
 def test_residency_of_a_file_of_another_user_is_unknown(file, monkeypatch):
-    monkeypatch.setattr(_local, "residency_is_told", lambda path: False)
+    monkeypatch.setattr(_local, "residency_is_known", lambda path: False)
     file.read_bytes()
     with closing(LocalSource(file.parent, direct_io=True)) as source:
         stats, data = read(source, 3, 2 * MIB)
@@ -172,7 +172,7 @@ def test_the_opened_file_is_read_even_if_it_is_renamed(tmp_path):
     ensure_cold([path])
     fd = os.open(path, os.O_RDONLY)
     other.rename(path)
-    direct = _direct.DirectFile(fd, SIZE, is_told=True)
+    direct = _direct.DirectFile(fd, SIZE, residency_known=True)
     buffer = bytearray(MIB)
     direct.read_into(0, memoryview(buffer), _direct.Scratch().memory)
     direct.close()

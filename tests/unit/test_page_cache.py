@@ -53,7 +53,7 @@ def test_dirty_pages_are_dropped_too(tmp_path):
 
 def test_a_hint_that_cannot_be_checked_is_called_one(files, monkeypatch):
     # A file of another user.
-    monkeypatch.setattr(page_cache, "residency_is_told", lambda path: False)
+    monkeypatch.setattr(page_cache, "residency_is_known", lambda path: False)
     assert page_cache.resident_fraction(files) is None
     works, how = page_cache.try_drop(files)
     assert works

@@ -70,7 +70,7 @@ def series(draw):
 def test_rows_are_where_they_belong_and_nothing_else_is_touched(file, run, base, told):
     target = bytearray(b"\xa5" * ROOM)
     with file.open("rb") as opened:
-        calls = copy_rows(opened.fileno(), base, run, memoryview(target), is_told=told)
+        calls = copy_rows(opened.fileno(), base, run, memoryview(target), residency_known=told)
     assert calls == -(-run.count // 1024)
     assert target == one_by_one(run, base)
 
@@ -87,14 +87,14 @@ def test_rows_outside_of_their_memory_are_refused(fd, run):
     around = bytearray(b"\xa5" * (ROOM + 400_000))
     memory = memoryview(around)[200_000 : 200_000 + ROOM]
     with pytest.raises((TypeError, ValueError)):
-        copy_rows(fd, 0, run, memory, is_told=True)
+        copy_rows(fd, 0, run, memory, residency_known=True)
     assert around == b"\xa5" * len(around)
 
 
 def test_read_only_memory_stays_unchanged(fd):
     frozen = bytes(ROOM)
     with pytest.raises(TypeError, match="not writable"):
-        copy_rows(fd, 0, MANY, memoryview(frozen), is_told=True)
+        copy_rows(fd, 0, MANY, memoryview(frozen), residency_known=True)
     assert frozen == bytes(ROOM)
 
 
@@ -105,12 +105,12 @@ def test_a_truncated_file_is_copied_to_its_end_without_a_crash(tmp_path, told):
     target = bytearray(ROOM)
     with path.open("r+b") as file:
         file.truncate(600_000)  # behind the row in the middle of the second thousand
-        assert copy_rows(file.fileno(), 0, MANY, memoryview(target), is_told=told) == 0
+        assert copy_rows(file.fileno(), 0, MANY, memoryview(target), residency_known=told) == 0
         file.truncate(500)  # what lies behind it in its page is zeros
         one_page = Run(0, 0, 10, 16, 100, 10)
-        assert copy_rows(file.fileno(), 0, one_page, memoryview(target), is_told=told) == 0
+        assert copy_rows(file.fileno(), 0, one_page, memoryview(target), residency_known=told) == 0
         file.truncate(0)
-        assert copy_rows(file.fileno(), 0, MANY, memoryview(target), is_told=told) == 0
+        assert copy_rows(file.fileno(), 0, MANY, memoryview(target), residency_known=told) == 0
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -118,7 +118,7 @@ def test_what_is_not_cached_is_left_to_be_read_through(file, told):
     ensure_cold([file])
     target = bytearray(ROOM)
     with file.open("rb") as opened:
-        assert copy_rows(opened.fileno(), 0, MANY, memoryview(target), is_told=told) == 0
+        assert copy_rows(opened.fileno(), 0, MANY, memoryview(target), residency_known=told) == 0
     assert not any(target)
     if told:  # to try is to begin to read
         assert resident_fraction([file]) == 0
@@ -135,26 +135,26 @@ def no_view(*_arguments):
 )
 def test_on_a_system_without_it(fd, monkeypatch, name, value):
     monkeypatch.setattr(_rows, name, value)
-    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), is_told=True) == 0
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), residency_known=True) == 0
 
 
-def test_a_file_system_that_does_not_know_what_comes_at_once(fd, monkeypatch):
+def test_a_file_system_that_does_not_know_what_can_read_at_once(fd, monkeypatch):
     def refusing(*_arguments):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(os, "preadv", refusing)
-    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), is_told=False) == 0
-    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), is_told=True) == 3
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), residency_known=False) == 0
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), residency_known=True) == 3
 
 
 def test_no_view_of_the_file_is_left(file, fd, monkeypatch):
     memory = memoryview(bytearray(ROOM))
-    copy_rows(fd, 0, MANY, memory, is_told=True)
+    copy_rows(fd, 0, MANY, memory, residency_known=True)
     monkeypatch.setattr(_rows, "_writev", None)
-    copy_rows(fd, 0, MANY, memory, is_told=True)
+    copy_rows(fd, 0, MANY, memory, residency_known=True)
     monkeypatch.setattr(_rows, "_writev", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        copy_rows(fd, 0, MANY, memory, is_told=True)
+        copy_rows(fd, 0, MANY, memory, residency_known=True)
     assert str(file) not in Path("/proc/self/maps").read_text()
 
 
@@ -181,12 +181,12 @@ def test_rows_behind_the_end_of_the_file_are_for_reads_to_complain_about(file, m
 
 @pytest.mark.parametrize("told", [lambda path: False, no_view], ids=["no", "unknown"])
 def test_without_residency_information_it_is_tried(file, monkeypatch, told):
-    monkeypatch.setattr(_local, "residency_is_told", told)
+    monkeypatch.setattr(_local, "residency_is_known", told)
     file.read_bytes()
     target = bytearray(b"\xa5" * ROOM)
     with closing(LocalSource(file.parent)) as source:
         assert source.read_rows("file", 4, MANY, memoryview(target)) == (3, 0, "")
-        monkeypatch.setattr(_rows, "_comes_at_once", lambda *_: False)
+        monkeypatch.setattr(_rows, "_can_read_at_once", lambda *_: False)
         assert source.read_rows("file", 4, MANY, memoryview(target)) is None
     assert target == one_by_one(MANY, 4)
 

@@ -23,8 +23,7 @@ from paraload.errors import ChangedFileError, ItemReadError, UnsafePathError, re
 from paraload.formats.record_checks import check_range
 from paraload.runtime.daemon_threads import PATIENCE_WITH_STALLED_S, DaemonThreads
 from paraload.sources import ByteSource, FileStat
-from paraload.sources.retrying import is_transient, pauses
-from paraload.sources.system_errors import storage_error
+from paraload.sources.retrying import is_transient, pauses, storage_error
 from paraload.workers.read_context import item_error
 
 Look = Callable[[str], FileStat]

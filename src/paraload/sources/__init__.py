@@ -3,9 +3,7 @@
 >>> from paraload.errors import MissingFileError, ShortFileError
 >>> from paraload.sources import FileStat, Read, ReadStats, SourceLimits
 >>> class MemorySource:
-...     limits = SourceLimits(
-...         max_request_bytes=8 << 20, max_gap_bytes=1 << 20, requests_in_flight=32
-...     )
+...     limits = SourceLimits(max_gap_bytes=1 << 20, requests_in_flight=32)
 ...
 ...     def __init__(self, files):
 ...         self._files = files
@@ -16,23 +14,22 @@
 ...
 ...     def read(self, path, reads):
 ...         data = self._content(path)
-...         for at, buffers in reads:
+...         for start, buffers in reads:
 ...             for buffer in buffers:
-...                 piece = data[at : at + len(buffer)]
-...                 if len(piece) < len(buffer):
+...                 end = start + len(buffer)
+...                 if end > len(data):
 ...                     raise ShortFileError("file ends too early", path=path)
-...                 buffer[:] = piece
-...                 at += len(buffer)
+...                 buffer[:] = data[start:end]
+...                 start = end
 ...         return ReadStats(requests=len(reads))
 ...
 ...     def close(self):
 ...         pass
 ...
 ...     def _content(self, path):
-...         try:
-...             return self._files[path]
-...         except KeyError:
-...             raise MissingFileError("no such file", path=path) from None
+...         if path not in self._files:
+...             raise MissingFileError("no such file", path=path)
+...         return self._files[path]
 >>> source = MemorySource({"a/file": b"0123456789"})
 >>> source.stat("a/file").size
 10
@@ -43,13 +40,13 @@ ReadStats(requests=1, bytes_direct=0, fallback='')
 (b'45', b'678')
 
 A reader returns its source from ``_make_source``; :class:`paraload.testing.SourceContract` tests
-it. What only some storages can do are Protocols of their own, all optional: a source that has one
-of their members is used accordingly.
+it. What only some storages can do is an optional member, each in a Protocol of its own: loads use
+those that a source has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple, Protocol
@@ -62,8 +59,8 @@ class FileStat(NamedTuple):
 
     Attributes:
         size: of the file, in bytes.
-        version: equal as long as the content is the same, otherwise different: an ETag; inode and
-            time of the last write. It is only compared. ``None`` if the storage cannot tell.
+        version: changes whenever the content does: an ETag, or inode and time of the last write.
+            It is only compared. ``None`` if the storage cannot tell.
     """
 
     size: int
@@ -71,7 +68,7 @@ class FileStat(NamedTuple):
 
 
 class Read(NamedTuple):
-    """One range of a file: from byte ``start`` on, into ``buffers``, which are filled in order."""
+    """One range of a file: the bytes from ``start`` on fill ``buffers`` one after the other."""
 
     start: int
     buffers: Sequence[memoryview]
@@ -83,7 +80,7 @@ class ReadStats(NamedTuple):
     Attributes:
         requests: sent to the storage.
         bytes_direct: read without the page cache.
-        fallback: why a slower way than the configured one was used; "" if it was not.
+        fallback: why a slower path than the configured one was taken; "" if it was not.
     """
 
     requests: int
@@ -93,21 +90,21 @@ class ReadStats(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceLimits:
-    """What suits a storage; planning takes its sizes from here.
+    """What suits a storage; planning derives its sizes from it.
 
     The defaults suit a file system, local or mounted.
 
     Attributes:
-        max_request_bytes: no :class:`Read` is longer.
-        max_gap_bytes: a gap up to this long is read and thrown away rather than skipped: about what
+        max_request_bytes: of one :class:`Read`.
+        max_gap_bytes: the longest gap that is read and discarded rather than skipped: about what
             the storage transfers in the time that one more request takes.
-        max_buffers: no :class:`Read` that skips gaps has more buffers.
-        head_bytes: read at first of a record whose header tells where its data begin.
-        requests_in_flight: how many at once suit the storage, where that does not depend on this
-            machine; ``None`` tries it out, beginning with the number of cores.
+        max_buffers: of one :class:`Read` that skips gaps.
+        head_bytes: read at first of a record whose header says where its data begin.
+        requests_in_flight: how many concurrent requests suit the storage, if that does not depend
+            on this machine; ``None`` finds out by trial, beginning with the number of cores.
         forward_only: files are streams that may only go forward. Each file has one reader, which
-            goes on where the last task ended; such a source has ``open_stream``. Loads do not call
-            its ``stat``, so missing and short files are found when they are read.
+            continues where the last task ended; such a source has ``open_stream``. Loads do not
+            call its ``stat``, so missing and short files are found when they are read.
     """
 
     max_request_bytes: int = 1 << 30
@@ -119,19 +116,19 @@ class SourceLimits:
 
     @property
     def efficient_bytes(self) -> int:
-        """A request this long spends most of its time transferring, rather than waiting."""
+        """Length of a request that spends most of its time transferring rather than waiting."""
         return min(8 * self.max_gap_bytes, self.max_request_bytes)
 
 
 class ByteSource(Protocol):
     """Reads ranges of the files of a checkpoint.
 
-    Many threads may use a source at once. It pickles as configuration: handles and connections open
-    when they are first needed, in each process. Paths are relative to the checkpoint.
+    Many threads may use a source at once. It pickles as configuration: handles and connections are
+    opened on first use, in each process. Paths are relative to the checkpoint.
 
-    A file that is not there is a :class:`~paraload.errors.MissingFileError`, a range past the end
-    of a file a :class:`~paraload.errors.ShortFileError`. Other errors may be of any type; items
-    fail with them, with file and range added.
+    A missing file raises :class:`~paraload.errors.MissingFileError`, a range past the end of a file
+    :class:`~paraload.errors.ShortFileError`. Other errors may be of any type; paraload adds file
+    and range to them.
     """
 
     @property
@@ -139,10 +136,10 @@ class ByteSource(Protocol):
         """What suits this storage."""
 
     def stat(self, path: str) -> FileStat:
-        """Look at a file as it is now.
+        """Look at the current file.
 
         Raises:
-            MissingFileError: it is not there.
+            MissingFileError: it does not exist.
             FormatError: it is not a regular file.
         """
 
@@ -150,7 +147,7 @@ class ByteSource(Protocol):
         """Fill all buffers of ``reads``, in any order, or raise.
 
         Raises:
-            MissingFileError: the file is not there.
+            MissingFileError: the file does not exist.
             ShortFileError: it ends before one of the ranges does.
         """
 
@@ -161,61 +158,54 @@ class ByteSource(Protocol):
 class RetryableSource(Protocol):
     """Some errors may go away: ``retries=`` says how often to try again.
 
-    A source whose client retries by itself lacks this, so that nothing is retried twice.
+    A source whose client retries by itself lacks this, so that no error is retried at two levels.
     """
 
     def is_transient(self, error: Exception) -> bool:
-        """Whether the call that raised ``error`` may succeed in a moment."""
+        """Whether a call that raised ``error`` may soon succeed."""
 
 
 class HandleSource(Protocol):
-    """Handles of files stay open, and may become stale."""
+    """Files stay open, and handles may become stale."""
 
     def drop_handle(self, path: str) -> None:
-        """Open the file anew when it is next read; running reads may go on with the old one."""
+        """Open the file anew for the next read; running reads may use the old handle."""
 
 
 class ReadableSource(Protocol):
-    """A cheap check finds files that cannot be opened before the first byte is read."""
+    """A cheap check finds unreadable files before the first byte is read."""
 
     def require_readable(self, path: str) -> None:
-        """Raise the ``OSError`` of opening the file."""
+        """Raise the ``OSError`` of opening the file, if it cannot be opened."""
 
 
 class DescribingSource(Protocol):
-    """Versions can be explained."""
+    """Errors explain how a version differs from another."""
 
     def describe_change(self, before: FileStat, after: FileStat) -> str:
         """What happened to the file, as a clause without its subject: "was written to"."""
 
 
 class RowSource(Protocol):
-    """Narrow rows can be read without what lies between them."""
+    """Narrow rows can be read without the bytes between them."""
 
     def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> ReadStats | None:
-        """Read ``run.count`` rows of ``run.nbytes``, where that is faster than reading through.
+        """Read ``run.count`` rows of ``run.nbytes``, if that is faster than reading through.
 
-        The first row goes from byte ``base + run.src`` of the file to ``memory[run.dst :]``; the
-        next are ``run.src_step`` and ``run.dst_step`` further. ``None``: it is not faster, or did
-        not work; the caller falls back to ``read``, which raises any error.
+        The first row goes from byte ``base + run.src`` of the file to ``memory[run.dst :]``, the
+        next are ``run.src_step`` and ``run.dst_step`` further. ``None`` if the rows were not read;
+        the caller falls back to ``read``, which raises any error.
         """
 
 
 class StreamingSource(Protocol):
-    """Files can be opened as streams, which ``slice_file`` hooks read from."""
+    """Files can be opened as streams, from which ``slice_file`` hooks read."""
 
     def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
-        """A seekable stream of the whole file; leaving the context closes it."""
-
-
-class ListingSource(Protocol):
-    """The checkpoint can be listed."""
-
-    def list_files(self) -> Iterable[str]:
-        """Paths of all files, in folders below too, in any order."""
+        """A seekable stream of the whole file, for use in a ``with`` statement."""
 
 
 class MountedSource(Protocol):
-    """Files are in the folder ``root`` of a file system, whose kind decides on the readers."""
+    """Files are in the folder ``root`` of a file system, whose type determines the readers."""
 
     root: str

@@ -1,12 +1,12 @@
-"""O_DIRECT: bytes that are not in the page cache come from the storage without going through it.
+"""O_DIRECT: read uncached bytes from the storage without going through the page cache.
 
-    buffered  storage --> page cache --copy--> destination     and something else leaves the cache
-    direct    storage --> scratch    --copy--> destination     and nothing does
+    buffered  storage --> page cache --copy--> destination     and evicts something else
+    direct    storage --> scratch    --copy--> destination     and evicts nothing
 
-Storage wants whole blocks, in memory that begins at one; the bytes of a tensor lie anywhere. So
-they come into a scratch buffer, which is still in the processor's cache when they are copied on.
-The buffer is of huge pages: what lies in one piece of memory is one request to the device, while
-thousands of small pages make many short ones.
+O_DIRECT needs aligned offsets, lengths and memory, but the bytes of a tensor start anywhere. So
+blocks are read into a scratch buffer and copied on while they are still in the CPU's cache. The
+buffer consists of huge pages: contiguous memory is one request to the device, while 4 KiB pages
+split it into many short ones.
 """
 
 from __future__ import annotations
@@ -17,72 +17,64 @@ import mmap
 import os
 import threading
 from contextlib import suppress
+from functools import cached_property
 from typing import Final
 
-from paraload.sources.file_view import FileView
-from paraload.sources.pages import address_of
+from paraload.sources.pages import FileView, address_of
 
-#: Less is not worth the whole blocks around it, nor the look at the page cache.
+#: Shorter reads are not worth the partial blocks at both ends and the look at the page cache.
 MIN_BYTES: Final = 256 << 10
-#: Read at once: 2 to 16 MiB were equally fast, and each reader needs so much memory.
+#: Per system call. 2 to 16 MiB were equally fast, and each reader needs this much memory.
 READ_BYTES: Final = 4 << 20
-#: On x86 and most others. Where they are larger, the buffer is of small ones.
+#: On x86 and most others. Where huge pages are larger, the buffer gets small ones.
 _HUGE_PAGE_BYTES: Final = 2 << 20
-#: What every storage takes; most would take 512.
+#: Accepted by every storage; most would accept 512.
 _BLOCK_BYTES: Final = 4096
 _REFUSALS: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 _O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
 
 
 class DirectRefusedError(Exception):
-    """The file system has no O_DIRECT; the text says what it said."""
+    """The file system does not support O_DIRECT; the text is its answer."""
 
 
 class Scratch(threading.local):
-    """A buffer of huge pages for each thread, made when it is first wanted."""
+    """One buffer for each thread."""
 
-    _memory: memoryview | None = None
-
-    @property
+    @cached_property
     def memory(self) -> memoryview:
-        """Room for a read and the blocks that it begins and ends in."""
-        if self._memory is None:
-            self._memory = _huge_pages(READ_BYTES + 2 * _BLOCK_BYTES)
-        return self._memory
-
-
-def _huge_pages(nbytes: int) -> memoryview:
-    """Memory of this process alone that begins with as many huge pages as it fills."""
-    # Shared memory, which is mmap's default, has huge pages only where an administrator says so.
-    room = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory = memoryview(room)
-    skip = -address_of(memory) % _HUGE_PAGE_BYTES
-    with suppress(OSError):  # a system without them
-        room.madvise(mmap.MADV_HUGEPAGE, skip, nbytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES)
-    return memory[skip : skip + nbytes]
+        """Room for one read and the partial blocks at both ends, in huge pages."""
+        nbytes = READ_BYTES + 2 * _BLOCK_BYTES
+        # mmap's default is shared memory, which gets huge pages only if the administrator says so.
+        room = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = memoryview(room)
+        skip = -address_of(memory) % _HUGE_PAGE_BYTES
+        with suppress(OSError):  # a kernel without huge pages
+            room.madvise(mmap.MADV_HUGEPAGE, skip, nbytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES)
+        return memory[skip : skip + nbytes]
 
 
 class DirectFile:
-    """The file of ``fd`` once more, opened for O_DIRECT, and a view of what is cached of it.
+    """The file of ``fd`` opened again for O_DIRECT, with a view that shows which pages are cached.
 
-    Unless ``is_told`` what is cached (:func:`~paraload.sources.pages.residency_is_told`), nothing
-    counts as cached.
+    Unless ``residency_known`` (:func:`~paraload.sources.pages.residency_is_known`), no page counts
+    as cached.
 
     Raises:
-        DirectRefusedError: it cannot be had.
+        DirectRefusedError: the file cannot be opened or mapped.
     """
 
-    __slots__ = ("_fd", "_size", "_view")
+    _fd = -1
+    _view: FileView | None = None
 
-    def __init__(self, fd: int, size: int, *, is_told: bool) -> None:
-        self._fd, self._size = -1, size
-        self._view: FileView | None = None
+    def __init__(self, fd: int, size: int, *, residency_known: bool) -> None:
+        self._size = size
         if not _O_DIRECT:
             raise DirectRefusedError("not on this system")
-        name = f"/proc/self/fd/{fd}"  # the same file, whatever has its name by now
+        name = f"/proc/self/fd/{fd}"  # the path may name another file by now
         try:
             self._fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
-            if size and is_told:
+            if size and residency_known:
                 self._view = FileView(fd, 0, size)
         except OSError as error:
             self.close()
@@ -92,20 +84,19 @@ class DirectFile:
         """Whether the page in the middle of the range is known to be in the page cache."""
         middle = start + nbytes // 2
         if middle >= self._size:
-            return True  # reads by way of the cache tell that the file ends before
+            return True  # the buffered read reports that the file ends before
         view = self._view
         return view is not None and view.is_cached(middle)
 
     def read_into(self, start: int, buffer: memoryview, scratch: memoryview) -> tuple[int, int]:
-        """Fill ``buffer`` from ``start`` on by way of ``scratch``.
+        """Fill ``buffer`` from ``start`` on; the numbers of requests and of bytes read.
 
-        Returns:
-            The requests that it took, and the bytes that came: fewer only where the file ends.
+        Fewer bytes than ``buffer`` has are read only if the file ends.
 
         Raises:
-            DirectRefusedError: the file system opens files so, and reads none.
+            DirectRefusedError: the file system allows opening with O_DIRECT, but not reading.
         """
-        # Not by numpy, which worker processes would import for this alone.
+        # memmove rather than numpy, which worker processes would import for this alone.
         target, staged = address_of(buffer), address_of(scratch)
         requests = done = 0
         while done < len(buffer):
@@ -122,19 +113,18 @@ class DirectFile:
             wanted = min(wanted, got - skip)
             if wanted <= 0:
                 break
-            ctypes.memmove(target + done, staged + skip, wanted)  # without Python's lock
+            ctypes.memmove(target + done, staged + skip, wanted)  # releases the GIL
             done += wanted
         return requests, done
 
     def close(self) -> None:
-        """Close it, and end the view; what is reading gets an error."""
+        """Close the file and unmap the view; reads that are still running raise an error."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            with suppress(OSError):  # what was read was read
+            with suppress(OSError):  # does not affect the bytes already read
                 os.close(fd)
-        view, self._view = self._view, None
-        if view is not None:
-            view.close()
+        if self._view is not None:
+            self._view.close()
 
     def __del__(self) -> None:
         self.close()

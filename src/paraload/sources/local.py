@@ -1,4 +1,4 @@
-"""Files of a local or mounted file system, by ``preadv`` straight into the given memory."""
+"""Files of a local or mounted file system, read by ``preadv`` straight into the given memory."""
 
 from __future__ import annotations
 
@@ -6,45 +6,37 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import Final, TypeVar
 
 from paraload.errors import FormatError, MissingFileError, ShortFileError
 from paraload.geometry.runs import Run
 from paraload.sources import FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.direct_io import MIN_BYTES, DirectFile, DirectRefusedError, Scratch
-from paraload.sources.pages import populate, residency_is_told
+from paraload.sources.pages import populate, residency_is_known
 from paraload.sources.regular_files import open_regular, require_regular
+from paraload.sources.retrying import is_transient_os_error
 from paraload.sources.row_copy import copy_rows
-from paraload.sources.system_errors import is_transient_os_error
 
-#: Handles kept open. A checkpoint of a thousand ranks must not need a thousand descriptors.
+Opened = TypeVar("Opened")
+
+#: Handles kept open, so that a checkpoint of a thousand ranks does not need a thousand descriptors.
 _MAX_OPEN_FILES: Final = 64
 _EFFECTIVE_IDS: Final = os.access in os.supports_effective_ids
 
 
-class _Version(NamedTuple):
-    """Not ctime: a new link or owner changes it."""
-
-    device: int
-    inode: int
-    mtime_ns: int
-
-
-def stat_of(status: os.stat_result) -> FileStat:
-    return FileStat(status.st_size, _Version(status.st_dev, status.st_ino, status.st_mtime_ns))
-
-
 class _OpenFile:
-    """One open file. It closes when the last reader lets go of it, so no reader has to lock."""
+    """One open file. It closes with its last reference, so readers need no lock."""
+
+    fd = -1
+    refusal = ""
+    _file: io.FileIO | None = None
+    _direct: DirectFile | None = None
 
     def __init__(self, path: str, *, direct_io: bool) -> None:
-        self._file: IO[bytes] | None = None
-        self._direct: DirectFile | None = None
-        self.refusal = ""
         self._file = open_regular(path)
         try:
             self.fd = self._file.fileno()
@@ -54,15 +46,15 @@ class _OpenFile:
             raise
         if direct_io:
             try:
-                self._direct = DirectFile(self.fd, self.size, is_told=self._is_told)
+                self._direct = DirectFile(self.fd, self.size, residency_known=self.residency_known)
             except DirectRefusedError as error:
                 self._refuse(error)
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
-        """Fill ``buffers`` with what the system gives; the number of requests.
+        """Fill ``buffers``, and return the number of requests.
 
         Raises:
-            EOFError: the file ends before them.
+            EOFError: the file ends too early.
         """
         wanted = sum(map(len, buffers))
         requests, got = 1, os.preadv(self.fd, buffers, start)
@@ -75,7 +67,7 @@ class _OpenFile:
         return requests
 
     def read_direct(self, start: int, buffer: memoryview, scratch: Scratch) -> ReadStats:
-        """Fill ``buffer`` past the page cache, unless it has the bytes or there is no such way."""
+        """Fill ``buffer`` by direct I/O, unless its bytes are cached or the system refuses."""
         requests = got = 0
         direct = self._direct
         if direct is not None and not direct.is_cached(start, len(buffer)):
@@ -87,36 +79,25 @@ class _OpenFile:
             requests += self.read_into(start + got, (buffer[got:],))
         return ReadStats(requests, bytes_direct=got, fallback=self.refusal)
 
-    def read_rows(self, base: int, run: Run, memory: memoryview) -> ReadStats | None:
-        """Copy rows out of the page cache; ``None`` if they have to be read through."""
-        last_byte = base + run.src + (run.count - 1) * run.src_step + run.nbytes
-        if last_byte > self.size:
-            return None
-        calls = copy_rows(self.fd, base, run, memory, is_told=self._is_told)
-        return ReadStats(calls) if calls else None
-
     @cached_property
-    def _is_told(self) -> bool:
-        """Whether the system tells what of the file is cached."""
+    def residency_known(self) -> bool:
         try:
-            return residency_is_told(Path(f"/proc/self/fd/{self.fd}"))
+            return residency_is_known(Path(f"/proc/self/fd/{self.fd}"))
         except OSError:
             return False
 
     def _refuse(self, error: DirectRefusedError) -> None:
-        self._direct = None  # it closes when the last reader lets go of it
+        self._direct = None  # it closes with its last reference
         self.refusal = f"no O_DIRECT here ({error})"
 
     def close(self) -> None:
-        direct, self._direct = self._direct, None
+        self.fd = -1
+        direct = self._direct
         if direct is not None:
             direct.close()
-        file, self._file = self._file, None
-        if file is not None:
-            self.fd = -1
-            # Whatever the system says: the descriptor is free, and what was read was read.
-            with suppress(OSError):
-                file.close()
+        if self._file is not None:
+            with suppress(OSError):  # the descriptor is free, and the bytes already read are valid
+                self._file.close()
 
     def __del__(self) -> None:
         self.close()
@@ -131,6 +112,7 @@ class LocalSource:
     """
 
     limits = SourceLimits()
+    is_transient = staticmethod(is_transient_os_error)
 
     def __init__(self, root: str | os.PathLike[str], *, direct_io: bool = False) -> None:
         self.root = os.fspath(root)
@@ -143,13 +125,13 @@ class LocalSource:
         return partial(LocalSource, direct_io=self._direct_io), (self.root,)
 
     def stat(self, path: str) -> FileStat:
-        """One look at the file, by its name."""
         try:
             status = Path(self.root, path).stat()
         except FileNotFoundError as error:
             raise self._missing(path) from error
         require_regular(status)
-        return stat_of(status)
+        # Without ctime, which a new link or owner changes.
+        return FileStat(status.st_size, (status.st_dev, status.st_ino, status.st_mtime_ns))
 
     def describe_change(self, before: FileStat, after: FileStat) -> str:
         if before.version[:2] != after.version[:2]:
@@ -158,19 +140,11 @@ class LocalSource:
             return f"had {before.size} bytes and has {after.size}"
         return "was written to"
 
-    def list_files(self) -> Iterator[str]:
-        for file in Path(self.root).rglob("*"):
-            if not file.is_dir():
-                yield file.relative_to(self.root).as_posix()
-
-    def is_transient(self, error: Exception) -> bool:
-        return is_transient_os_error(error)
-
     def require_readable(self, path: str) -> None:
-        """Not a part of :meth:`stat`: a file may become unreadable after it has been read."""
+        # Not part of stat(), which also runs after the load: by then a file may be unreadable.
         name = os.path.join(self.root, path)
-        # access() costs a microsecond, open() may cost a round trip. access() can be wrong (access
-        # lists, capabilities), so a refusal counts only if opening fails too.
+        # access() costs a microsecond, open() maybe a round trip. access() can be wrong (access
+        # control lists, capabilities), so a refusal counts only if opening fails too.
         if not os.access(name, os.R_OK, effective_ids=_EFFECTIVE_IDS):
             os.close(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
 
@@ -198,24 +172,34 @@ class LocalSource:
             return ReadStats(handle.read_into(start, buffers))
         except EOFError:
             end = start + sum(map(len, buffers))
-            raise _too_short(path, start, end, handle.fd) from None
+            raise ShortFileError(
+                "file ends too early",
+                path=path,
+                start=start,
+                end=end,
+                expected=f"at least {end} bytes",
+                got=f"{os.fstat(handle.fd).st_size} bytes",
+                hint="The file was cut, or is still being written",
+            ) from None
 
     def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> ReadStats | None:
         """Copy the rows out of the page cache, if they are there."""
-        return self._handle(path).read_rows(base, run, memory)
+        handle = self._handle(path)
+        if base + run.src + (run.count - 1) * run.src_step + run.nbytes > handle.size:
+            return None
+        known = handle.residency_known
+        calls = copy_rows(handle.fd, base, run, memory, residency_known=known)
+        return ReadStats(calls) if calls else None
 
-    def open_stream(self, path: str) -> IO[bytes]:
-        """A stream of its own; the caller closes it."""
-        self._handle(path)  # raises the error for a missing file
-        return io.BufferedReader(open_regular(os.path.join(self.root, path)))
+    def open_stream(self, path: str) -> io.BufferedReader:
+        return io.BufferedReader(self._open(path, open_regular))
 
     def drop_handle(self, path: str) -> None:
-        """Let go of the file; who is reading it may go on."""
         with self._lock:
             self._handles.pop(path, None)
 
     def close(self) -> None:
-        """Close every file that is open here. A thread that is reading gets an error, at most."""
+        """Close all files; a read that is still running may raise an error."""
         with self._lock:
             for handle in self._handles.values():
                 handle.close()
@@ -225,23 +209,24 @@ class LocalSource:
         handle = self._handles.get(path)
         if handle is not None:
             return handle
-        opened = self._open(path)  # not under the lock: it may take long, on a storage that hangs
+        # Not under the lock: opening may take long if the storage hangs.
+        opened = self._open(path, partial(_OpenFile, direct_io=self._direct_io))
         with self._lock:
             while len(self._handles) >= _MAX_OPEN_FILES:
                 self._handles.pop(next(iter(self._handles)))
             return self._handles.setdefault(path, opened)
 
-    def _open(self, path: str) -> _OpenFile:
+    def _open(self, path: str, open_file: Callable[[str], Opened]) -> Opened:
         name = os.path.join(self.root, path)
         try:
             try:
-                return _OpenFile(name, direct_io=self._direct_io)
+                return open_file(name)
             except OSError as error:
                 if error.errno not in {errno.EMFILE, errno.ENFILE}:
                     raise
                 with self._lock:
-                    self._handles.clear()  # do with fewer; running reads keep theirs open
-                return _OpenFile(name, direct_io=self._direct_io)
+                    self._handles.clear()  # running reads keep theirs open
+                return open_file(name)
         except FileNotFoundError as error:
             raise self._missing(path) from error
 
@@ -253,22 +238,7 @@ class LocalSource:
 def _rest(buffers: Sequence[memoryview], skip: int) -> list[memoryview]:
     rest: list[memoryview] = []
     for buffer in buffers:
-        if skip >= len(buffer):
-            skip -= len(buffer)
-            continue
-        rest.append(buffer[skip:])
-        skip = 0
+        if skip < len(buffer):
+            rest.append(buffer[skip:])
+        skip = max(0, skip - len(buffer))
     return rest
-
-
-def _too_short(path: str, start: int, end: int, fd: int) -> ShortFileError:
-    size = os.fstat(fd).st_size
-    return ShortFileError(
-        "file ends too early",
-        path=path,
-        start=start,
-        end=end,
-        expected=f"at least {end} bytes",
-        got=f"{size} bytes",
-        hint="The file was cut, or is still being written",
-    )

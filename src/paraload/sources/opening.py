@@ -11,12 +11,10 @@ from paraload.sources.torch_streams import StreamSource
 
 
 def open_source(path: Any, *, fs: Any = None, direct_io: bool = False) -> ByteSource:
-    """The source of the checkpoint at ``path``; it opens nothing before the first read.
+    """The source of the checkpoint at ``path``; it opens files when they are first read.
 
-    Args:
-        path: a folder; with ``fs``, whatever that takes.
-        fs: torch's ``FileSystemBase`` that has it; ``None`` for mounted storage.
-        direct_io: bypass the page cache for uncached ranges, on mounted storage.
+    ``fs`` is torch's ``FileSystemBase``, which may take paths of any type; ``None`` for mounted
+    storage. Only there ``direct_io`` has an effect.
     """
     if fs is not None:
         return StreamSource(fs, path)

@@ -1,4 +1,4 @@
-"""Opens regular files, which may take time, and refuses anything else, which may hang.
+"""Opens regular files, however long that takes, and refuses others, which might hang.
 
 open without waiting --> regular: done          anything else: refused
         |
@@ -19,10 +19,10 @@ from paraload.runtime.interrupts import interrupts_deferred
 
 
 def open_regular(path: str) -> io.FileIO:
-    """The regular file ``path``, opened for blocking reads.
+    """Open the regular file ``path`` for blocking reads.
 
     Raises:
-        FormatError: it is something else; a FIFO, for instance, would wait for its writer.
+        FormatError: not a regular file; opening a FIFO, for instance, would wait for its writer.
         OSError: it cannot be opened.
     """
     try:
@@ -35,7 +35,6 @@ def open_regular(path: str) -> io.FileIO:
 
 
 def require_regular(status: os.stat_result) -> None:
-    """Refuse what is not a regular file."""
     if not stat.S_ISREG(status.st_mode):
         raise FormatError(
             "not a regular file",
@@ -60,14 +59,14 @@ def _open_in_time(path: str) -> io.FileIO:
 
     Repeated attempts without waiting may not make an archive recall the file. Opening it through
     ``/proc`` gives the file that was checked, even if another one has its name by now. Ctrl-C and
-    other signals are handled during the wait: a file object closes itself.
+    other signals are handled during the wait, since a file object closes itself.
     """
-    looked_at = -1
+    fd = -1
     try:
         with interrupts_deferred():
-            looked_at = os.open(path, os.O_PATH | os.O_CLOEXEC)  # leases do not delay it
-        require_regular(os.fstat(looked_at))
-        return io.FileIO(f"/proc/self/fd/{looked_at}")
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)  # not delayed by leases
+        require_regular(os.fstat(fd))
+        return io.FileIO(f"/proc/self/fd/{fd}")
     finally:
-        if looked_at >= 0:
-            os.close(looked_at)
+        if fd >= 0:
+            os.close(fd)

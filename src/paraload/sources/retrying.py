@@ -1,19 +1,17 @@
-"""Reads that fail for a moment are tried again.
+"""Which errors are transient, how they are retried, and what the error after the last try says.
 
-What is transient is for the storage to say. Damage is not: a short file or a wrong checksum stays
-as it is. Nor is a refusal (EACCES, EPERM) or an impossible path: waiting changes neither
-permissions nor names.
+Other errors are final at once: waiting changes neither damaged files nor permissions nor names.
 """
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Final, TypeVar
 
+from paraload.errors import ItemReadError, StorageReadError
 from paraload.sources import ByteSource, FileStat, Read, ReadStats
-from paraload.sources.system_errors import storage_error
 from paraload.sources.wrapping import WrappedSource
 
 Answer = TypeVar("Answer")
@@ -21,21 +19,52 @@ Answer = TypeVar("Answer")
 #: Doubled each time: three retries take a third of a second.
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
-#: How soon a pause ends when the load has ended.
+#: How soon a pause ends after the load was cancelled.
 _STEP_S: Final = 0.02
+
+# A network file system may raise EIO, ESTALE or EAGAIN once although the file is intact, and ENOENT
+# just after a write. Other readers may close enough files to end an EMFILE.
+_TRANSIENT: Final = frozenset(
+    {
+        *("EIO", "ESTALE", "EAGAIN", "EBUSY", "ENOENT", "ENOMEM", "EMFILE", "ENFILE", "EREMOTEIO"),
+        *("ETIMEDOUT", "ECONNRESET", "ECONNABORTED", "ENOTCONN", "EHOSTUNREACH", "ENETUNREACH"),
+        "ENETDOWN",
+    }
+)
+_TOO_MANY_FILES: Final = "Too many files are open: raise `ulimit -n`, or close some"
+_PERMISSION: Final = "Give this user permission to read the file and to enter the folders above it"
+_HINTS: Final = {
+    "EMFILE": _TOO_MANY_FILES,
+    "ENFILE": _TOO_MANY_FILES,
+    "EACCES": _PERMISSION,
+    "EPERM": _PERMISSION,
+    "ELOOP": "A symbolic link leads back to itself; replace it by the real file",
+    "ENAMETOOLONG": "The metadata is damaged, or this file system takes only shorter names",
+    "ENOTDIR": "A file has taken the place of one of the folders above it",
+    "EISDIR": "A folder has taken the place of the file",
+}
+_OTHER_HINT: Final = (
+    "Is the storage all right (see dmesg, or its own log)? retries= sets how often to try"
+)
+
+
+def is_transient_os_error(error: BaseException) -> bool:
+    if isinstance(error, FileNotFoundError):
+        return True  # also those without errno
+    return isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in _TRANSIENT
 
 
 def is_transient(source: ByteSource, error: BaseException) -> bool:
-    """Whether ``source`` says so; without that capability every error is final."""
+    """Whether ``source`` calls the error transient; without ``is_transient`` none is."""
     ask = getattr(source, "is_transient", None)
     return ask is not None and ask(error)
 
 
 def pauses(retries: int, is_cancelled: Callable[[], bool] | None = None) -> Iterator[int]:
-    """Wait before each retry, longer each time; ends when there are no more, or when cancelled.
+    """Wait before each retry, longer each time, until there are no more or the load is cancelled.
 
     Yields:
-        the number of the try that comes, from 2 on.
+        the number of the next try, from 2 on.
     """
     pause_s = _FIRST_PAUSE_S
     for number in range(retries):
@@ -49,7 +78,7 @@ def pauses(retries: int, is_cancelled: Callable[[], bool] | None = None) -> Iter
 
 
 def again(source: ByteSource, call: Callable[[], Answer], retries: int) -> Answer:
-    """What ``call`` returns, retried for errors that are transient for ``source``."""
+    """Call, and retry errors that are transient for ``source``."""
     waits = pauses(retries)
     while True:
         try:
@@ -59,20 +88,38 @@ def again(source: ByteSource, call: Callable[[], Answer], retries: int) -> Answe
                 raise
 
 
+def storage_error(
+    error: Exception, *, start: int | None, end: int | None, tries: int, transient: bool = False
+) -> Exception:
+    """The error to raise after the last try.
+
+    System errors and ``transient`` ones become a :class:`StorageReadError`; others stay unchanged.
+    ``start`` and ``end`` are ``None`` if the error concerns the whole file.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, ItemReadError) or (number is None and not transient):
+        return error
+    if isinstance(error, OSError) and number is not None:
+        name = errno.errorcode.get(number, str(number))
+        answer, hint = f"the system answered {name} ({error.strerror})", _HINTS.get(name)
+    else:
+        answer, hint = f"the storage answered {type(error).__name__} ({error})", None
+    what = f"the file cannot be read: {answer}{f' {tries} times' if tries > 1 else ''}"
+    known = StorageReadError(what, start=start, end=end, hint=hint or _OTHER_HINT)
+    known.errno = number
+    known.__cause__ = error
+    return known
+
+
 class RetryingSource(WrappedSource):
     """:class:`~paraload.sources.ByteSource` that retries transient errors, for one task.
 
-    Once a call has used up its retries, later calls get none: where a whole file cannot be read,
-    its thousand small records must not wait one by one. It has no ``is_transient``, so that nothing
-    is retried twice.
-
-    Args:
-        inner: reads.
-        retries: of each call.
-        is_cancelled: ends the retries early.
+    After a call has failed, later calls are not retried: if a file cannot be read, its thousand
+    small records must not wait one by one. It has no ``is_transient``, so that no error is retried
+    at two levels.
 
     Attributes:
-        retried: retries so far.
+        retried: number of retries so far.
     """
 
     passed_on = WrappedSource.passed_on - {"is_transient"} | {"read_rows"}
@@ -86,40 +133,30 @@ class RetryingSource(WrappedSource):
         self._is_cancelled = is_cancelled
 
     def stat(self, path: str) -> FileStat:
-        try:
-            return self.inner.stat(path)
-        except Exception as error:  # noqa: BLE001 - raised again after the last try
-            return self._again(path, error, partial(self.inner.stat, path))
+        return self._retried(self.inner.stat, path)
 
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
-        try:
-            return self.inner.read(path, reads)
-        except Exception as error:  # noqa: BLE001 - likewise
-            return self._again(path, error, partial(self.inner.read, path, reads), reads)
+        return self._retried(self.inner.read, path, reads)
 
-    def _again(
-        self,
-        path: str,
-        error: Exception,
-        call: Callable[[], Answer],
-        reads: Sequence[Read] = (),
-    ) -> Answer:
+    def _retried(self, call: Callable[..., Answer], path: str, *reads: Sequence[Read]) -> Answer:
+        waits: Iterator[int] | None = None
         tries = 1
-        transient = is_transient(self.inner, error)
-        for _ in pauses(self._retries if transient else 0, self._is_cancelled):
+        while True:
+            try:
+                return call(path, *reads)
+            except Exception as latest:  # noqa: BLE001 - raised again after the last try
+                error = latest
+            transient = is_transient(self.inner, error)
+            waits = waits or iter(pauses(self._retries, self._is_cancelled))
+            if not transient or next(waits, None) is None:
+                break
             if (drop := getattr(self.inner, "drop_handle", None)) is not None:
                 drop(path)
             self.retried += 1
             tries += 1
-            try:
-                return call()
-            except Exception as latest:  # noqa: BLE001 - raised below after the last try
-                error = latest
-                if not (transient := is_transient(self.inner, error)):
-                    break
         self._retries = 0
         start = end = None
-        if reads:
-            start, (last, buffers) = reads[0].start, reads[-1]
+        for ranges in reads:
+            start, (last, buffers) = ranges[0].start, ranges[-1]
             end = last + sum(map(len, buffers))
         raise storage_error(error, start=start, end=end, tries=tries, transient=transient)

@@ -1,11 +1,11 @@
-"""Rows out of the page cache, without what lies between them.
+"""Copies narrow rows out of the page cache, without the bytes between them.
 
     read through   cache |##......|##......|  --all--> scratch --rows--> target
     copied rows    cache |##......|##......|  ----------rows-----------> target
 
-The system copies them from a view of the file, with one call for a thousand of them. There is no
-call that does it from a file; ``process_vm_writev`` does it from memory to memory, and the other
-process may be this one. Where the file has been cut, or a page cannot be had, it copies less.
+No system call scatters rows of a file, but ``process_vm_writev`` copies a thousand pieces of memory
+at once between two processes, which may be the same one. So rows are copied from a mapping of the
+file. If the file was truncated or a page cannot be loaded, the call copies less.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from paraload.geometry.runs import Run
-from paraload.sources.file_view import FileView
-from paraload.sources.pages import address_of
+from paraload.sources.pages import FileView, address_of
 
 if TYPE_CHECKING:
     from numpy import uint64
@@ -32,52 +31,44 @@ if _writev is not None:
 _MAX_PIECES: Final = 1024  #: of a call (UIO_MAXIOV)
 
 
-def copy_rows(fd: int, base: int, run: Run, memory: memoryview, *, is_told: bool) -> int:
-    """Copy ``run``, whose ``src`` counts from byte ``base`` of the file, to where it belongs.
+def copy_rows(fd: int, base: int, run: Run, memory: memoryview, *, residency_known: bool) -> int:
+    """Copy the rows of ``run`` to ``memory``; its ``src`` counts from byte ``base`` of the file.
 
-    Args:
-        fd: a file that has all of these bytes.
-        base: where in the file the payload begins.
-        run: the rows.
-        memory: takes them.
-        is_told: :func:`~paraload.sources.pages.residency_is_told` of this file.
+    The file must have all of these bytes.
 
     Returns:
-        The calls that it took; 0 if some rows are not there: they are not in the page cache, judged
-        by one of each thousand, or this system has no such way.
+        Number of system calls; 0 if some rows were not copied, because they are not in the page
+        cache (one row of each thousand is checked) or the system cannot do it.
 
     Raises:
-        TypeError, ValueError: rows lie outside of ``memory``, or it must not be written to.
+        TypeError, ValueError: rows lie outside of ``memory``, or it is read-only.
     """
-    from numpy import ndarray  # noqa: PLC0415 - worker processes that need it not import it not
+    from numpy import ndarray  # noqa: PLC0415 - spares worker processes the import
 
-    # What is written to addresses must lie inside of their memory: numpy looks, and raises.
+    # The kernel writes to any address, so numpy checks that the rows fit into the memory.
     ndarray((run.count,), f"V{run.nbytes}", memory, run.dst, (run.dst_step,))
     address = address_of(memory) + run.dst
     calls = range(0, run.count, _MAX_PIECES)
     for first in calls:
-        part = replace(
-            run,
-            src=base + run.src + first * run.src_step,
-            count=min(_MAX_PIECES, run.count - first),
-        )
-        if not _copied(fd, part, address + first * run.dst_step, is_told=is_told):
+        src = base + run.src + first * run.src_step
+        part = replace(run, src=src, count=min(_MAX_PIECES, run.count - first))
+        if not _copied(fd, part, address + first * run.dst_step, residency_known=residency_known):
             return 0
     return len(calls)
 
 
-def _copied(fd: int, run: Run, address: int, *, is_told: bool) -> bool:
-    """Whether the rows at ``run.src`` of the file are at ``address`` now."""
+def _copied(fd: int, run: Run, address: int, *, residency_known: bool) -> bool:
+    """Try to copy the rows at ``run.src`` of the file to ``address``."""
     nbytes = (run.count - 1) * run.src_step + run.nbytes
     middle = run.count // 2 * run.src_step
-    if _writev is None or not (is_told or _comes_at_once(fd, run.src + middle)):
+    if _writev is None or not (residency_known or _can_read_at_once(fd, run.src + middle)):
         return False
     try:
         view = FileView(fd, run.src, nbytes)
     except OSError:
-        return False  # files that cannot be mapped can be read
+        return False  # such files can still be read
     with closing(view):
-        if is_told and not view.is_cached(middle):
+        if residency_known and not view.is_cached(middle):
             return False
         rows = _pieces(view.address, run.src_step, run.nbytes, run.count)
         if run.dst_step == run.nbytes:
@@ -87,21 +78,21 @@ def _copied(fd: int, run: Run, address: int, *, is_told: bool) -> bool:
         copied: int = _writev(
             os.getpid(), rows.ctypes.data, len(rows), places.ctypes.data, len(places), 0
         )
-    # In the page that a file ends in there are zeros behind its end.
+    # The last page of a truncated file is padded with zeros.
     return copied == run.total_bytes and os.fstat(fd).st_size >= run.src + nbytes
 
 
-def _comes_at_once(fd: int, at: int) -> bool:
-    """Whether byte ``at`` can be read without waiting; who is told what is cached need not try."""
+def _can_read_at_once(fd: int, at: int) -> bool:
+    """Whether byte ``at`` can be read without waiting for the storage."""
     try:
         return os.preadv(fd, (bytearray(1),), at, os.RWF_NOWAIT) == 1
     except OSError:
-        return False  # BlockingIOError, or the file system does not know either
+        return False  # EAGAIN, or the file system does not support the flag
 
 
 def _pieces(address: int, step: int, nbytes: int, count: int) -> NDArray[uint64]:
     """``struct iovec[count]``."""
-    from numpy import arange, empty, uint64  # noqa: PLC0415 - see above
+    from numpy import arange, empty, uint64  # noqa: PLC0415 - as above
 
     pieces = empty((count, 2), uint64)
     pieces[:, 0] = address + arange(count) * step

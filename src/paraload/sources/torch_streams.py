@@ -1,8 +1,7 @@
-"""Any torch ``FileSystemBase`` that is not the local one: whatever its ``create_stream`` gives.
+"""Files of any torch ``FileSystemBase`` but the local one, read from its ``create_stream``.
 
-The fallback for readers whose ``fs`` was replaced (S3 connector, multi-storage-client, tar files).
-Some of their streams only go forward, so a file has one stream, which goes from task to task; the
-plan sees to it that tasks of one file run one after the other.
+It serves readers whose ``fs`` was replaced (S3 connector, multi-storage-client, tar files). Some of
+their streams only go forward, so tasks of one file run one after the other and share one stream.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any, Final
 
 from paraload.errors import MissingFileError, ShortFileError
 from paraload.sources import FileStat, Read, ReadStats, SourceLimits
-from paraload.sources.system_errors import is_transient_os_error
+from paraload.sources.retrying import is_transient_os_error
 
-#: Streams that wait for the next task of their file; each may hold a connection.
+#: Streams kept for the next task of their file; each may hold a connection.
 _MAX_KEPT_STREAMS: Final = 32
 
 
@@ -28,27 +27,27 @@ class StreamSource:
     """
 
     limits = SourceLimits(forward_only=True)
+    is_transient = staticmethod(is_transient_os_error)
 
     def __init__(self, fs: Any, root: Any) -> None:
         self._fs = fs
         self._root = root
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, tuple[ExitStack, IO[bytes]]] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[StreamSource], tuple[Any, Any]]:
         return StreamSource, (self._fs, self._root)
 
     def stat(self, path: str) -> FileStat:
-        """Go to the end of a stream, which raises where streams only go forward."""
-        with self._opened(path) as stream:
+        """Seek to the end of a stream, which raises if streams only go forward."""
+        closing, stream = self._open(path)
+        with closing:
             return FileStat(stream.seek(0, os.SEEK_END))
 
-    def is_transient(self, error: Exception) -> bool:
-        return is_transient_os_error(error)
-
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
-        """Read from one stream, which is this call's own."""
-        with self._opened(path) as stream:
+        """Read from a new stream."""
+        closing, stream = self._open(path)
+        with closing:
             for start, buffers in reads:
                 stream.seek(start)
                 for buffer in buffers:
@@ -61,57 +60,37 @@ class StreamSource:
 
     @contextmanager
     def open_stream(self, path: str) -> Iterator[IO[bytes]]:
-        """The stream of the file; it is kept for the next one who asks, unless this one fails."""
+        """The stream of the file, which is kept for the next task unless this one fails."""
         with self._lock:
-            manager, stream = self._kept.pop(path, (None, None))
-        if manager is None:
-            manager, stream = self._open(path)
-        try:
+            kept = self._kept.pop(path, None)
+        closing, stream = kept or self._open(path)
+        with closing:
             yield stream
-        except BaseException:
-            manager.__exit__(None, None, None)
-            raise
-        self._keep(path, manager, stream)
+            closing = closing.pop_all()
+        with ExitStack() as surplus, self._lock:  # closing may take long, so not under the lock
+            if path in self._kept:
+                surplus.push(self._kept.pop(path)[0])
+            self._kept[path] = closing, stream
+            if len(self._kept) > _MAX_KEPT_STREAMS:
+                surplus.push(self._kept.pop(next(iter(self._kept)))[0])
 
     def drop_handle(self, path: str) -> None:
         with self._lock:
-            manager, _ = self._kept.pop(path, (None, None))
-        if manager is not None:
-            manager.__exit__(None, None, None)
+            kept = self._kept.pop(path, None)
+        if kept is not None:
+            kept[0].close()
 
     def close(self) -> None:
         with self._lock:
             kept, self._kept = self._kept, {}
-        for manager, _ in kept.values():
-            manager.__exit__(None, None, None)
+        for closing, _ in kept.values():
+            closing.close()
 
-    def _open(self, path: str) -> tuple[Any, Any]:
+    def _open(self, path: str) -> tuple[ExitStack, IO[bytes]]:
         whole = path if self._root is None else self._fs.concat_path(self._root, path)
-        manager = self._fs.create_stream(whole, "rb")
+        closing = ExitStack()
         try:
-            return manager, manager.__enter__()
+            return closing, closing.enter_context(self._fs.create_stream(whole, "rb"))
         except FileNotFoundError as error:
-            raise MissingFileError(
-                "file is missing",
-                path=path,
-                hint=f"Is the checkpoint in {str(self._root)!r} complete?",
-            ) from error
-
-    @contextmanager
-    def _opened(self, path: str) -> Iterator[IO[bytes]]:
-        """A stream of its own."""
-        manager, stream = self._open(path)
-        try:
-            yield stream
-        finally:
-            manager.__exit__(None, None, None)
-
-    def _keep(self, path: str, manager: Any, stream: Any) -> None:
-        with self._lock:
-            surplus = [self._kept.pop(path, None)]
-            self._kept[path] = (manager, stream)
-            while len(self._kept) > _MAX_KEPT_STREAMS:
-                surplus.append(self._kept.pop(next(iter(self._kept))))
-        for pair in surplus:
-            if pair is not None:
-                pair[0].__exit__(None, None, None)
+            hint = f"Is the checkpoint in {str(self._root)!r} complete?"
+            raise MissingFileError("file is missing", path=path, hint=hint) from error

@@ -1,4 +1,4 @@
-"""A source around another one, for those that change or watch its reads alone."""
+"""Base class of sources that change or observe the reads of another one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from paraload.sources import ByteSource, FileStat, Read, ReadStats
 
 
 class WrappedSource:
-    """:class:`~paraload.sources.ByteSource` that does as ``inner`` does, with its capabilities."""
+    """:class:`~paraload.sources.ByteSource` that passes calls on to ``inner``.
 
-    #: Not ``read_rows``: it would bypass wrappers that change or watch ``read`` alone.
+    It has the optional members of ``inner``, apart from ``read_rows``: that would bypass a subclass
+    that only overrides ``read``.
+    """
+
     passed_on: ClassVar[frozenset[str]] = frozenset(
         {
-            "describe_change",
-            "drop_handle",
-            "is_transient",
-            "list_files",
-            "open_stream",
-            "require_readable",
-            "root",
+            *("describe_change", "drop_handle", "is_transient"),
+            *("open_stream", "require_readable", "root"),
         }
     )
 

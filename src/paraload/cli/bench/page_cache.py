@@ -8,8 +8,7 @@ from os import POSIX_FADV_DONTNEED, fstat, fsync, posix_fadvise
 from pathlib import Path
 from typing import Final
 
-from paraload.sources.file_view import FileView
-from paraload.sources.pages import residency_is_told
+from paraload.sources.pages import FileView, residency_is_known
 
 _METHOD: Final = "posix_fadvise(DONTNEED)"
 #: So small a remainder does not change a time noticeably.
@@ -44,7 +43,7 @@ def resident_fraction(files: Iterable[Path]) -> float | None:
     """The fraction of ``files`` that is cached; ``None`` where the kernel does not say."""
     pages: list[bool] = []
     for path in files:
-        if not residency_is_told(path):
+        if not residency_is_known(path):
             return None
         with path.open("rb") as file:
             if nbytes := fstat(file.fileno()).st_size:
