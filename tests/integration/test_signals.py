@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 import paraload
 from paraload import ParallelFileSystemReader, cli
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
-from paraload.metadata.reading import parsing as _metadata_parsing
+from paraload.metadata import parsing as _metadata_parsing
 from paraload.metadata.reading import read_metadata
 from paraload.runtime import interrupts as _interrupts
 from paraload.runtime.daemon_threads import DaemonThreads

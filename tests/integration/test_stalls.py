@@ -16,8 +16,8 @@ import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.errors import StalledReadError
 from paraload.manifest import write_manifest
-from paraload.metadata.reading import file_bytes as _metadata_bytes
-from paraload.metadata.reading import reading as metadata
+from paraload.metadata import file_bytes as _metadata_bytes
+from paraload.metadata import reading as metadata
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.sources.local import LocalSource
 from tests.integration import support
@@ -172,7 +172,7 @@ def test_verify(folder, saved, monkeypatch, storage, workers):
 @pytest.mark.parametrize("from_call", [4, 6])  # the tail of a record, and a piece of its payload
 def test_verify_of_a_big_tensor(tmp_path, monkeypatch, storage, from_call):
     support.save(tmp_path, {"w": torch.randn(2 << 20)}, files=1)
-    hang(monkeypatch, storage, LocalSource, "read_into", from_call=from_call)
+    hang(monkeypatch, storage, LocalSource, "read", from_call=from_call)
     with pytest.raises(StalledReadError, match=r"being read: '__0_0.distcp' bytes \[") as caught:
         paraload.verify(tmp_path, max_workers=2, stall_timeout_s=TIMEOUT_S)
     assert "tensors that it reads into" not in str(caught.value)  # there are none

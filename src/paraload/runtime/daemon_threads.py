@@ -6,8 +6,8 @@ A system call on a stalled storage cannot be interrupted. On a daemon thread it 
 caller nor the exit of the program; the threads of ``concurrent.futures`` block both. If the system
 refuses to start a thread, calls run on the caller's thread, without a deadline.
 
-A single call costs 50 us, mostly for starting the thread, and a small load notices that. So there
-are no futures with their locks, and one thread can serve a whole load.
+A single call costs 50 us, mostly for starting the thread, which is noticeable in a small load. So
+there are no futures with their locks, and one thread can serve a whole load.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, Self
 
@@ -31,7 +32,7 @@ PATIENCE_WITH_STALLED_S: Final = 1.0
 
 
 def no_answer(timeout_s: float, what: str, hint: str = "") -> StalledReadError:
-    """The error for a storage that has stalled, while ``what`` (a clause) was going on."""
+    """The error for a storage that has stalled during ``what``, a clause."""
     return StalledReadError(
         f"no answer for {timeout_s:g} s from the storage while {what}.{hint and f' {hint}.'}"
         " Is the storage all right? stall_timeout_s= sets how long to wait; None waits forever"
@@ -45,7 +46,7 @@ def start_thread(threads: list[threading.Thread], live: Callable[[], None], name
         RuntimeError: the system refuses to start one.
     """
     thread = threading.Thread(target=live, name=name, daemon=True)
-    with interrupts_deferred():  # a thread that is in no list is never ended
+    with interrupts_deferred():  # Ctrl-C between the two lines would leave a thread running
         thread.start()
         threads.append(thread)
 
@@ -54,7 +55,7 @@ def end_threads(
     threads: list[threading.Thread], calls: SimpleQueue[Any], patience_s: float
 ) -> None:
     """Send each thread a ``None``, which ends it, and wait for all of them."""
-    with interrupts_deferred():  # or else Ctrl-C leaves threads that still run
+    with interrupts_deferred():  # Ctrl-C would leave threads running
         for _thread in threads:
             calls.put(None)
         until_s = time.monotonic() + patience_s
@@ -62,12 +63,6 @@ def end_threads(
             thread.join(max(0.0, until_s - time.monotonic()))
         if stuck := [thread.name for thread in threads if thread.is_alive()]:
             logger.warning("threads that the storage does not let go of: %s", ", ".join(stuck))
-
-
-class _Call(NamedTuple):
-    key: Any
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
 
 
 class Answer(NamedTuple):
@@ -78,25 +73,16 @@ class Answer(NamedTuple):
     error: BaseException | None
 
     def result(self) -> Any:
-        """What the call returned.
-
-        Raises:
-            BaseException: what the call raised.
-        """
         if self.error is not None:
             raise self.error
         return self.value
-
-
-class _ClosedError(BaseException):
-    """Ends a call whose answer is no longer wanted."""
 
 
 class DaemonThreads:
     """Up to ``limit`` threads, started on demand. Use as a context manager.
 
     Args:
-        limit: the most threads at once.
+        limit: of concurrent threads; without any, calls run on the caller's thread.
         name: prefix of the threads' names.
         timeout_s: how long to wait for an answer; ``None`` waits forever.
         patience_s: how long the end waits for calls that are still running.
@@ -111,7 +97,7 @@ class DaemonThreads:
         self._patience_s = patience_s
         self._pending = 0
         self._threads: list[threading.Thread] = []
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Any, Callable[[], Any]] | None] = SimpleQueue()
         self._answers: SimpleQueue[Answer | None] = SimpleQueue()
         self._is_closed = False
 
@@ -124,14 +110,12 @@ class DaemonThreads:
 
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
         """Queue a call; its answer carries ``key``."""
-        self._calls.put(_Call(key, function, arguments))  # before the thread that takes it starts
+        self._calls.put((key, partial(function, *arguments)))  # before its thread starts
         self._pending += 1
         if len(self._threads) < min(self._pending, self._limit):
             self._start()
-        if not self._threads:
-            call = self._calls.get()
-            if call is not None:
-                self._answers.put(_made(call, Exception))
+        if not self._threads and (call := self._calls.get()) is not None:
+            self._answers.put(_answer(*call, Exception))
 
     def next(self, what: Callable[[], str]) -> Answer:
         """The next answer.
@@ -158,13 +142,12 @@ class DaemonThreads:
             del answer  # the traceback of its error refers to this frame
 
     def goes_on(self) -> None:
-        """For long calls: restart the deadline; end the call if it is no longer wanted."""
+        """In a long call: restart the deadline; end the call if its answer is no longer wanted."""
         if self._is_closed:
-            raise _ClosedError
+            raise SystemExit
         self._answers.put(None)
 
     def __enter__(self) -> Self:
-        """Threads start with the first calls."""
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -183,16 +166,15 @@ class DaemonThreads:
             self._limit = started  # another attempt would most likely fail too
 
     def _live(self) -> None:
-        """Make calls until there are no more: the body of one thread."""
         while (call := self._calls.get()) is not None and not self._is_closed:
-            answer = _made(call, BaseException)
+            answer = _answer(*call, BaseException)
             if not self._is_closed:  # otherwise its error would keep files open until collected
                 self._answers.put(answer)
-            del call, answer  # or they would keep the caller's objects alive
+            del call, answer  # the next wait would keep the caller's objects alive
 
 
-def _made(call: _Call, caught: type[BaseException]) -> Answer:
+def _answer(key: Any, call: Callable[[], Any], caught: type[BaseException]) -> Answer:
     try:
-        return Answer(call.key, call.function(*call.arguments), None)
+        return Answer(key, call(), None)
     except caught as error:
-        return Answer(call.key, None, error)
+        return Answer(key, None, error)

@@ -3,12 +3,12 @@
 Ctrl-C is deferred while workers start or stop: a ``KeyboardInterrupt`` between the start of a
 process and the line that records its pid would leave a process that nothing ends.
 
-An exception that a signal handler raises (``signal.alarm`` and ``TimeoutError``, a scheduler's
-SIGTERM) surfaces wherever the main thread happens to be. Inside a read it would look like a failed
-read: it would become the error of one item, or be retried, and the load would go on. So during a
-load such an exception travels inside a ``BaseException``, which no ``except Exception`` catches:
+The exception of a signal handler (``TimeoutError`` from ``signal.alarm``, a scheduler's SIGTERM)
+surfaces at any line of the main thread. Inside a read it would look like a failed read: it would
+become the error of one item, or be retried. So during a load it travels inside a
+``BaseException``, which no ``except Exception`` catches:
 
-    handler raises --> _Guard --> _Carrier(error) --> out of the load --> error, as it was raised
+    handler raises --> _Guard --> _Carrier(error) --> out of the load --> error, unchanged
 
 From then on the load is shutting down. Signals that arrive meanwhile are handled afterwards.
 """
@@ -27,6 +27,9 @@ from typing import Any, Final, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+#: ``signal.getsignal`` converts each answer to an enum: 20 us for all signals instead of 1 us.
+_getsignal: Final = _signal.getsignal
+
 
 class _Carrier(BaseException):
     """Carries the exception of a signal handler past every ``except Exception``."""
@@ -37,14 +40,14 @@ class _Carrier(BaseException):
 
 
 class _Guard:
-    """Replaces the program's handler of one signal during a load."""
+    """Replaces the program's handler of one signal during a load or a deferral."""
 
     def __init__(self, handler: Callable[..., object]) -> None:
         self.handler = handler
         self.is_active = True
 
     def __call__(self, number: int, frame: Any) -> None:
-        if not self.is_active:  # the program kept this guard and reinstalled it after the load
+        if not self.is_active:  # deferred, or the program kept this guard and reinstalled it later
             self.handler(number, frame)
         elif _state.deferring or _state.is_ending:
             _state.waiting[number] = self
@@ -66,7 +69,7 @@ class _State:
 
     def __init__(self) -> None:
         self.depth = 0  # of nested guarded functions
-        self.deferring = 0  # of nested blocks that defer signals
+        self.deferring = 0  # depth of nested blocks that defer signals
         self.is_ending = False  # a handler has raised
         self.waiting: dict[int, _Guard] = {}  # deferred signals
         self.lost: _Carrier | None = None  # what the handler raised, in case Python drops it
@@ -74,15 +77,12 @@ class _State:
 
 _state: Final = _State()
 
-#: ``signal.getsignal`` converts each answer to an enum: 20 us for all signals instead of 1 us.
-_getsignal: Final = _signal.getsignal
-
 
 def stopped_by_signals(function: Callable[P, T]) -> Callable[P, T]:
     """Decorator: an exception of a signal handler ends ``function`` at once and unchanged.
 
-    It has no effect outside of the main thread, which runs all handlers. Where decorated functions
-    are nested, the outermost one raises the exception.
+    It has no effect outside the main thread, which runs all handlers. Of nested decorated
+    functions, the outermost one raises the exception.
     """
 
     # Not a @contextmanager: a StopIteration could not leave its generator unchanged.
@@ -125,7 +125,7 @@ def carried(error: BaseException) -> BaseException:
 def stop_if_signalled() -> None:
     """Raise an exception of a signal handler that Python dropped, as it does in destructors.
 
-    Loops on the caller's thread call this; they would go on otherwise.
+    Loops on the caller's thread call this, since they would continue otherwise.
     """
     if _state.lost is not None and threading.current_thread() is threading.main_thread():
         raise _state.lost
@@ -163,33 +163,28 @@ class interrupts_deferred:  # noqa: N801 - used like a function
     Not a ``@contextmanager``: a signal could arrive before its generator has entered the ``try``.
     """
 
-    __slots__ = ("_caught", "_handler", "_is_main")
+    _guard: _Guard | None = None
 
     def __enter__(self) -> None:
-        self._is_main = threading.current_thread() is threading.main_thread()
-        if not self._is_main:
+        if threading.current_thread() is not threading.main_thread():
             return
+        self._guard = _Guard(_getsignal(signal.SIGINT))
         _state.deferring += 1  # before SIGINT is changed: other handlers may raise as well
-        self._caught: list[int] = []
-        self._handler: Any = _getsignal(signal.SIGINT)
         try:
-            if callable(self._handler):
-                signal.signal(signal.SIGINT, lambda number, _: self._caught.append(number))
+            if callable(self._guard.handler):
+                signal.signal(signal.SIGINT, self._guard)
         except BaseException:
-            _state.deferring -= 1
+            self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        if not self._is_main:
+        if self._guard is None:
             return
-        if callable(self._handler):
-            signal.signal(signal.SIGINT, self._handler)
-        _state.deferring -= 1
         try:
-            if self._caught:
-                # Not the interrupted frame: that would keep its locks alive.
-                self._handler(self._caught[-1], None)
+            _put_back({signal.SIGINT: self._guard})
         finally:
+            self._guard.is_active = False
+            _state.deferring -= 1
             if not _state.deferring:
                 _handle_waiting()
 

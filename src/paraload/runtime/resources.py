@@ -8,7 +8,7 @@ from typing import Final
 
 import psutil
 
-#: File systems whose reads wait for a network, as psutil names them.
+#: Types of file systems whose reads wait for a network.
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "ceph", "beegfs", "glusterfs", "9p"}
 )
@@ -41,9 +41,9 @@ def available_memory_bytes() -> int:
         (_CGROUP_V2 / "memory.max", _CGROUP_V2 / "memory.current"),
         (_CGROUP_V1 / "memory.limit_in_bytes", _CGROUP_V1 / "memory.usage_in_bytes"),
     ):
-        limit, used = _read_words(limit_file), _read_words(used_file)
-        if limit and used and limit[0].isdigit() and used[0].isdigit():
-            free = min(free, max(0, int(limit[0]) - int(used[0])))
+        match _read_words(limit_file), _read_words(used_file):
+            case [limit], [used] if limit.isdigit():
+                free = min(free, max(0, int(limit) - int(used)))
     return free
 
 
@@ -58,14 +58,10 @@ def is_network_path(path: str) -> bool:
 
 
 def file_system_of(path: str) -> str:
-    """The type of the file system of ``path``, as psutil names it; "" if it is not known."""
-    real = os.path.realpath(path)
-    best, kind = "", ""
-    for mount in psutil.disk_partitions(all=True):
-        inside = real == mount.mountpoint or real.startswith(mount.mountpoint.rstrip("/") + "/")
-        if inside and len(mount.mountpoint) >= len(best):
-            best, kind = mount.mountpoint, mount.fstype
-    return kind
+    """The type of the file system of ``path``; "" if it is not known."""
+    real = Path(os.path.realpath(path))
+    mounts = {mount.mountpoint: mount.fstype for mount in psutil.disk_partitions(all=True)}
+    return next((mounts[at] for at in map(str, (real, *real.parents)) if at in mounts), "")
 
 
 def _read_words(path: Path) -> list[str]:
