@@ -38,7 +38,7 @@ def cold(tmp_path, saved):
 def no_direct(monkeypatch):
     """A file system without it."""
 
-    def refused(self, fd, size, *, is_told):
+    def refused(self, fd, size, *, residency_known):
         raise _direct.DirectRefusedError("Invalid argument")
 
     monkeypatch.setattr(_direct.DirectFile, "__init__", refused)

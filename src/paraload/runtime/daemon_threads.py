@@ -4,10 +4,8 @@
 
 A system call on a stalled storage cannot be interrupted. On a daemon thread it blocks neither the
 caller nor the exit of the program; the threads of ``concurrent.futures`` block both. If the system
-refuses to start a thread, calls run on the caller's thread, without a deadline.
-
-A single call costs 50 us, mostly for starting the thread, which is noticeable in a small load. So
-there are no futures with their locks, and one thread can serve a whole load.
+refuses to start a thread, calls run on the caller's thread, without a deadline. A call costs 50 us,
+mostly for starting the thread; futures with their locks would add to that.
 """
 
 from __future__ import annotations
@@ -40,11 +38,7 @@ def no_answer(timeout_s: float, what: str, hint: str = "") -> StalledReadError:
 
 
 def start_thread(threads: list[threading.Thread], live: Callable[[], None], name: str) -> None:
-    """Start a daemon thread and add it to ``threads``.
-
-    Raises:
-        RuntimeError: the system refuses to start one.
-    """
+    """Start a daemon thread and add it to ``threads``; ``RuntimeError`` if the system refuses."""
     thread = threading.Thread(target=live, name=name, daemon=True)
     with interrupts_deferred():  # Ctrl-C between the two lines would leave a thread running
         thread.start()
@@ -81,11 +75,8 @@ class Answer(NamedTuple):
 class DaemonThreads:
     """Up to ``limit`` threads, started on demand. Use as a context manager.
 
-    Args:
-        limit: of concurrent threads; without any, calls run on the caller's thread.
-        name: prefix of the threads' names.
-        timeout_s: how long to wait for an answer; ``None`` waits forever.
-        patience_s: how long the end waits for calls that are still running.
+    Without any threads, calls run on the caller's thread. Answers are awaited for ``timeout_s``
+    (``None``: forever), and calls that are still running at the end for ``patience_s``.
     """
 
     def __init__(
@@ -104,8 +95,7 @@ class DaemonThreads:
     @classmethod
     def for_looks(cls, timeout_s: float | None) -> DaemonThreads:
         """One thread for short calls; none if there is no deadline."""
-        limit = 0 if timeout_s is None else 1
-        patience_s = PATIENCE_WITH_STALLED_S
+        limit, patience_s = 0 if timeout_s is None else 1, PATIENCE_WITH_STALLED_S
         return cls(limit, "paraload-look", timeout_s=timeout_s, patience_s=patience_s)
 
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:

@@ -4,13 +4,12 @@ Ctrl-C is deferred while workers start or stop: a ``KeyboardInterrupt`` between 
 process and the line that records its pid would leave a process that nothing ends.
 
 The exception of a signal handler (``TimeoutError`` from ``signal.alarm``, a scheduler's SIGTERM)
-surfaces at any line of the main thread. Inside a read it would look like a failed read: it would
-become the error of one item, or be retried. So during a load it travels inside a
-``BaseException``, which no ``except Exception`` catches:
+surfaces at any line of the main thread. Inside a read it would look like a failed read. So during a
+load it travels inside a ``BaseException``, which no ``except Exception`` catches:
 
     handler raises --> _Guard --> _Carrier(error) --> out of the load --> error, unchanged
 
-From then on the load is shutting down. Signals that arrive meanwhile are handled afterwards.
+From then on the load is shutting down, and further signals are handled afterwards.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -64,15 +64,15 @@ class _Guard:
                 raise _state.lost from None
 
 
+@dataclass
 class _State:
     """State of the main thread, the only one that runs signal handlers."""
 
-    def __init__(self) -> None:
-        self.depth = 0  # of nested guarded functions
-        self.deferring = 0  # depth of nested blocks that defer signals
-        self.is_ending = False  # a handler has raised
-        self.waiting: dict[int, _Guard] = {}  # deferred signals
-        self.lost: _Carrier | None = None  # what the handler raised, in case Python drops it
+    depth: int = 0  # of nested guarded functions
+    deferring: int = 0  # depth of nested blocks that defer signals
+    is_ending: bool = False  # a handler has raised
+    waiting: dict[int, _Guard] = field(default_factory=dict)  # deferred signals
+    lost: _Carrier | None = None  # what the handler raised, in case Python drops it
 
 
 _state: Final = _State()
@@ -144,17 +144,14 @@ def _set(guards: dict[int, _Guard]) -> None:
 
 def _put_back(guards: dict[int, _Guard]) -> None:
     """Restore every handler, even if one of them raises meanwhile."""
-    raised: BaseException | None = None
-    while guards:
-        try:
-            for number, guard in list(guards.items()):
-                if _getsignal(number) is guard:  # otherwise the program has set another one
-                    signal.signal(number, guard.handler)
-                del guards[number]
-        except BaseException as error:  # noqa: BLE001 - raised again when all are back
-            raised = error
-    if raised is not None:
-        raise raised
+    try:
+        for number, guard in list(guards.items()):
+            if _getsignal(number) is guard:  # otherwise the program has set another one
+                signal.signal(number, guard.handler)
+            del guards[number]
+    finally:
+        if guards:
+            _put_back(guards)
 
 
 class interrupts_deferred:  # noqa: N801 - used like a function

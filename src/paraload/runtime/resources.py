@@ -26,8 +26,8 @@ def local_ranks() -> int:
 
 def usable_cores() -> int:
     """Cores that this process may run on, within the quota of its control group."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     match _read_words(_CGROUP_V2 / "cpu.max"):
         case [quota, period] if quota.isdigit():  # it is "max" without a quota
             cores = min(cores, int(quota) // int(period))

@@ -123,8 +123,9 @@ class DirectFile:
         if fd >= 0:
             with suppress(OSError):  # does not affect the bytes already read
                 os.close(fd)
-        if self._view is not None:
-            self._view.close()
+        view, self._view = self._view, None
+        if view is not None:
+            view.close()
 
     def __del__(self) -> None:
         self.close()

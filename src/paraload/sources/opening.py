@@ -13,8 +13,7 @@ from paraload.sources.torch_streams import StreamSource
 def open_source(path: Any, *, fs: Any = None, direct_io: bool = False) -> ByteSource:
     """The source of the checkpoint at ``path``; it opens files when they are first read.
 
-    ``fs`` is torch's ``FileSystemBase``, which may take paths of any type; ``None`` for mounted
-    storage. Only there ``direct_io`` has an effect.
+    ``fs`` is torch's ``FileSystemBase``; without one, ``path`` is a folder of mounted storage.
     """
     if fs is not None:
         return StreamSource(fs, path)

@@ -84,16 +84,15 @@ class FileView:
         OSError: the file system does not support mappings.
     """
 
-    _first_page: int | None = None
-
     def __init__(self, fd: int, start: int, nbytes: int) -> None:
         skip = start % mmap.PAGESIZE
         self._mapped_bytes = skip + nbytes
-        page = _mmap(None, skip + nbytes, mmap.PROT_READ, mmap.MAP_SHARED, fd, start - skip)
-        if page == _MAP_FAILED:
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
-        self._first_page, self.address = page, page + skip
+        self._first_page: int = _mmap(
+            None, self._mapped_bytes, mmap.PROT_READ, mmap.MAP_SHARED, fd, start - skip
+        )
+        if self._first_page == _MAP_FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self.address = self._first_page + skip
 
     def is_cached(self, at: int) -> bool:
         """Whether the page of byte ``at`` of the view, which the file must have, is cached.
@@ -103,9 +102,5 @@ class FileView:
         return _is_resident((self.address + at) // mmap.PAGESIZE * mmap.PAGESIZE)
 
     def close(self) -> None:
-        page, self._first_page = self._first_page, None
-        if page is not None:
-            _munmap(page, self._mapped_bytes)
-
-    def __del__(self) -> None:
-        self.close()
+        """Unmap it; call this exactly once."""
+        _munmap(self._first_page, self._mapped_bytes)

@@ -57,16 +57,15 @@ def _open_at_once(path: str, flags: int) -> int:
 def _open_in_time(path: str) -> io.FileIO:
     """Open a file whose lease has to be broken first; Linux gives the lease holder 45 s.
 
-    Repeated attempts without waiting may not make an archive recall the file. Opening it through
-    ``/proc`` gives the file that was checked, even if another one has its name by now. Ctrl-C and
-    other signals are handled during the wait, since a file object closes itself.
+    Repeated attempts without waiting may not make an archive recall the file. Signals are handled
+    during the wait.
     """
     fd = -1
     try:
         with interrupts_deferred():
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)  # not delayed by leases
         require_regular(os.fstat(fd))
-        return io.FileIO(f"/proc/self/fd/{fd}")
+        return io.FileIO(f"/proc/self/fd/{fd}")  # the path may name another file by now
     finally:
         if fd >= 0:
             os.close(fd)

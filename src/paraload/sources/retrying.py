@@ -144,19 +144,24 @@ class RetryingSource(WrappedSource):
         while True:
             try:
                 return call(path, *reads)
-            except Exception as latest:  # noqa: BLE001 - raised again after the last try
-                error = latest
-            transient = is_transient(self.inner, error)
-            waits = waits or iter(pauses(self._retries, self._is_cancelled))
-            if not transient or next(waits, None) is None:
-                break
+            except Exception as error:  # noqa: BLE001 - raised again after the last try
+                # Held by no other variable: its traceback refers to this frame and to open files.
+                transient = is_transient(self.inner, error)
+                waits = waits or iter(pauses(self._retries, self._is_cancelled))
+                if not transient or next(waits, None) is None:
+                    self._retries = 0
+                    raise _final(error, *reads, tries=tries, transient=transient)  # noqa: B904
             if (drop := getattr(self.inner, "drop_handle", None)) is not None:
                 drop(path)
             self.retried += 1
             tries += 1
-        self._retries = 0
-        start = end = None
-        for ranges in reads:
-            start, (last, buffers) = ranges[0].start, ranges[-1]
-            end = last + sum(map(len, buffers))
-        raise storage_error(error, start=start, end=end, tries=tries, transient=transient)
+
+
+def _final(
+    error: Exception, reads: Sequence[Read] = (), *, tries: int, transient: bool
+) -> Exception:
+    start = end = None
+    if reads:
+        start = reads[0].start
+        end = reads[-1].start + sum(map(len, reads[-1].buffers))
+    return storage_error(error, start=start, end=end, tries=tries, transient=transient)

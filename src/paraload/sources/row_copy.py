@@ -14,14 +14,10 @@ import ctypes
 import os
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from paraload.geometry.runs import Run
 from paraload.sources.pages import FileView, address_of
-
-if TYPE_CHECKING:
-    from numpy import uint64
-    from numpy.typing import NDArray
 
 _writev = getattr(ctypes.CDLL(None, use_errno=True), "process_vm_writev", None)  # Linux 3.2
 if _writev is not None:
@@ -90,8 +86,8 @@ def _can_read_at_once(fd: int, at: int) -> bool:
         return False  # EAGAIN, or the file system does not support the flag
 
 
-def _pieces(address: int, step: int, nbytes: int, count: int) -> NDArray[uint64]:
-    """``struct iovec[count]``."""
+def _pieces(address: int, step: int, nbytes: int, count: int) -> Any:
+    """``struct iovec[count]`` as a numpy array."""
     from numpy import arange, empty, uint64  # noqa: PLC0415 - as above
 
     pieces = empty((count, 2), uint64)
