@@ -32,11 +32,7 @@ _getsignal: Final = _signal.getsignal
 
 
 class _Carrier(BaseException):
-    """Carries the exception of a signal handler past every ``except Exception``."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error)
-        self.error = error
+    """Carries the exception of a signal handler, its argument, past every ``except Exception``."""
 
 
 class _Guard:
@@ -100,7 +96,7 @@ def stopped_by_signals(function: Callable[P, T]) -> Callable[P, T]:
         except _Carrier as carrier:
             if depth:
                 raise
-            error = carrier.error
+            error: BaseException = carrier.args[0]
         else:
             return answer
         finally:
@@ -119,7 +115,7 @@ def stopped_by_signals(function: Callable[P, T]) -> Callable[P, T]:
 
 def carried(error: BaseException) -> BaseException:
     """The exception of a signal handler if ``error`` carries one, otherwise ``error``."""
-    return error.error if isinstance(error, _Carrier) else error
+    return error.args[0] if isinstance(error, _Carrier) else error
 
 
 def stop_if_signalled() -> None:

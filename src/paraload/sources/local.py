@@ -142,9 +142,9 @@ class LocalSource:
 
     def require_readable(self, path: str) -> None:
         # Not part of stat(), which also runs after the load: by then a file may be unreadable.
-        name = os.path.join(self.root, path)
         # access() costs a microsecond, open() maybe a round trip. access() can be wrong (access
         # control lists, capabilities), so a refusal counts only if opening fails too.
+        name = os.path.join(self.root, path)
         if not os.access(name, os.R_OK, effective_ids=_EFFECTIVE_IDS):
             os.close(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
 
