@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -139,6 +139,11 @@ class LocalSource:
         if before.size != after.size:
             return f"had {before.size} bytes and has {after.size}"
         return "was written to"
+
+    def list_files(self) -> Iterator[str]:
+        for file in Path(self.root).rglob("*"):
+            if not file.is_dir():
+                yield file.relative_to(self.root).as_posix()
 
     def require_readable(self, path: str) -> None:
         # Not part of stat(), which also runs after the load: by then a file may be unreadable.
