@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -116,3 +116,41 @@ def _make_bar() -> tqdm[Any]:
         monitor_interval = 0  # the monitor is a thread that would outlive the load
 
     return Bar(desc="Loading checkpoint", unit="iB", unit_scale=True, unit_divisor=1024)
+
+
+@contextmanager
+def progress_hook(
+    option: bool | ProgressHook | None,  # noqa: FBT001 - the value of ``progress=``
+    file_callback: Callable[[int, int], object] | None,
+) -> Iterator[ProgressHook | None]:
+    """One hook for the option ``progress=`` and for ``file_callback(files done, files)``.
+
+    It is ``None`` if neither wants progress. A bar is closed at the end.
+    """
+    hooks: list[ProgressHook] = []
+    if file_callback is not None:
+        hooks.append(_files_hook(file_callback))
+    if callable(option):
+        hooks.append(option)
+
+    def call_all(progress: ReadProgress, /) -> None:
+        for hook in hooks:
+            hook(progress)
+
+    with ProgressBar() as bar:
+        if option is True:
+            hooks.append(bar)
+        yield call_all if hooks else None
+
+
+def _files_hook(callback: Callable[[int, int], object]) -> ProgressHook:
+    """Calls ``callback`` once for each file, even if several are done at once."""
+    reported = 0
+
+    def hook(progress: ReadProgress, /) -> None:
+        nonlocal reported
+        while reported < progress.files_done:
+            reported += 1
+            callback(reported, progress.files_total)
+
+    return hook

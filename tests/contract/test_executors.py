@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paraload.executors import make_executor
+from paraload.executors.choice import make_executor
 from paraload.executors.ramp import RampLimits
 from paraload.sources.local import LocalSource
 from paraload.testing import ExecutorContract

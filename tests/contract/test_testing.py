@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from paraload import ParallelFileSystemReader
 from paraload.core.records import TensorRecord
 from paraload.errors import ShortFileError
-from paraload.executors import make_executor
+from paraload.executors.choice import make_executor
 from paraload.formats.torch_zip import TorchZipFormat
 from paraload.sources import Read, ReadStats
 from paraload.sources.local import LocalSource

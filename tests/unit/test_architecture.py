@@ -26,7 +26,6 @@ TORCH_FREE = [
     "paraload.executors.choice",
     "paraload.executors.processes.executor",
     "paraload.executors.processes.slots",
-    "paraload.executors.sequential",
     "paraload.executors.threads",
     "paraload.formats.torch_zip",
     "paraload.formats.transforms",
@@ -34,6 +33,7 @@ TORCH_FREE = [
     "paraload.metadata.index",
     "paraload.options",
     "paraload.planning.read_tasks",
+    "paraload.planning.task_sizes",
     "paraload.progress",
     "paraload.report",
     "paraload.sources.local",
@@ -59,6 +59,7 @@ PURE = [
     "paraload.geometry.staging_block",
     "paraload.metadata.index",
     "paraload.planning.read_tasks",
+    "paraload.planning.task_sizes",
 ]
 IMPURE_IMPORTS = {"os", "time", "threading", "socket", "subprocess", "pathlib", "shutil"}
 

@@ -6,9 +6,10 @@ import pytest
 
 from paraload.core.tasks import RecordSpec
 from paraload.executors import choice as execution
-from paraload.executors.choice import TaskSizes, choose_execution
+from paraload.executors.choice import choose_execution
 from paraload.executors.ramp import RampLimits
 from paraload.options import ReadOptions
+from paraload.planning.task_sizes import TaskSizes
 from paraload.sources.local import LocalSource
 from tests.sources import RemoteLikeSource
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from paraload.executors import width
+from paraload.executors import choice
 from paraload.runtime import resources
 
 
@@ -27,50 +27,50 @@ def machine(monkeypatch, tmp_path):
 
 
 def test_threads_begin_with_the_cores_and_may_become_more(machine):
-    ramp = width.choose_ramp("/ckpt")
+    ramp = choice.choose_ramp("/ckpt")
     assert (ramp.start, ramp.limit, ramp.cores) == (16, 32, 64)
 
 
 def test_processes_follow_the_cores(machine):
-    assert width.choose_processes() == 64
+    assert choice.choose_processes() == 64
 
 
 def test_local_ranks_share_the_cores(machine):
     machine.env.setenv("LOCAL_WORLD_SIZE", "8")
-    assert width.choose_processes() == 8
-    ramp = width.choose_ramp("/ckpt")
+    assert choice.choose_processes() == 8
+    ramp = choice.choose_ramp("/ckpt")
     assert (ramp.start, ramp.limit, ramp.cores) == (8, 32, 8)
 
 
 def test_the_limit_of_threads_has_nothing_to_do_with_cores(machine):
     (machine.v2 / "cpu.max").write_text("200000 100000\n")
     assert resources.usable_cores() == 2
-    ramp = width.choose_ramp("/ckpt")
+    ramp = choice.choose_ramp("/ckpt")
     assert (ramp.start, ramp.limit, ramp.cores) == (2, 32, 2)
 
 
 def test_network_storage_begins_with_more_threads(machine):
     (machine.v2 / "cpu.max").write_text("200000 100000\n")
-    ramp = width.choose_ramp("/nfs")
+    ramp = choice.choose_ramp("/nfs")
     assert (ramp.start, ramp.limit, ramp.cores) == (16, 64, 2)
 
 
 def test_a_storage_may_set_its_number_of_requests(machine):
     (machine.v2 / "cpu.max").write_text("200000 100000\n")
-    assert width.choose_ramp(None).limit == 32
+    assert choice.choose_ramp(None).limit == 32
     for asked, start in ((4, 4), (100, 16)):
-        ramp = width.choose_ramp(None, asked)
+        ramp = choice.choose_ramp(None, asked)
         assert (ramp.start, ramp.limit) == (start, asked)
 
 
 def test_never_more_workers_than_memory_allows(machine):
     machine.memory.available = 100 << 20
-    assert width.choose_processes() == 2
-    assert width.choose_ramp("/ckpt").limit == 10
+    assert choice.choose_processes() == 2
+    assert choice.choose_ramp("/ckpt").limit == 10
     machine.memory.available = 1 << 20
-    assert width.choose_processes() == 1
-    assert width.choose_ramp("/ckpt").start == 1
-    assert width.choose_ramp("/ckpt").limit == 1
+    assert choice.choose_processes() == 1
+    assert choice.choose_ramp("/ckpt").start == 1
+    assert choice.choose_ramp("/ckpt").limit == 1
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_a_thread_that_ends_delivers_its_results(source, monkeypatch):
 def test_samples_count_when_those_who_are_too_many_have_left(source):
     limits = RampLimits(start=4, limit=4, cores=2)
     team = at_work(source, [task(n) for n in range(400)], RampingTeam, limits=limits)
-    team._ramp = ramp = Mock(note=Mock(return_value=4))
+    team._ramp = ramp = Mock(workers=4, note=Mock(return_value=4))
     others = threading.active_count()
     threads_then = []
     ramp.changed.side_effect = lambda _: threads_then.append(threading.active_count() - others)
@@ -220,7 +220,7 @@ def test_threads_are_sampled_apart(source):
     samples = []
     gauged = GaugedSource(source, samples.append)
     gauged.begin()
-    gauged._stretch.started_s -= 1.0  # this thread has been at it for a second
+    gauged._open.started_s -= 1.0  # this thread has been at it for a second
     thread = threading.Thread(target=partial(_read_once, gauged))
     thread.start()
     thread.join()

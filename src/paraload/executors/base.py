@@ -11,19 +11,13 @@ a load can also wait for something else, and has one deadline for all of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from paraload.core.memory import TargetMemory
 from paraload.core.results import TaskResult
 from paraload.core.tasks import ReadTask
 from paraload.runtime.daemon_threads import PATIENCE_S
 from paraload.workers.read_context import Work
-
-#: What becomes of threads that read from a storage that has stalled.
-STUCK_THREADS: Final = (
-    "A thread that is stuck cannot be ended: it may still write to the tensors that it reads into,"
-    " so do not use them again in this process"
-)
 
 
 class ReadExecutor(Protocol):

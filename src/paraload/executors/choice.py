@@ -1,33 +1,42 @@
-"""How a load is run: executor, workers, memory, and progress hooks. No torch."""
+"""Chooses the executor of a load, its number of workers and its memory. No torch."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
-from paraload.core.tasks import RecordSpec
-from paraload.executors import make_executor
 from paraload.executors.base import ReadExecutor
 from paraload.executors.processes.slots import SLOTS_PER_WORKER
 from paraload.executors.ramp import RampLimits
-from paraload.executors.width import choose_processes, choose_ramp
+from paraload.executors.threads import SequentialExecutor, ThreadExecutor
 from paraload.options import DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES, ReadOptions
-from paraload.planning.read_tasks import PlanKnobs, split_bytes_for
-from paraload.progress import ProgressBar, ProgressHook, ReadProgress
-from paraload.runtime.resources import default_budget_bytes
+from paraload.planning.read_tasks import PlanKnobs
+from paraload.planning.task_sizes import TaskSizes
+from paraload.runtime import resources
 from paraload.sources import ByteSource
 from paraload.sources.direct_io import READ_BYTES as DIRECT_READ_BYTES
 
-#: Less than this has been read before a second worker has started.
+#: One worker reads less than this before a second one has started.
 _SHARE_FROM_BYTES: Final = 1 << 20
-#: A slot of shared memory at most. Longer ones leave the processor's cache before the caller
-#: copies them on, shorter ones cost more messages; 1, 2 and 8 MiB were all slower.
+#: Longer slots of shared memory leave the processor's cache before the caller copies them on,
+#: shorter ones cost more messages; 1, 2 and 8 MiB were all slower.
 _MAX_SLOT_BYTES: Final = 4 << 20
 _MIN_SLOT_BYTES: Final = 1 << 18
 _IN_PROCESSES: Final = frozenset({"processes", "pool"})
+
+#: Most threads at the start. On a network file system, where each waits for a server, also the
+#: fewest; no page cache was faster with more.
+_START: Final = 16
+#: Most threads later: one stream of a shared file system gave 2.0 GiB/s, 32 gave 8.5. Distant
+#: servers need more.
+_LIMIT: Final = 32
+_NETWORK_LIMIT: Final = 64
+#: Memory of a thread (a block of small records and its results) and of a process with two slots.
+_THREAD_BYTES: Final = 8 << 20
+_PROCESS_BYTES: Final = 40 << 20
+#: The share of the free memory that a load may use.
+_USABLE_PART: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +44,11 @@ class Execution:
     """An executor and the sizes that suit it.
 
     Attributes:
-        executor: who runs the tasks.
+        executor: runs the tasks.
         staging_bytes: budget for bytes that wait for torch.
         sizes: of the tasks that read located records.
-        task_limit_bytes: bytes that one task may deliver: what a slot of shared memory takes.
-        downgrade: why this is not the executor that was asked for; "" if it is.
+        task_limit_bytes: bytes that one task may deliver: what a slot of shared memory holds.
+        downgrade: why this is not the requested executor; "" if it is.
     """
 
     executor: ReadExecutor
@@ -49,53 +58,18 @@ class Execution:
     downgrade: str = ""
 
 
-class TaskSizes:
-    """Sizes of tasks: big while much is left to read, small towards the end.
-
-    Big tasks cost least; small ones at the end let all readers end at about the same time.
-
-    Args:
-        total_bytes: of all records.
-        limit_bytes: of a task.
-        least_bytes: of a task.
-        workers: readers at once, now.
-    """
-
-    def __init__(
-        self, total_bytes: int, limit_bytes: int, least_bytes: int, workers: Callable[[], int]
-    ) -> None:
-        self._left_bytes = total_bytes
-        self._limits = limit_bytes, least_bytes
-        self._workers = workers
-        self._record: tuple[str, int] | None = None
-        self._split_bytes = 0
-
-    def next_split_bytes(self, spec: RecordSpec) -> int:
-        """Bytes that one task reads of the next record.
-
-        Items of one record are cut alike, so that they can share its reads.
-        """
-        record = spec.path, spec.start
-        if record != self._record:
-            self._record = record
-            workers = self._workers()
-            self._split_bytes = split_bytes_for(self._left_bytes, workers, *self._limits)
-            self._left_bytes -= spec.length
-        return self._split_bytes
-
-
 def choose_execution(
     options: ReadOptions, *, source: ByteSource, total_bytes: int, stays_here: str
 ) -> Execution:
-    """What the options ask for, as far as reader and work allow it.
+    """The executor that the options ask for, as far as memory and the work allow it.
 
     Args:
         options: of the load.
         source: of the checkpoint.
-        total_bytes: of the records.
-        stays_here: why the work cannot be sent to other processes; "" if it can.
+        total_bytes: of all records.
+        stays_here: why other processes cannot do the work; "" if they can.
     """
-    budget_bytes = options.memory_budget_bytes or default_budget_bytes(
+    budget_bytes = options.memory_budget_bytes or resources.default_budget_bytes(
         DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES
     )
     name = "threads" if options.executor == "auto" else options.executor
@@ -109,7 +83,7 @@ def choose_execution(
         workers, ramp = _choose_workers(options, source, budget_bytes, in_processes=in_processes)
     slot_bytes = 0
     if in_processes:
-        # Half of the budget is for slots, so that staging behind them has the other.
+        # Slots get one half of the budget, staging behind them the other.
         workers = max(1, min(workers, budget_bytes // 2 // SLOTS_PER_WORKER // _MIN_SLOT_BYTES))
         slot_bytes = min(_MAX_SLOT_BYTES, budget_bytes // 2 // (SLOTS_PER_WORKER * workers))
     if workers == 1:
@@ -126,49 +100,63 @@ def choose_execution(
     )
 
 
+def make_executor(
+    name: str, *, workers: int, slot_bytes: int, ramp: RampLimits | None = None
+) -> ReadExecutor:
+    """The executor that is called ``name`` in the options; threads adapt their number to a ramp."""
+    if name == "sequential":
+        return SequentialExecutor()
+    if name == "threads":
+        return ThreadExecutor(workers, ramp)
+    # Only on demand: importing multiprocessing and its pools takes 10 ms.
+    from paraload.executors.processes.executor import ProcessExecutor  # noqa: PLC0415
+
+    return ProcessExecutor(name, workers, slot_bytes)
+
+
 def _choose_workers(
     options: ReadOptions, source: ByteSource, budget_bytes: int, *, in_processes: bool
 ) -> tuple[int, RampLimits | None]:
-    """The number that was asked for, exactly; or the one to begin with, and where it may lead."""
+    """Exactly the requested number, or the number to start with and the limits of its growth."""
     if options.max_workers is not None:
         return options.max_workers, None
     if in_processes:
         return choose_processes(), None
     ramp = choose_ramp(getattr(source, "root", None), source.limits.requests_in_flight)
     if options.direct_io:
-        ramp = ramp.at_most(budget_bytes // DIRECT_READ_BYTES)  # what they read through is memory
+        ramp = ramp.at_most(budget_bytes // DIRECT_READ_BYTES)  # each thread has a bounce buffer
     return ramp.start, ramp
 
 
-@contextmanager
-def progress_hook(
-    options: ReadOptions, file_callback: Callable[[int, int], object] | None
-) -> Iterator[ProgressHook | None]:
-    """One hook for all that the options and ``file_callback`` ask for; closes a bar at the end."""
-    hooks: list[ProgressHook] = []
-    if file_callback is not None:
-        hooks.append(_count_files(file_callback))
-    if callable(options.progress):
-        hooks.append(options.progress)
+def choose_ramp(path: str | None, requests_in_flight: int | None = None) -> RampLimits:
+    """The number of reader threads for a storage.
 
-    def tell(progress: ReadProgress, /) -> None:
-        for hook in hooks:
-            hook(progress)
+    It does not depend on the size of files, since a reader holds a block and not a file. The limit
+    does not depend on the cores, since a reader that waits for storage needs memory but no core.
 
-    with ProgressBar() if options.progress is True else nullcontext() as bar:
-        if bar is not None:
-            hooks.append(bar)
-        yield tell if hooks else None
+    Args:
+        path: a folder of a mounted file system; ``None`` for other storages.
+        requests_in_flight: the storage's own limit.
+    """
+    cores = _cores()
+    start, limit = min(_START, max(2, cores)), _LIMIT
+    if requests_in_flight is not None:
+        start, limit = min(_START, requests_in_flight), requests_in_flight
+    elif path is not None and resources.is_network_path(path):
+        start, limit = _START, _NETWORK_LIMIT
+    return RampLimits(start=start, limit=limit, cores=cores).at_most(_affordable(_THREAD_BYTES))
 
 
-def _count_files(callback: Callable[[int, int], object]) -> ProgressHook:
-    """Calls ``callback(files done, files)`` once for each file."""
-    told = 0
+def choose_processes() -> int:
+    """One worker process for each core, as far as memory allows."""
+    return min(_cores(), _affordable(_PROCESS_BYTES))
 
-    def tell(progress: ReadProgress, /) -> None:
-        nonlocal told
-        while told < progress.files_done:
-            told += 1
-            callback(told, progress.files_total)
 
-    return tell
+def _cores() -> int:
+    return max(1, resources.usable_cores() // resources.local_ranks())
+
+
+def _affordable(cost_bytes: int) -> int:
+    """Workers that fit into this rank's share of the free memory; at least one."""
+    usable_bytes = int(resources.available_memory_bytes() * _USABLE_PART)
+    return max(1, usable_bytes // resources.local_ranks() // cost_bytes)

@@ -1,11 +1,11 @@
-"""Samples of what each reading thread gets from a source, for ``_ramp``.
+"""Samples what each reading thread gets from a source, for ``ramp``.
 
     thread --> GaugedSource.read --> source
                     |
-                    +-- every 5 ms and more: Sample(bytes, from, to, time on a core) --> note
+                    +-- every 5 ms or more: Sample(bytes, from, to, time on a core) --> note
 
-A sample is everything between two ends of reads: reading, checking, decoding, and waiting for a
-task. What more readers bring is then measured as the load feels it.
+A sample covers everything between the ends of two reads: reading, checking, decoding, and waiting
+for a task. So what more readers bring is measured as the load feels it.
 """
 
 from __future__ import annotations
@@ -20,38 +20,26 @@ from paraload.geometry.runs import Run
 from paraload.sources import ByteSource, Read, ReadStats
 from paraload.sources.wrapping import WrappedSource
 
-#: Shorter samples would cost more than they tell: from the page cache this is a dozen reads.
+#: Shorter samples would cost more than they are worth: from the page cache this is a dozen reads.
 _MIN_SAMPLE_S: Final = 0.005
 
 
-class _Stretch(threading.local):
-    """Since when a thread has been reading, and what it has got."""
+class _OpenSample(threading.local):
+    """The sample of a thread that has not ended."""
 
     def __init__(self) -> None:
-        self.begin()
+        self.begin(time.monotonic(), time.thread_time())
 
-    def begin(self) -> None:
+    def begin(self, started_s: float, worked_s: float) -> None:
         self.nbytes = 0
-        self.started_s = time.monotonic()
-        self._worked_s = time.thread_time()
-
-    def end(self, now_s: float) -> Sample:
-        """The sample so far; the next one begins."""
-        worked_s = time.thread_time()
-        sample = Sample(
-            nbytes=self.nbytes,
-            started_s=self.started_s,
-            ended_s=now_s,
-            working_s=worked_s - self._worked_s,
-        )
-        self.nbytes, self.started_s, self._worked_s = 0, now_s, worked_s
-        return sample
+        self.started_s = started_s
+        self.worked_s = worked_s  # of the thread, until the sample began
 
 
 class GaugedSource(WrappedSource):
     """:class:`~paraload.sources.ByteSource` that hands samples of ``inner`` to ``note``.
 
-    Code that reads from a stream of it calls :meth:`count`.
+    Reads of its streams are not seen: code that makes them calls :meth:`count`.
     """
 
     def __init__(self, inner: ByteSource, note: Callable[[Sample], object]) -> None:
@@ -59,18 +47,28 @@ class GaugedSource(WrappedSource):
         if hasattr(inner, "read_rows"):
             self.read_rows = self._read_rows
         self._note = note
-        self._stretch = _Stretch()
+        self._open = _OpenSample()
 
     def begin(self) -> None:
-        """Forget what this thread has read so far; its time counts from now on."""
-        self._stretch.begin()
+        """Begin a new sample of this thread, and drop the one that has not ended."""
+        self._open.begin(time.monotonic(), time.thread_time())
 
     def count(self, nbytes: int) -> None:
-        stretch = self._stretch
-        stretch.nbytes += nbytes
+        sample = self._open
+        sample.nbytes += nbytes
         now_s = time.monotonic()
-        if now_s - stretch.started_s >= _MIN_SAMPLE_S:
-            self._note(stretch.end(now_s))
+        if now_s - sample.started_s < _MIN_SAMPLE_S:
+            return
+        worked_s = time.thread_time()
+        self._note(
+            Sample(
+                nbytes=sample.nbytes,
+                started_s=sample.started_s,
+                ended_s=now_s,
+                working_s=worked_s - sample.worked_s,
+            )
+        )
+        sample.begin(now_s, worked_s)
 
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
         stats = self.inner.read(path, reads)

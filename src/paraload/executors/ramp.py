@@ -1,14 +1,14 @@
-"""How many readers a storage wants, found out while it is read. Pure: no clock, no threads.
+"""Finds out how many readers a storage deserves while it is read. Pure: no clock, no threads.
 
     Sample (bytes, seconds of one reader) ---> Ramp.note ---> number of readers
 
     readers wait, not work ---> twice as many ---> more bytes a second?  yes: keep them, try again
                                                                          no: back, try again later
 
-The rate of n readers is n times what one of them gets, bytes over seconds, from samples that began
-after there were n: so a look takes no longer than the reads of half of them. A disk gives one read
-four times what it gives the next. So a number is judged by all looks since there are so many, and
-one that seems to bring a little is looked at again before it is kept.
+The rate of n readers is n times the bytes over seconds of one, from samples that began after there
+were n. So a window of samples takes no longer than the reads of half of them. Per-read throughput
+of a disk varies up to 4x, so the rate is that of all windows since there are n readers, and a small
+gain is kept only if several windows show it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Final
 
 #: Twice the readers for less than this is not worth their memory.
 _GROWTH: Final = 1.2
-#: With so much more there is no doubt; with less, this many looks have to say so.
+#: A gain of this much is certain; a smaller one needs this many windows.
 _SURE_GROWTH: Final = 1.5
-_LOOKS: Final = 4
-#: Readers that work more than this part of their time do not wait for the storage.
+_WINDOWS: Final = 4
+#: Readers that work for more than this part of their time do not wait for the storage.
 _WORKING_PART: Final = 0.5
-#: After readers that brought nothing: so many looks until the next attempt, then twice as many.
+#: Windows until the next attempt after one that brought nothing; doubled after each.
 _FIRST_HOLD: Final = 8
 
 
@@ -36,14 +36,14 @@ class RampLimits:
     cores: int
 
     def at_most(self, readers: int) -> RampLimits:
-        """The same with ``readers``, at least one, where it would be more."""
+        """The same limits, neither above ``readers`` nor below one."""
         most = max(1, readers)
         return replace(self, start=min(self.start, most), limit=min(self.limit, most))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What one reader got in a stretch of its time, of which it was ``working_s`` on a core."""
+    """What one reader got in a stretch of its time, with ``working_s`` of it on a core."""
 
     nbytes: int
     started_s: float
@@ -51,99 +51,74 @@ class Sample:
     working_s: float
 
 
-class _Rate:
-    """What one reader has got, over several looks."""
-
-    def __init__(self) -> None:
-        self.looks = 0
-        self._nbytes = 0
-        self._seconds = 0.0
-
-    def add(self, nbytes: int, seconds: float) -> None:
-        self.looks += 1
-        self._nbytes += nbytes
-        self._seconds += seconds
-
-    @property
-    def bytes_per_second(self) -> float:
-        return self._nbytes / self._seconds
-
-
 class Ramp:
-    """Says how many readers there should be.
+    """Decides how many readers there should be.
 
     Attributes:
-        workers: now.
+        workers: that number.
     """
 
     def __init__(self, limits: RampLimits) -> None:
-        self.workers = limits.start
         self._limits = limits
-        self._since_s = float("-inf")
-        self._fewer: tuple[int, float] | None = None
-        self._so_far = _Rate()
+        self._before: tuple[int, float] | None = None  # readers and rate, during an attempt
         self._hold = 0
         self._next_hold = _FIRST_HOLD
-        self._begin_look()
+        self._change(limits.start)
+        self._since_s = float("-inf")
 
     def note(self, sample: Sample) -> int:
-        """Take ``sample`` into account.
-
-        Returns:
-            The number of readers that there should be.
-        """
-        if sample.started_s < self._since_s:
-            return self.workers
-        self._samples += 1
-        self._nbytes += sample.nbytes
-        self._seconds += sample.ended_s - sample.started_s
-        self._working_s += sample.working_s
-        if self._samples >= max(2, self.workers // 2) and self._seconds > 0:
-            self._decide()
-            self._begin_look()
+        """Take ``sample`` into account; returns the number of readers that there should be."""
+        if sample.started_s >= self._since_s:
+            self._window.append(sample)
+            if len(self._window) >= max(2, self.workers // 2):
+                self._end_window()
         return self.workers
 
     def limit_to(self, workers: int) -> None:
-        """Stay at ``workers``: the system does not allow more."""
+        """Stay at ``workers``: the system allows no more."""
         self._limits = self._limits.at_most(workers)
-        self._fewer = None
+        self._before = None
         self._change(workers)
 
     def changed(self, now_s: float) -> None:
         """There are now as many readers as there should be: samples count from here on."""
         self._since_s = now_s
 
-    def _begin_look(self) -> None:
-        self._samples = 0
+    def _change(self, workers: int) -> None:
+        self.workers = workers
+        self._window: list[Sample] = []
+        self._windows = 0
         self._nbytes = 0
         self._seconds = 0.0
-        self._working_s = 0.0
+        self._since_s = float("inf")
 
-    def _decide(self) -> None:
-        self._so_far.add(self._nbytes, self._seconds)
-        rate = self.workers * self._so_far.bytes_per_second
-        if self._fewer is not None:
-            workers, rate_of_fewer = self._fewer
-            if rate < _GROWTH * rate_of_fewer:
-                self._fewer = None
+    def _end_window(self) -> None:
+        seconds = sum(sample.ended_s - sample.started_s for sample in self._window)
+        if seconds <= 0:
+            return
+        working_s = sum(sample.working_s for sample in self._window)
+        self._nbytes += sum(sample.nbytes for sample in self._window)
+        self._seconds += seconds
+        self._windows += 1
+        self._window = []
+        # No more readers than cores work at once, so each can work for a part of its time only.
+        readers_per_core = max(1.0, self.workers / self._limits.cores)
+        self._decide(is_waiting=working_s * readers_per_core <= _WORKING_PART * seconds)
+
+    def _decide(self, *, is_waiting: bool) -> None:
+        rate = self.workers * self._nbytes / self._seconds
+        if self._before is not None:
+            workers, rate_before = self._before
+            if rate < _GROWTH * rate_before:
+                self._before = None
                 self._hold, self._next_hold = self._next_hold, 2 * self._next_hold
                 self._change(workers)
                 return
-            if rate < _SURE_GROWTH * rate_of_fewer and self._so_far.looks < _LOOKS:
+            if rate < _SURE_GROWTH * rate_before and self._windows < _WINDOWS:
                 return
-            self._fewer = None
+            self._before = None
         if self._hold:
             self._hold -= 1
-        elif self.workers < self._limits.limit and not self._is_working():
-            self._fewer = (self.workers, rate)
+        elif is_waiting and self.workers < self._limits.limit:
+            self._before = (self.workers, rate)
             self._change(min(2 * self.workers, self._limits.limit))
-
-    def _is_working(self) -> bool:
-        """Whether the cores are the limit: no more readers than cores can work at once."""
-        readers_for_each_core = max(1.0, self.workers / self._limits.cores)
-        return self._working_s * readers_for_each_core > _WORKING_PART * self._seconds
-
-    def _change(self, workers: int) -> None:
-        self.workers = workers
-        self._so_far = _Rate()
-        self._since_s = float("inf")

@@ -1,15 +1,15 @@
-"""Threads that share the caller's memory: the default, since reads and checksums drop the GIL.
+"""Threads that share the caller's memory: the default, since reads and checksums release the GIL.
 
     caller --tasks (SimpleQueue)--> N threads --batches of results (SimpleQueue)--> caller
                                         |                                             ^
-                                     samples --> Ramp --None: another N---------------+
+                                     samples --> Ramp --None: N has changed-----------+
 
-A ``None`` among the tasks ends a thread. Cancellation is an event that every read looks at first,
-so that a thread ends after the read it is in, not after its task.
+A ``None`` among the tasks ends a thread. Every read first looks at the event for cancellation, so
+that a thread ends after its current read, not after its task.
 
-A number of threads that is not given is found out: the threads sample their reads (``_gauge``) and
-conclude how many there should be (``_ramp``), and a ``None`` among the results wakes the caller,
-who alone starts and ends threads.
+If the number of threads is not given, the threads sample their reads (``gauge``), which says how
+many there should be (``ramp``); a ``None`` among the results wakes the caller, which alone starts
+and ends threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -26,19 +26,24 @@ from typing import Final
 from paraload.core.memory import TargetMemory
 from paraload.core.results import TaskResult
 from paraload.core.tasks import LocateTask, ReadTask, RecordsTask
-from paraload.executors.base import STUCK_THREADS
 from paraload.executors.gauge import GaugedSource
 from paraload.executors.ramp import Ramp, RampLimits, Sample
-from paraload.runtime.daemon_threads import PATIENCE_S, end_threads, start_thread
+from paraload.runtime.daemon_threads import (
+    PATIENCE_S,
+    PATIENCE_WITH_STALLED_S,
+    end_threads,
+    start_thread,
+)
 from paraload.workers.read_context import Cancelled, Work
 from paraload.workers.run_task import run_task
 from paraload.workers.sinks import TargetSink
 
-#: Results that come together, unless that takes longer than this. To wake the caller for each of
-#: them made loads from the page cache 5 % slower.
+#: Threads send their results in batches, unless these take longer than this: to wake the caller for
+#: each result made loads from the page cache 5 % slower, since it takes a core from a reader and
+#: finds its caches full of what was read.
 _BATCH_RESULTS: Final = 4
 _BATCH_WITHIN_S: Final = 0.02
-#: Tasks for each thread: those of one batch, and as many that it does until the next ones come.
+#: Tasks per thread: those of one batch, and as many to do until the next ones arrive.
 _TASKS_IN_FLIGHT: Final = 2 * _BATCH_RESULTS
 
 
@@ -49,12 +54,15 @@ class ThreadExecutor:
     thread does.
 
     Args:
-        workers: how many.
-        ramp: find out how many instead, from ``ramp.start`` on.
+        workers: the number of threads.
+        ramp: adapt the number within these limits instead.
     """
 
     name = "threads"
-    stuck_hint = STUCK_THREADS
+    stuck_hint = (
+        "A thread that is stuck cannot be ended: it may still write to the tensors that it reads"
+        " into, so do not use them again in this process"
+    )
     _team: ThreadTeam
 
     def __init__(self, workers: int, ramp: RampLimits | None = None) -> None:
@@ -63,13 +71,13 @@ class ThreadExecutor:
         self._ramp = ramp
 
     def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
-        """Start the threads; bytes land straight in ``targets``."""
         sink = TargetSink(targets)
         if self._ramp is None:
             self._team = ThreadTeam(work, sink, self.downgrades)
+            self._team.resize(self.workers)
         else:
             self._team = RampingTeam(work, sink, self.downgrades, self._ramp)
-        self._team.resize(self.workers if self._ramp is None else self._ramp.start)
+            self._team.resize(self._ramp.start)
         self.workers = self._team.size
         if not self.workers:
             self.name, self.workers = "sequential", 1
@@ -93,16 +101,44 @@ class ThreadExecutor:
             team.end(patience_s)
 
 
+class SequentialExecutor(ThreadExecutor):
+    """:class:`~paraload.executors.base.ReadExecutor` that runs one task at a time.
+
+    A system call cannot be given a deadline, so one thread makes plain reads while the caller
+    waits. Hooks and streams stay on the caller's thread, where a debugger finds them.
+    """
+
+    name = "sequential"
+
+    def __init__(self) -> None:
+        super().__init__(workers=1)
+
+    def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
+        ignored: list[str] = []  # without the thread, the caller's is not slower
+        self._team = ThreadTeam(work, TargetSink(targets), ignored)
+        if work.stall_timeout_s is not None and not work.hooks:
+            self._team.resize(1)
+
+    def capacity(self) -> int:
+        return 1 - self._team.in_flight
+
+    def submit(self, task: ReadTask) -> None:
+        self._team.submit(task, here=isinstance(task, RecordsTask) and task.as_stream)
+
+    def close(self, patience_s: float = PATIENCE_WITH_STALLED_S) -> None:
+        super().close(min(patience_s, PATIENCE_WITH_STALLED_S))
+
+
 class ThreadTeam:
-    """Threads, the two queues that they share with the caller, and the event that ends them.
+    """The threads of one run, and the queues and event that they share with the caller.
 
     Args:
         work: what all tasks need.
         sink: where bytes go.
-        downgrades: receives the reason if fewer threads start than were asked for.
+        downgrades: receives the reason if fewer threads start than requested.
 
     Attributes:
-        size: threads that go on.
+        size: threads that are to go on.
         in_flight: tasks that have not come back.
     """
 
@@ -113,7 +149,7 @@ class ThreadTeam:
         self._downgrades = downgrades
         self._tasks_here: deque[ReadTask] = deque()  # for the caller's thread
         self._results: SimpleQueue[list[TaskResult] | BaseException | None] = SimpleQueue()
-        self._surplus: deque[None] = deque()  # threads that are to end, before they take a task
+        self._surplus: deque[None] = deque()  # one entry for each thread that is to end
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
         self._reading: dict[int, ReadTask] = {}  # by the ident of its thread
@@ -123,7 +159,7 @@ class ThreadTeam:
     # ------------------------------------------------------------------ on the caller's thread
 
     def submit(self, task: ReadTask, *, here: bool = False) -> None:
-        """Run ``task`` on a thread; or ``here``, on the caller's, as where there are no threads."""
+        """Run ``task`` on a thread, or on the caller's if ``here`` or if there are no threads."""
         self.in_flight += 1
         if here or not self.size:
             self._tasks_here.append(task)
@@ -144,52 +180,45 @@ class ThreadTeam:
             if results is not None:
                 self.in_flight -= len(results)
                 return results
-            self._woken()
+            self._on_wakeup()
 
     def running(self) -> Sequence[ReadTask]:
         return list(self._reading.values())
 
     def resize(self, size: int) -> None:
         """Start threads, or end some as soon as they are free."""
-        names = self._free_names()
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        # A trace has a track for each name, where reads must not overlap.
+        taken = {thread.name for thread in self._threads}
+        names = (name for n in count() if (name := f"paraload-{n}") not in taken)
         for started in range(self.size, size):
             try:
-                start_thread(self._threads, self._live, next(names))
+                start_thread(self._threads, self._run_tasks, next(names))
             except RuntimeError as error:  # a limit of the system, of a container or a user
-                self._refused(started, size, error)
+                how_many = f"only {started}" if started else "none"
+                reason = f"threads: {how_many} of {size} could be started ({error})"
+                self._downgrades.append(reason)
                 size = started
                 break
         for _ in range(size, self.size):
             self._surplus.append(None)
-            self.tasks.put(None)  # for those who wait for a task; the others look by themselves
+            self.tasks.put(None)  # wakes an idle thread; a busy one looks at _surplus first
         self.size = size
 
-    def _refused(self, started: int, size: int, error: RuntimeError) -> None:
-        if not self._downgrades or not self._downgrades[-1].startswith("threads: "):
-            how_many = f"only {started}" if started else "none"
-            self._downgrades.append(f"threads: {how_many} of {size} could be started ({error})")
-
-    def _free_names(self) -> Iterator[str]:
-        """Unused names: a trace has a track for each name, where reads must not overlap."""
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
-        taken = {thread.name for thread in self._threads}
-        return (name for n in count() if (name := f"paraload-{n}") not in taken)
-
     def end(self, patience_s: float = PATIENCE_S) -> None:
-        """End all threads, each after the read that it is in."""
+        """End all threads, each after its current read."""
         self._cancelled.set()
         end_threads(self._threads, self.tasks, patience_s)
 
-    def _woken(self) -> None:
-        """A thread has put a ``None`` among the results."""
+    def _on_wakeup(self) -> None:
+        """Called when a thread has put a ``None`` among the results."""
 
     # ------------------------------------------------------------------ on the threads
 
-    def _live(self) -> None:
-        """Do tasks until there are no more: the life of one thread."""
+    def _run_tasks(self) -> None:
         batch = _ResultBatch(self._results)
         ident = threading.get_ident()
-        while (task := self._next_task(batch)) is not None and not self._cancelled.is_set():
+        while (task := self._next_task(batch)) is not None:
             self._reading[ident] = task
             try:
                 batch.add(self._run(task))
@@ -202,37 +231,29 @@ class ThreadTeam:
         batch.send()
 
     def _next_task(self, batch: _ResultBatch) -> ReadTask | None:
-        """The next task; ``None`` ends the thread. An idle thread keeps no results back."""
+        """Wait for the next task; ``None`` ends the thread."""
         while not self._cancelled.is_set():
-            if self._is_surplus():
+            try:
+                self._surplus.pop()  # the first threads that come here end
+            except IndexError:
+                pass
+            else:
                 break
             try:
                 task = self.tasks.get_nowait()
             except Empty:
-                batch.send()
+                batch.send()  # an idle thread must not hold back results
                 task = self.tasks.get()
             if task is not None:
                 return task
         return None
-
-    def _is_surplus(self) -> bool:
-        """Whether this thread is one too many: the first ones to ask are."""
-        try:
-            self._surplus.pop()
-        except IndexError:
-            return False
-        return True
 
     def _run(self, task: ReadTask) -> TaskResult:
         return run_task(task, self._work, self._sink)
 
 
 class _ResultBatch:
-    """Results of one thread that the caller does not have yet.
-
-    The results of fast reads come a few at a time: each time that the caller wakes, it takes a core
-    from a reader and finds its caches full of what was read.
-    """
+    """Results of one thread that have not been sent to the caller."""
 
     def __init__(self, results: SimpleQueue[list[TaskResult] | BaseException | None]) -> None:
         self._results = results
@@ -240,7 +261,7 @@ class _ResultBatch:
         self._sent_s = time.monotonic()
 
     def add(self, result: TaskResult) -> None:
-        """Hold ``result``, and send all if they are enough or the first has waited long enough."""
+        """Hold ``result``; send all if they are enough, or if the first has waited too long."""
         self._held.append(result)
         is_late = time.monotonic() - self._sent_s > _BATCH_WITHIN_S
         if is_late or len(self._held) >= _BATCH_RESULTS:
@@ -254,48 +275,44 @@ class _ResultBatch:
 
 
 class RampingTeam(ThreadTeam):
-    """A team that is as large as the storage wants it to be."""
+    """A team that adapts its size to the storage."""
 
     def __init__(
         self, work: Work, sink: TargetSink, downgrades: list[str], limits: RampLimits
     ) -> None:
         super().__init__(work, sink, downgrades)
         self._ramp = Ramp(limits)
-        self._wanted = limits.start
-        self._alive = 0
-        self._noting = threading.Lock()
+        self._ramp_lock = threading.Lock()
+        self._alive = 0  # threads that have not ended, those that are to end included
         self._gauge = GaugedSource(work.source, self._note)
         self._gauged_work = replace(self._work, source=self._gauge)
 
     def resize(self, size: int) -> None:
-        """Start or end threads; samples from before no longer count."""
-        started = max(0, size - self.size)
-        with self._noting:
-            self._alive += started
+        with self._ramp_lock:
+            self._alive += max(0, size - self.size)
         super().resize(size)
         missing = max(0, size - self.size)
         if missing:
-            with self._noting:
-                self._ramp.limit_to(self.size)  # it would ask for them again and again
-                self._wanted = self.size
-        self._settle(missing)
+            with self._ramp_lock:
+                self._ramp.limit_to(self.size)  # or it would ask for them again and again
+        self._have_ended(missing)
 
-    def _settle(self, left: int) -> None:
-        """So many threads have left: samples count when there are no more than there should be."""
-        with self._noting:
-            self._alive -= left
+    def _have_ended(self, threads: int) -> None:
+        """Let samples count from the moment when there are as many threads as there should be."""
+        with self._ramp_lock:
+            self._alive -= threads
             if self._alive == self.size:
                 self._ramp.changed(time.monotonic())
 
-    def _woken(self) -> None:
-        self.resize(self._wanted)
+    def _on_wakeup(self) -> None:
+        self.resize(self._ramp.workers)
 
-    def _live(self) -> None:
+    def _run_tasks(self) -> None:
         self._gauge.begin()
         try:
-            super()._live()
+            super()._run_tasks()
         finally:
-            self._settle(1)
+            self._have_ended(1)
 
     def _run(self, task: ReadTask) -> TaskResult:
         if isinstance(task, LocateTask):
@@ -309,8 +326,8 @@ class RampingTeam(ThreadTeam):
         return result
 
     def _note(self, sample: Sample) -> None:
-        with self._noting:
-            before, self._wanted = self._wanted, self._ramp.note(sample)
-            is_new = self._wanted != before
-        if is_new:
+        with self._ramp_lock:
+            before = self._ramp.workers
+            has_changed = self._ramp.note(sample) != before
+        if has_changed:
             self._results.put(None)

@@ -19,7 +19,7 @@ from paraload.engine.load import Load
 from paraload.engine.setup import LoadSetup
 from paraload.engine.statistics import Ledger
 from paraload.errors import ItemReadError
-from paraload.executors.choice import progress_hook
+from paraload.progress import progress_hook
 from paraload.metadata.index import Chunk, Place
 from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
@@ -67,7 +67,7 @@ def audit(
         ),
         started_s=time.monotonic(),
     )
-    with progress_hook(options, None) as hook:
+    with progress_hook(options.progress, None) as hook:
         load = Load(setup, process=lambda _: None, on_progress=hook)
         load.prepare()
         report, failures = load.run()

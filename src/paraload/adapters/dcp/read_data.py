@@ -22,7 +22,7 @@ from paraload.engine.file_checks import changed_files, seen_files
 from paraload.engine.load import Load
 from paraload.engine.setup import LoadSetup
 from paraload.errors import CheckpointReadError, StalledReadError, summarize
-from paraload.executors.choice import progress_hook
+from paraload.progress import progress_hook
 from paraload.report import ReadReport
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.runtime.gc_pause import collector_paused, objects_frozen
@@ -59,7 +59,7 @@ def read_with(
     with ExitStack() as stack:
         stack.enter_context(dispatch_modes_off())
         stack.enter_context(closing(config.source))
-        hook = stack.enter_context(progress_hook(config.options, file_callback))
+        hook = stack.enter_context(progress_hook(config.options.progress, file_callback))
         looker = stack.enter_context(DaemonThreads.for_looks(config.options.stall_timeout_s))
         process = steps["_process_results"]
         with collector_paused():
