@@ -20,6 +20,7 @@ import paraload
 from paraload import ParallelFileSystemReader
 from paraload.executors.processes import executor as _executor
 from paraload.executors.processes import slots as _slots
+from paraload.executors.processes import spawn as _spawn
 from paraload.executors.ramp import RampLimits
 from tests.integration import hooks, support
 
@@ -153,7 +154,8 @@ def test_a_process_that_gets_no_work_is_ended(big, monkeypatch, executor):
     def refuses(*args, **keywords):
         raise OSError("no descriptor for it")
 
-    monkeypatch.setattr("paraload.executors.processes.spawn.os.fdopen", refuses)
+    # The launch opens the pipe to the process that it has just started.
+    monkeypatch.setitem(_spawn._launch_without_main.__globals__, "open", refuses)
     assert load(*big, executor=executor, max_workers=2).executor == "threads"
 
 

@@ -1,7 +1,8 @@
 """Explains worker processes that cannot start, or that die, and what to do about it.
 
-A worker imports the program's main script only if something that is sent to it is defined there. We
-refuse what cannot be imported before any work; an unguarded script shows only when it fails.
+A worker imports the program's main script only if something that is sent to it is defined there. A
+hook that cannot be imported is refused before any work; an unguarded script shows only when it
+fails.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing import process
 from pathlib import Path
 from types import FunctionType
@@ -25,7 +26,6 @@ from paraload.workers.read_context import Work
 _MAIN: Final = frozenset({"__main__", "__mp_main__"})
 #: How the file names of functions begin that were typed into a session.
 _TYPED: Final = ("<stdin>", "<ipython-input", "<python-input")
-_CURE: Final = "move it into a module of its own, or use executor='threads'"
 _FEWER: Final = (
     "Was it killed for lack of memory (see dmesg)? A smaller memory_budget_bytes, fewer max_workers"
     " or executor='threads' needs less"
@@ -34,7 +34,7 @@ _ELSEWHERE: Final = "executor='threads' needs no worker processes"
 
 
 def require_startable(work: Work) -> None:
-    """Refuse, before any work, what cannot be sent to a worker process.
+    """Refuse what cannot be sent to a worker process.
 
     Raises:
         HookNotPicklableError: a hook cannot be pickled, or a worker cannot import it.
@@ -46,8 +46,8 @@ def require_startable(work: Work) -> None:
             " code under `if __name__ == '__main__':`, or use executor='threads'"
         )
     for name, hook in work.hooks.items():
-        _require_picklable(hook, f"{name}={hook!r}", "define it at the top level of a module, or")
-    _require_picklable(work, "a stream transform or the storage", "")
+        _require_picklable(hook, f"{name}={hook!r}", "define it at the top level of a module, or ")
+    _require_picklable(work, "a stream transform or the storage")
 
 
 def needs_main(work: Work) -> bool:
@@ -55,17 +55,17 @@ def needs_main(work: Work) -> bool:
     return bool(_defined_in_main(work))
 
 
-def _require_picklable(value: Any, what: str, cure: str) -> None:
+def _require_picklable(value: Any, what: str, cure: str = "") -> None:
     try:
         in_main = _defined_in_main(value)
     except Exception as error:
         raise HookNotPicklableError(
-            f"{what} cannot be pickled for a worker process ({error});"
-            f" {cure}{' ' * bool(cure)}use executor='threads'"
+            f"{what} cannot be pickled for a worker process ({error}); {cure}use executor='threads'"
         ) from error
-    if in_main and (reason := _no_import(in_main)):
+    if in_main and (where := _session_of(in_main)):
         raise HookNotPicklableError(
-            f"{what} is defined in {reason}, which a worker process cannot import; {_CURE}"
+            f"{what} is defined in {where}, which a worker process cannot import; move it into a"
+            " module of its own, or use executor='threads'"
         )
 
 
@@ -82,12 +82,12 @@ def _defined_in_main(value: Any) -> list[Any]:
     return found
 
 
-def _no_import(objects: Sequence[Any]) -> str:
-    """Why a new process cannot import ``objects`` of the main script; "" if it can.
+def _session_of(objects: Sequence[Any]) -> str:
+    """What defines ``objects`` if no new process can import it; "" for an importable main script.
 
     The rules are those of ``multiprocessing.spawn``.
     """
-    if any(_is_typed(defined) for defined in objects):
+    if any(map(_is_typed, objects)):
         return "an interactive session or notebook"
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
@@ -107,41 +107,41 @@ def _is_typed(defined: Any) -> bool:
 
 
 def worker_died(
-    tasks: Sequence[ReadTask],
-    ended: Sequence[EndedWorker],
-    work: Work,
-    has_started: Callable[[int], bool],
+    tasks: Sequence[ReadTask], ended: Sequence[EndedWorker], work: Work, *, is_starting: bool
 ) -> WorkerDiedError:
-    """The error for tasks that were lost with their worker."""
-    held = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
+    """The error for tasks that were lost with their worker.
+
+    ``ended`` is empty if the system does not say how it ended; ``is_starting``: no worker has run a
+    task yet.
+    """
+    lost = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
     if not ended:
         return WorkerDiedError(
-            f"a worker process died while these were being read: {held}. How it ended is unknown."
+            f"a worker process died while these were being read: {lost}. How it ended is unknown."
             f" {_FEWER}"
         )
-    is_starting = not has_started(ended[0].pid)
-    details = "; ".join(str(one) for one in ended if is_starting != has_started(one.pid))
     when = "starting, so these were not read" if is_starting else "these were being read"
-    hint = _hint(ended[0], work, is_starting=is_starting)
-    return WorkerDiedError(f"a worker process died while {when}: {held}. {details}. {hint}")
+    how = "; ".join(map(str, ended))
+    hint = _hint(ended[0].exitcode, work, is_starting=is_starting)
+    return WorkerDiedError(f"a worker process died while {when}: {lost}. {how}. {hint}")
 
 
-def _hint(ended: EndedWorker, work: Work, *, is_starting: bool) -> str:
-    if ended.exitcode == -signal.SIGKILL:
+def _hint(exitcode: int, work: Work, *, is_starting: bool) -> str:
+    if exitcode == -signal.SIGKILL:
         return _FEWER
-    if ended.exitcode == -signal.SIGBUS:
+    if exitcode == -signal.SIGBUS:
         return f"Is shared memory (/dev/shm) full? {_ELSEWHERE}"
-    if ended.exitcode < 0:
+    if exitcode < 0:
         return f"A library or a hook crashed, or another program ended the worker. {_ELSEWHERE}"
     if not is_starting:
         return f"Did a hook end the process? {_ELSEWHERE}"
-    told = "Its own error message is on standard error"
+    see = "Its own error message is on standard error"
     hooks = " and ".join(f"{name}=" for name in work.hooks)
     if needs_main(work):
         return (
-            f"It had to import the main script, where {hooks or 'a transform'} is defined. {told}."
+            f"It had to import the main script, where {hooks or 'a transform'} is defined. {see}."
             " Put the script's code under `if __name__ == '__main__':`, or move the hook into a"
             " module of its own, or use executor='threads'"
         )
     question = f" Can a new process import {hooks}?" if hooks else ""
-    return f"{told}.{question} {_ELSEWHERE}"
+    return f"{see}.{question} {_ELSEWHERE}"

@@ -7,8 +7,8 @@
 The caller's thread reads too, whenever no result waits for it: while workers start (0.2 s, in which
 it reads half a GiB) and while all of them are busy. Hooks and decoders never run there.
 
-A worker that is killed must not leave the caller waiting: a pool that can tell answers with an
-exception; for one that cannot, ``ready`` looks after the workers itself while it waits.
+The caller must not wait for a worker that was killed: ``concurrent.futures`` answers with an
+exception, and for ``multiprocessing.Pool`` ``ready`` checks the workers while it waits.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -42,25 +43,26 @@ _POOLS: Final[dict[str, Callable[..., WorkerPool]]] = {
     "pool": MultiprocessingPool,
 }
 _PLAIN_READS: Final = (LocateTask, RunsTask, SharedTask)
-_LOOK_AFTER_WORKERS_S: Final = 0.2
-#: How long to wait for how a worker ended, once it is known that one has.
+_CHECK_WORKERS_S: Final = 0.2
+#: How long to wait for the exit code of a worker that is known to have died.
 _PATIENCE_WITH_DEAD_S: Final = 1.0
-#: Workers without hooks only read, which the caller does with one copy less: where there are not
-#: cores for all, they give way to it. A tenth faster on 2 cores, and nothing elsewhere.
+#: Workers without hooks only read, which the caller does with one copy less. So they yield to it
+#: where there are not cores for all: a tenth faster on 2 cores, no difference elsewhere.
 _NICENESS_OF_READERS: Final = 10
 
 
 class ProcessExecutor:
     """:class:`~paraload.executors.base.ReadExecutor` on worker processes.
 
-    If the system refuses to start them, all goes on with threads.
+    If the system refuses to start them, threads do the work.
 
     Args:
         kind: of pool: "processes" or "pool".
-        workers: processes.
+        workers: the number of processes.
         slot_bytes: size of each slot of shared memory; a longer result is read by the caller.
     """
 
+    stuck_hint = "The worker processes were ended"
     _work: Work
     _targets: Mapping[int, TargetMemory]
     _context: WorkerContext
@@ -71,95 +73,86 @@ class ProcessExecutor:
         self.name = self._kind = kind
         self.workers = workers
         self.downgrades: list[str] = []
-        self.stuck_hint = "The worker processes were ended"
         self.slot_bytes = slot_bytes
-        self._made = ExitStack()
-        self._instead: ThreadExecutor | None = None
-        self._waiting: deque[ReadTask] = deque()
-        self._in_flight: dict[int, ReadTask] = {}  # by slot
-        self._lent: list[int] = []  # the slot of the result that the caller has now
-        self._done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._resources = ExitStack()
+        self._threads: ThreadExecutor | None = None  # instead of processes
 
     def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
         """Make the pool, which starts its workers now or with the first tasks."""
         require_startable(work)
         self._work, self._targets = work, targets
-        self._instead = None
-        self._waiting, self._in_flight, self._lent = deque(), {}, []
-        self._done = SimpleQueue()
-        refusal = ""
-        try:
-            with interrupts_deferred():
-                self._make_pool()
-        except Exception as error:  # noqa: BLE001 - raised again unless it is a refusal
-            refusal = _refusal(error)
-        if refusal:
-            self._go_on_with_threads(refusal)
+        self._threads = None
+        self._waiting: deque[ReadTask] = deque()
+        self._in_flight: dict[int, ReadTask] = {}  # by slot
+        self._lent: list[int] = []  # the slot of the result that the caller has now
+        self._done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._try_or_use_threads(self._make_pool)
 
     def _make_pool(self) -> None:
-        work, made = self._work, self._made
+        work, resources = self._work, self._resources
         niceness = 0 if work.hooks or work.decoders else _NICENESS_OF_READERS
-        self._context = made.enter_context(
+        self._context = resources.enter_context(
             worker_context(with_main=needs_main(work), niceness=niceness)
         )
-        self._ring = made.enter_context(SlotRing(SLOTS_PER_WORKER * self.workers, self.slot_bytes))
+        self._ring = SlotRing(SLOTS_PER_WORKER * self.workers, self.slot_bytes)
+        resources.callback(self._ring.close)
         initargs = work, self._ring.name, self.slot_bytes
         self._pool = _POOLS[self._kind](self._context, self.workers, initargs)
-        made.callback(lambda: self._pool.close(orderly=not self._in_flight))
+        resources.callback(lambda: self._pool.close(orderly=not self._in_flight))
 
-    def _go_on_with_threads(self, why: str) -> None:
-        left = [*self._in_flight.values(), *self._waiting]
+    def _try_or_use_threads(self, step: Callable[[], None]) -> None:
+        """Take a step that may start processes; go on with threads if the system refuses."""
+        refusal = ""  # as text: the frames of the error hold the locks of half-made objects
+        try:
+            with interrupts_deferred():
+                step()
+        except Exception as error:  # noqa: BLE001 - raised again unless it is a refusal
+            refusal = _refusal(error)
+        if not refusal:
+            return
         self.close()
-        self.downgrades.append(f"threads instead of {self._kind}: {why}")
-        self._instead = threads = ThreadExecutor(self.workers)
+        self.downgrades.append(f"threads instead of {self._kind}: {refusal}")
+        self._threads = threads = ThreadExecutor(self.workers)
         threads.downgrades = self.downgrades
         threads.start(self._work, self._targets)
         self.name, self.workers = threads.name, threads.workers
         self.stuck_hint = threads.stuck_hint
-        for task in left:
+        for task in [*self._in_flight.values(), *self._waiting]:
             threads.submit(task)
 
     def capacity(self) -> int:
         """One more than there are slots, for the caller's thread."""
-        if self._instead is not None:
-            return self._instead.capacity()
+        if self._threads is not None:
+            return self._threads.capacity()
         in_flight = len(self._in_flight) + len(self._waiting)
         return SLOTS_PER_WORKER * self.workers + 1 - in_flight
 
     def submit(self, task: ReadTask) -> None:
-        if self._instead is not None:
-            self._instead.submit(task)
+        if self._threads is not None:
+            self._threads.submit(task)
             return
         self._waiting.append(task)
-        self._give_out()
+        self._send_tasks()
 
-    def _give_out(self) -> None:
-        """Send tasks to workers, as long as there are slots."""
+    def _send_tasks(self) -> None:
+        """Send tasks to workers as long as there are slots."""
         self._ring.release_views()
         self._ring.free += self._lent
         self._lent = []
-        while self._waiting and self._ring.free:
+        while self._waiting and self._ring.free and self._threads is None:
             slot = self._ring.free.pop()
             task = self._in_flight[slot] = self._waiting.popleft()
-            refusal = ""
-            try:
-                with interrupts_deferred():  # a pool may start its processes now
-                    self._send(SlottedTask(task, slot))
-            except Exception as error:  # noqa: BLE001 - raised again unless it is a refusal
-                refusal = _refusal(error)
-            if refusal:
-                self._go_on_with_threads(refusal)
-                return
+            self._try_or_use_threads(partial(self._send, SlottedTask(task, slot)))
 
     def _send(self, task: SlottedTask) -> None:
         done, slot = self._done, task.slot
         self._pool.submit(task, lambda result: done.put((slot, result)))
 
     def ready(self, timeout_s: float | None) -> Sequence[TaskResult]:
-        if self._instead is None:
-            self._give_out()
-        if self._instead is not None:
-            return self._instead.ready(timeout_s)
+        if self._threads is None:
+            self._send_tasks()
+        if self._threads is not None:
+            return self._threads.ready(timeout_s)
         if self._waiting and self._done.empty() and isinstance(self._waiting[0], _PLAIN_READS):
             return [self._run_here(self._waiting.popleft())]
         answer = self._next_answer(timeout_s)
@@ -187,7 +180,7 @@ class ProcessExecutor:
         while True:
             left_s = until_s - time.monotonic()
             try:
-                return self._done.get(timeout=max(0.0, min(left_s, _LOOK_AFTER_WORKERS_S)))
+                return self._done.get(timeout=max(0.0, min(left_s, _CHECK_WORKERS_S)))
             except Empty:
                 if dead := self._context.dead_workers():
                     raise self._died(dead) from None
@@ -195,24 +188,23 @@ class ProcessExecutor:
                 return None
 
     def _died(self, ended: list[EndedWorker]) -> WorkerDiedError:
-        return worker_died(self.running(), ended, self._work, self._ring.has_started)
+        is_starting = not self._ring.has_started_worker
+        return worker_died(self.running(), ended, self._work, is_starting=is_starting)
 
     def running(self) -> Sequence[ReadTask]:
-        if self._instead is not None:
-            return self._instead.running()
+        if self._threads is not None:
+            return self._threads.running()
         return list(self._in_flight.values())
 
     def close(self, patience_s: float = PATIENCE_S) -> None:
         with interrupts_deferred():
-            self._made.close()
-        if self._instead is not None:
-            self._instead.close(patience_s)
+            self._resources.close()
+        if self._threads is not None:
+            self._threads.close(patience_s)
 
 
 def _refusal(error: Exception) -> str:
     """Why the system refuses to start a worker.
-
-    Only as text: the frames of the error hold the locks of half-made objects.
 
     Raises:
         Exception: ``error``, if it is not a refusal.

@@ -1,7 +1,7 @@
 """Pools of worker processes: they start the workers, and carry tasks and results.
 
-"processes"   FuturesPool           concurrent.futures.ProcessPoolExecutor, the recommended way
-"pool"        MultiprocessingPool   multiprocessing.Pool, the simple way
+"processes"   FuturesPool           concurrent.futures.ProcessPoolExecutor
+"pool"        MultiprocessingPool   multiprocessing.Pool
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from paraload.core.results import TaskResult
 from paraload.executors.processes.slots import SlottedTask, process_single_file, start_worker
 from paraload.executors.processes.spawn import WorkerContext
 
-#: How long the end of a pool may take: it waits for ever where a worker was ended with a lock.
 _PATIENCE_S: Final = 5.0
 
 
@@ -25,13 +24,10 @@ class WorkerPool(Protocol):
     """Starts workers and carries tasks to them."""
 
     def submit(self, task: SlottedTask, done: Callable[[Any], None]) -> None:
-        """Run ``task`` in a worker; ``done`` gets its result, or the exception in its place."""
+        """Run ``task`` in a worker; call ``done`` with its result or its exception."""
 
     def close(self, *, orderly: bool) -> None:
-        """End all workers, and everything else that the pool made.
-
-        Unless the end is orderly, workers may be dead or busy, and are killed.
-        """
+        """End all workers, which may be busy or dead unless ``orderly``, and all that is left."""
 
 
 class FuturesPool:
@@ -39,15 +35,15 @@ class FuturesPool:
 
     def __init__(self, mp_context: WorkerContext, workers: int, initargs: tuple[Any, ...]) -> None:
         self._context = mp_context
-        self._pool = ProcessPoolExecutor(
+        self._pool: Any = ProcessPoolExecutor(
             workers, mp_context=mp_context, initializer=start_worker, initargs=initargs
         )
-        # The queue would start its thread with the first task, on another thread, where a refusal
-        # of the system goes unnoticed.
-        queue: Any = self._pool._call_queue  # type: ignore[attr-defined]  # noqa: SLF001
+        # By itself the queue starts its thread with the first task, on a thread of the pool, where
+        # a refusal by the system goes unnoticed.
+        queue = self._pool._call_queue  # noqa: SLF001
         try:
             with queue._notempty:  # noqa: SLF001 - as its put() does
-                queue._start_thread()  # noqa: SLF001 - there is no public way
+                queue._start_thread()  # noqa: SLF001
         except BaseException:
             queue._thread = None  # noqa: SLF001 - a reference cycle would keep the queue alive
             raise
@@ -62,16 +58,13 @@ class FuturesPool:
     def close(self, *, orderly: bool) -> None:
         if not orderly:
             self._context.kill()
-        self._let_go_of_what_did_not_start()
-        self._pool.shutdown(wait=True, cancel_futures=not orderly)
-
-    def _let_go_of_what_did_not_start(self) -> None:
-        pool: Any = self._pool
-        manager = pool._executor_manager_thread  # noqa: SLF001 - shutdown() would join it
+        manager = self._pool._executor_manager_thread  # noqa: SLF001
         if manager is None or manager.ident is None:
-            pool._executor_manager_thread = None  # noqa: SLF001
-            pool._call_queue.close()  # noqa: SLF001 - as the manager does at its end
-            pool._call_queue.join_thread()  # noqa: SLF001
+            # It has not started: shutdown() must not join it, and it will not close the queue.
+            self._pool._executor_manager_thread = None  # noqa: SLF001
+            self._pool._call_queue.close()  # noqa: SLF001
+            self._pool._call_queue.join_thread()  # noqa: SLF001
+        self._pool.shutdown(wait=True, cancel_futures=not orderly)
 
 
 class MultiprocessingPool:
@@ -90,7 +83,7 @@ class MultiprocessingPool:
         self._pool.apply_async(process_single_file, (task,), callback=done, error_callback=done)
 
     def _abandon(self) -> None:
-        """Clean up a pool whose constructor failed."""
+        """End what the constructor started before it failed."""
         handlers = [
             thread
             for name in ("_worker_handler", "_task_handler")
@@ -102,41 +95,32 @@ class MultiprocessingPool:
             handlers[0].join()
         self._context.kill()
         for handler in handlers[1:]:
-            handler.join()  # the first handler has told it to end
+            handler.join()  # the first handler has ended it
         del self._pool
 
     def close(self, *, orderly: bool) -> None:
         del orderly
         if self._context.dead_workers():
             self._kill()
-        # Every awaited result has arrived, so nothing is lost.
-        errors: list[Exception] = []
-        ending = threading.Thread(target=self._terminate, args=(errors,), daemon=True)
-        try:
-            ending.start()
-        except RuntimeError:  # the system refuses more threads
-            self._terminate(errors)
-        else:
-            ending.join(_PATIENCE_S)
-            while ending.is_alive():
-                self._kill()
-                ending.join(_PATIENCE_S)
-        del self._pool, ending  # with them go semaphores, which the resource tracker waits for
-        if errors:
-            raise errors[0]
-
-    def _terminate(self, errors: list[Exception]) -> None:
+        # terminate() waits forever if a worker dies just now and leaves a lock behind.
+        watchdog = threading.Timer(_PATIENCE_S, self._kill)
+        watchdog.daemon = True
+        with suppress(RuntimeError):  # the system refuses more threads
+            watchdog.start()
         try:
             self._pool.terminate()
             self._pool.join()
-        except Exception as error:  # noqa: BLE001 - raised again on the caller's thread
-            errors.append(error)
+        finally:
+            watchdog.cancel()
+            if watchdog.ident is not None:
+                watchdog.join()
+            del self._pool  # and its semaphores, which the resource tracker waits for
 
     def _kill(self) -> None:
         """End all workers, and free the locks of the queues, which terminate() waits for.
 
-        A worker that ends while it reads a task, or writes a result, keeps the lock for ever. None
-        is held rightfully now: new workers take longer to start than this.
+        A worker that ends while it reads a task or writes a result never releases the lock. No live
+        worker holds one now: new workers take longer to start than this.
         """
         self._context.kill()
         for lock in (self._pool._inqueue._rlock, self._pool._outqueue._wlock):  # noqa: SLF001

@@ -2,10 +2,10 @@
 
     caller's process                                      worker process
     SlottedTask (task, slot number)  ----- pickle ---->   process_single_file: bytes into the slot
-    SlotRing.deliver (slot -> targets)  <--- pickle ---   TaskResult, with a Span for each view
+    SlotRing.deliver (slot -> targets)  <--- pickle ---   TaskResult, with a slice for each view
 
-One segment holds all slots. It is unlinked in every case; the number of slots bounds both the tasks
-in flight and the memory.
+One segment holds all slots. Their number bounds the tasks in flight and the memory. The last byte
+of the segment is 1 as soon as a worker has started.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
 
 from paraload.core.memory import TargetMemory
 from paraload.core.results import Landed, LandedItems, Outcome, Raw, Staged, TaskResult
@@ -33,63 +33,46 @@ from paraload.workers.sinks import TargetSink
 SLOTS_PER_WORKER: Final = 2
 #: torch reads elements in place, and wants them aligned; 16 bytes suit complex128.
 _ALIGNMENT: Final = 16
-_SHM_FOLDER: Final = "/dev/shm"  # noqa: S108 - where Linux keeps shared memory, only measured here
-
-#: After the slots comes a byte for each worker that has started, at its process number modulo this.
-#: A collision only makes the text about a dead worker less exact.
-_STARTED_BYTES: Final = 4096
-
-
-def _started_at(pid: int) -> int:
-    return -1 - pid % _STARTED_BYTES
+_SHM_FOLDER: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps shared memory, only measured
 
 
 def _aligned(nbytes: int) -> int:
     return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
-@dataclass(frozen=True, slots=True)
-class SlottedTask:
+class SlottedTask(NamedTuple):
     """A task and the slot that its bytes go to."""
 
     task: ReadTask
     slot: int
 
 
-class Span(NamedTuple):
-    """Bytes ``[start, end)`` of a slot. It travels in place of a view, which does not pickle."""
-
-    start: int
-    end: int
-
-
 # ------------------------------------------------------------------ in the worker process
 
 
 class SlotOverflowError(BaseException):
-    """The slot is too small; not an error of an item, so no handler of those may take it."""
+    """The slot is too small: no error of an item, so handlers of those must not catch it."""
 
 
 class SlotSink(TargetSink):
-    """Bytes go, one behind the other, into a slot that the caller's process sees too."""
+    """Packs bytes into a slot, which the caller's process sees too."""
 
     def __init__(self, slot: memoryview) -> None:
         super().__init__({})  # the targets are in another process
         self._slot = slot
         self._end = 0
-        self._spans: dict[int, Any] = {}  # by item
+        self._slices: dict[int, Any] = {}  # by item
 
     def memory(self, task: RunsTask) -> tuple[memoryview, tuple[geometry.Run, ...]]:
-        """A piece of the slot, and the task's runs packed into it."""
         return self.packed_memory(task.target, task.needed_bytes), geometry.packed(task.runs)
 
     def packed_memory(self, item: int, nbytes: int) -> memoryview:
-        start, end = self._end, self._end + nbytes
-        if end > len(self._slot):
+        place = slice(self._end, self._end + nbytes)
+        if place.stop > len(self._slot):
             raise SlotOverflowError
-        self._spans[item] = Span(start, end)
+        self._slices[item] = place
         self._end += _aligned(nbytes)
-        return self._slot[start:end]
+        return self._slot[place]
 
     def put_raw(
         self, spec: RecordSpec, data: memoryview, reason: str, verified_bytes: int
@@ -108,21 +91,14 @@ class SlotSink(TargetSink):
         return memory
 
     def without_view(self, outcome: Outcome | LandedItems) -> Outcome | LandedItems:
-        """``outcome`` as it travels."""
+        """``outcome`` with the place of its bytes, since a view does not pickle."""
         if isinstance(outcome, Staged | Raw):
-            return replace(outcome, data=self._spans[outcome.item])
+            return replace(outcome, data=self._slices[outcome.item])
         return outcome
 
 
-class _WorkerState:
-    """What one worker process keeps between tasks."""
-
-    work: Work
-    segment: SharedMemory
-    slot_bytes: int
-
-
-_state = _WorkerState()
+#: What a worker process keeps between tasks.
+_state: Final[Any] = SimpleNamespace()
 
 
 def start_worker(work: Work, segment_name: str, slot_bytes: int) -> None:
@@ -130,7 +106,7 @@ def start_worker(work: Work, segment_name: str, slot_bytes: int) -> None:
     _state.work = work
     _state.segment = SharedMemory(name=segment_name)
     _state.slot_bytes = slot_bytes
-    _buffer(_state.segment)[_started_at(os.getpid())] = 1
+    _state.segment.buf[-1] = 1
 
 
 def process_single_file(task: SlottedTask) -> TaskResult | None:
@@ -140,7 +116,7 @@ def process_single_file(task: SlottedTask) -> TaskResult | None:
         The result; ``None`` if it does not fit into the slot.
     """
     start = task.slot * _state.slot_bytes
-    with _buffer(_state.segment)[start : start + _state.slot_bytes] as slot:
+    with _state.segment.buf[start : start + _state.slot_bytes] as slot:
         sink = SlotSink(slot)
         try:
             result = run_task(task.task, _state.work, sink)
@@ -154,115 +130,76 @@ def process_single_file(task: SlottedTask) -> TaskResult | None:
 
 
 class SlotRing:
-    """Slots of shared memory. Use as a context manager.
+    """The segment of shared memory and its slots.
 
     Attributes:
-        free: the numbers of slots that no task uses.
+        free: numbers of the slots that no task uses.
+        name: of the segment, for workers.
+
+    Raises:
+        OSError: there is not enough shared memory.
     """
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
-        self._require_room(slots * slot_bytes)
+        nbytes = slots * slot_bytes
+        # A container often has 64 MiB here, and writing past it is not an error but a SIGBUS.
+        if _SHM_FOLDER.is_dir() and (free := shutil.disk_usage(_SHM_FOLDER).free) < nbytes:
+            raise OSError(
+                errno.ENOSPC,
+                f"{nbytes} bytes of shared memory are needed, but {_SHM_FOLDER} has {free}; give"
+                " the container more (docker run --shm-size), or use fewer max_workers",
+            )
         self._slot_bytes = slot_bytes
-        self._segment = SharedMemory(create=True, size=slots * slot_bytes + _STARTED_BYTES)
+        self._segment: Any = SharedMemory(create=True, size=nbytes + 1)
+        self.name: str = self._segment.name
         self.free = list(range(slots))
         self._views: list[memoryview] = []
 
-    def has_started(self, pid: int) -> bool:
-        """Whether a worker process has started and can take tasks."""
-        return bool(_buffer(self._segment)[_started_at(pid)])
-
     @property
-    def name(self) -> str:
-        """What workers attach to."""
-        return self._segment.name
+    def has_started_worker(self) -> bool:
+        return bool(self._segment.buf[-1])
 
     def deliver(
         self, result: TaskResult, slot: int, targets: Mapping[int, TargetMemory]
     ) -> TaskResult:
-        """Move what a worker left in ``slot`` to where it belongs.
+        """Move what a worker left in ``slot`` to its targets.
 
-        The views of the slot that the result may have are valid until :meth:`release_views`.
+        Views of the slot that the result may have are valid until :meth:`release_views`.
         """
         start = slot * self._slot_bytes
-        view = _buffer(self._segment)[start : start + self._slot_bytes]
+        view = self._segment.buf[start : start + self._slot_bytes]
         self._views.append(view)
-        try:
-            if parts := _parts(result.task):
-                _move(parts, result.outcomes, view, targets)
-                return result
-            outcomes = tuple([self._with_view(outcome, view) for outcome in result.outcomes])
-            return replace(result, outcomes=outcomes)
-        except BaseException as error:
-            # Its frames hold views of the slot, which would keep the segment open.
-            traceback.clear_frames(error.__traceback__)
-            raise
+        task = result.task
+        if isinstance(task, RunsTask | SharedTask):
+            at = 0
+            parts = task.parts if isinstance(task, SharedTask) else (task,)
+            for part, outcome in zip(parts, result.outcomes, strict=True):
+                if isinstance(outcome, Landed):
+                    runs = geometry.unpacked(part.runs)
+                    copy_runs(runs, view[at:], targets[part.target].memory)
+                at += _aligned(part.needed_bytes)
+            return result
+        outcomes = tuple([self._with_view(outcome, view) for outcome in result.outcomes])
+        return replace(result, outcomes=outcomes)
 
     def _with_view(self, outcome: Outcome | LandedItems, slot: memoryview) -> Outcome | LandedItems:
         if not isinstance(outcome, Staged | Raw):
             return outcome
-        span: Any = outcome.data
-        self._views.append(slot[span.start : span.end])
+        place: Any = outcome.data
+        self._views.append(slot[place])
         return replace(outcome, data=self._views[-1])
 
     def release_views(self) -> None:
         while self._views:
             self._views.pop().release()
 
-    def __enter__(self) -> Self:
-        """Nothing more to do."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Unlink first: the name must be gone whatever happens next."""
-        self._segment.unlink()
-        self.release_views()
+    def close(self) -> None:
+        self._segment.unlink()  # first: the name must be gone whatever happens next
         try:
+            self.release_views()
             self._segment.close()
         except BufferError:
-            _close_later(self._segment)
-
-    @staticmethod
-    def _require_room(nbytes: int) -> None:
-        # A container often has 64 MiB here, and writing past it is not an error but a SIGBUS.
-        if Path(_SHM_FOLDER).is_dir() and shutil.disk_usage(_SHM_FOLDER).free < nbytes:
-            free = shutil.disk_usage(_SHM_FOLDER).free
-            raise OSError(
-                errno.ENOSPC,
-                f"{nbytes} bytes of shared memory are needed, but {_SHM_FOLDER} has {free}; give"
-                " the container more (docker run --shm-size), or use fewer max_workers",
-            )
-
-
-def _parts(task: ReadTask) -> tuple[RunsTask, ...]:
-    """What a worker has packed into the slot, one part behind the other."""
-    if isinstance(task, RunsTask):
-        return (task,)
-    return task.parts if isinstance(task, SharedTask) else ()
-
-
-def _move(
-    parts: tuple[RunsTask, ...],
-    outcomes: tuple[Outcome | LandedItems, ...],
-    slot: memoryview,
-    targets: Mapping[int, TargetMemory],
-) -> None:
-    at = 0
-    for part, outcome in zip(parts, outcomes, strict=True):
-        if isinstance(outcome, Landed):
-            copy_runs(geometry.unpacked(part.runs), slot[at:], targets[part.target].memory)
-        at += _aligned(part.needed_bytes)
-
-
-def _buffer(segment: SharedMemory) -> memoryview:
-    if segment.buf is None:
-        raise ValueError("the segment of shared memory is closed")
-    return segment.buf
-
-
-def _close_later(segment: Any) -> None:
-    """Free the memory with the last view of it, which a caller still holds.
-
-    A BufferError here would replace the error that ends the load, or fail a load that succeeded.
-    """
-    segment._buf = segment._mmap = None  # noqa: SLF001 - close() cannot be told to wait
-    segment.close()
+            # A caller or an error's frame holds a view, and the last one frees the memory. Raising
+            # would replace the error that ends the load, or fail a load that succeeded.
+            self._segment._buf = self._segment._mmap = None  # noqa: SLF001
+            self._segment.close()
