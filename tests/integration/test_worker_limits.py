@@ -19,8 +19,8 @@ import torch
 import paraload
 from paraload import ParallelFileSystemReader
 from paraload.executors.processes import executor as _executor
+from paraload.executors.processes import pools as _pools
 from paraload.executors.processes import slots as _slots
-from paraload.executors.processes import spawn as _spawn
 from paraload.executors.ramp import RampLimits
 from tests.integration import hooks, support
 
@@ -155,7 +155,7 @@ def test_a_process_that_gets_no_work_is_ended(big, monkeypatch, executor):
         raise OSError("no descriptor for it")
 
     # The launch opens the pipe to the process that it has just started.
-    monkeypatch.setitem(_spawn._launch_without_main.__globals__, "open", refuses)
+    monkeypatch.setitem(_pools._launch_without_main.__globals__, "open", refuses)
     assert load(*big, executor=executor, max_workers=2).executor == "threads"
 
 
@@ -183,8 +183,12 @@ def test_no_shared_memory_at_all(big, monkeypatch, executor):
 
 def test_other_errors_of_a_start_are_errors():
     error = RuntimeError("before the current process has finished its bootstrapping phase")
+
+    def step():
+        raise error
+
     with pytest.raises(RuntimeError) as caught:
-        _executor._refusal(error)
+        _executor.ProcessExecutor("processes", 2, 1024)._try_or_use_threads(step)
     assert caught.value is error
 
 

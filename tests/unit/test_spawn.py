@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+from contextlib import closing
 from multiprocessing import resource_tracker
 
 import pytest
 
-from paraload.executors.processes.spawn import worker_context
+from paraload.executors.processes.pools import WorkerContext
 from paraload.testing import leaked, resources
 
 
@@ -24,7 +25,7 @@ def test_locks_that_only_a_cycle_holds_are_gone_at_the_end():
     before = resources()
     gc.disable()
     try:
-        with worker_context(with_main=False, niceness=0) as context:
+        with closing(WorkerContext(with_main=False, niceness=0)) as context:
             cycle = [context.Lock(), context.BoundedSemaphore()]
             cycle.append(cycle)
             assert len(leaked(before, grace_s=0)) == 2

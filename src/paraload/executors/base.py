@@ -1,11 +1,11 @@
-"""ReadExecutor: runs tasks. Each way of running them is one file beside this one.
+"""ReadExecutor: runs tasks.
 
     engine: start, then again and again:   submit ---> workers ---> ready ---> TaskResult
                                              ^                                     |
                                              +------ results lead to new tasks ----+
 
 The engine owns the loop: an executor neither asks for tasks nor decides how long to wait, so that
-a load can also wait for something else, and has one deadline for all of it.
+a load has one deadline for everything that it waits for.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class ReadExecutor(Protocol):
     Only one thread, the caller's, calls the methods. After :meth:`close` it can be started again.
 
     Attributes:
-        name: as reports have it.
-        workers: readers at once; of an executor that finds out how many, the most so far.
+        name: for reports.
+        workers: concurrent readers; the most so far if the executor adapts their number.
         downgrades: why the run is slower than requested; grows during the run.
-        stuck_hint: what becomes of tasks that are still running when a stalled load ends.
+        stuck_hint: what happens to tasks that are still running when a stalled load ends.
     """
 
     name: str
@@ -45,37 +45,31 @@ class ReadExecutor(Protocol):
             targets: memory by item or staging number; may grow while the run goes on.
 
         Raises:
-            InvalidOptionError: the executor cannot run ``work``, as with hooks that do not pickle.
+            InvalidOptionError: the executor cannot run ``work``; a hook does not pickle, say.
         """
 
     def capacity(self) -> int:
-        """How many more tasks it takes now; not positive if none."""
+        """How many more tasks it takes now; zero or less if none."""
 
     def submit(self, task: ReadTask) -> None:
         """Run ``task``."""
 
     def ready(self, timeout_s: float | None) -> Sequence[TaskResult]:
-        """Wait for results.
+        """Wait for one or more results; an empty sequence after ``timeout_s``, unless ``None``.
 
-        Tasks that no other thread may run, such as hooks of sequential loads, run in this call and
-        take as long as they take.
-
-        Args:
-            timeout_s: how long to wait; ``None`` waits forever.
-
-        Returns:
-            One or more results; their ``data`` is valid until the next :meth:`submit` or
-            :meth:`ready`. None after ``timeout_s``.
+        Their ``data`` is valid until the next :meth:`submit` or :meth:`ready`. Tasks that must run
+        on the caller's thread, such as hooks of sequential loads, run in this call, whatever the
+        timeout.
 
         Raises:
             WorkerDiedError: a worker process has died.
         """
 
     def running(self) -> Sequence[ReadTask]:
-        """The tasks that were begun and have not come back."""
+        """The tasks that have started and not come back."""
 
     def close(self, patience_s: float = PATIENCE_S) -> None:
-        """End the run at any time, even before it started: no result comes any more.
+        """End the run at any time, even before it started; drop the results that are left.
 
         No thread, process, descriptor or shared memory is left when it returns, except for threads
         that are still stuck in one read after ``patience_s``.

@@ -44,9 +44,7 @@ class Execution:
     """An executor and the sizes that suit it.
 
     Attributes:
-        executor: runs the tasks.
         staging_bytes: budget for bytes that wait for torch.
-        sizes: of the tasks that read located records.
         task_limit_bytes: bytes that one task may deliver: what a slot of shared memory holds.
         downgrade: why this is not the requested executor; "" if it is.
     """
@@ -63,11 +61,7 @@ def choose_execution(
 ) -> Execution:
     """The executor that the options ask for, as far as memory and the work allow it.
 
-    Args:
-        options: of the load.
-        source: of the checkpoint.
-        total_bytes: of all records.
-        stays_here: why other processes cannot do the work; "" if they can.
+    ``total_bytes``: of all records; ``stays_here``: why other processes cannot do the work, if so.
     """
     budget_bytes = options.memory_budget_bytes or resources.default_budget_bytes(
         DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES
@@ -78,10 +72,18 @@ def choose_execution(
         downgrade = f"threads instead of {name}: {stays_here}"
         name = "threads"
     in_processes = name in _IN_PROCESSES
-    workers, ramp = 1, None
-    if not options.is_sequential and total_bytes >= _SHARE_FROM_BYTES:
-        workers, ramp = _choose_workers(options, source, budget_bytes, in_processes=in_processes)
-    slot_bytes = 0
+    workers, slot_bytes, ramp = 1, 0, None
+    if options.is_sequential or total_bytes < _SHARE_FROM_BYTES:
+        pass
+    elif options.max_workers is not None:
+        workers = options.max_workers
+    elif in_processes:
+        workers = choose_processes()
+    else:
+        ramp = choose_ramp(getattr(source, "root", None), source.limits.requests_in_flight)
+        if options.direct_io:  # each thread has a buffer of its own
+            ramp = ramp.at_most(budget_bytes // DIRECT_READ_BYTES)
+        workers = ramp.start
     if in_processes:
         # Slots get one half of the budget, staging behind them the other.
         workers = max(1, min(workers, budget_bytes // 2 // SLOTS_PER_WORKER // _MIN_SLOT_BYTES))
@@ -114,29 +116,13 @@ def make_executor(
     return ProcessExecutor(name, workers, slot_bytes)
 
 
-def _choose_workers(
-    options: ReadOptions, source: ByteSource, budget_bytes: int, *, in_processes: bool
-) -> tuple[int, RampLimits | None]:
-    """Exactly the requested number, or the number to start with and the limits of its growth."""
-    if options.max_workers is not None:
-        return options.max_workers, None
-    if in_processes:
-        return choose_processes(), None
-    ramp = choose_ramp(getattr(source, "root", None), source.limits.requests_in_flight)
-    if options.direct_io:
-        ramp = ramp.at_most(budget_bytes // DIRECT_READ_BYTES)  # each thread has a bounce buffer
-    return ramp.start, ramp
-
-
 def choose_ramp(path: str | None, requests_in_flight: int | None = None) -> RampLimits:
     """The number of reader threads for a storage.
 
     It does not depend on the size of files, since a reader holds a block and not a file. The limit
     does not depend on the cores, since a reader that waits for storage needs memory but no core.
 
-    Args:
-        path: a folder of a mounted file system; ``None`` for other storages.
-        requests_in_flight: the storage's own limit.
+    ``path``: a folder, if the storage is a file system; ``requests_in_flight``: its own limit.
     """
     cores = _cores()
     start, limit = min(_START, max(2, cores)), _LIMIT

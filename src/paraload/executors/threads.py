@@ -51,11 +51,7 @@ class ThreadExecutor:
     """:class:`~paraload.executors.base.ReadExecutor` on threads.
 
     If the system starts only some of the threads, those do all the work; if none, the caller's
-    thread does.
-
-    Args:
-        workers: the number of threads.
-        ramp: adapt the number within these limits instead.
+    thread does. With ``ramp`` their number adapts within these limits, whatever ``workers`` is.
     """
 
     name = "threads"
@@ -132,14 +128,8 @@ class SequentialExecutor(ThreadExecutor):
 class ThreadTeam:
     """The threads of one run, and the queues and event that they share with the caller.
 
-    Args:
-        work: what all tasks need.
-        sink: where bytes go.
-        downgrades: receives the reason if fewer threads start than requested.
-
-    Attributes:
-        size: threads that are to go on.
-        in_flight: tasks that have not come back.
+    ``size`` counts the threads that are to go on. ``downgrades`` receives the reason if fewer start
+    than requested.
     """
 
     def __init__(self, work: Work, sink: TargetSink, downgrades: list[str]) -> None:
@@ -149,7 +139,7 @@ class ThreadTeam:
         self._downgrades = downgrades
         self._tasks_here: deque[ReadTask] = deque()  # for the caller's thread
         self._results: SimpleQueue[list[TaskResult] | BaseException | None] = SimpleQueue()
-        self._surplus: deque[None] = deque()  # one entry for each thread that is to end
+        self._surplus = threading.Semaphore(0)  # counts the threads that are to end
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
         self._reading: dict[int, ReadTask] = {}  # by the ident of its thread
@@ -159,7 +149,7 @@ class ThreadTeam:
     # ------------------------------------------------------------------ on the caller's thread
 
     def submit(self, task: ReadTask, *, here: bool = False) -> None:
-        """Run ``task`` on a thread, or on the caller's if ``here`` or if there are no threads."""
+        """Run ``task`` on a thread; on the caller's if ``here``, or if no thread has started."""
         self.in_flight += 1
         if here or not self.size:
             self._tasks_here.append(task)
@@ -201,7 +191,7 @@ class ThreadTeam:
                 size = started
                 break
         for _ in range(size, self.size):
-            self._surplus.append(None)
+            self._surplus.release()
             self.tasks.put(None)  # wakes an idle thread; a busy one looks at _surplus first
         self.size = size
 
@@ -232,13 +222,7 @@ class ThreadTeam:
 
     def _next_task(self, batch: _ResultBatch) -> ReadTask | None:
         """Wait for the next task; ``None`` ends the thread."""
-        while not self._cancelled.is_set():
-            try:
-                self._surplus.pop()  # the first threads that come here end
-            except IndexError:
-                pass
-            else:
-                break
+        while not (self._cancelled.is_set() or self._surplus.acquire(blocking=False)):
             try:
                 task = self.tasks.get_nowait()
             except Empty:

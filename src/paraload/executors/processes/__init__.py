@@ -1,1 +1,1 @@
-"""Worker processes: started lean, given slots of shared memory, ended without a trace."""
+"""Worker processes: they start lean, get slots of shared memory, and leave nothing behind."""

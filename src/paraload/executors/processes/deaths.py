@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from paraload.core.tasks import ReadTask
 from paraload.errors import HookNotPicklableError, InvalidOptionError, WorkerDiedError
-from paraload.executors.processes.spawn import EndedWorker
+from paraload.executors.processes.pools import EndedWorker
 from paraload.workers.read_context import Work
 
 #: The main module, and its name in a process that multiprocessing has started.
@@ -50,14 +50,9 @@ def require_startable(work: Work) -> None:
     _require_picklable(work, "a stream transform or the storage")
 
 
-def needs_main(work: Work) -> bool:
-    """Whether workers have to import the main script for ``work``."""
-    return bool(_defined_in_main(work))
-
-
 def _require_picklable(value: Any, what: str, cure: str = "") -> None:
     try:
-        in_main = _defined_in_main(value)
+        in_main = defined_in_main(value)
     except Exception as error:
         raise HookNotPicklableError(
             f"{what} cannot be pickled for a worker process ({error}); {cure}use executor='threads'"
@@ -69,8 +64,8 @@ def _require_picklable(value: Any, what: str, cure: str = "") -> None:
         )
 
 
-def _defined_in_main(value: Any) -> list[Any]:
-    """Functions and classes of the main script that the pickle of ``value`` names."""
+def defined_in_main(value: Any) -> list[Any]:
+    """Functions and classes of the main script, which a worker has to import for ``value``."""
     found: list[Any] = []
 
     class Finder(pickle.Pickler):
@@ -87,15 +82,12 @@ def _session_of(objects: Sequence[Any]) -> str:
 
     The rules are those of ``multiprocessing.spawn``.
     """
-    if any(map(_is_typed, objects)):
-        return "an interactive session or notebook"
     main = sys.modules["__main__"]
-    name = getattr(getattr(main, "__spec__", None), "name", None)
-    if name is not None:
-        is_package = name == "__main__" or name.endswith(".__main__")
-        return f"the main module of a package ({name})" if is_package else ""
-    file = getattr(main, "__file__", None)
-    if file is None or not Path(file).is_file():
+    name = getattr(getattr(main, "__spec__", None), "name", "")
+    if name == "__main__" or name.endswith(".__main__"):
+        return f"the main module of a package ({name})"
+    has_file = name or Path(getattr(main, "__file__", None) or "").is_file()
+    if not has_file or any(map(_is_typed, objects)):
         return "an interactive session, a notebook or a script without a file (python -c)"
     return ""
 
@@ -111,18 +103,12 @@ def worker_died(
 ) -> WorkerDiedError:
     """The error for tasks that were lost with their worker.
 
-    ``ended`` is empty if the system does not say how it ended; ``is_starting``: no worker has run a
-    task yet.
+    ``ended`` is empty if it is not known how; ``is_starting``: no worker has run a task yet.
     """
     lost = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
-    if not ended:
-        return WorkerDiedError(
-            f"a worker process died while these were being read: {lost}. How it ended is unknown."
-            f" {_FEWER}"
-        )
     when = "starting, so these were not read" if is_starting else "these were being read"
-    how = "; ".join(map(str, ended))
-    hint = _hint(ended[0].exitcode, work, is_starting=is_starting)
+    how = "; ".join(map(str, ended)) or "How it ended is unknown"
+    hint = _hint(ended[0].exitcode, work, is_starting=is_starting) if ended else _FEWER
     return WorkerDiedError(f"a worker process died while {when}: {lost}. {how}. {hint}")
 
 
@@ -137,7 +123,7 @@ def _hint(exitcode: int, work: Work, *, is_starting: bool) -> str:
         return f"Did a hook end the process? {_ELSEWHERE}"
     see = "Its own error message is on standard error"
     hooks = " and ".join(f"{name}=" for name in work.hooks)
-    if needs_main(work):
+    if defined_in_main(work):
         return (
             f"It had to import the main script, where {hooks or 'a transform'} is defined. {see}."
             " Put the script's code under `if __name__ == '__main__':`, or move the hook into a"

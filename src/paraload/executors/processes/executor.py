@@ -18,19 +18,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Final
 
 from paraload.core.memory import TargetMemory
 from paraload.core.results import TaskResult
 from paraload.core.tasks import LocateTask, ReadTask, RunsTask, SharedTask
 from paraload.errors import WorkerDiedError
-from paraload.executors.processes.deaths import needs_main, require_startable, worker_died
-from paraload.executors.processes.pools import FuturesPool, MultiprocessingPool, WorkerPool
+from paraload.executors.processes.deaths import defined_in_main, require_startable, worker_died
+from paraload.executors.processes.pools import (
+    Answers,
+    FuturesPool,
+    MultiprocessingPool,
+    WorkerContext,
+)
 from paraload.executors.processes.slots import SLOTS_PER_WORKER, SlotRing, SlottedTask
-from paraload.executors.processes.spawn import EndedWorker, WorkerContext, worker_context
 from paraload.executors.threads import ThreadExecutor
 from paraload.runtime.daemon_threads import PATIENCE_S
 from paraload.runtime.interrupts import interrupts_deferred
@@ -38,10 +42,6 @@ from paraload.workers.read_context import Work
 from paraload.workers.run_task import run_task
 from paraload.workers.sinks import TargetSink
 
-_POOLS: Final[dict[str, Callable[..., WorkerPool]]] = {
-    "processes": FuturesPool,
-    "pool": MultiprocessingPool,
-}
 _PLAIN_READS: Final = (LocateTask, RunsTask, SharedTask)
 _CHECK_WORKERS_S: Final = 0.2
 #: How long to wait for the exit code of a worker that is known to have died.
@@ -54,20 +54,11 @@ _NICENESS_OF_READERS: Final = 10
 class ProcessExecutor:
     """:class:`~paraload.executors.base.ReadExecutor` on worker processes.
 
-    If the system refuses to start them, threads do the work.
-
-    Args:
-        kind: of pool: "processes" or "pool".
-        workers: the number of processes.
-        slot_bytes: size of each slot of shared memory; a longer result is read by the caller.
+    ``kind`` of pool is "processes" or "pool". If the system refuses to start processes, threads do
+    the work. The caller reads what is longer than ``slot_bytes``, a slot of shared memory.
     """
 
     stuck_hint = "The worker processes were ended"
-    _work: Work
-    _targets: Mapping[int, TargetMemory]
-    _context: WorkerContext
-    _ring: SlotRing
-    _pool: WorkerPool
 
     def __init__(self, kind: str, workers: int, slot_bytes: int) -> None:
         self.name = self._kind = kind
@@ -85,32 +76,34 @@ class ProcessExecutor:
         self._waiting: deque[ReadTask] = deque()
         self._in_flight: dict[int, ReadTask] = {}  # by slot
         self._lent: list[int] = []  # the slot of the result that the caller has now
-        self._done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._answers: Answers = SimpleQueue()
         self._try_or_use_threads(self._make_pool)
 
     def _make_pool(self) -> None:
         work, resources = self._work, self._resources
         niceness = 0 if work.hooks or work.decoders else _NICENESS_OF_READERS
-        self._context = resources.enter_context(
-            worker_context(with_main=needs_main(work), niceness=niceness)
-        )
+        self._context = WorkerContext(with_main=bool(defined_in_main(work)), niceness=niceness)
+        resources.callback(self._context.close)
         self._ring = SlotRing(SLOTS_PER_WORKER * self.workers, self.slot_bytes)
         resources.callback(self._ring.close)
         initargs = work, self._ring.name, self.slot_bytes
-        self._pool = _POOLS[self._kind](self._context, self.workers, initargs)
+        pool = FuturesPool if self._kind == "processes" else MultiprocessingPool
+        self._pool = pool(self._context, self.workers, initargs, self._answers)
         resources.callback(lambda: self._pool.close(orderly=not self._in_flight))
 
     def _try_or_use_threads(self, step: Callable[[], None]) -> None:
         """Take a step that may start processes; go on with threads if the system refuses."""
-        refusal = ""  # as text: the frames of the error hold the locks of half-made objects
         try:
             with interrupts_deferred():
                 step()
-        except Exception as error:  # noqa: BLE001 - raised again unless it is a refusal
-            refusal = _refusal(error)
-        if not refusal:
+        except Exception as error:
+            is_refusal = isinstance(error, OSError | ImportError | NotImplementedError)
+            if not is_refusal and "start new thread" not in str(error):
+                raise
+            refusal = str(error)
+        else:
             return
-        self.close()
+        self.close()  # not in the handler: the error's frames hold the locks of half-made objects
         self.downgrades.append(f"threads instead of {self._kind}: {refusal}")
         self._threads = threads = ThreadExecutor(self.workers)
         threads.downgrades = self.downgrades
@@ -142,29 +135,22 @@ class ProcessExecutor:
         while self._waiting and self._ring.free and self._threads is None:
             slot = self._ring.free.pop()
             task = self._in_flight[slot] = self._waiting.popleft()
-            self._try_or_use_threads(partial(self._send, SlottedTask(task, slot)))
-
-    def _send(self, task: SlottedTask) -> None:
-        done, slot = self._done, task.slot
-        self._pool.submit(task, lambda result: done.put((slot, result)))
+            self._try_or_use_threads(partial(self._pool.submit, SlottedTask(task, slot)))
 
     def ready(self, timeout_s: float | None) -> Sequence[TaskResult]:
         if self._threads is None:
             self._send_tasks()
         if self._threads is not None:
             return self._threads.ready(timeout_s)
-        if self._waiting and self._done.empty() and isinstance(self._waiting[0], _PLAIN_READS):
+        if self._waiting and self._answers.empty() and isinstance(self._waiting[0], _PLAIN_READS):
             return [self._run_here(self._waiting.popleft())]
         answer = self._next_answer(timeout_s)
         if answer is None:
             return ()
         slot, result = answer
         if isinstance(result, BaseException):
-            is_broken = isinstance(result, BrokenExecutor)
-            patience_s = _PATIENCE_WITH_DEAD_S if is_broken else 0.0
-            dead = self._context.dead_workers(patience_s=patience_s)
-            if dead or is_broken:
-                raise self._died(dead) from result
+            if isinstance(result, BrokenExecutor):
+                raise self._died(_PATIENCE_WITH_DEAD_S) from result
             raise result
         task = self._in_flight.pop(slot)
         self._lent = [slot]
@@ -175,19 +161,21 @@ class ProcessExecutor:
     def _run_here(self, task: ReadTask) -> TaskResult:
         return run_task(task, self._work, TargetSink(self._targets))
 
-    def _next_answer(self, timeout_s: float | None) -> tuple[int, Any] | None:
+    def _next_answer(
+        self, timeout_s: float | None
+    ) -> tuple[int, TaskResult | BaseException | None] | None:
         until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = until_s - time.monotonic()
-            try:
-                return self._done.get(timeout=max(0.0, min(left_s, _CHECK_WORKERS_S)))
-            except Empty:
-                if dead := self._context.dead_workers():
-                    raise self._died(dead) from None
+            with suppress(Empty):
+                return self._answers.get(timeout=max(0.0, min(left_s, _CHECK_WORKERS_S)))
+            if self._context.dead_workers():
+                raise self._died()
             if left_s <= 0:
                 return None
 
-    def _died(self, ended: list[EndedWorker]) -> WorkerDiedError:
+    def _died(self, patience_s: float = 0.0) -> WorkerDiedError:
+        ended = self._context.dead_workers(patience_s=patience_s)
         is_starting = not self._ring.has_started_worker
         return worker_died(self.running(), ended, self._work, is_starting=is_starting)
 
@@ -201,15 +189,3 @@ class ProcessExecutor:
             self._resources.close()
         if self._threads is not None:
             self._threads.close(patience_s)
-
-
-def _refusal(error: Exception) -> str:
-    """Why the system refuses to start a worker.
-
-    Raises:
-        Exception: ``error``, if it is not a refusal.
-    """
-    is_refusal = isinstance(error, OSError | ImportError | NotImplementedError)
-    if not is_refusal and "start new thread" not in str(error):
-        raise error
-    return str(error)

@@ -47,15 +47,12 @@ class SlottedTask(NamedTuple):
     slot: int
 
 
-# ------------------------------------------------------------------ in the worker process
-
-
 class SlotOverflowError(BaseException):
     """The slot is too small: no error of an item, so handlers of those must not catch it."""
 
 
 class SlotSink(TargetSink):
-    """Packs bytes into a slot, which the caller's process sees too."""
+    """In a worker process: packs bytes into a slot."""
 
     def __init__(self, slot: memoryview) -> None:
         super().__init__({})  # the targets are in another process
@@ -74,6 +71,8 @@ class SlotSink(TargetSink):
         self._end += _aligned(nbytes)
         return self._slot[place]
 
+    # Copied at once: decoded records may be far longer than the slot, and must not pile up.
+
     def put_raw(
         self, spec: RecordSpec, data: memoryview, reason: str, verified_bytes: int
     ) -> Outcome:
@@ -91,7 +90,7 @@ class SlotSink(TargetSink):
         return memory
 
     def without_view(self, outcome: Outcome | LandedItems) -> Outcome | LandedItems:
-        """``outcome`` with the place of its bytes, since a view does not pickle."""
+        """``outcome`` with a slice of the slot in place of its view, which does not pickle."""
         if isinstance(outcome, Staged | Raw):
             return replace(outcome, data=self._slices[outcome.item])
         return outcome
@@ -120,25 +119,14 @@ def process_single_file(task: SlottedTask) -> TaskResult | None:
         sink = SlotSink(slot)
         try:
             result = run_task(task.task, _state.work, sink)
+            outcomes = tuple(map(sink.without_view, result.outcomes))
         except SlotOverflowError:
             return None
-    outcomes = tuple(map(sink.without_view, result.outcomes))
     return replace(result, outcomes=outcomes, worker=f"process-{os.getpid()}")
 
 
-# ------------------------------------------------------------------ in the caller's process
-
-
 class SlotRing:
-    """The segment of shared memory and its slots.
-
-    Attributes:
-        free: numbers of the slots that no task uses.
-        name: of the segment, for workers.
-
-    Raises:
-        OSError: there is not enough shared memory.
-    """
+    """In the caller's process: the segment, and the numbers of the slots that are ``free``."""
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
         nbytes = slots * slot_bytes
