@@ -19,10 +19,10 @@ from paraload.engine.load import Load
 from paraload.engine.setup import LoadSetup
 from paraload.engine.statistics import Ledger
 from paraload.errors import ItemReadError
-from paraload.progress import progress_hook
 from paraload.metadata.index import Chunk, Place
 from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
+from paraload.progress import progress_hook
 from paraload.report import ReadReport
 from paraload.sources.local import LocalSource
 from paraload.workers.read_context import Work
