@@ -24,7 +24,7 @@ from paraload.formats.archive import check_archive
 from paraload.formats.base import NeedBytes
 from paraload.formats.torch_load import load_tensor
 from paraload.formats.torch_zip import TorchZipFormat
-from paraload.metadata.reading import reading as metadata
+from paraload.metadata import reading as metadata
 from paraload.metadata.unpickler import unpickle
 from paraload.workers.run_task import run_task  # noqa: F401 - imported now, not while audited
 from tests.fuzz import seeds

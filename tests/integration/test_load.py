@@ -22,7 +22,7 @@ from paraload.errors import (
     MissingMetadataError,
     UnsafeMetadataError,
 )
-from paraload.metadata.reading import reading as metadata
+from paraload.metadata import reading as metadata
 from tests.integration import support
 from tests.integration.ranks import run_ranks
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from paraload import ParallelFileSystemReader
 from paraload.errors import MetadataError, MissingMetadataError
-from paraload.metadata.reading import reading as metadata
+from paraload.metadata import reading as metadata
 from paraload.metadata.unpickler import unpickle
 from tests.unit.metadata_cases import example, same, write
 

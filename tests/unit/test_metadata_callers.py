@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from paraload import ParallelFileSystemReader
 from paraload.errors import MetadataError, MissingMetadataError
-from paraload.metadata.reading import parsing as _metadata_parsing
-from paraload.metadata.reading import reading as metadata
+from paraload.metadata import parsing as _metadata_parsing
+from paraload.metadata import reading as metadata
 from tests.unit.metadata_cases import example, same, write
 
 # ------------------------------------------------------------------------------ the caller's own

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.errors import MetadataError, MissingMetadataError
-from paraload.metadata.reading import reading as metadata
+from paraload.metadata import reading as metadata
 from tests.unit.metadata_cases import example, same, write
 
 

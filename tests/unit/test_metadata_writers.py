@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.planner import (
 import paraload
 from paraload import ParallelFileSystemReader
 from paraload.errors import MetadataError, UnsafeMetadataError
-from paraload.metadata.reading import reading as metadata
+from paraload.metadata import reading as metadata
 from paraload.metadata.unpickler import unpickle
 from tests.unit.metadata_cases import example, same, tensor, write
 

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from paraload.errors import MetadataError, UnsafeMetadataError
-from paraload.metadata.reading import reading as metadata
+from paraload.metadata import reading as metadata
 from paraload.metadata.unpickler import unpickle
 from tests.unit.metadata_cases import example
 
@@ -324,7 +324,7 @@ def test_classes_of_others_are_taken_only_where_they_are_loaded_and_inert(monkey
 
 WATCHED = """
 import pickle, random, resource, sys
-from paraload.metadata.reading import reading as metadata
+from paraload.metadata import reading as metadata
 from paraload.errors import MetadataError
 from pathlib import Path
 
@@ -384,7 +384,7 @@ def test_the_interpreter_sees_nothing_run_or_imported(tmp_path):
 
 FUZZED = """
 import random, resource, sys
-from paraload.metadata.reading import reading as metadata
+from paraload.metadata import reading as metadata
 from paraload.errors import MetadataError
 from pathlib import Path
 
