@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paraload.core.records import TensorRecord
-from paraload.formats.base import Unsupported
+from paraload.formats import Unsupported
 from paraload.formats.torch_zip import TorchZipFormat
 from paraload.testing import FormatContract
 

@@ -20,8 +20,8 @@ import torch
 
 from paraload import CheckpointReadError, ParallelFileSystemReader, SafeLoadPlanner
 from paraload.core.records import TensorRecord
+from paraload.formats import NeedBytes
 from paraload.formats.archive import check_archive
-from paraload.formats.base import NeedBytes
 from paraload.formats.torch_load import load_tensor
 from paraload.formats.torch_zip import TorchZipFormat
 from paraload.metadata import reading as metadata

@@ -23,7 +23,7 @@ FINDINGS = Path(__file__).parent / "findings"
 #: Instrumented: the parsers, not torch.
 PARSERS = (
     *("paraload.metadata.unpickler", "paraload.core.pickle_scan"),
-    *("paraload.metadata.parsing", "paraload.metadata.validation", "paraload.metadata.file_bytes"),
+    *("paraload.metadata.reading", "paraload.metadata.validation", "paraload.metadata.file_bytes"),
     *("paraload.formats.torch_zip", "paraload.formats.torch_pickle"),
     *("paraload.formats.archive", "paraload.workers.records", "paraload.formats.record_checks"),
 )

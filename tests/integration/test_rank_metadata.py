@@ -20,8 +20,8 @@ import paraload
 from paraload import ParallelFileSystemReader
 from paraload.cli import main
 from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
-from paraload.metadata.folder import folder_metadata
 from paraload.metadata import reading as metadata
+from paraload.metadata.folder import folder_metadata
 from paraload.sources.local import LocalSource
 from tests.integration.ranks import run_ranks
 

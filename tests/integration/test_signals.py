@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 import paraload
 from paraload import ParallelFileSystemReader, cli
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
-from paraload.metadata import parsing as _metadata_parsing
+from paraload.metadata import reading as _metadata_reading
 from paraload.metadata.reading import read_metadata
 from paraload.runtime import interrupts as _interrupts
 from paraload.runtime.daemon_threads import DaemonThreads
@@ -129,7 +129,7 @@ def test_metadata_that_is_being_read(folder, saved, monkeypatch, act):
         except Exception:  # noqa: BLE001 - as what unpickles damaged bytes does
             raise AssertionError("taken for damage") from None
 
-    monkeypatch.setattr(_metadata_parsing, "unpickle", unpickle)
+    monkeypatch.setattr(_metadata_reading, "unpickle", unpickle)
     with alarm(error, 60), pytest.raises(ExpiredError) as caught:
         act(folder, saved)
     assert caught.value is error

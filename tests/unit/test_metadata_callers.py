@@ -19,7 +19,6 @@ from torch.distributed.checkpoint.metadata import (
 
 from paraload import ParallelFileSystemReader
 from paraload.errors import MetadataError, MissingMetadataError
-from paraload.metadata import parsing as _metadata_parsing
 from paraload.metadata import reading as metadata
 from tests.unit.metadata_cases import example, same, write
 
@@ -164,13 +163,13 @@ def test_a_file_that_is_gone_is_missed(tmp_path):
 
 @pytest.mark.parametrize("step", ["unpickle", "metadata_fault"])
 def test_the_collector_rests_while_objects_are_made_and_checked(tmp_path, monkeypatch, step):
-    seen, true_step = [], getattr(_metadata_parsing, step)
+    seen, true_step = [], getattr(metadata, step)
 
     def watched(*given, **keywords):
         seen.append(gc.isenabled())
         return true_step(*given, **keywords)
 
-    monkeypatch.setattr(_metadata_parsing, step, watched)
+    monkeypatch.setattr(metadata, step, watched)
     metadata.read_metadata(write(tmp_path, example()))
     assert seen == [False]
 

@@ -1,4 +1,74 @@
-"""What bytes mean: one record format is one file that implements ``ItemFormat``, without I/O.
+"""What bytes mean: a record format is one class that implements ``ItemFormat``, without I/O.
 
-:class:`~paraload.testing.FormatContract` is the suite that every format passes.
+A format gets the first bytes of a record and answers with a :class:`TensorRecord`, with
+:class:`NeedBytes` (show me more), or with :class:`Unsupported` (left to ``torch.load``). It never
+raises for strange bytes: damage makes a record Unsupported, and the fallback, which reads all of
+it, reports the error. :class:`~paraload.testing.FormatContract` is the suite that every format
+passes.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from paraload.core.records import TensorRecord
+
+__all__ = ["ItemFormat", "NeedBytes", "TensorRecord", "Unsupported", "locate"]
+
+
+@dataclass(frozen=True, slots=True)
+class NeedBytes:
+    """Ask again with the first ``nbytes`` of the record."""
+
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """Not a plain tensor in this format; the report counts each ``reason``."""
+
+    reason: str
+
+
+class ItemFormat(Protocol):
+    """Finds payloads in records of one format.
+
+    A format pickles, for worker processes, and threads share it.
+
+    Attributes:
+        first_bytes: length of the head that :meth:`locate` is shown first.
+        has_checksum: whether the format has a CRC-32 of the payload.
+    """
+
+    first_bytes: int
+    has_checksum: bool
+
+    def locate(self, head: bytes, record_bytes: int) -> TensorRecord | NeedBytes | Unsupported:
+        """Find the payload.
+
+        Args:
+            head: the first bytes of the record, at most ``record_bytes``.
+            record_bytes: length of the whole record.
+        """
+
+    def read_trailer(self, trailer: bytes | memoryview, payload_bytes: int) -> int | None:
+        """The CRC-32 in the bytes behind a payload; 0 if none was written, ``None`` if damaged."""
+
+
+def locate(
+    fmt: ItemFormat, read_head: Callable[[int], bytes], record_bytes: int, least_bytes: int = 0
+) -> TensorRecord | Unsupported:
+    """Show ``fmt`` the beginning of a record, and more of it as long as it needs more.
+
+    Args:
+        fmt: the format.
+        read_head: returns that many first bytes of the record.
+        record_bytes: length of the whole record.
+        least_bytes: the first head is at least this long, where fewer bytes are not read faster.
+    """
+    want = min(max(fmt.first_bytes, least_bytes), record_bytes)
+    while isinstance(found := fmt.locate(read_head(want), record_bytes), NeedBytes):
+        want = found.nbytes
+    return found

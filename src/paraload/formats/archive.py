@@ -1,8 +1,7 @@
-"""The checksums of a zip archive, entry by entry, as zipfile finds them in the directory.
+"""Checks a ``torch.save`` archive entry by entry, with zipfile: 0.2 to 0.7 ms each.
 
-Bytes items and tensors that only torch can read are ``torch.save`` archives too. Torch reads
-``data.pkl`` and the central directory of every archive, so damage there is damage, although
-paraload could do without. To take an archive apart costs 0.2 to 0.7 ms.
+For objects, and for tensors that only torch can read. Torch reads ``data.pkl`` and the central
+directory of every archive, so damage to them is an error even where paraload does not need them.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES: Final = 1 << 20
 _LOCAL_SIGNATURE: Final = b"PK\x03\x04"
-#: A local header, but for its name and extra; and the lengths of these, 26 bytes into it.
+#: A local header without its name and extra field, whose lengths are at byte 26.
 LOCAL_BYTES: Final = 30
 LOCAL_NAMES: Final = struct.Struct("<26x2H")
 
 
 class Directory(NamedTuple):
-    """What was found of an archive that was taken apart.
+    """An archive after its check.
 
     Attributes:
-        verified_bytes: of its entries, compared with a CRC-32.
-        unverifiable_bytes: that have none.
-        entries: all of them; none if the record is not an archive.
+        verified_bytes: size of the entries that were compared with their CRC-32.
+        unverifiable_bytes: size of those without one.
+        entries: all entries; empty if the record is not an archive.
         start: where the directory begins, relative to the record.
         payload: the entry that was left out.
     """
@@ -42,15 +41,12 @@ class Directory(NamedTuple):
 
 
 def check_archive(data: memoryview, limit_bytes: int, *, verify: bool) -> int:
-    """Check the CRC-32 of every entry of an archive.
+    """Check the CRC-32 of every entry; return the bytes verified, 0 if this is not an archive.
 
     Args:
         data: the archive.
-        limit_bytes: upper bound of the size of all entries, which some writers compress.
-        verify: compare checksums; ``False`` checks the size alone.
-
-    Returns:
-        The number of bytes that were verified; 0 if this is not a zip archive.
+        limit_bytes: upper bound of the size of all entries; some writers compress them.
+        verify: ``False`` checks nothing but the size.
     """
     import zipfile  # noqa: PLC0415 - 10 ms, which a worker that reads only tensors can save
 
@@ -68,28 +64,27 @@ def check_archive(data: memoryview, limit_bytes: int, *, verify: bool) -> int:
                 hint=DAMAGED_HINT,
             )
         # A CRC of 0 means that the entry is empty, or was written without checksums.
-        checked = [info for info in entries if verify and info.CRC]
-        return sum(_check_entry(archive, info) for info in checked)
+        return sum(_check_entry(archive, info) for info in entries if verify and info.CRC)
 
 
 def check_entries(
     file: io.BufferedIOBase, nbytes: int, *, payload_start: int | None = None
 ) -> Directory:
-    """Check all entries of the archive in ``file``, ``nbytes`` long, but the payload.
+    """Check every entry of the archive in ``file``, ``nbytes`` long, except the payload.
 
     Raises:
         ItemReadError: it is damaged, or cannot be read.
     """
-    import zipfile  # noqa: PLC0415 - likewise
+    import zipfile  # noqa: PLC0415 - as above
 
     try:
-        archive = zipfile.ZipFile(cast("IO[bytes]", file))  # it reads and seeks, that is all
+        archive = zipfile.ZipFile(cast("IO[bytes]", file))  # it only reads and seeks
     except ItemReadError:
         raise
-    except Exception as error:  # BadZipFile, struct.error and more, of damaged bytes
+    except Exception as error:  # BadZipFile, struct.error and more, for damaged bytes
         file.seek(0)
         if file.read(len(_LOCAL_SIGNATURE)) != _LOCAL_SIGNATURE:
-            return Directory(0, nbytes)  # written by a torch that knew no archives
+            return Directory(0, nbytes)  # the format of torch before 1.6
         raise FormatError(
             "the record's archive has a damaged directory, so that torch cannot open it",
             got=f"{type(error).__name__}: {error}",
@@ -98,35 +93,34 @@ def check_entries(
     verified = unverifiable = 0
     payload = None
     with archive:
-        for info in archive.infolist():
-            if payload_start is not None and _starts_at(file, info) == payload_start:
+        entries = tuple(archive.infolist())
+        for info in entries:
+            if payload_start is not None and _content_start(file, info) == payload_start:
                 payload = info
             elif info.CRC == 0 and info.file_size:
                 unverifiable += info.file_size
             else:
                 verified += _check_entry(archive, info)
-        entries = tuple(archive.infolist())
         return Directory(verified, unverifiable, entries, archive.start_dir, payload)
 
 
-def _starts_at(file: io.BufferedIOBase, info: zipfile.ZipInfo) -> int:
-    """First byte of an entry, as its local header tells."""
+def _content_start(file: io.BufferedIOBase, info: zipfile.ZipInfo) -> int:
     file.seek(info.header_offset)
     header = file.read(LOCAL_BYTES)
     if len(header) < LOCAL_BYTES or not header.startswith(_LOCAL_SIGNATURE):
         raise FormatError("an entry's local header is damaged", hint=DAMAGED_HINT)
-    names: tuple[int, int] = LOCAL_NAMES.unpack_from(header)
-    return info.header_offset + len(header) + sum(names)
+    lengths: tuple[int, int] = LOCAL_NAMES.unpack_from(header)
+    return info.header_offset + LOCAL_BYTES + sum(lengths)
 
 
 def _check_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    """Compare an entry with its CRC-32, piece by piece; its bytes."""
+    """Compare an entry with its CRC-32, piece by piece; return its size."""
     try:
         with archive.open(info) as entry:
             while entry.read(_PIECE_BYTES):  # zipfile compares the CRC-32 at the end
                 pass
     except ItemReadError:
-        raise  # of the file that the archive reads from
+        raise  # from reading the file of the archive
     except Exception as error:  # BadZipFile, zlib.error: a damaged entry can raise anything
         raise ChecksumMismatchError(
             f"entry {info.filename!r} of the record is damaged",

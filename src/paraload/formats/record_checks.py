@@ -1,4 +1,4 @@
-"""What must hold of a record before its bytes are believed. PURE: no I/O, no torch."""
+"""Checks of a record before its bytes are used. Pure: no I/O, no torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from paraload.errors import (
     ShapeMismatchError,
     ShortFileError,
 )
-from paraload.formats.base import ItemFormat
-from paraload.geometry import runs as geometry
+from paraload.formats import ItemFormat
+from paraload.geometry.runs import Shape
+
+#: An object of unknown size may inflate to the larger of this size and this multiple of its length.
+_OBJECT_BYTES: Final = 64 << 20
+_INFLATION: Final = 256
+#: Allowed for the other entries of a tensor's archive.
+_HEADERS_BYTES: Final = 1 << 20
 
 
 def check_range(spec: RecordSpec, file_bytes: int) -> None:
@@ -37,8 +43,8 @@ def check_range(spec: RecordSpec, file_bytes: int) -> None:
         )
 
 
-def check_stored(spec: RecordSpec, dtype: str, shape: geometry.Shape) -> None:
-    """The stored tensor is what the metadata says, and the planned slice lies inside of it."""
+def check_stored(spec: RecordSpec, dtype: str, shape: Shape) -> None:
+    """The stored tensor is the one in the metadata, and the planned slice lies inside it."""
     stored = spec.wanted.stored
     if stored is not None and stored != (dtype, shape):
         raise ShapeMismatchError(
@@ -57,31 +63,24 @@ def check_stored(spec: RecordSpec, dtype: str, shape: geometry.Shape) -> None:
         )
 
 
-#: An object of unknown size may inflate to this, or to so many times its length.
-_OBJECT_BYTES: Final = 64 << 20
-_INFLATION: Final = 256
-#: Of an archive, beside the payload.
-_HEADERS_BYTES: Final = 1 << 20
-
-
-def most_bytes(spec: RecordSpec) -> int:
-    """What a record can be when it is decoded: of a tensor, what the metadata says."""
-    stored = spec.wanted.stored
-    if stored is None or stored.dtype not in DTYPE_BYTES:
-        return max(_OBJECT_BYTES, _INFLATION * spec.length)
-    return max(spec.length, prod(stored.shape) * DTYPE_BYTES[stored.dtype]) + _HEADERS_BYTES
-
-
 @lru_cache(maxsize=4096)
-def _lies_inside(offsets: geometry.Shape, lengths: geometry.Shape, shape: geometry.Shape) -> bool:
+def _lies_inside(offsets: Shape, lengths: Shape, shape: Shape) -> bool:
     return len(shape) == len(lengths) == len(offsets) and all(
         o >= 0 and n >= 0 and o + n <= size
         for o, n, size in zip(offsets, lengths, shape, strict=True)
     )
 
 
+def most_bytes(spec: RecordSpec) -> int:
+    """Upper bound of a record's size when it is decoded; from the metadata, for a tensor."""
+    stored = spec.wanted.stored
+    if stored is None or stored.dtype not in DTYPE_BYTES:
+        return max(_OBJECT_BYTES, _INFLATION * spec.length)
+    return max(spec.length, prod(stored.shape) * DTYPE_BYTES[stored.dtype]) + _HEADERS_BYTES
+
+
 def check_payload(fmt: ItemFormat, record: TensorRecord, data: memoryview) -> int:
-    """Check a payload that is in memory as a whole; the bytes that were proved right."""
+    """Check the payload of the whole record in ``data``; return the bytes verified."""
     expected = record.crc
     if record.trailer is not None:
         trailer = bytes(data[slice(*record.trailer)])
@@ -107,7 +106,6 @@ def trailer_crc(fmt: ItemFormat, trailer: bytes, payload_bytes: int) -> int:
 
 
 def checksum_mismatch(expected: int, got: int) -> ChecksumMismatchError:
-    """The error for a payload whose CRC-32 is wrong."""
     return ChecksumMismatchError(
         "the tensor's bytes are damaged",
         expected=f"CRC-32 {expected:08x}",

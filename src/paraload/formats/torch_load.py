@@ -1,4 +1,4 @@
-"""Records that only torch can read, and the errors for what torch refuses to read."""
+"""Records that only torch can read, and errors for what torch refuses to read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from paraload._text import printable
 from paraload.core.pickle_names import is_class_of_package, is_of_data, is_of_standard_library
+from paraload.core.records import dtype_name
 from paraload.errors import DAMAGED_HINT, FormatError, UnsafeObjectError
 from paraload.geometry.runs import Shape
 
@@ -31,7 +32,7 @@ def load_tensor(data: memoryview) -> torch.Tensor:
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises anything for damaged bytes
-        # Not torch's own text, which advises to run the code that is in the file.
+        # Without torch's own text, which advises to run the code in the file.
         raise refusal(error, "tensor") or FormatError(
             "neither paraload nor torch can read the record",
             got=reason_of(error),
@@ -44,6 +45,15 @@ def load_tensor(data: memoryview) -> torch.Tensor:
             hint="File and metadata are of different checkpoints",
         )
     return loaded
+
+
+def can_open(data: memoryview) -> bool:
+    """Whether torch recognises the bytes as one of its archives."""
+    try:
+        torch._C.PyTorchFileReader(io.BytesIO(data))  # noqa: SLF001 - what torch.load itself opens
+    except RuntimeError:
+        return False
+    return True
 
 
 def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
@@ -67,11 +77,11 @@ def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
 def _explained(name: str) -> tuple[str, str]:
     """What is wrong with a name that torch refuses, and the next step."""
     module, _, kind = name.rpartition(".")
+    package = module.partition(".")[0]
     if is_of_data(module or "builtins", kind):  # torch leaves "builtins" out
-        allow = f"torch.serialization.add_safe_globals([{_data_recipe(name)}])"
         hint = (
-            f"If you trust the file, call {allow} before loading, or use torch's"
-            " DefaultLoadPlanner, which loads every object"
+            f"{_allowing(_data_recipe(name))} before loading, or use torch's DefaultLoadPlanner,"
+            " which loads every object"
         )
         return f"is made with {name}, which torch does not allow by default", hint
     if is_class_of_package(module, kind):
@@ -79,11 +89,34 @@ def _explained(name: str) -> tuple[str, str]:
     if module == "torch" and kind.isidentifier() and kind not in vars(torch):  # such as a new dtype
         hint = "A newer torch wrote the file, so load it with that; or the file is damaged"
         return f"needs {name}, which this version of torch does not have", hint
-    package = module.partition(".")[0]
     hint = "Do not trust this file: it is damaged, or it was made to run code here"
     if package.isidentifier() and package != "torch" and not is_of_standard_library(module):
         hint = f"Do not trust this file, unless the documentation of {package} says how to load it"
     return f"names {name}, which torch refuses to load; nothing was executed", hint
+
+
+def _explained_class(module: str, kind: str) -> tuple[str, str]:
+    package = module.partition(".")[0]
+    allowing = _allowing(f"{module}.{kind}")
+    if module not in sys.modules:
+        problem = "this program has not imported"
+        hint = (
+            f"`import {module if package in sys.modules else package}` before loading. If {package}"
+            f" does not allow its classes itself: {allowing[0].lower()}{allowing[1:]} too"
+        )
+    elif hasattr(sys.modules[module], kind):
+        problem = "this program has imported, but not allowed torch to load"
+        hint = f"{allowing} before loading"
+    else:
+        problem = f"the imported module {module} does not have"
+        hint = f"Install a version of {package} that has it"
+        if module == "__main__":
+            hint = "The script that saved the checkpoint defines it; define it in this script too"
+    return f"needs the class {module}.{kind}, which {problem}", hint
+
+
+def _allowing(names: str) -> str:
+    return f"If you trust the file, call torch.serialization.add_safe_globals([{names}])"
 
 
 def _data_recipe(name: str) -> str:
@@ -94,35 +127,6 @@ def _data_recipe(name: str) -> str:
     core = core if core.endswith(".multiarray") else "numpy._core.multiarray"
     kinds = "numpy.ndarray, numpy.dtype, type(numpy.dtype('float64'))"
     return f"{kinds}, {core}._reconstruct, {core}.scalar"
-
-
-def _explained_class(module: str, kind: str) -> tuple[str, str]:
-    allow = f"torch.serialization.add_safe_globals([{module}.{kind}])"
-    package = module.partition(".")[0]
-    if module not in sys.modules:
-        problem = "this program has not imported"
-        hint = (
-            f"`import {module if package in sys.modules else package}` before loading. If {package}"
-            f" does not allow its classes itself, and you trust the file, call {allow} too"
-        )
-    elif hasattr(sys.modules[module], kind):
-        problem = "this program has imported, but not allowed torch to load"
-        hint = f"If you trust the file, call {allow} before loading"
-    else:
-        problem = f"the imported module {module} does not have"
-        hint = f"Install a version of {package} that has it"
-        if module == "__main__":
-            hint = "The script that saved the checkpoint defines it; define it in this script too"
-    return f"needs the class {module}.{kind}, which {problem}", hint
-
-
-def can_open(data: memoryview) -> bool:
-    """Whether torch recognises the bytes as an archive of its own."""
-    try:
-        torch._C.PyTorchFileReader(io.BytesIO(data))  # noqa: SLF001 - what torch.load itself opens
-    except RuntimeError:
-        return False
-    return True
 
 
 def reason_of(error: Exception) -> str:
@@ -157,7 +161,7 @@ def narrow_with_hook(
     flat = tensor.reshape(-1).view(torch.uint8) if nbytes else torch.empty(0, dtype=torch.uint8)
     return {
         "data": memoryview(flat.numpy().data),
-        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "dtype": dtype_name(tensor.dtype),
         "itemsize": tensor.element_size(),
         "shape": tuple(tensor.shape),
     }

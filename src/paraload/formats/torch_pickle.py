@@ -1,6 +1,7 @@
-"""``data.pkl`` of a ``torch.save`` archive that holds one tensor: what the tensor is. PURE.
+"""``data.pkl`` of a ``torch.save`` archive that holds one tensor. Pure.
 
-Its unpickler can build nothing but the marks below. A pickle that asks for more is left to torch.
+Its unpickler can build nothing but the stand-ins below. A pickle that asks for more is left to
+torch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import pickle
 from typing import Any, Final, NamedTuple
 
 from paraload.core.pickle_scan import require_bounded_memory
-from paraload.core.records import DTYPE_BYTES
+from paraload.core.records import DTYPE_BYTES, TensorRecord
 
 _STORAGE_DTYPES: Final = {
     "DoubleStorage": "float64",
@@ -33,79 +34,57 @@ class OddError(Exception):
 
 
 class PickledTensor(NamedTuple):
-    """A tensor, as fields of a ``TensorRecord``, and its payload."""
+    """A tensor whose record begins and ends with its payload, and the payload's name.
 
-    fields: dict[str, Any]
+    A tuple, since a pickle cannot set its attributes.
+    """
+
+    record: TensorRecord
     key: str
-    nbytes: int
 
 
 def tensor_in(pickled: bytes) -> PickledTensor:
     """Parse the pickle of one plain tensor; raise :class:`OddError` for anything else."""
     try:
         require_bounded_memory(pickled)
-        mark = _HeaderUnpickler(io.BytesIO(pickled)).load()
+        tensor = _HeaderUnpickler(io.BytesIO(pickled)).load()
     except OddError:
         raise
     except Exception as error:  # a damaged pickle can raise anything; the fallback decides
         raise OddError("data.pkl not understood") from error
-    if not isinstance(mark, _Tensor):
+    if not isinstance(tensor, PickledTensor):
         raise OddError("not a plain tensor")
-    return mark.tensor
+    return tensor
 
 
-class _Tensor:
-    """Stands for a rebuilt tensor. It refuses state that the pickle tries to set."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: PickledTensor) -> None:
-        self.tensor = tensor
-
-    def __setstate__(self, state: object) -> None:
-        raise OddError("tensor with state")
+def _rebuild_v2(storage: Any, *args: Any) -> PickledTensor:
+    (offset, shape, strides, requires_grad, hooks), math_bits = args[:5], args[5:]
+    return _rebuild_v3(
+        storage, offset, shape, strides, requires_grad, hooks, storage[0], *math_bits
+    )
 
 
-class _Hooks:
-    """Stands for the ``OrderedDict`` of backward hooks, which has to be empty."""
-
-    __slots__ = ()
-
-    def __setitem__(self, key: object, value: object) -> None:
-        raise OddError("tensor with hooks")
-
-
-def _rebuild_v2(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _Tensor:
-    if len(rest) > 2:  # noqa: PLR2004 - requires_grad, hooks; a third is conj and neg bits
+def _rebuild_v3(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> PickledTensor:
+    (_requires_grad, _hooks, dtype), math_bits = rest[:3], rest[3:]
+    if math_bits:
         raise OddError("tensor with math bits")
-    return _rebuild(storage, offset, shape, strides, storage[0])
-
-
-def _rebuild_v3(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _Tensor:
-    if len(rest) > 3:  # noqa: PLR2004 - requires_grad, hooks, dtype; a fourth as above
-        raise OddError("tensor with math bits")
-    return _rebuild(storage, offset, shape, strides, rest[2])
-
-
-def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any) -> _Tensor:
     kind, key, numel = storage
     itemsize = DTYPE_BYTES.get(dtype)
     if itemsize is None:
         raise OddError(f"dtype {dtype}")
     numbers = (offset, numel, *shape, *strides)
-    if not all(type(number) is int and number >= 0 for number in numbers):
+    if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
         raise OddError("impossible tensor sizes")
-    if len(shape) != len(strides):
-        raise OddError("impossible tensor sizes")
-    fields = {
-        "dtype": dtype,
-        "itemsize": itemsize,
-        "shape": shape,
-        "strides": strides,
-        "storage_offset": offset,
-    }
-    nbytes = numel if kind == "untyped" else numel * itemsize
-    return _Tensor(PickledTensor(fields, key, nbytes))
+    record = TensorRecord(
+        dtype=dtype,
+        itemsize=itemsize,
+        shape=shape,
+        strides=strides,
+        storage_offset=offset,
+        start=0,
+        end=numel if kind == "untyped" else numel * itemsize,
+    )
+    return PickledTensor(record, key)
 
 
 def _rebuild_parameter(tensor: Any, _requires_grad: Any, _hooks: Any) -> Any:
@@ -113,17 +92,17 @@ def _rebuild_parameter(tensor: Any, _requires_grad: Any, _hooks: Any) -> Any:
 
 
 class _HeaderUnpickler(pickle.Unpickler):
-    _GLOBALS: Final = {
+    _STAND_INS: Final = {
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
         ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-        ("collections", "OrderedDict"): _Hooks,
+        ("collections", "OrderedDict"): tuple,  # of backward hooks, which has to be empty
         ("torch.storage", "UntypedStorage"): "untyped",
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (mark := self._GLOBALS.get((module, name))) is not None:
-            return mark
+        if (stand_in := self._STAND_INS.get((module, name))) is not None:
+            return stand_in
         if module == "torch":
             return _STORAGE_DTYPES.get(name, name)  # the dtype of a storage class, or a dtype
         raise OddError(f"{module}.{name}")

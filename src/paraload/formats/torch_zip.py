@@ -1,4 +1,4 @@
-"""One ``torch.save`` archive, read by its local headers alone. PURE: bytes in, facts out.
+"""One ``torch.save`` archive, read by its local headers alone. Pure.
 
 The layout (torch 2.13 ``caffe2/serialize/inline_container.cc`` and ``torch/serialization.py``; all
 numbers little-endian, no entry compressed)::
@@ -13,19 +13,21 @@ numbers little-endian, no entry compressed)::
     PK 07 08 | crc32 | size | size                   the trailer: absent for an empty payload
     ...                                              version, serialization id, central directory
 
-``data.pkl`` depends on dtype, shape and strides but not on values, so the bytes before the payload
-are equal for equal layouts. They are parsed once and then found by comparing all of them: a header
-that differs in a single bit is parsed, and checked, anew.
+``data.pkl`` depends on dtype, shape and strides but not on values, so equal layouts have equal
+bytes before the payload. Each such head is parsed once; a head that differs in a single bit is
+parsed, and checked, anew.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
+from dataclasses import replace
 from typing import Final
 
 from paraload.core.checksum import crc32
 from paraload.core.records import TensorRecord
-from paraload.formats.base import NATIVE_BYTEORDER, NeedBytes, Unsupported
+from paraload.formats import NeedBytes, Unsupported
 from paraload.formats.torch_pickle import OddError, tensor_in
 
 #: Most headers end at byte 704; 1 KiB finds them with one read.
@@ -43,7 +45,7 @@ _HAS_DESCRIPTOR: Final = 0x08
 
 
 class TorchZipFormat:
-    """:class:`~paraload.formats.base.ItemFormat` of plain tensors written by ``torch.save``."""
+    """:class:`~paraload.formats.ItemFormat` of plain tensors written by ``torch.save``."""
 
     first_bytes = _FIRST_BYTES
     has_checksum = True
@@ -53,7 +55,9 @@ class TorchZipFormat:
         self._starts: set[int] = set()
 
     def locate(self, head: bytes, record_bytes: int) -> TensorRecord | NeedBytes | Unsupported:
-        record = self._cached(head)
+        starts = tuple(self._starts)  # a copy: other threads may add to it
+        heads = map(self._by_head.get, (head[:start] for start in starts))
+        record = next(filter(None, heads), None)
         if record is None:
             found = _parse(head, record_bytes)
             if not isinstance(found, TensorRecord):
@@ -68,12 +72,6 @@ class TorchZipFormat:
             return Unsupported("payload outside its record")
         return record
 
-    def _cached(self, head: bytes) -> TensorRecord | None:
-        for start in tuple(self._starts):  # a copy: other threads may add to it
-            if (record := self._by_head.get(head[:start])) is not None:
-                return record
-        return None
-
     def read_trailer(self, trailer: bytes | memoryview, payload_bytes: int) -> int | None:
         return _descriptor_crc(trailer, payload_bytes)
 
@@ -82,7 +80,7 @@ class TorchZipFormat:
 
 
 class _Short(Exception):  # noqa: N818 - a signal inside this module, never an error outside it
-    """The header goes on behind the bytes at hand."""
+    """The header is longer than the head."""
 
 
 def _parse(head: bytes, record_bytes: int) -> TensorRecord | NeedBytes | Unsupported:
@@ -111,12 +109,12 @@ def _parse_head(head: bytes) -> TensorRecord:
         content, at = _small_entry(head, start, flags)
         if name == f"{prefix}byteorder":
             byteorder = content
-    if byteorder != NATIVE_BYTEORDER.encode():
+    if byteorder != sys.byteorder.encode():
         raise OddError("byte order unknown or not native")
-    end = start + tensor.nbytes
+    end = start + tensor.record.end
     has_trailer = bool(flags & _HAS_DESCRIPTOR)
-    record = TensorRecord(
-        **tensor.fields,
+    record = replace(
+        tensor.record,
         start=start,
         end=end,
         crc=None if has_trailer else crc,
@@ -146,9 +144,9 @@ def _local_header(head: bytes, at: int) -> tuple[str, int, int, int]:
 
 
 def _small_entry(head: bytes, at: int, flags: int) -> tuple[bytes, int]:
-    """Content and end of an entry whose size is only in its data descriptor.
+    """Content and end of an entry: the first data descriptor that matches the bytes before it.
 
-    The header does not give the size, so look for a descriptor that matches the bytes before it.
+    Neither header nor directory are of use: torch writes the size into the descriptor alone.
     """
     if not flags & _HAS_DESCRIPTOR:
         raise OddError("archive without data descriptors")
@@ -166,9 +164,8 @@ def _small_entry(head: bytes, at: int, flags: int) -> tuple[bytes, int]:
 
 def _descriptor_crc(trailer: bytes | memoryview, payload_bytes: int) -> int | None:
     for layout in (_DESCRIPTOR_32, _DESCRIPTOR_64):
-        if len(trailer) < layout.size:
-            continue
-        signature, crc, packed, unpacked = layout.unpack_from(trailer)
-        if signature == _DESCRIPTOR_SIGNATURE and packed == unpacked == payload_bytes:
-            return int(crc)
+        if len(trailer) >= layout.size:
+            signature, crc, packed, unpacked = layout.unpack_from(trailer)
+            if signature == _DESCRIPTOR_SIGNATURE and packed == unpacked == payload_bytes:
+                return int(crc)
     return None

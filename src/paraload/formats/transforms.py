@@ -1,9 +1,8 @@
-"""Decoders of stream transforms, which run in the workers.
+"""Decoders of stream transforms, run by the workers.
 
-torch's writer stores the descriptor of every ``StreamTransformExtension`` with the item
-(``("stream.zstd/1",)``); reading applies their decoders in that order. ``stream.zstd`` is decoded
-with ``zstandard`` itself, so that workers do not import torch. Other registered extensions run
-unchanged.
+torch's writer stores the descriptor of each ``StreamTransformExtension`` with the item, such as
+``("stream.zstd/1",)``; reading applies their decoders in that order. ``stream.zstd`` is decoded
+with ``zstandard`` itself, so that workers do not import torch; other extensions run unchanged.
 """
 
 from __future__ import annotations
@@ -18,21 +17,13 @@ from paraload.hooks import StorageItem
 
 
 class Decoder(Protocol):
-    """Undoes one transform. Decoders pickle, for worker processes."""
+    """Undoes one transform of a whole record. Decoders pickle, for worker processes."""
 
     def __call__(self, data: memoryview, limit_bytes: int) -> memoryview:
-        """Decode a whole record.
-
-        Args:
-            data: the encoded bytes.
-            limit_bytes: upper bound of the decoded size; metadata and files may claim any size.
-
-        Raises:
-            TransformError: ``data`` is damaged, or decodes to more than ``limit_bytes``.
-        """
+        """Decode ``data``, or raise ``TransformError``: damaged, or more than ``limit_bytes``."""
 
 
-#: RFC 8878: a block decodes to at most 128 KiB, and takes a header of 3 bytes and 1 of content.
+#: RFC 8878: a block has at least 4 bytes, and decodes to at most 128 KiB.
 _ZSTD_MOST_INFLATION: Final = (128 << 10) // 4
 
 
@@ -41,8 +32,7 @@ class ZstdDecoder:
     """``stream.zstd/1``: one zstandard frame."""
 
     def __call__(self, data: memoryview, limit_bytes: int) -> memoryview:
-        """Decompress ``data``; see :class:`Decoder`."""
-        # zstandard allocates the limit at once, and it comes from metadata that may be wrong.
+        # zstandard allocates the limit at once, and the metadata that it comes from may be wrong.
         limit_bytes = min(limit_bytes, len(data) * _ZSTD_MOST_INFLATION)
         import zstandard  # noqa: PLC0415 - an extra; resolved to this decoder only if installed
 
@@ -69,7 +59,6 @@ class ExtensionDecoder:
     descriptor: str
 
     def __call__(self, data: memoryview, limit_bytes: int) -> memoryview:
-        """Run the extension; see :class:`Decoder`."""
         try:
             decoded = self.extension.transform_from(io.BytesIO(data)).read(-1)
         except Exception as error:
@@ -90,7 +79,6 @@ def _too_long(what: str, limit_bytes: int) -> TransformError:
 
 
 def no_decoder(descriptor: str) -> TransformError:
-    """The error for a record whose transform is unknown."""
     return TransformError(
         f"no decoder for transform {descriptor!r}",
         hint="Register its extension with _extension_registry=, or pass transform=",
@@ -98,7 +86,6 @@ def no_decoder(descriptor: str) -> TransformError:
 
 
 def decode(data: memoryview, decoders: Iterable[Decoder], limit_bytes: int) -> memoryview:
-    """Apply ``decoders`` in order; each may return at most ``limit_bytes``."""
     for decoder in decoders:
         data = decoder(data, limit_bytes)
     return data

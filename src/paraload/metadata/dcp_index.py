@@ -1,4 +1,4 @@
-"""DCP's ``Metadata`` as an index of plain values: all of it, or chunk by chunk for a plan."""
+"""DCP's ``Metadata`` as plain values: all of it as an index, or the chunks of a plan."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from paraload.core.records import dtype_name
 from paraload.metadata.index import CheckpointIndex, Chunk, Entry, Place
 
-Places = dict[tuple[str, Any], Any]
+UNKNOWN: Final = (None, None)
 
 
 def index_of(metadata: Metadata) -> CheckpointIndex:
     """All entries and places of ``metadata``, whose storage infos have byte ranges."""
-    places = {(index.fqn, index.offset): info for index, info in metadata.storage_data.items()}
-    entries = [_entry(name, entry, places) for name, entry in metadata.state_dict_metadata.items()]
+    infos = {(index.fqn, index.offset): info for index, info in metadata.storage_data.items()}
+    entries = [_entry(name, entry, infos) for name, entry in metadata.state_dict_metadata.items()]
     unclaimed = [
         Chunk(name, None, None if offset is None else tuple(offset), None, _place(info))
-        for (name, offset), info in places.items()
+        for (name, offset), info in infos.items()
     ]
     return CheckpointIndex(entries=tuple(entries), unclaimed=tuple(unclaimed))
 
 
-def _entry(name: str, entry: Any, places: Places) -> Entry:
-    """The entry; its places are taken out of ``places``."""
+def _entry(name: str, entry: Any, infos: dict[tuple[str, Any], Any]) -> Entry:
+    """The entry; its places are taken out of ``infos``."""
     if not isinstance(entry, TensorStorageMetadata):
-        place = _place(places.pop((name, None), None))
+        place = _place(infos.pop((name, None), None))
         return Entry(name, None, 0, None, (Chunk(name, None, None, None, place),))
     dtype = dtype_name(entry.properties.dtype)
     chunks = []
     for chunk in entry.chunks:
         offsets, lengths = tuple(chunk.offsets), tuple(chunk.sizes)
-        info = places.pop((name, offsets), None)
+        info = infos.pop((name, offsets), None)
         if info is None and not any(offsets):
-            info = places.pop((name, None), None)  # some writers leave out the offset of 0
+            info = infos.pop((name, None), None)  # some writers leave out the offset of 0
         chunks.append(Chunk(name, dtype, offsets, lengths, _place(info)))
     return Entry(name, dtype, entry.properties.dtype.itemsize, tuple(entry.size), tuple(chunks))
 
@@ -53,11 +53,8 @@ def descriptors_of(info: Any) -> tuple[str, ...]:
     return tuple(getattr(info, "transform_descriptors", None) or ())
 
 
-UNKNOWN: Final = (None, None)
-
-
 class StoredTensors:
-    """Looks up what single chunks are: this costs a load 0.5 us an item, an index 3."""
+    """Describes single chunks, at 0.5 us each; an index would take 3 us."""
 
     def __init__(self, entries: Mapping[str, Any]) -> None:
         self._entries = entries

@@ -1,10 +1,10 @@
-"""The metadata of a checkpoint's folder, for tools: one ``Metadata`` and one index of it.
+"""The metadata of a checkpoint's folder, for tools: one ``Metadata`` and its index.
 
     .metadata                     one file for all ranks; it wins, as in torch
     __0.metadata, __1.metadata    one file for each rank: saved with use_collectives=False
 
-Ranks that save alone may use one name for different tensors. So where there are several of them,
-the entries are named "rank 1: w".
+Ranks that save separately may use one name for different tensors, so the entries of several ranks
+are named "rank 1: w".
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class FolderMetadata:
     Attributes:
         metadata: all entries of all ranks.
         index: the same as plain values.
-        seen: the identity of each metadata file before it was read, by absolute path.
-        ranks: ranks with metadata of their own; empty if one file is for all.
+        seen: the stat of each metadata file before it was read, by absolute path.
+        ranks: ranks with separate metadata; empty if one file is for all.
         missing: ranks whose metadata should be here: a higher rank has metadata, or the rank has
             data files.
     """
@@ -75,11 +75,7 @@ def folder_metadata(
     retries: int = 0,
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
 ) -> FolderMetadata:
-    """The metadata of the checkpoint in ``folder``.
-
-    Raises:
-        MetadataError: there is none, or it cannot be read.
-    """
+    """Read the metadata of the checkpoint in ``folder``; see ``reading.read_metadata``."""
     folder = Path(folder)
     path = folder / GLOBAL_METADATA
     # Path.exists raises if the folder may not be searched; reading the file gives a better error.

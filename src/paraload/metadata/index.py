@@ -1,10 +1,9 @@
-"""What a checkpoint stores, and where: plain values, whatever format it has. No torch, no I/O.
+"""What a checkpoint stores, and where, as plain values. No torch, no I/O.
 
-    .metadata of DCP --_dcp_index--> CheckpointIndex --> verify, inspect, load, bench
+    .metadata of DCP --dcp_index--> CheckpointIndex --> tools: verify, inspect, load, bench
 
 An index has an object for every chunk: 0.13 s for 50,000 of them, half the time that planning a
-load takes. So a load makes none, but looks up the chunks of its plan with
-``_dcp_index.StoredTensors``.
+load takes. So a load makes none: ``dcp_index.StoredTensors`` looks up the chunks of its plan.
 """
 
 from __future__ import annotations
@@ -12,16 +11,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from paraload.geometry.coverage import chunks_fault
 from paraload.geometry.runs import Shape
 
 
 class Place(NamedTuple):
-    """Bytes ``[start, end)`` of the file ``path``, and the transforms that they went through."""
+    """Bytes ``[start, end)`` of the file ``path``; ``descriptors`` name their transforms."""
 
     path: str
     start: int
@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A stored slice of a tensor; or a whole object, which has no dtype, offsets and lengths."""
+    """A stored slice of a tensor; or a whole object, without dtype, offsets and lengths."""
 
     name: str
     dtype: str | None
@@ -40,10 +40,7 @@ class Chunk(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tensor with its chunks; or an object, which has one chunk and neither dtype nor shape.
-
-    ``itemsize`` is in bytes, and 0 for an object.
-    """
+    """A tensor with its chunks; or an object of one chunk, without dtype, itemsize and shape."""
 
     name: str
     dtype: str | None
@@ -64,16 +61,12 @@ class Entry(NamedTuple):
 
 
 class IndexFault(NamedTuple):
-    """What is wrong with an index; ``kind`` is one of those of a finding of ``verify``."""
+    """A problem of an index; ``kind`` is that of ``verify``'s finding."""
 
     kind: str
     problem: str
     chunks: tuple[Chunk, ...] = ()
     place: Place | None = None
-
-
-_NO_PLACE: Final = "the metadata does not say where this is stored"
-_NO_ENTRY: Final = "the metadata says where this is stored, but not what it is"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +75,14 @@ class CheckpointIndex:
 
     Attributes:
         entries: tensors and objects, in the order of the metadata.
-        unclaimed: chunks that have a place, but belong to none of the entries.
+        unclaimed: chunks with a place, but without an entry.
     """
 
     entries: tuple[Entry, ...]
     unclaimed: tuple[Chunk, ...] = ()
 
     def records(self) -> list[tuple[Place, Chunk]]:
-        """The chunks of entries that have a place, with it, in the order of the metadata."""
+        """Chunks of entries with their places, in the order of the metadata."""
         return [
             (chunk.place, chunk)
             for entry in self.entries
@@ -105,23 +98,24 @@ class CheckpointIndex:
     def places_by_file(self) -> dict[str, list[Place]]:
         """All places, those of unclaimed chunks too, by path."""
         by_file: defaultdict[str, list[Place]] = defaultdict(list)
-        places = [place for place, _ in self.records()]
-        places += [chunk.place for chunk in self.unclaimed if chunk.place is not None]
-        for place in places:
-            by_file[place.path].append(place)
+        for chunk in chain(*(entry.chunks for entry in self.entries), self.unclaimed):
+            if chunk.place is not None:
+                by_file[chunk.place.path].append(chunk.place)
         return dict(sorted(by_file.items()))
 
     def faults(self) -> Iterator[IndexFault]:
-        """Holes, overlaps, chunks without a place, places without an entry, shared bytes."""
+        """Holes and overlaps of chunks; missing places and entries; shared bytes."""
         for entry in sorted(self.entries, key=attrgetter("name")):
             if (fault := _coverage_fault(entry)) is not None:
                 yield fault
             for chunk in entry.chunks:
                 # Writers may leave out chunks that have no elements.
                 if chunk.place is None and 0 not in (chunk.lengths or ()):
-                    yield IndexFault("missing-entry", _NO_PLACE, (chunk,))
+                    text = "the metadata does not say where this is stored"
+                    yield IndexFault("missing-entry", text, (chunk,))
         for chunk in self.unclaimed:
-            yield IndexFault("unused-entry", _NO_ENTRY, (chunk,), chunk.place)
+            text = "the metadata says where this is stored, but not what it is"
+            yield IndexFault("unused-entry", text, (chunk,), chunk.place)
         yield from self._shared_bytes()
 
     def _shared_bytes(self) -> Iterator[IndexFault]:
@@ -137,7 +131,7 @@ class CheckpointIndex:
             last = place, chunk
 
     def orphan_bytes(self, file_bytes: Mapping[str, int]) -> Iterator[IndexFault]:
-        """Ranges of files, given with their sizes, that no record has: odd, but harmless."""
+        """Ranges that belong to no record, which is harmless; of files with their sizes."""
         ends = dict.fromkeys(file_bytes, 0)
         ranges = [place for place, _ in self._in_file_order() if place.path in ends]
         ranges += [Place(path, size, size) for path, size in file_bytes.items()]

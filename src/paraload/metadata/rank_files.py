@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 #: The file for all ranks.
 GLOBAL_METADATA: Final = ".metadata"
@@ -20,33 +20,39 @@ _SHOWN_RANKS: Final = 8
 
 def rank_files(folder: str | os.PathLike[str]) -> dict[int, str]:
     """The metadata files of single ranks, by rank; empty if the folder cannot be listed."""
-    found = map(_RANK_METADATA.fullmatch, _names_in(Path(folder)))
+    try:
+        names = [path.name for path in Path(folder).iterdir()]
+    except OSError:
+        return {}  # reading the metadata raises the error
+    found = map(_RANK_METADATA.fullmatch, names)
     return dict(sorted((int(match[1]), match[0]) for match in found if match))
 
 
-def is_left_out(path: Path) -> bool:
-    """Whether this is the file for all ranks, and the writer wrote one for each rank instead.
+def may_appear(path: Any, fs: Any) -> bool:
+    """Whether a file that was not found may be there in a moment, as on network file systems.
 
-    On a network file system, a file that is listed may be missing only for a moment.
+    It will not if its folder is missing, or if the writer wrote a file for each rank instead.
     """
-    if path.name != GLOBAL_METADATA:
+    file = Path(path)
+    if fs is None and not os.path.isdir(file.parent):  # noqa: PTH112 - is_dir() may raise
         return False
-    names = _names_in(path.parent)
-    return path.name not in names and any(map(_RANK_METADATA.fullmatch, names))
+    if file.name != GLOBAL_METADATA or (fs is not None and not hasattr(fs, "exists")):
+        return True
+    if fs is None:
+        return not rank_files(file.parent) or file in file.parent.iterdir()
+    # Not every file system can list its files, so rank 0 stands for all ranks.
+    of_rank_0 = type(path)(f"{str(path).removesuffix(GLOBAL_METADATA)}__0{GLOBAL_METADATA}")
+    return bool(fs.exists(path)) or not fs.exists(of_rank_0)
 
 
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return [path.name for path in folder.iterdir()]
-    except OSError:
-        return []  # reading the metadata raises the error
-
-
-def only_ranks(path: Path) -> str:
-    """The text for a missing metadata file if the folder has files of single ranks, else ""."""
+def why_missing(name: str, fs: Any) -> str:
+    """The problem with a metadata file that does not exist."""
+    path = Path(name)
     ranks = list(rank_files(path.parent))
     if not ranks:
-        return ""
+        has_folder = fs is not None or os.path.isdir(path.parent)  # noqa: PTH112 - as above
+        incomplete = "an incomplete checkpoint? This file is written last"
+        return f"no such file; {incomplete if has_folder else 'its folder does not exist either'}"
     shown = ", ".join(map(str, ranks[:_SHOWN_RANKS]))
     if len(ranks) > _SHOWN_RANKS:
         shown += f" and {len(ranks) - _SHOWN_RANKS} more"

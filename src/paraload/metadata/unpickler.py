@@ -17,21 +17,22 @@ A pickle is a program. It can name anything importable and have it called or cha
 - The only code that runs is torch's ``TensorProperties.__setstate__``, which assigns attributes,
   and the hashing and comparing of keys.
 
-Out of scope: limits on time and stack depth, and the meaning of the values (whatever uses ranges
-and paths checks them). ``_opcodes`` bounds memory before. Names in ``allow_globals`` are passed
-unchanged; the user vouches for them.
+``core.pickle_scan`` bounds the memory that the pickle asks for. Out of scope: limits on time and
+stack depth, and the meaning of the values, which the code that uses ranges and paths checks. Names
+in ``allow_globals`` are passed unchanged; the user vouches for them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from enum import Enum
-from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
+from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any, Final
 
 import torch
@@ -47,10 +48,6 @@ _OF_TORCH: Final = frozenset(vars(torch))
 
 class GlobalRefusedError(pickle.UnpicklingError):
     """The pickle names something that is not allowed.
-
-    Args:
-        module: name of the module.
-        qualified: name within the module.
 
     Attributes:
         name: the full name.
@@ -84,23 +81,21 @@ def unpickle(data: bytes, allow_globals: Iterable[Any] = ()) -> Any:
 class _Unpickler(pickle.Unpickler):
     def __init__(self, stream: io.BytesIO, allow_globals: Iterable[Any]) -> None:
         super().__init__(stream)
-        allowed = list(allow_globals)
-        self._names = {name for name in allowed if isinstance(name, str)}
-        self._objects = {_full_name(it): it for it in allowed if not isinstance(it, str)}
+        self._allowed = {it if isinstance(it, str) else _full_name(it): it for it in allow_globals}
         self._size = _Sizes().__getitem__
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """The allowed object or the stand-in for a name."""
         full = f"{module_name}.{global_name}"
-        if full in self._objects:
-            return self._objects[full]
-        if full in self._names:
-            return super().find_class(module_name, global_name)
+        if full in self._allowed:
+            allowed = self._allowed[full]
+            by_name = isinstance(allowed, str)
+            return super().find_class(module_name, global_name) if by_name else allowed
         if full == "torch.Size":
             return self._size
-        for place in (full, f"*.{global_name}"):
-            if place in _STAND_INS:
-                return _STAND_INS[place]
+        for name in (full, f"*.{global_name}"):
+            if name in _STAND_INS:
+                return _STAND_INS[name]
         if (stand_in := _of_loaded(full)) is None:
             raise GlobalRefusedError(module_name, global_name)
         return stand_in
@@ -169,7 +164,7 @@ def _members(kind: type[Enum]) -> Callable[[Any], _Member]:
 
 
 class _LateWriteItem(planner.WriteItem):
-    """Becomes torch's ``WriteItem`` with its attributes, of which enum members are unwrapped."""
+    """Becomes torch's ``WriteItem`` when its attributes are set, with enum members unwrapped."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         object.__setattr__(self, "__class__", planner.WriteItem)
@@ -180,10 +175,10 @@ class _LateWriteItem(planner.WriteItem):
 def _late(kind: type) -> _Inert:
     """A stand-in for tensor properties that a newer torch may have written.
 
-    Their state is a tuple without names. torch appends new values: there were 5 up to torch 2.14,
-    and 6 (with ``strides``) since. torch's ``__setstate__`` reads states of older versions but not
-    of newer ones, so it gets as many values as this torch has fields. The rest is safe to drop:
-    dtype and shape come first, and each record in the files describes itself.
+    Their state is a tuple without names, to which torch appends: up to torch 2.13 it has 5 values,
+    later ones may add a sixth (``strides``). torch's ``__setstate__`` reads the states of older
+    versions but not of newer ones, so it gets as many values as this torch has fields. The rest is
+    safe to drop: dtype and shape come first, and each record in the files describes itself.
     """
     known = len(dataclasses.fields(kind))
 
@@ -194,106 +189,83 @@ def _late(kind: type) -> _Inert:
     return _empty(type(kind.__name__, (kind,), {"__setstate__": set_state}))
 
 
-#: Classes of other writers that only hold attributes. They are allowed if the program has imported
-#: their module already: nothing is imported because a file names it.
+def _of_loaded(full: str) -> _Inert | None:
+    """A stand-in for a class in ``_OF_OTHERS``; nothing is imported because a file names it."""
+    if full not in _OF_OTHERS:
+        return None
+    module_name, _, name = full.rpartition(".")
+    kind: Any = vars(sys.modules.get(module_name, object)).get(name)
+    # No code of the class may run. _empty calls none; BUILD would call __setstate__.
+    return _empty(kind) if isinstance(kind, type) and not hasattr(kind, "__setstate__") else None
+
+
+# ------------------------------------------------------------------------------------ the table
+
+_DATA_CLASSES: Final[tuple[type, ...]] = (
+    metadata.Metadata,
+    metadata.MetadataIndex,
+    metadata.StorageMeta,
+    metadata.TensorStorageMetadata,
+    metadata.BytesStorageMetadata,
+    metadata.ChunkStorageMetadata,
+    filesystem._StorageInfo,  # noqa: SLF001 - the name that is in every file
+    _HFStorageInfo,
+    # Megatron keeps its save plans in the metadata.
+    filesystem._StoragePrefix,  # noqa: SLF001
+    planner.SavePlan,
+    planner.TensorWriteData,
+    planner.BytesIOWriteData,
+)
+#: ``old_properties`` is of torch before 2.3.
+_PROPERTIES: Final = (metadata.TensorProperties, old_properties.TensorProperties)
+_ENUMS: Final[tuple[type[Enum], ...]] = (
+    metadata._MEM_FORMAT_ENCODING,  # noqa: SLF001 - as above
+    old_properties.MEM_FORMAT_ENCODING,
+    planner.WriteItemType,
+)
+#: Classes of other writers that only hold attributes.
 _OF_OTHERS: Final = {
     "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata",
     "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlan",
 }
 
 
-def _of_loaded(full: str) -> _Inert | None:
-    if full not in _OF_OTHERS:
-        return None
-    module_name, _, name = full.rpartition(".")
-    kind: Any = vars(sys.modules.get(module_name, object)).get(name)
-    # No code of the class may run. _empty calls none; BUILD would call __setstate__.
-    if not isinstance(kind, type) or hasattr(kind, "__setstate__"):
-        return None
-    return _empty(kind)
-
-
-# ------------------------------------------------------------------------------------ the table
-
-
-def _native(path: type[PurePath], pure: type[PurePath]) -> type[PurePath]:
-    """The path class of this system, or the pure class of the other one."""
-    return path if issubclass(path, type(PurePath())) else pure
-
-
-def _data_classes() -> dict[str, Any]:
-    kinds: tuple[type, ...] = (
-        metadata.Metadata,
-        metadata.MetadataIndex,
-        metadata.StorageMeta,
-        metadata.TensorStorageMetadata,
-        metadata.BytesStorageMetadata,
-        metadata.ChunkStorageMetadata,
-        filesystem._StorageInfo,  # noqa: SLF001 - the name that is in every file
-        _HFStorageInfo,
-        # Megatron keeps its save plans in the metadata.
-        filesystem._StoragePrefix,  # noqa: SLF001
-        planner.SavePlan,
-        planner.TensorWriteData,
-        planner.BytesIOWriteData,
-    )
-    table = {_full_name(kind): _empty(kind) for kind in kinds}
-    # ``old_properties`` is from before torch 2.3.
-    for properties in (metadata.TensorProperties, old_properties.TensorProperties):
-        table[_full_name(properties)] = _late(properties)
-    return table | {_full_name(planner.WriteItem): _empty(_LateWriteItem)}
-
-
-def _enums() -> dict[str, Any]:
-    kinds: tuple[type[Enum], ...] = (
-        metadata._MEM_FORMAT_ENCODING,  # noqa: SLF001 - likewise
-        old_properties.MEM_FORMAT_ENCODING,
-        planner.WriteItemType,
-    )
-    return {_full_name(kind): _members(kind) for kind in kinds}
-
-
-def _torch_constants() -> dict[str, Any]:
-    """dtypes, layouts and memory formats, all of them immutable."""
-    table: dict[str, Any] = {}
+def _stand_ins() -> dict[str, Any]:
+    """Full name -> stand-in; "*" stands for any module."""
+    table: dict[str, Any] = {_full_name(kind): _empty(kind) for kind in _DATA_CLASSES}
+    table |= {_full_name(kind): _late(kind) for kind in _PROPERTIES}
+    table |= {_full_name(kind): _members(kind) for kind in _ENUMS}
+    table[_full_name(planner.WriteItem)] = _empty(_LateWriteItem)
+    # Files of old torch versions name the package's first home. Importing that alias would make a
+    # second set of classes; the file means the first.
+    table |= {
+        name.replace(".checkpoint.", "._shard.checkpoint.", 1): stand_in
+        for name, stand_in in table.items()
+        if name.startswith("torch.distributed.checkpoint.")
+    }
+    # dtypes, layouts and memory formats are immutable.
     layouts: dict[str, torch.layout] = {}
     for name, value in vars(torch).items():
-        if isinstance(value, torch.dtype | torch.layout):
+        if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
             table[f"torch.{name}"] = value
         if isinstance(value, torch.layout):
             layouts[str(value)] = value
         if isinstance(value, torch.memory_format):
             # They have no module, so pickle names the first loaded module that imports torch.
-            table[f"torch.{name}"] = table[f"*.torch.{name}"] = value
-    return table | {"torch.serialization._get_layout": layouts.__getitem__}
-
-
-def _others() -> dict[str, Any]:
-    """Paths, devices, ordered dicts."""
-    paths = {
-        "PosixPath": _called(_native(PosixPath, PurePosixPath), str),
-        "WindowsPath": _called(_native(WindowsPath, PureWindowsPath), str),
-        "PurePosixPath": _called(PurePosixPath, str),
-        "PureWindowsPath": _called(PureWindowsPath, str),
-    }
-    homes = ("pathlib", "pathlib._local")  # the latter is Python 3.13's
-    return {f"{home}.{name}": made for home in homes for name, made in paths.items()} | {
-        "collections.OrderedDict": _called(OrderedDict),
+            table[f"*.torch.{name}"] = value
+    is_posix = os.name == "posix"
+    for home in ("pathlib", "pathlib._local"):  # the latter is Python 3.13's
+        table |= {
+            f"{home}.PosixPath": _called(PosixPath if is_posix else PurePosixPath, str),
+            f"{home}.WindowsPath": _called(PureWindowsPath if is_posix else WindowsPath, str),
+            f"{home}.PurePosixPath": _called(PurePosixPath, str),
+            f"{home}.PureWindowsPath": _called(PureWindowsPath, str),
+        }
+    return table | {
+        "torch.serialization._get_layout": layouts.__getitem__,
         "torch.device": _called(torch.device, str, int),
+        "collections.OrderedDict": _called(OrderedDict),
     }
 
 
-def _stand_ins() -> dict[str, Any]:
-    table = _data_classes() | _enums()
-    # Files of old torch versions name the package's first home. Importing that alias would make a
-    # second set of classes; the file means the first.
-    old_homes = {
-        name.replace(".checkpoint.", "._shard.checkpoint.", 1): stand_in
-        for name, stand_in in table.items()
-        if name.startswith("torch.distributed.checkpoint.")
-    }
-    return _torch_constants() | _others() | table | old_homes
-
-
-#: Full name -> stand-in; "*" for any module.
 _STAND_INS: Final = _stand_ins()

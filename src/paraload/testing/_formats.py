@@ -9,7 +9,7 @@ from functools import partial
 
 from paraload.core.checksum import crc32
 from paraload.core.records import TensorRecord
-from paraload.formats.base import ItemFormat, NeedBytes, Unsupported, locate
+from paraload.formats import ItemFormat, NeedBytes, Unsupported, locate
 
 
 def _fresh(item_format: ItemFormat) -> ItemFormat:
@@ -23,7 +23,7 @@ def _head(record: bytes, nbytes: int) -> bytes:
 
 
 class FormatContract:
-    """What every :class:`~paraload.formats.base.ItemFormat` does.
+    """What every :class:`~paraload.formats.ItemFormat` does.
 
     Fixtures: ``item_format``; ``records``, complete records as ``bytes -> payload``.
     """

@@ -17,8 +17,8 @@ from paraload.core.records import TensorRecord
 from paraload.core.results import Audited
 from paraload.core.tasks import RecordSpec
 from paraload.errors import DAMAGED_HINT, FormatError
+from paraload.formats import ItemFormat, Unsupported, locate
 from paraload.formats.archive import check_entries
-from paraload.formats.base import ItemFormat, Unsupported, locate
 from paraload.formats.record_checks import check_payload, check_range, check_stored, trailer_crc
 from paraload.workers.layout_cache import LayoutCache
 from paraload.workers.read_context import Meter

@@ -10,7 +10,7 @@ from typing import Any
 from paraload.core.results import Failed, Outcome, ReadTally
 from paraload.core.tasks import RecordSpec
 from paraload.errors import ItemReadError
-from paraload.formats.base import ItemFormat
+from paraload.formats import ItemFormat
 from paraload.formats.torch_zip import TorchZipFormat
 from paraload.formats.transforms import Decoder
 from paraload.geometry import runs as geometry

@@ -15,8 +15,8 @@ from typing import IO, Any, cast
 
 from paraload.core.results import Failed, LandedItems, Outcome
 from paraload.core.tasks import RecordSpec, RecordsTask
+from paraload.formats import Unsupported, locate
 from paraload.formats.archive import check_archive
-from paraload.formats.base import Unsupported, locate
 from paraload.formats.record_checks import check_payload, check_range, check_stored, most_bytes
 from paraload.formats.transforms import decode, no_decoder, slice_stream
 from paraload.sources import StreamingSource

@@ -31,7 +31,7 @@ from paraload.core.tasks import (
     RunsTask,
     SharedTask,
 )
-from paraload.formats.base import Unsupported, locate
+from paraload.formats import Unsupported, locate
 from paraload.formats.record_checks import check_range, check_stored, trailer_crc
 from paraload.geometry import runs as geometry
 from paraload.geometry.strided_copy import gather, is_gathered, pick
