@@ -1,4 +1,4 @@
-"""Scans the opcodes of a pickle for requests of too much memory, before it is unpickled.
+"""Bounds the memory that unpickling takes: scans a pickle's opcodes before they run.
 
     bytes --_PLAIN skips harmless opcodes--> the others, one by one --> fits | ExcessError
 
@@ -8,7 +8,7 @@ that the file has as many bytes. Writers never name an index or a length beyond 
 file. They never use DUP either, with which sixty bytes make a key that takes 2^60 steps to hash.
 (The memo can build the same in more bytes; this scan does not detect that.)
 
-If a frame ends inside an opcode, Python's unpickler drops the beginning of that opcode and executes
+If a frame ends inside an opcode, Python's unpickler drops the beginning of that opcode and runs
 other opcodes than this scan has seen. So frames must hold whole opcodes, as those of Python's
 pickler do.
 """
@@ -90,26 +90,22 @@ _FRAME_BYTES: Final = 9
 _LONG_BINPUT: Final = ord("r")
 #: Opcodes whose arguments are lines of text, and how many.
 _LINES: Final = dict.fromkeys(b"FILSVPgp", 1) | dict.fromkeys(b"ci", 2)
-#: Opcodes with a number of so many bytes: the index of LONG_BINPUT, for the others a length.
+#: Opcodes whose argument begins with a number, and its bytes: LONG_BINPUT's index, or a length.
 _SIZED: Final = (
     dict.fromkeys(b"UC\x8a", 1) | dict.fromkeys(b"rTXB\x8b", 4) | dict.fromkeys(b"\x8d\x8e\x96", 8)
 )
 
 
 def _short_texts(code: bytes, zeros: bytes) -> bytes:
-    """Texts below 256 bytes; sixteen by sixteen, since alternatives are tried in turn."""
-    groups = []
-    for first in range(0, 256, 16):
-        lengths = range(first, first + 16)
-        texts = b"|".join(b"\\x%02x%b.{%d}" % (n, zeros, n) for n in lengths)
-        groups.append(b"(?=[\\x%02x-\\x%02x])(?:%b)" % (first, first + 15, texts))
-    return b"%b(?:%b)" % (code, b"|".join(groups))
+    """Texts below 256 bytes: an alternative for each length."""
+    lengths = (b"\\x%02x%b.{%d}" % (length, zeros, length) for length in range(256))
+    return b"%b(?:%b)" % (code, b"|".join(lengths))
 
 
 #: Opcodes without an argument.
 _BARE: Final = rb"[(01NQR\])}abdelostu\x81\x85-\x89\x8f-\x94\x97\x98]*+"
-#: And those with numbers, short texts, and entries of a memo of at most 16 MiB: nearly all that a
-#: writer uses.
+#: These, and those with numbers, short texts, and entries of a memo of at most 16 MiB: nearly all
+#: that a writer uses.
 _PLAIN: Final = re.compile(
     _BARE
     + rb"(?:(?:[hKq\x80\x82].|[jJ\x84]....|"

@@ -57,12 +57,7 @@ def can_open(data: memoryview) -> bool:
 
 
 def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
-    """The error for an intact record with something that torch refuses; ``None`` for other errors.
-
-    Args:
-        error: what ``torch.load(weights_only=True)`` raised.
-        what: what the record holds, such as "tensor".
-    """
+    """The error for an intact record of a ``what`` that torch refuses; ``None`` for other errors."""
     text = str(error)
     if needed := _NOT_IMPORTED.search(text):
         problem = "needs modules that this program has not imported"
@@ -149,7 +144,7 @@ def narrow_tensor(tensor: torch.Tensor, storage_offsets: Shape, lengths: Shape) 
 def narrow_with_hook(
     data: memoryview, hook: Callable[..., Any], storage_offsets: Shape, lengths: Shape
 ) -> dict[str, Any]:
-    """Load a record and cut it with the user's hook; return the fields of a ``NarrowedTensor``."""
+    """Load a record and cut it with the hook; return the fields of a ``NarrowedTensor``."""
     try:
         loaded = load_tensor(data)
     except UnsafeObjectError as error:

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -61,7 +62,7 @@ class FolderMetadata:
 
     @property
     def starts_late(self) -> str:
-        """A remark if the lowest rank is not 0: lower ranks may have another folder."""
+        """A remark if the lowest rank is not 0: the lower ones may have another folder."""
         if not self.ranks or not (first := self.ranks[0]):
             return ""
         below = "rank 0 has" if first == 1 else f"ranks 0 to {first - 1} have"
@@ -81,18 +82,11 @@ def folder_metadata(
     # Path.exists raises if the folder may not be searched; reading the file gives a better error.
     of_ranks = {} if os.path.exists(path) else rank_files(folder)  # noqa: PTH110
     seen: dict[str, FileStat] = {}
-    allowed = tuple(allow_globals)
+    read = partial(read_metadata, allow_globals=tuple(allow_globals), retries=retries, seen=seen)
     found = []
     for name in of_ranks.values() or [GLOBAL_METADATA]:
-        metadata = read_metadata(
-            folder / name,
-            allow_globals=allowed,
-            retries=retries,
-            stall_timeout_s=stall_timeout_s,
-            seen=seen,
-        )
-        _require_places(metadata, folder / name)
-        found.append(metadata)
+        found.append(read(folder / name, stall_timeout_s=stall_timeout_s))
+        _require_places(found[-1], folder / name)
     with collector_paused():
         metadata = found[0] if len(found) == 1 else _joined(dict(zip(of_ranks, found, strict=True)))
         index = index_of(metadata)

@@ -1,8 +1,8 @@
 """Checks that unpickled metadata has what every load needs, of the right types.
 
 Nothing more: writers may add attributes (Megatron adds its save plans), and custom readers have
-storage infos of their own. Each pass collects the types of several attributes: 50,000 entries do
-not fit into a processor's cache, so fetching an object takes longer than checking it.
+storage infos of their own. One pass over the entries collects the types of all attributes: 50,000
+entries do not fit into a processor's cache, so fetching an object takes longer than looking at it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from types import NoneType
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
@@ -21,8 +21,6 @@ from torch.distributed.checkpoint.metadata import (
     StorageMeta,
     TensorStorageMetadata,
 )
-
-_SEQUENCE: Final = (tuple, list)
 
 
 class _FaultError(Exception):
@@ -62,48 +60,49 @@ def _require_valid(metadata: Any, *, is_torchs: bool) -> None:
         # read_metadata sets its load_id.
         storage_meta = getattr(metadata, "storage_meta", None)
         _require_types("storage_meta", [type(storage_meta)], StorageMeta, NoneType)
-    _require_valid_tensors(
-        [entry for entry in entries.values() if isinstance(entry, TensorStorageMetadata)]
-    )
-    _require_valid_places([info for info in infos.values() if isinstance(info, _StorageInfo)])
+    _require_valid_tensors(entries.values())
+    _require_valid_places(infos.values())
 
 
-def _require_valid_tensors(tensors: list[TensorStorageMetadata]) -> None:
-    of_tensors = {(type(tensor.properties.dtype), type(tensor.size)) for tensor in tensors}
-    _require_columns(of_tensors, dtype=(torch.dtype,), size=_SEQUENCE)
-    chunks = [chunk for tensor in tensors for chunk in tensor.chunks]
-    of_chunks = {(type(chunk.offsets), type(chunk.sizes)) for chunk in chunks}
-    _require_columns(of_chunks, offsets=_SEQUENCE, sizes=_SEQUENCE)
-    if {*chain(*of_tensors, *of_chunks)} <= {torch.dtype, torch.Size}:
-        return  # a torch.Size holds nothing but integers
-    shapes: dict[str, Iterable[Any]] = {
-        "size": (tensor.size for tensor in tensors),
-        "offsets": (chunk.offsets for chunk in chunks),
-        "sizes": (chunk.sizes for chunk in chunks),
-    }
-    for where, found in shapes.items():
-        _require_types(where, map(type, chain.from_iterable(found)), int)
+def _require_valid_tensors(entries: Collection[Any]) -> None:
+    dtypes, sizes, chunk_offsets, chunk_sizes = (set[type]() for _ in range(4))
+    for tensor in entries:
+        if not isinstance(tensor, TensorStorageMetadata):
+            continue
+        dtypes.add(type(tensor.properties.dtype))
+        sizes.add(type(tensor.size))
+        for chunk in tensor.chunks:
+            chunk_offsets.add(type(chunk.offsets))
+            chunk_sizes.add(type(chunk.sizes))
+    _require_types("dtype", dtypes, torch.dtype)
+    _require_types("size", sizes, tuple, list)
+    _require_types("offsets", chunk_offsets, tuple, list)
+    _require_types("sizes", chunk_sizes, tuple, list)
+    if sizes | chunk_offsets | chunk_sizes <= {torch.Size}:
+        return  # these hold nothing but integers
+    for tensor in entries:
+        if isinstance(tensor, TensorStorageMetadata):
+            _require_types("size", map(type, tensor.size), int)
+            for chunk in tensor.chunks:
+                _require_types("offsets", map(type, chunk.offsets), int)
+                _require_types("sizes", map(type, chunk.sizes), int)
 
 
-def _require_valid_places(places: list[_StorageInfo]) -> None:
-    of_places = {
-        (type(it.relative_path), type(it.offset), type(it.length), type(it.transform_descriptors))
-        for it in places
-    }
-    _require_columns(
-        of_places,
-        relative_path=(str,),
-        offset=(int,),
-        length=(int,),
-        transform_descriptors=(*_SEQUENCE, NoneType),
-    )
-    names = chain.from_iterable(place.transform_descriptors or () for place in places)
-    _require_types("transform_descriptors", map(type, names), str)
-
-
-def _require_columns(rows: Collection[tuple[type, ...]], **allowed: tuple[type, ...]) -> None:
-    for (where, kinds), column in zip(allowed.items(), zip(*rows, strict=True), strict=bool(rows)):
-        _require_types(where, column, *kinds)
+def _require_valid_places(infos: Iterable[Any]) -> None:
+    paths, offsets, lengths = (set[type]() for _ in range(3))
+    descriptors = []
+    for info in infos:
+        if isinstance(info, _StorageInfo):
+            paths.add(type(info.relative_path))
+            offsets.add(type(info.offset))
+            lengths.add(type(info.length))
+            if info.transform_descriptors:
+                descriptors.append(info.transform_descriptors)
+    _require_types("relative_path", paths, str)
+    _require_types("offset", offsets, int)
+    _require_types("length", lengths, int)
+    _require_types("transform_descriptors", map(type, descriptors), tuple, list)
+    _require_types("transform_descriptors", map(type, chain.from_iterable(descriptors)), str)
 
 
 def _require_types(where: str, found: Iterable[type], *allowed: type) -> None:
