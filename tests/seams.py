@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 from paraload import ParallelFileSystemReader
 from paraload.core.records import DTYPE_BYTES, TensorRecord, dtype_name
 from paraload.destinations.conversion import HostDestination
-from paraload.formats.base import NeedBytes, Unsupported
+from paraload.formats import NeedBytes, Unsupported
 from paraload.geometry.runs import contiguous_strides
 
 _PREFIX = struct.Struct("<4sI")
@@ -35,7 +35,7 @@ def flat_record(tensor):
 
 
 class FlatFormat:
-    """:class:`~paraload.formats.base.ItemFormat` without checksums."""
+    """:class:`~paraload.formats.ItemFormat` without checksums."""
 
     first_bytes = 64
     has_checksum = False

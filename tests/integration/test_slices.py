@@ -147,10 +147,10 @@ def test_a_file_that_ends_early_fails_all_who_share_it(
 
     assemble = _engine.Load._assemble
 
-    def cut_first(self, item, located):
+    def cut_first(self, *located):
         with (tmp_path / path.name).open("r+b") as file:
             file.truncate(len(content) // 2)
-        return assemble(self, item, located)
+        return assemble(self, *located)
 
     monkeypatch.setattr(_engine.Load, "_assemble", cut_first)
     with pytest.raises(CheckpointReadError) as caught:

@@ -71,6 +71,7 @@ KNOW_TORCH = (
     "paraload.formats.torch_load",
     "paraload.metadata",
     "paraload.testing._checkpoint",
+    "paraload.testing._destinations",
 )
 
 

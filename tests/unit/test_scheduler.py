@@ -80,7 +80,7 @@ def test_items_that_land_at_once_hold_nothing_and_the_others_of_their_task_do():
     assert given_items(feed) == []
     feed.item_left(1)
     assert given_items(feed) == [4]
-    feed.returned(result(task(4), landed(4)))
+    feed.returned(result(task(4, 60), landed(4)))
     assert given_items(feed) == [5]
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
+from paraload.core.checksum import crc32
 from paraload.core.tasks import RecordSpec
-from paraload.destinations.host import checksum
 from paraload.destinations.tensor_memory import extent
 from paraload.errors import AliasedTargetError
 
@@ -24,22 +24,26 @@ class Aliases:
         self._loaded: list[tuple[RecordSpec, torch.Tensor, int]] = []
 
     def loaded(self, spec: RecordSpec, target: torch.Tensor) -> None:
-        self._loaded.append((spec, target, checksum(target)))
+        self._loaded.append((spec, target, _checksum(target)))
 
     def overwritten(self) -> Iterator[tuple[RecordSpec, RecordSpec]]:
         """Items whose targets lost their values, each with the item that overwrote it."""
         for at, (spec, target, before) in enumerate(self._loaded):
-            if checksum(target) != before:
+            if _checksum(target) != before:
                 yield spec, self._last_over(at)
 
     def _last_over(self, at: int) -> RecordSpec:
         first, end = extent(self._loaded[at][1])
-        for later in range(len(self._loaded) - 1, at, -1):
-            spec, target, _ = self._loaded[later]
+        for spec, target, _ in reversed(self._loaded[at + 1 :]):
             later_first, later_end = extent(target)
             if later_first < end and first < later_end:
                 return spec
         return self._loaded[at][0]
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return crc32(flat.view(torch.uint8).numpy().data) if len(flat) else 0
 
 
 def aliased_target(by: RecordSpec) -> AliasedTargetError:

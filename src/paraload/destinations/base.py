@@ -34,7 +34,7 @@ class Destination(Protocol):
     """
 
     def staging(self, nbytes: int) -> StagingMemory:
-        """Memory for ``nbytes``, which belongs to the returned object; it is not initialised."""
+        """Uninitialised memory for ``nbytes``, which lives as long as the returned object."""
 
     def copy_into(self, target: Any, source: Any, *, item: int) -> Copy | None:
         """Copy a stored tensor, or a part of one, into a tensor of the same shape.

@@ -12,8 +12,8 @@ from typing import Final
 import torch
 
 from paraload.core.records import dtype_name
-from paraload.destinations.host import Staging, require_shape, target_without_memory
-from paraload.destinations.tensor_memory import has_shared_places, memory_fault
+from paraload.destinations.host import require_shape, target_without_memory
+from paraload.destinations.tensor_memory import Staging, has_shared_places, memory_fault
 from paraload.errors import DtypeMismatchError, ItemReadError
 
 _OVERLAPPING: Final = "The target is an expanded tensor; load into target.contiguous()"
@@ -37,14 +37,11 @@ def refused_conversion(
 
 
 class HostDestination:
-    """Stages in the memory of this process, copies at once, and counts conversions of the dtype.
-
-    ``strict`` refuses conversions.
-    """
+    """Stages in the memory of this process and copies at once."""
 
     def __init__(self, *, strict: bool) -> None:
         self._strict = strict
-        self._items: defaultdict[str, set[int]] = defaultdict(set)
+        self._items: defaultdict[str, set[int]] = defaultdict(set)  # by conversion
 
     def staging(self, nbytes: int) -> Staging:
         return Staging(nbytes)

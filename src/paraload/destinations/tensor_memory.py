@@ -1,9 +1,9 @@
 """The memory behind tensors, for reads that bypass torch.
 
 torch checks each write that it makes itself. Reads straight into a tensor's memory bypass these
-checks, so we make them here: the memory exists, and autograd learns of the write. Our own buffers
-come from torch's allocator, but not from a factory such as ``torch.empty``: a default device, a
-mode, or a library that patches factories (accelerate) would put them elsewhere.
+checks, so we make them here. Our own buffers come from torch's allocator, but not from a factory
+such as ``torch.empty``: a default device, a mode, or a library that patches factories (accelerate)
+would put them elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils import _python_dispatch
 
+from paraload.core.results import Staged
 from paraload.geometry import runs as geometry
 
 TENSOR_TYPES: Final = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -39,10 +39,31 @@ def memory_at(address: int, nbytes: int) -> memoryview:
     return _EVERYWHERE[address - _FIRST_ADDRESS : address - _FIRST_ADDRESS + nbytes]
 
 
-def own_memory(nbytes: int) -> tuple[Any, memoryview]:
-    """Uninitialised memory as ``(owner, view)``; the view must not outlive the owner."""
-    owner = torch.UntypedStorage(nbytes, device="cpu")
-    return owner, memory_at(owner.data_ptr(), nbytes)
+class Staging:
+    """Uninitialised memory, whose pages stay untouched until bytes arrive in them."""
+
+    __slots__ = ("_storage", "memory")
+
+    def __init__(self, nbytes: int) -> None:
+        self._storage = torch.UntypedStorage(nbytes, device="cpu")
+        self.memory = memory_at(self._storage.data_ptr(), nbytes)
+
+
+def as_tensor(staged: Staged) -> torch.Tensor:
+    """A tensor over staged elements. It shares their memory and must not outlive it."""
+    dtype: torch.dtype = getattr(torch, staged.dtype)
+    # Not torch.empty, even without elements: it would obey a default device.
+    content = staged.data if len(staged.data) else bytearray(dtype.itemsize)
+    flat = torch.frombuffer(content, dtype=torch.uint8).view(dtype)
+    strides = geometry.packed_strides(staged.lengths, staged.order)
+    tensor = flat.as_strided(staged.lengths, strides)
+    return tensor if staged.cut is None else cut(tensor, *staged.cut)
+
+
+def cut(tensor: torch.Tensor, offsets: geometry.Shape, lengths: geometry.Shape) -> torch.Tensor:
+    for dim, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+        tensor = tensor.narrow(dim, offset, length)
+    return tensor
 
 
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
@@ -56,6 +77,20 @@ def extent(tensor: torch.Tensor) -> tuple[int, int]:
     return first, first + geometry.extent_bytes(tensor.shape, tensor.stride(), tensor.itemsize)
 
 
+def elements_are_apart(pairs: Iterable[tuple[int, int]]) -> bool:
+    """A sufficient test that no two elements share memory.
+
+    Args:
+        pairs: stride and size of each dimension.
+    """
+    end = 1
+    for stride, size in sorted((stride, size) for stride, size in pairs if size > 1):
+        if stride < end:
+            return False
+        end = stride * size
+    return True
+
+
 def has_shared_places(tensor: torch.Tensor) -> bool:
     """Whether several elements share one address, as in the result of ``expand``.
 
@@ -66,24 +101,18 @@ def has_shared_places(tensor: torch.Tensor) -> bool:
     """
     if tensor.layout is not torch.strided:
         return False
-    pairs = [(n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
-    if any(step == 0 for _, step in pairs):
-        return True
-    end = 1
-    for size, stride in sorted(pairs, key=itemgetter(1)):
-        if stride < end:
-            break
-        end = stride * size
-    else:
+    shape, strides = tuple(tensor.shape), tensor.stride()
+    if elements_are_apart(zip(strides, shape, strict=True)):
         return False
-    shape, strides = zip(*pairs, strict=True)
+    if any(stride == 0 and size > 1 for stride, size in zip(strides, shape, strict=True)):
+        return True
     taken = np.zeros(geometry.extent_bytes(shape, strides, 1), np.bool_)
     np.lib.stride_tricks.as_strided(taken, shape, strides)[...] = True
     return int(np.count_nonzero(taken)) < tensor.numel()
 
 
 def memory_fault(tensor: torch.Tensor) -> str | None:
-    """Why ``tensor`` cannot be written to; ``None`` if nothing is known against it.
+    """Why ``tensor`` cannot be written to; ``None`` if no reason is known.
 
     >>> freed = torch.zeros(4)
     >>> _ = freed.untyped_storage().resize_(0)
@@ -113,11 +142,6 @@ def _storage_fault(tensor: torch.Tensor) -> str | None:
     if storage_bytes >= needed_bytes:
         return None
     return f"its storage has {storage_bytes} bytes of the {needed_bytes} that it needs"
-
-
-def note_writes(tensors: Iterable[torch.Tensor]) -> None:
-    """Tell autograd of writes to ``tensors``, so that a stale backward pass is an error."""
-    torch.autograd.graph.increment_version(tensors)
 
 
 def dispatch_modes_off() -> AbstractContextManager[Any]:

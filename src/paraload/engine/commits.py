@@ -1,11 +1,10 @@
 """The last step of an item: its content goes to the planner.
 
-    landed   is in its target already
-    staged   elements in memory: a tensor over them, to be copied into the target
-    raw      a whole record: an object for load_bytes, or a tensor that only torch can read
+    None     it is in its target already
+    Staged   elements in memory: a tensor over them, to be copied into the target
+    Raw      a whole record: an object for load_bytes, or a tensor that only torch can read
 
-When it is an item's turn is the engine's to say. What is lost on the way is looked after here:
-dtypes that are converted, and targets that another one of the load overwrites.
+The engine decides when it is an item's turn.
 """
 
 from __future__ import annotations
@@ -13,16 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from paraload.core.results import Staged
-from paraload.destinations import host as destination
+from paraload.core.records import dtype_name
+from paraload.core.results import Raw, Staged
 from paraload.destinations.aliases import Aliases
+from paraload.destinations.tensor_memory import as_tensor
 from paraload.engine.items import CompletedItem, Item
 from paraload.engine.setup import LoadSetup
 from paraload.errors import ItemReadError
+from paraload.formats import torch_load
+from paraload.formats.record_checks import check_stored
 from paraload.runtime.daemon_threads import no_answer
 from paraload.workers.read_context import item_error
 
-#: Copies that stalled, with what they may still read: this memory is never freed.
+#: Copies that stalled, with the memory that they may still read. It is never freed.
 stuck_copies: Final[list[Any]] = []
 
 
@@ -32,7 +34,7 @@ class Commits:
     Args:
         job: of the load.
         process: takes completed items.
-        fall_back: told why an item goes a slower way.
+        fall_back: is called with the reason why an item takes a slow path.
 
     Attributes:
         aliases: what was loaded into memory that targets share.
@@ -50,74 +52,52 @@ class Commits:
         self.aliases = Aliases()
 
     def landed_together(self, numbers: Iterable[int]) -> None:
-        """Items that are in their targets, all at once, if anybody wants to know of them."""
+        """Hand over items that are in their targets, if the job asks for them."""
         if self._job.hand_over_landed:
             known = self._job.targets
             self._process([CompletedItem(n, known.get(n), landed=True) for n in numbers])
 
-    def landed(self, item: Item) -> None:
-        """The item is in its target."""
-        self._hand_over(item, landed=True)
-
-    def tensor(self, item: Item, tensor: Any) -> None:
-        """The item's content is ``tensor``, which is valid only now."""
-        self._hand_over(item, tensor=tensor)
-
-    def staged(self, item: Item, data: memoryview, staged: Staged) -> None:
-        """The item's elements are in ``data``, as ``staged`` says."""
-        tensor = destination.as_tensor(data, staged.dtype, staged.lengths, staged.order)
-        if staged.cut is not None:
-            tensor = destination.cut(tensor, *staged.cut)
-        self._hand_over(item, tensor=tensor)
-
-    def raw(self, item: Item, data: memoryview, reason: str, *, is_proved: bool) -> None:
-        """``data`` is the item's whole record; ``is_proved``: checksums say that it is right.
+    def commit(self, item: Item, content: Staged | Raw | None) -> None:
+        """Hand one item over; its ``content`` is valid only during the call.
 
         Raises:
-            ItemReadError: nobody can read it.
+            ItemReadError: the record cannot be read, or the target does not take it.
             Exception: what ``load_bytes`` raises for bytes that are right.
         """
-        if item.spec.kind == "bytes":
-            self._object(item, data, is_proved=is_proved)
-            return
-        self._fall_back(reason)
-        try:
-            tensor = destination.load_fallback(data, item.spec)
-        except Exception as error:  # torch raises anything for damaged bytes
-            raise item_error(error) from error
-        self._hand_over(item, tensor=tensor)
+        if content is None:
+            self._hand_over(item, landed=True)
+        elif isinstance(content, Staged):
+            self._hand_over(item, tensor=as_tensor(content))
+        elif item.spec.kind == "bytes":
+            self._load_bytes(item, content)
+        else:
+            self._fall_back(content.reason)
+            try:
+                tensor = torch_load.load_tensor(content.data)
+                check_stored(item.spec, dtype_name(tensor.dtype), tuple(tensor.shape))
+                wanted = item.spec.wanted
+                tensor = torch_load.narrow_tensor(tensor, wanted.offsets, wanted.lengths)
+            except Exception as error:  # torch raises anything for damaged bytes
+                raise item_error(error) from error
+            self._hand_over(item, tensor=tensor)
 
-    def _object(self, item: Item, data: memoryview, *, is_proved: bool) -> None:
+    def _load_bytes(self, item: Item, content: Raw) -> None:
         try:
-            self._hand_over(item, data=data)
+            self._hand_over(item, data=content.data)
         except ItemReadError:
             raise
         except Exception as error:
-            # Of bytes that are right it is the planner's own problem. Of others it may be the
-            # file's, and what load_bytes raises names none.
-            if is_proved and destination.is_sound(data):
+            # If the bytes are right, the planner raised it for a reason of its own. Otherwise the
+            # file may be the reason, and the error of load_bytes does not name it.
+            if content.verified_bytes and torch_load.can_open(content.data):
                 raise
             raise item_error(error) from error
 
-    def _hand_over(
-        self,
-        item: Item,
-        *,
-        landed: bool = False,
-        tensor: Any = None,
-        data: memoryview | None = None,
-    ) -> None:
-        completed = CompletedItem(
-            item=item.spec.item,
-            destination=item.destination,
-            landed=landed,
-            tensor=tensor,
-            data=data,
-            copy=self._copy,
-        )
-        self._process([completed])
-        if item.ordered and self._job.watch_targets and item.destination is not None:
-            self.aliases.loaded(item.spec, item.destination.tensor)
+    def _hand_over(self, item: Item, **content: Any) -> None:
+        number, target = item.spec.item, item.destination
+        self._process([CompletedItem(number, target, copy=self._copy, **content)])
+        if item.ordered and self._job.watch_targets and target is not None:
+            self.aliases.loaded(item.spec, target.tensor)
 
     def _copy(self, target: Any, source: Any, *, item: int) -> None:
         """Copy and wait: an item is committed right after this."""

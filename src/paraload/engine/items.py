@@ -9,29 +9,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paraload.core.tasks import RecordSpec
+from paraload.errors import ItemReadError
 
 if TYPE_CHECKING:
-    from paraload.destinations.host import Destination, Destinations
+    from paraload.destinations.host import Destinations, Target
 
 _ITEM: Final = operator.attrgetter("item")
 
 
 class CompletedItem(NamedTuple):
-    """An item that is read and checked, and now the planner's.
+    """An item that is read and checked, for the planner.
 
-    Exactly one of the last three says where its content is.
+    Exactly one of ``landed``, ``tensor`` and ``data`` says where its content is.
 
     Attributes:
         item: its number in the plan.
         destination: what the planner resolved it to; ``None`` if it has not been asked yet.
         landed: the content is in the destination's tensor already.
-        tensor: the content, to be copied into the target; valid only now.
-        data: the content of a bytes item; valid only now.
+        tensor: the content, to be copied into the target; valid only during the call.
+        data: the content of a bytes item; valid only during the call.
         copy: copies the tensor into a target, and waits until it is there.
     """
 
     item: int
-    destination: Destination | None = None
+    destination: Target | None = None
     landed: bool = False
     tensor: Any = None
     data: memoryview | None = None
@@ -48,26 +49,24 @@ class Item:
     """An item that is being read.
 
     Attributes:
-        spec: what and where it is.
+        spec: what to read, and where it is stored.
         ordered: its commit has a place in the order of torch's reader.
         destination: what the planner resolved it to, if that was asked ahead.
-        planned_bytes: what it is expected to bring; for progress.
-        assembly: how its record is being read, once that has been located.
+        planned_bytes: its expected size, for progress.
         commit: hands it to the planner; set while it waits for its turn.
-        is_failed: it has failed, and the error has been kept.
+        is_failed: it has failed, and its error is kept.
     """
 
     spec: RecordSpec
     ordered: bool
-    destination: Destination | None
+    destination: Target | None
     planned_bytes: int
-    assembly: Any = None  # an Assembly, whose module imports this one
     commit: Callable[[], None] | None = None
     is_failed: bool = False
 
 
 class Items:
-    """All items of a load; those that land at once, as most small ones do, are never made."""
+    """All items of a load. An :class:`Item` is made on demand: most small items never need one."""
 
     def __init__(
         self,
@@ -76,14 +75,17 @@ class Items:
         ordered: Collection[int],
     ) -> None:
         self.specs = specs
-        self._numbers = _numbers_of(specs)
         self._destinations = destinations
         self._ordered = ordered
+        # Most specs are at their own number. For these, a dict would add a third to the memory that
+        # a plan of a million items takes.
+        self._places: dict[int, int] | None = None
+        if not all(map(operator.eq, map(_ITEM, specs), itertools.count())):
+            self._places = {spec.item: place for place, spec in enumerate(specs)}
         self._known: dict[int, Item] = {}
         self._done: set[int] = set()
 
     def __getitem__(self, number: int) -> Item:
-        """The item, which is made when it is first asked for."""
         item = self._known.get(number)
         if item is None:
             spec = self.spec(number)
@@ -96,11 +98,10 @@ class Items:
         return item
 
     def spec(self, number: int) -> RecordSpec:
-        """What and where the item is."""
-        return self.specs[number if self._numbers is None else self._numbers[number]]
+        return self.specs[number if self._places is None else self._places[number]]
 
     def planned_bytes(self, spec: RecordSpec) -> int:
-        """What the item is expected to bring; for progress."""
+        """The item's expected size, for progress."""
         nbytes = self._destinations.needed_bytes(spec.item)
         return max(spec.length, 0) if nbytes is None else nbytes
 
@@ -109,15 +110,11 @@ class Items:
         self._done.update(numbers)
 
     def left(self) -> Iterator[RecordSpec]:
-        """Those that have not been."""
+        """Items that have not been committed."""
         return (spec for spec in self.specs if spec.item not in self._done)
 
 
-def _numbers_of(specs: Sequence[RecordSpec]) -> dict[int, int] | None:
-    """Where each item is among ``specs``; ``None`` if each is at its own number, as most are.
-
-    A dict of a million numbers is a third of what planning them takes of memory.
-    """
-    if all(map(operator.eq, map(_ITEM, specs), itertools.count())):
-        return None
-    return {spec.item: at for at, spec in enumerate(specs)}
+def error_of(spec: RecordSpec, error: ItemReadError) -> ItemReadError:
+    """Add the item's name, file and range to its error."""
+    error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
+    return error

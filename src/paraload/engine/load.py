@@ -19,8 +19,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from paraload._text import counted
 from paraload.core.records import TensorRecord
@@ -36,12 +37,12 @@ from paraload.core.results import (
     TaskResult,
 )
 from paraload.core.tasks import RunsTask, SharedTask
-from paraload.destinations import host as destination
 from paraload.destinations.aliases import aliased_target
-from paraload.engine.assembly import Assembly, Workshop
+from paraload.destinations.host import DirectTargets
+from paraload.engine.assembly import Assembly, AssemblyContext
 from paraload.engine.budget import MemoryBudget
 from paraload.engine.commits import Commits, stuck_copies
-from paraload.engine.items import CompletedItem, Item, Items
+from paraload.engine.items import CompletedItem, Item, Items, error_of
 from paraload.engine.scheduler import Feed
 from paraload.engine.setup import LoadSetup
 from paraload.engine.statistics import Ledger
@@ -55,7 +56,7 @@ from paraload.runtime.daemon_threads import PATIENCE_S, PATIENCE_WITH_STALLED_S,
 from paraload.runtime.interrupts import stop_if_signalled
 from paraload.workers.read_context import Work, item_error
 
-#: Between two looks at copies that are not done, and at results, while both are waited for.
+#: Executors and copies have nothing in common that could wake the engine, so it polls both.
 _POLL_S: Final = 0.001
 
 
@@ -116,18 +117,17 @@ class Load:
         for reason in filter(None, (job.not_in_processes, execution.downgrade)):
             self.ledger.fall_back(reason, len(job.specs))
         self._commits = Commits(job, self._process, self.ledger.fall_back)
-        self._shop = Workshop(
-            targets=destination.DirectTargets(job.targets, job.ordered),
-            names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
+        self._context = AssemblyContext(
+            job=job,
             feed=self._feed,
-            destination=job.destination,
+            targets=DirectTargets(job.targets, job.ordered),
+            names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
             verify=job.work.verify and job.work.format.has_checksum,
-            audit=job.work.audit,
             split_bytes=execution.sizes.next_split_bytes,
-            max_gap_bytes=job.work.source.limits.max_gap_bytes,
         )
+        self._assemblies: dict[int, Assembly] = {}
         self._failures: dict[int, ItemReadError] = {}
-        self._downgrades_told = 0
+        self._downgrades_seen = 0
 
     def run(self) -> tuple[ReadReport, dict[int, ItemReadError]]:
         """Run to the end.
@@ -138,23 +138,24 @@ class Load:
         Raises:
             CheckpointReadError: reading could not go on.
             StalledReadError: nothing was read for ``stall_timeout_s``.
-            Exception: whatever planner or progress hook raised, unchanged.
+            Exception: what planner or progress hook raised, unchanged.
         """
         executor, patience_s = self._executor, PATIENCE_S
+        copies = self._context.copies
         try:
-            executor.start(self._job.work, self._shop.targets)
-            while self._give_tasks(executor):
+            executor.start(self._job.work, self._context.targets)
+            while self._submit_tasks(executor):
                 self._take_results(self._wait(executor), executor)
         except StalledReadError:
             patience_s = PATIENCE_WITH_STALLED_S
-            stuck_copies.extend(self._shop.copies)
-            self._shop.copies.clear()
+            stuck_copies.extend(copies.values())
+            copies.clear()
             raise
         finally:
             executor.close(patience_s)
-            for pending in self._shop.copies:  # there are some after an error only
+            for copy, _ in copies.values():  # there are some after an error only
                 with suppress(Exception):
-                    pending.copy.wait(PATIENCE_S)
+                    copy.wait(PATIENCE_S)
         self._require_everything()
         report = self.ledger.report(
             workers=executor.workers,
@@ -164,64 +165,57 @@ class Load:
         )
         return report, dict(sorted(self._failures.items()))
 
-    def _give_tasks(self, executor: ReadExecutor) -> bool:
-        """Give the executor what it takes now; whether there is anything to wait for."""
+    def _submit_tasks(self, executor: ReadExecutor) -> bool:
+        """Submit what the executor takes now; return whether there is anything to wait for."""
         while executor.capacity() > 0 and (task := self._feed.next_task()) is not None:
             executor.submit(task)
-        return self._feed.in_flight > 0 or bool(self._shop.copies)
+        return self._feed.in_flight > 0 or bool(self._context.copies)
 
     def _wait(self, executor: ReadExecutor) -> Sequence[TaskResult]:
         """The next results, or none after a copy: where a load waits, and where its deadline is."""
         timeout_s = self._job.work.stall_timeout_s
-        if self._shop.copies:
-            return self._wait_for_copies_too(executor, timeout_s)
-        results = executor.ready(timeout_s)
-        if not results and timeout_s is not None:
-            raise self._stalled(executor, timeout_s)
-        return results
-
-    def _wait_for_copies_too(
-        self, executor: ReadExecutor, timeout_s: float | None
-    ) -> Sequence[TaskResult]:
-        """Ask in turn: executors and copies have nothing in common that could wake the engine."""
         waiting_since_s = time.monotonic()
         while not self._end_copies():
+            is_polling = bool(self._context.copies)
             if not self._feed.in_flight:
                 time.sleep(_POLL_S)
-            elif results := executor.ready(_POLL_S):
+            elif results := executor.ready(_POLL_S if is_polling else timeout_s):
                 return results
-            if timeout_s is not None and time.monotonic() - waiting_since_s > timeout_s:
+            if timeout_s is None:
+                continue
+            if not is_polling or time.monotonic() - waiting_since_s > timeout_s:
                 raise self._stalled(executor, timeout_s)
         return ()
 
     def _end_copies(self) -> bool:
-        """Take leave of copies that are done; whether there were any."""
-        pending = self._shop.copies[:]
-        for one in pending:
-            item = one.assembly.item
+        """Finish the items whose copies are done; return whether any copy was."""
+        copies = self._context.copies
+        is_any_done = False
+        for unit, (copy, assembly) in list(copies.items()):
             try:
-                if not one.copy.wait(0):
+                if not copy.wait(0):
                     continue
             except Exception as error:  # noqa: BLE001 - a copy may fail in any way
-                self._fail(item, item_error(error))
-            self._shop.copies.remove(one)
-            one.assembly.end_copy(one.unit)
-            self._go_on(item, one.assembly)
-        return len(self._shop.copies) < len(pending)
+                self._fail(assembly.item, item_error(error))
+            is_any_done = True
+            del copies[unit]
+            assembly.end_copy(unit)
+            self._attempt(assembly.item, self._finish, assembly)
+        return is_any_done
 
     def _stalled(self, executor: ReadExecutor, timeout_s: float) -> StalledReadError:
         running = [f"{t.path!r} bytes [{t.start}, {t.end})" for t in executor.running()]
         what = f"these were being read: {'; '.join(running)}"
-        if not running and self._shop.copies:
-            names = {repr(one.assembly.item.spec.fqn) for one in self._shop.copies}
+        if not running and (copies := self._context.copies):
+            names = {repr(assembly.item.spec.fqn) for _, assembly in copies.values()}
             what = f"these were being copied into their targets: {', '.join(sorted(names))}"
         hint = "" if self._job.work.audit else executor.stuck_hint
         return no_answer(timeout_s, what, hint)
 
     def _take_results(self, results: Iterable[TaskResult], executor: ReadExecutor) -> None:
-        for reason in executor.downgrades[self._downgrades_told :]:
+        for reason in executor.downgrades[self._downgrades_seen :]:
             self.ledger.fall_back(reason, len(self._job.specs))
-            self._downgrades_told += 1
+            self._downgrades_seen += 1
         for result in results:
             self._feed.returned(result)
             self._handle(result)
@@ -232,11 +226,9 @@ class Load:
     def _require_everything(self) -> None:
         for spec, by in self._commits.aliases.overwritten():
             if self._job.options.strict:
-                error = aliased_target(by)
-                error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
-                self._failures[spec.item] = error
+                self._failures[spec.item] = error_of(spec, aliased_target(by))
             else:
-                self.ledger.overwrote(spec.fqn, by.fqn)
+                self.ledger.overwritten[spec.fqn] = by.fqn
         missing = [spec.fqn for spec in self._items.left() if spec.item not in self._failures]
         if missing:
             raise CheckpointReadError(
@@ -247,33 +239,38 @@ class Load:
     # ------------------------------------------------------------------ results
 
     def _handle(self, result: TaskResult) -> None:
+        task = result.task
         self.ledger.count(result)
         for outcome in result.outcomes:
             if isinstance(outcome, LandedItems):
-                self._take_landed(outcome, result.task.path)
+                self._take_landed(outcome, task.path)
                 continue
             item = self._items[outcome.item]
-            try:
-                self._handle_outcome(item, outcome)
-            except ItemReadError as error:
-                self._fail(item, error)
-            if isinstance(result.task, RunsTask):
-                self._end_part(item, result.task)
-            elif isinstance(result.task, SharedTask):
-                (part,) = (p for p in result.task.parts if p.items == (outcome.item,))
-                self._end_part(item, part)
-        if located := self._shop.located:
+            self._attempt(item, self._handle_outcome, item, outcome)
+            for part in task.parts if isinstance(task, SharedTask) else (task,):
+                if isinstance(part, RunsTask) and part.items == (outcome.item,):
+                    assembly = self._assemblies[outcome.item]
+                    self._attempt(item, assembly.end_task, part)
+                    self._attempt(item, self._finish, assembly)
+        if located := self._context.located:
             self._feed.ready(share_reads(located, limit_bytes=self._task_limit_bytes))
             located.clear()
-        self._take_turns()  # a failed item may have been the one that others waited for
+        self._take_turns()  # others may have waited for an item that has failed
+
+    def _attempt(self, item: Item, step: Callable[..., None], *args: Any) -> None:
+        """Take a step of an item, which fails if the step does."""
+        try:
+            step(*args)
+        except ItemReadError as error:
+            self._fail(item, error)
 
     def _handle_outcome(self, item: Item, outcome: Outcome) -> None:
         match outcome:
             case Located():
                 self._assemble(item, outcome.record, outcome.reason)
             case Landed():
-                further = _assembly_of(item).land(outcome)
-                self.ledger.arrived(0 if item.is_failed else further)
+                more = self._assemblies[outcome.item].land(outcome)
+                self.ledger.bytes_done += 0 if item.is_failed else more
             case Audited():
                 self._take_audited(item, outcome)
             case Staged() | Raw():
@@ -281,11 +278,11 @@ class Load:
             case Failed(error=error):
                 raise error
             case _:
-                raise TypeError(f"no such outcome: {type(outcome).__name__}")
+                raise TypeError(f"unknown outcome: {type(outcome).__name__}")
 
     def _take_landed(self, landed: LandedItems, path: str) -> None:
         """Whole items are in their targets."""
-        self.ledger.arrived(landed.nbytes)
+        self.ledger.bytes_done += landed.nbytes
         self.ledger.checked(landed.verified_bytes, unverified=landed.unverified)
         self._commits.landed_together(landed.items)
         self._items.are_done(landed.items)
@@ -294,56 +291,39 @@ class Load:
     def _take(self, item: Item, content: Staged | Raw) -> None:
         """Bytes of a small record, which are valid only until the next result."""
         nbytes = content.needed_bytes
-        self.ledger.replan(item, nbytes)
-        self.ledger.arrived(nbytes)
+        self._replan(item, nbytes)
+        self.ledger.bytes_done += nbytes
         verified_bytes = content.verified_bytes
         self.ledger.checked(verified_bytes, unverified=nbytes > 0 and not verified_bytes)
-        is_next = not item.ordered or self._turns[0] == item.spec.item
-        data = content.data if is_next else memoryview(bytearray(content.data))
-
-        def commit() -> None:
-            if isinstance(content, Raw):
-                is_proved = bool(verified_bytes)
-                self._commits.raw(item, data, content.reason, is_proved=is_proved)
-            else:
-                self._commits.staged(item, data, content)
-
-        self._in_turn(item, commit)
+        if item.ordered and self._turns[0] != item.spec.item:
+            content = replace(content, data=memoryview(bytearray(content.data)))
+        self._in_turn(item, partial(self._commits.commit, item, content))
 
     def _take_audited(self, item: Item, audited: Audited) -> None:
-        self.ledger.audited(audited)
+        self.ledger.bytes_verified += audited.verified_bytes
+        self.ledger.bytes_unverifiable += audited.unverifiable_bytes
+        self.ledger.uncompared += not audited.is_compared
         if audited.payload is not None:
             self._assemble(item, audited.payload)
-            return
-        self.ledger.arrived(item.planned_bytes)
-        self._commit(item, partial(self._commits.landed, item))
+        else:
+            self.ledger.bytes_done += item.planned_bytes
+            self._in_turn(item, partial(self._commits.commit, item, None))
 
     def _assemble(self, item: Item, record: TensorRecord | None, reason: str = "") -> None:
-        assembly = Assembly.of(item, record, reason, self._shop)
-        item.assembly = assembly
-        self.ledger.replan(item, assembly.needed_bytes)
-        if not assembly.tasks_left:
-            self._finish(item, assembly)
+        assembly = Assembly(item, record, reason, self._context)
+        self._assemblies[item.spec.item] = assembly
+        self._replan(item, assembly.needed_bytes)
+        self._finish(assembly)
 
-    def _end_part(self, item: Item, task: RunsTask) -> None:
-        assembly = _assembly_of(item)
-        try:
-            assembly.end_task(task)
-        except ItemReadError as error:
-            self._fail(item, error)
-        self._go_on(item, assembly)
+    def _replan(self, item: Item, nbytes: int) -> None:
+        self.ledger.bytes_total += nbytes - item.planned_bytes
+        item.planned_bytes = nbytes
 
-    def _go_on(self, item: Item, assembly: Assembly) -> None:
-        """Finish the item if nothing more of it is on its way."""
+    def _finish(self, assembly: Assembly) -> None:
+        """Check a record of which all parts are there, and commit its item in its turn."""
+        item = assembly.item
         if assembly.tasks_left or item.is_failed:
             return
-        try:
-            self._finish(item, assembly)
-        except ItemReadError as error:
-            self._fail(item, error)
-
-    def _finish(self, item: Item, assembly: Assembly) -> None:
-        """All parts of the record have come: check them, and commit the item in its turn."""
         try:
             verified_bytes, reason = assembly.check()
         except ItemReadError:
@@ -354,13 +334,7 @@ class Load:
 
         def commit() -> None:
             try:
-                if assembly.record is None:
-                    is_proved = bool(verified_bytes)
-                    self._commits.raw(item, assembly.raw(), assembly.reason, is_proved=is_proved)
-                elif item.ordered:
-                    self._commits.tensor(item, assembly.tensor())
-                else:
-                    self._commits.landed(item)
+                self._commits.commit(item, assembly.content)
             finally:
                 assembly.release()
 
@@ -380,15 +354,12 @@ class Load:
         """Commit the ordered items that are next."""
         while self._turns:
             item = self._items[self._turns[0]]
-            if item.commit is None and not item.is_failed:
+            commit, item.commit = item.commit, None
+            if commit is None and not item.is_failed:
                 return
             self._turns.popleft()
-            if item.commit is not None:
-                commit, item.commit = item.commit, None
-                try:
-                    self._commit(item, commit)
-                except ItemReadError as error:
-                    self._fail(item, error)
+            if commit is not None:
+                self._attempt(item, self._commit, item, commit)
 
     def _commit(self, item: Item, commit: Callable[[], None]) -> None:
         commit()
@@ -398,25 +369,17 @@ class Load:
     def _fail(self, item: Item, error: ItemReadError) -> None:
         if item.is_failed:
             return
-        spec = item.spec
-        error.locate(fqn=spec.fqn, path=spec.path, start=spec.start, end=spec.end)
         item.is_failed = True
-        if self._job.work.audit:  # progress counts what was looked at, good or bad
-            landed_bytes = item.assembly.landed_bytes if item.assembly is not None else 0
-            self.ledger.arrived(item.planned_bytes - landed_bytes)
-        self._failures[spec.item] = error
+        self._failures[item.spec.item] = error_of(item.spec, error)
+        if self._job.work.audit:  # progress counts all bytes that were checked, good or bad
+            assembly = self._assemblies.get(item.spec.item)
+            self.ledger.bytes_done += item.planned_bytes
+            self.ledger.bytes_done -= 0 if assembly is None else assembly.landed_bytes
         self._leave(item)
 
     def _leave(self, item: Item) -> None:
         self.ledger.left(item.spec.path, 1)
         self._feed.item_left(item.spec.item)
-
-
-def _assembly_of(item: Item) -> Assembly:
-    if item.assembly is None:
-        raise TypeError(f"{item.spec.fqn!r} was read in parts before it was located")
-    assembly: Assembly = item.assembly
-    return assembly
 
 
 def _unverified_reason(work: Work) -> str:

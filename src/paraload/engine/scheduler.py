@@ -20,7 +20,6 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from paraload.core.results import LandedItems, TaskResult
 from paraload.core.tasks import LocateTask, ReadTask, RecordsTask
@@ -29,18 +28,15 @@ from paraload.engine.budget import MemoryBudget
 
 @dataclass(slots=True)
 class _Reservation:
-    """Budget that a task of whole records holds until all of its items are done.
-
-    ``items_left`` counts those that were not done when the task came back.
-    """
+    """Memory of a task of whole records, held until all of its items are done."""
 
     cost_bytes: int
-    items_left: int = 0
+    items_left: int
 
 
 @dataclass(order=True, slots=True)
 class _Waiting:
-    """Work that waits for memory; ``begin`` takes it and makes the tasks."""
+    """Work that waits for memory; ``begin`` takes the memory and makes the tasks."""
 
     rank: tuple[int, ...]
     cost_bytes: int = field(compare=False)
@@ -52,7 +48,7 @@ class Feed:
 
     Args:
         budget: staging memory.
-        rank: the place of an item in the order of commits; ``None`` where there is none.
+        rank: the place of an item in the order of commits; ``None`` if commits have no order.
 
     Attributes:
         in_flight: tasks that were given and have not come back.
@@ -61,18 +57,17 @@ class Feed:
     def __init__(
         self, budget: MemoryBudget, *, rank: Callable[[int], tuple[int, ...]] | None = None
     ) -> None:
+        self.in_flight = 0
         self._budget = budget
         self._rank = rank
         self._first: deque[ReadTask] = deque()
         self._ready: deque[ReadTask] = deque()
         self._waiting: list[_Waiting] = []
         self._sequence = itertools.count()
-        self._running: dict[int, _Reservation] = {}  # by the first item of the task
         self._holding: dict[int, _Reservation] = {}  # by item
-        self._behind: dict[str, deque[ReadTask]] = {}
+        self._behind: dict[str, deque[ReadTask]] = {}  # by file
         self._one_by_one = False
         self._locates_left = 0
-        self.in_flight = 0
 
     def start(self, tasks: Sequence[ReadTask]) -> None:
         """The tasks that a load begins with."""
@@ -91,7 +86,7 @@ class Feed:
         if isinstance(task, LocateTask):
             self._locates_left += 1
         elif self._rank is not None:
-            self.wait(task.items[0], task.cost_bytes, partial(self._hold_all, task))
+            self.wait(task.items[0], task.cost_bytes, lambda: [task])
             return
         if ahead:
             self._first.appendleft(task)
@@ -99,7 +94,7 @@ class Feed:
             self._first.append(task)
 
     def ready(self, tasks: Iterable[ReadTask]) -> None:
-        """These need no memory, or have it."""
+        """Add tasks that need no memory, or have it."""
         self._ready.extend(tasks)
 
     def wait(self, item: int, cost_bytes: int, begin: Callable[[], Iterable[ReadTask]]) -> None:
@@ -112,23 +107,25 @@ class Feed:
         self._budget.release(cost_bytes)
 
     def item_left(self, item: int) -> None:
-        """The item is done or failed; the memory of its task is free when all of its items are."""
+        """An item is done or has failed; with the last one of a task, its memory is free."""
         if (reservation := self._holding.pop(item, None)) is not None:
             reservation.items_left -= 1
             if not reservation.items_left:
                 self._budget.release(reservation.cost_bytes)
 
     def returned(self, result: TaskResult) -> None:
-        """A task came back. Its memory is free once no item of it waits any more."""
+        """A task came back. Its memory is free when none of its items is waiting any more."""
+        task = result.task
         self.in_flight -= 1
-        self._locates_left -= isinstance(result.task, LocateTask)
-        if (held := self._running.pop(result.task.items[0], None)) is not None:
+        self._locates_left -= isinstance(task, LocateTask)
+        if task.cost_bytes:
             waiting = [o.item for o in result.outcomes if not isinstance(o, LandedItems)]
-            held.items_left = len(waiting)
-            self._holding.update(dict.fromkeys(waiting, held))
-            if not waiting:
-                self._budget.release(held.cost_bytes)
-        if behind := self._behind.get(result.task.path):
+            if waiting:
+                held = _Reservation(task.cost_bytes, len(waiting))
+                self._holding.update(dict.fromkeys(waiting, held))
+            else:
+                self._budget.release(task.cost_bytes)
+        if behind := self._behind.get(task.path):
             self._enter(behind.popleft(), ahead=True)
 
     def next_task(self) -> ReadTask | None:
@@ -136,8 +133,7 @@ class Feed:
         if self._one_by_one and self.in_flight:
             return None
         task = self._choose()
-        if task is not None:
-            self.in_flight += 1
+        self.in_flight += task is not None
         return task
 
     def _choose(self) -> ReadTask | None:
@@ -152,17 +148,10 @@ class Feed:
         return self._ready.popleft()
 
     def _break_ground(self) -> ReadTask | None:
-        if not self._first:
-            return None
-        if isinstance(self._first[0], LocateTask):
+        # The cost of reading headers is 0, which a full budget would refuse too.
+        if self._first and (
+            isinstance(self._first[0], LocateTask)
+            or self._budget.reserve(self._first[0].cost_bytes)
+        ):
             return self._first.popleft()
-        if not self._budget.reserve(self._first[0].cost_bytes):
-            return None
-        return self._hold(self._first.popleft())
-
-    def _hold_all(self, task: ReadTask) -> list[ReadTask]:
-        return [self._hold(task)]
-
-    def _hold(self, task: ReadTask) -> ReadTask:
-        self._running[task.items[0]] = _Reservation(task.cost_bytes)
-        return task
+        return None

@@ -18,44 +18,53 @@ from typing import Final
 
 from paraload._trace import TaskTiming
 from paraload.core.results import TaskResult
+from paraload.report import FileTiming
 
 #: About 3 MiB, and every single task of a load of 100 GiB.
 MAX_ENTRIES: Final = 10_000
 
-_started: Final = attrgetter("started_s")
-
 
 class Timeline:
-    """Collects the entries of one load. ``tasks`` counts all tasks, those without an entry too."""
+    """Collects the entries of one load.
+
+    Attributes:
+        tasks: all tasks, including those without an entry.
+        files: the timing of each file, over all of its tasks.
+    """
 
     def __init__(self, *, started_s: float, max_entries: int = MAX_ENTRIES) -> None:
+        self.tasks = 0
+        self.files: dict[str, FileTiming] = {}
         self._started_s = started_s
         self._max_entries = max_entries
         self._entries: list[TaskTiming] = []
         self._tasks_an_entry = 1
         self._is_full = False
-        self.tasks = 0
 
     def add(self, result: TaskResult) -> None:
         if len(self._entries) >= self._max_entries and not self._is_full:
             self._make_room()
         self.tasks += 1
-        if self._is_full:
-            return
-        self._entries.append(
-            TaskTiming(
-                worker=result.worker,
-                path=result.task.path,
-                start=result.task.start,
-                end=result.task.end,
-                bytes_read=result.tally.bytes_read,
-                started_s=result.started_s - self._started_s,
-                ended_s=result.ended_s - self._started_s,
-            )
+        entry = TaskTiming(
+            worker=result.worker,
+            path=result.task.path,
+            start=result.task.start,
+            end=result.task.end,
+            bytes_read=result.tally.bytes_read,
+            started_s=result.started_s - self._started_s,
+            ended_s=result.ended_s - self._started_s,
+        )
+        if not self._is_full:
+            self._entries.append(entry)
+        known = self.files.get(entry.path)
+        self.files[entry.path] = FileTiming(
+            started_s=min(entry.started_s, known.started_s) if known else entry.started_s,
+            ended_s=max(entry.ended_s, known.ended_s) if known else entry.ended_s,
+            bytes_read=entry.bytes_read + (known.bytes_read if known else 0),
         )
 
     def entries(self) -> tuple[TaskTiming, ...]:
-        return tuple(sorted(self._entries, key=_started))
+        return tuple(sorted(self._entries, key=attrgetter("started_s")))
 
     def _make_room(self) -> None:
         while self.tasks > self._tasks_an_entry * self._max_entries // 2:
@@ -68,25 +77,19 @@ class Timeline:
 def _joined(entries: list[TaskTiming], most_tasks: int) -> list[TaskTiming]:
     """Join each worker's consecutive entries in one file, up to ``most_tasks`` tasks each."""
     joined: list[TaskTiming] = []
-    growing: dict[str, TaskTiming] = {}
-    for entry in sorted(entries, key=_started):
-        earlier = growing.get(entry.worker)
-        if earlier is None:
-            growing[entry.worker] = entry
-        elif earlier.path == entry.path and earlier.tasks + entry.tasks <= most_tasks:
-            growing[entry.worker] = _join(earlier, entry)
+    for entry in sorted(entries, key=attrgetter("worker", "started_s")):
+        last = joined[-1] if joined else entry
+        tasks = last.tasks + entry.tasks
+        is_next = joined and (last.worker, last.path) == (entry.worker, entry.path)
+        if is_next and tasks <= most_tasks:
+            joined[-1] = replace(
+                last,
+                start=min(last.start, entry.start),
+                end=max(last.end, entry.end),
+                bytes_read=last.bytes_read + entry.bytes_read,
+                ended_s=max(last.ended_s, entry.ended_s),
+                tasks=tasks,
+            )
         else:
-            joined.append(earlier)
-            growing[entry.worker] = entry
-    return [*joined, *growing.values()]
-
-
-def _join(first: TaskTiming, second: TaskTiming) -> TaskTiming:
-    return replace(
-        first,
-        start=min(first.start, second.start),
-        end=max(first.end, second.end),
-        bytes_read=first.bytes_read + second.bytes_read,
-        ended_s=max(first.ended_s, second.ended_s),
-        tasks=first.tasks + second.tasks,
-    )
+            joined.append(entry)
+    return joined

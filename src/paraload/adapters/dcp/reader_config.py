@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.planner import LoadPlan
 
 from paraload.core.tasks import ReadTask, RecordSpec
 from paraload.errors import InvalidOptionError
-from paraload.formats.base import ItemFormat
+from paraload.formats import ItemFormat
 from paraload.formats.transforms import Decoder, ExtensionDecoder, ZstdDecoder
 from paraload.hooks import StorageItem
 from paraload.options import ReadOptions

@@ -28,7 +28,7 @@ from paraload.core.tasks import ReadTask
 from paraload.destinations.base import Destination
 from paraload.destinations.conversion import HostDestination
 from paraload.engine.items import CompletedItem
-from paraload.formats.base import ItemFormat
+from paraload.formats import ItemFormat
 from paraload.formats.torch_zip import TorchZipFormat
 from paraload.hooks import ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import descriptors_of
