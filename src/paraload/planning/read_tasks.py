@@ -6,18 +6,17 @@
     TensorRecord of a big record ---------> RunsTask[] (exact bytes, split over workers)
 
 Small records are read whole, many with one read: finding out where a kilobyte lies costs more than
-reading it. Big ones are located first, and then exactly the needed bytes are read, each part by
-whoever is free.
+reading it. Big ones are located first, then exactly the needed bytes are read, by all workers.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
-from typing import Final, TypedDict
+from typing import Any, Final, TypeVar
 
 from paraload.core.records import TensorRecord
 from paraload.core.tasks import LocateTask, ReadTask, RecordSpec, RecordsTask, RunsTask, SharedTask
@@ -25,11 +24,12 @@ from paraload.geometry import runs as geometry
 from paraload.geometry.strided_copy import is_gathered
 from paraload.sources import SourceLimits
 
+FirstTask = TypeVar("FirstTask", LocateTask, RecordsTask)
+
 #: The figures behind these sizes are printed by ``python -m benchmarks``.
 _BLOCK_BYTES: Final = 4 << 20
 _MAX_SPLIT_BYTES: Final = 32 << 20
-#: With a MiB the last reader of a slow storage was often alone at the end, for as long as it takes;
-#: with 64 KiB they ended no more together than with this.
+#: With 1 MiB, one reader of a slow storage was often alone at the end; 64 KiB was no better.
 _MIN_SPLIT_BYTES: Final = 256 << 10
 
 
@@ -41,9 +41,9 @@ class PlanKnobs:
         locate_from_bytes: records at least this long are located before they are read.
         locate_batch: headers that one task reads.
         block_bytes: small records are read in blocks of about this length.
-        max_gap_bytes: a gap up to this long is read and thrown away rather than skipped.
-        split_bytes: bytes of a record that one task reads at most.
-        min_split_bytes: and at least, unless the record ends.
+        max_gap_bytes: gaps up to this long are read and dropped rather than skipped.
+        split_bytes: the most bytes of a record that one task reads.
+        min_split_bytes: the fewest, unless the record ends.
     """
 
     locate_from_bytes: int = 256 << 10
@@ -72,7 +72,7 @@ class PlanKnobs:
 
 
 def split_bytes_for(left_bytes: int, workers: int, limit: int, least: int) -> int:
-    """Parts of what is left small enough that all workers end at about the same time."""
+    """The size of a task, small enough that all workers end at about the same time."""
     return min(limit, max(least, left_bytes // (2 * workers)))
 
 
@@ -91,57 +91,44 @@ def first_tasks(
     Args:
         specs: the items, in the order of the plan.
         whole: a hook or transform needs every record whole.
-        as_stream: and it needs a stream.
+        as_stream: a hook needs a stream.
         in_sequence: streams of this storage only go forward, so each file has one reader.
         in_plan_order: keep the order of items in a file, rather than the order of bytes.
-        straight_through: read no header before the data in front of it, so that one reader never
-            goes back in a file; a spinning disk pays for each way back.
+        straight_through: read each header after the data in front of it: no disk seeks back.
         knobs: sizes.
     """
     by_file: defaultdict[str, list[RecordSpec]] = defaultdict(list)
     for spec in specs:
         by_file[spec.path].append(spec)
+    batch = 1 if straight_through else knobs.locate_batch
+
+    def is_located(spec: RecordSpec) -> bool:
+        is_big = spec.end - spec.start >= knobs.locate_from_bytes
+        return is_big and not whole and not spec.wanted.descriptors
+
     tasks: list[ReadTask] = []
     for records in by_file.values():
         if not in_plan_order:
             records.sort(key=attrgetter("start"))  # stable: the plan decides between equals
         if as_stream:
             tasks += _stream_tasks(records, knobs, in_sequence=in_sequence)
-        else:
-            batch = 1 if straight_through else knobs.locate_batch
-            tasks += _file_tasks(records, batch, whole=whole, knobs=knobs)
+            continue
+        for located, group in groupby(records, key=is_located):
+            if located:  # without a read where the layout is known
+                tasks += _locate_tasks(group, batch)
+            else:
+                tasks += _block_tasks(group, knobs)
     return tasks
 
 
-def _file_tasks(
-    records: list[RecordSpec], locate_batch: int, *, whole: bool, knobs: PlanKnobs
-) -> Iterable[LocateTask | RecordsTask]:
-    def is_located(spec: RecordSpec) -> bool:
-        is_big = spec.end - spec.start >= knobs.locate_from_bytes
-        return is_big and not whole and not spec.wanted.descriptors
-
-    for located, group in groupby(records, key=is_located):
-        if located:  # without a read where the layout is known
-            yield from _locate_tasks(list(group), locate_batch)
-        else:
-            yield from _block_tasks(group, knobs)
+def _locate_tasks(records: Iterable[RecordSpec], batch: int) -> Iterator[LocateTask]:
+    """``batch`` headers in each task. Items of one record stay together, so that they can share."""
+    headers = [list(same) for _, same in groupby(records, key=attrgetter("start", "end"))]
+    for at in range(0, len(headers), batch):
+        yield _task(LocateTask, list(chain.from_iterable(headers[at : at + batch])))
 
 
-def _locate_tasks(records: list[RecordSpec], batch: int) -> Iterable[LocateTask]:
-    """So many headers for each task; items of one record stay together, so that they can share."""
-    group: list[RecordSpec] = []
-    headers = 0
-    for spec in records:
-        is_new = not group or (spec.start, spec.end) != (group[-1].start, group[-1].end)
-        if is_new and headers == batch:
-            yield LocateTask(**_span(group), specs=tuple(group))
-            group, headers = [], 0
-        headers += is_new
-        group.append(spec)
-    yield LocateTask(**_span(group), specs=tuple(group))
-
-
-def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterable[RecordsTask]:
+def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterator[RecordsTask]:
     block: list[RecordSpec] = []
     start = end = 0
     for spec in records:
@@ -149,7 +136,7 @@ def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterable[Re
         if block and not (
             start <= first <= end + knobs.max_gap_bytes and last - start <= knobs.block_bytes
         ):
-            yield _block_task(block, start, end)
+            yield _task(RecordsTask, block, (start, end), cost_bytes=end - start)
             block = []
         if not block:
             start = end = first
@@ -157,60 +144,37 @@ def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterable[Re
         if last > end:  # noqa: PLR1730 - max() takes as long as all the rest
             end = last
     if block:
-        yield _block_task(block, start, end)
-
-
-def _block_task(block: list[RecordSpec], start: int, end: int) -> RecordsTask:
-    return RecordsTask(
-        path=block[0].path,
-        start=start,
-        end=end,
-        items=tuple([spec.item for spec in block]),
-        cost_bytes=end - start,
-        specs=tuple(block),
-    )
+        yield _task(RecordsTask, block, (start, end), cost_bytes=end - start)
 
 
 def _stream_tasks(
-    records: list[RecordSpec], knobs: PlanKnobs, *, in_sequence: bool
-) -> Iterable[RecordsTask]:
-    """Consecutive records of one file, so many that a task stays within a block of memory."""
-    group: list[RecordSpec] = []
-    nbytes = 0
+    records: Iterable[RecordSpec], knobs: PlanKnobs, *, in_sequence: bool
+) -> Iterator[RecordsTask]:
+    """Consecutive records of one file, as many as fit into ``split_bytes``."""
+    groups: list[list[RecordSpec]] = []
+    room = 0
     for spec in records:
-        if group and nbytes + spec.length > knobs.split_bytes:
-            yield _stream_task(group, in_sequence=in_sequence)
-            group, nbytes = [], 0
-        group.append(spec)
-        nbytes += spec.length
-    if group:
-        yield _stream_task(group, in_sequence=in_sequence)
+        if not groups or spec.length > room:
+            groups.append([])
+            room = knobs.split_bytes
+        groups[-1].append(spec)
+        room -= spec.length
+    for group in groups:
+        cost_bytes = sum(max(spec.length, 0) for spec in group)
+        yield _task(
+            RecordsTask, group, cost_bytes=cost_bytes, as_stream=True, in_sequence=in_sequence
+        )
 
 
-def _stream_task(specs: list[RecordSpec], *, in_sequence: bool) -> RecordsTask:
-    return RecordsTask(
-        **_span(specs),
-        cost_bytes=sum(max(spec.length, 0) for spec in specs),
-        specs=tuple(specs),
-        as_stream=True,
-        in_sequence=in_sequence,
-    )
-
-
-class _Span(TypedDict):
-    path: str
-    start: int
-    end: int
-    items: tuple[int, ...]
-
-
-def _span(specs: Sequence[RecordSpec]) -> _Span:
-    return {
-        "path": specs[0].path,
-        "start": min(spec.start for spec in specs),
-        "end": max(spec.end for spec in specs),
-        "items": tuple(spec.item for spec in specs),
-    }
+def _task(
+    kind: type[FirstTask],
+    specs: list[RecordSpec],
+    span: tuple[int, int] | None = None,
+    **fields: Any,
+) -> FirstTask:
+    start, end = span or (min(spec.start for spec in specs), max(spec.end for spec in specs))
+    items = tuple([spec.item for spec in specs])
+    return kind(path=specs[0].path, start=start, end=end, items=items, specs=tuple(specs), **fields)
 
 
 def runs_tasks(
@@ -224,73 +188,55 @@ def runs_tasks(
     split_bytes: int,
     max_gap_bytes: int,
 ) -> list[RunsTask]:
-    """The tasks that read ``runs`` of one record.
+    """The tasks that read ``runs``, which are relative to the payload of one record.
 
-    Args:
-        spec: the record.
-        record: where its payload lies; ``None`` reads the record itself.
-        runs: relative to the payload.
-        target: the memory that they land in.
-        checksum: the runs, together with those of the record's other calls, are the whole payload.
-        with_trailer: the last of these tasks reads the trailer.
-        split_bytes: size of a task.
-        max_gap_bytes: gaps that are read rather than skipped.
+    ``record`` says where the payload lies; ``None`` reads the record itself. With ``checksum``, the
+    runs are the whole payload, together with those of the record's other calls; the last of these
+    calls is ``with_trailer``.
     """
     base = spec.start + (record.start if record is not None else 0)
     groups = geometry.split_runs(runs, split_bytes)
     tasks = []
-    for number, group in enumerate(groups):
+    for number, group in enumerate(groups, 1):
         trailer = None
-        if with_trailer and number == len(groups) - 1 and record is not None and record.trailer:
+        if with_trailer and number == len(groups) and record is not None and record.trailer:
             # The record bounds the trailer: a smaller descriptor may end the archive.
             start, end = record.trailer
             trailer = (spec.start + start, min(spec.start + end, spec.end))
         last = group[-1]
-        end_byte = last.src + (last.count - 1) * last.src_step + last.nbytes
-        tasks.append(
-            RunsTask(
-                path=spec.path,
-                start=base + group[0].src,
-                end=base + end_byte,
-                items=(spec.item,),
-                base=base,
-                target=target,
-                runs=group,
-                max_gap_bytes=max_gap_bytes,
-                checksum=checksum,
-                trailer=trailer,
-            )
+        task = RunsTask(
+            path=spec.path,
+            start=base + group[0].src,
+            end=base + last.src + (last.count - 1) * last.src_step + last.nbytes,
+            items=(spec.item,),
+            base=base,
+            target=target,
+            runs=group,
+            max_gap_bytes=max_gap_bytes,
+            checksum=checksum,
+            trailer=trailer,
         )
+        tasks.append(task)
     return tasks
 
 
-def share_reads(tasks: Sequence[RunsTask], *, limit_bytes: int) -> list[ReadTask]:
-    """Join the tasks that read through the same rows of a record for different items.
-
-    Args:
-        tasks: in any order.
-        limit_bytes: payload bytes that one task may deliver.
-    """
+def share_reads(tasks: Iterable[RunsTask], *, limit_bytes: int) -> list[ReadTask]:
+    """Join tasks that read the same rows for different items, up to ``limit_bytes`` of payload."""
     groups: defaultdict[object, list[RunsTask]] = defaultdict(list)
     for task in tasks:
         groups[_rows_of(task)].append(task)
-    shared: list[ReadTask] = []
+    shared: list[list[RunsTask]] = []
     for group in groups.values():
-        # In the order of columns: each joins the one before, unless it is in another row already.
-        parts: list[RunsTask] = []
-        nbytes = 0
-        for task in sorted(group, key=attrgetter("start")):
-            run = task.runs[0]
-            if parts and not (
-                run.src + run.nbytes <= parts[0].runs[0].src + run.src_step
-                and nbytes + task.needed_bytes <= limit_bytes
-            ):
-                shared.append(_joined(parts))
-                parts, nbytes = [], 0
-            parts.append(task)
-            nbytes += task.needed_bytes
-        shared.append(_joined(parts))
-    return shared
+        group.sort(key=attrgetter("start"))
+        row_end = room = -1
+        for task in group:
+            run, nbytes = task.runs[0], task.needed_bytes
+            if run.src + run.nbytes > row_end or nbytes > room:
+                shared.append([])
+                row_end, room = run.src + run.src_step, limit_bytes
+            shared[-1].append(task)
+            room -= nbytes
+    return [_joined(parts) for parts in shared]
 
 
 def _rows_of(task: RunsTask) -> object:
@@ -306,7 +252,7 @@ def _joined(parts: list[RunsTask]) -> ReadTask:
         return parts[0]
     return SharedTask(
         path=parts[0].path,
-        start=min(part.start for part in parts),
+        start=parts[0].start,
         end=max(part.end for part in parts),
         items=tuple(part.items[0] for part in parts),
         parts=tuple(parts),
