@@ -1,16 +1,16 @@
 """What is read next, and whether there is memory for it.
 
-    next_task:   ready  >  waiting for memory  >  new ground
+    next_task:   ready  >  waiting for memory  >  first tasks
                    ^              |                    |
                    +--- begin() --+                    +-- headers, or blocks of small records
 
-A storage whose streams only go forward has one task of a file at a time; the others are behind it.
-Where commits have an order too, there is only one task at all.
+Ready tasks have their memory. Queued work starts as soon as the budget allows; only then do first
+tasks start. If commits have an order, all headers are read first, and memory is given out in that
+order: otherwise items that are read, and wait for an earlier one, could hold the memory that the
+earlier one needs.
 
-Ready tasks have their memory. Work that waits is begun as soon as the budget admits it, before new
-ground is broken. Where commits have an order, all headers are read first, and memory is given out
-in that order: otherwise items that are read, and wait for an earlier one, could hold the memory
-that the earlier one needs.
+If a storage's streams only go forward, one task of each file runs at a time, and the others wait
+behind it. If commits have an order too, only one task runs at all.
 """
 
 from __future__ import annotations
@@ -19,28 +19,12 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from paraload.core.results import LandedItems, TaskResult
 from paraload.core.tasks import LocateTask, ReadTask, RecordsTask
 from paraload.engine.budget import MemoryBudget
 
-
-@dataclass(slots=True)
-class _Reservation:
-    """Memory of a task of whole records, held until all of its items are done."""
-
-    cost_bytes: int
-    items_left: int
-
-
-@dataclass(order=True, slots=True)
-class _Waiting:
-    """Work that waits for memory; ``begin`` takes the memory and makes the tasks."""
-
-    rank: tuple[int, ...]
-    cost_bytes: int = field(compare=False)
-    begin: Callable[[], Iterable[ReadTask]] = field(compare=False)
+Begin = Callable[[], Iterable[ReadTask]]
 
 
 class Feed:
@@ -62,56 +46,54 @@ class Feed:
         self._rank = rank
         self._first: deque[ReadTask] = deque()
         self._ready: deque[ReadTask] = deque()
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[tuple[tuple[int, ...], int, Begin]] = []  # a heap
         self._sequence = itertools.count()
-        self._holding: dict[int, _Reservation] = {}  # by item
-        self._behind: dict[str, deque[ReadTask]] = {}  # by file
+        #: By item: the items that share the memory of its task, and the size of that.
+        self._holding: dict[int, tuple[set[int], int]] = {}
+        self._behind: dict[str, deque[ReadTask]] = {}
         self._one_by_one = False
         self._locates_left = 0
 
     def start(self, tasks: Sequence[ReadTask]) -> None:
         """The tasks that a load begins with."""
         for task in tasks:
-            in_sequence = isinstance(task, RecordsTask) and task.in_sequence
-            if in_sequence and self._rank is not None:
-                self._one_by_one = True
-            elif in_sequence and task.path in self._behind:
-                self._behind[task.path].append(task)
-                continue
-            elif in_sequence:
-                self._behind[task.path] = deque()
+            if isinstance(task, RecordsTask) and task.in_sequence:
+                if self._rank is not None:
+                    self._one_by_one = True
+                elif task.path in self._behind:
+                    self._behind[task.path].append(task)
+                    continue
+                else:
+                    self._behind[task.path] = deque()
             self._enter(task)
 
-    def _enter(self, task: ReadTask, *, ahead: bool = False) -> None:
-        if isinstance(task, LocateTask):
-            self._locates_left += 1
-        elif self._rank is not None:
-            self.wait(task.items[0], task.cost_bytes, lambda: [task])
-            return
-        if ahead:
-            self._first.appendleft(task)
-        else:
+    def _enter(self, task: ReadTask) -> None:
+        self._locates_left += isinstance(task, LocateTask)
+        if self._rank is None or isinstance(task, LocateTask):
             self._first.append(task)
+        else:
+            self.wait(task.items[0], task.cost_bytes, lambda: (task,))
 
     def ready(self, tasks: Iterable[ReadTask]) -> None:
         """Add tasks that need no memory, or have it."""
         self._ready.extend(tasks)
 
-    def wait(self, item: int, cost_bytes: int, begin: Callable[[], Iterable[ReadTask]]) -> None:
+    def wait(self, item: int, cost_bytes: int, begin: Begin) -> None:
         """Call ``begin`` when ``cost_bytes`` are reserved; :meth:`release` gives them back."""
         rank = self._rank(item) if self._rank is not None else ()
-        heapq.heappush(self._waiting, _Waiting((*rank, next(self._sequence)), cost_bytes, begin))
+        heapq.heappush(self._waiting, ((*rank, next(self._sequence)), cost_bytes, begin))
 
     def release(self, cost_bytes: int) -> None:
         """Memory that :meth:`wait` reserved is free again."""
         self._budget.release(cost_bytes)
 
     def item_left(self, item: int) -> None:
-        """An item is done or has failed; with the last one of a task, its memory is free."""
-        if (reservation := self._holding.pop(item, None)) is not None:
-            reservation.items_left -= 1
-            if not reservation.items_left:
-                self._budget.release(reservation.cost_bytes)
+        """An item is done or has failed. With the last one of a task, its memory is free."""
+        if item in self._holding:
+            items, cost_bytes = self._holding.pop(item)
+            items.remove(item)
+            if not items:
+                self._budget.release(cost_bytes)
 
     def returned(self, result: TaskResult) -> None:
         """A task came back. Its memory is free when none of its items is waiting any more."""
@@ -119,14 +101,12 @@ class Feed:
         self.in_flight -= 1
         self._locates_left -= isinstance(task, LocateTask)
         if task.cost_bytes:
-            waiting = [o.item for o in result.outcomes if not isinstance(o, LandedItems)]
-            if waiting:
-                held = _Reservation(task.cost_bytes, len(waiting))
-                self._holding.update(dict.fromkeys(waiting, held))
-            else:
+            items = {o.item for o in result.outcomes if not isinstance(o, LandedItems)}
+            self._holding.update(dict.fromkeys(items, (items, task.cost_bytes)))
+            if not items:
                 self._budget.release(task.cost_bytes)
         if behind := self._behind.get(task.path):
-            self._enter(behind.popleft(), ahead=True)
+            self._first.appendleft(behind.popleft())
 
     def next_task(self) -> ReadTask | None:
         """A task that can run now; ``None`` if all others wait for one that is running."""
@@ -141,17 +121,18 @@ class Feed:
             if self._rank is not None and self._locates_left:
                 return self._first.popleft() if self._first else None
             if not self._waiting:
-                return self._break_ground()
-            if not self._budget.reserve(self._waiting[0].cost_bytes):
-                return None if self._rank is not None else self._break_ground()
-            self._ready.extend(heapq.heappop(self._waiting).begin())
+                return self._next_first_task()
+            _, cost_bytes, begin = self._waiting[0]
+            if not self._budget.reserve(cost_bytes):
+                return None if self._rank is not None else self._next_first_task()
+            heapq.heappop(self._waiting)
+            self._ready.extend(begin())
         return self._ready.popleft()
 
-    def _break_ground(self) -> ReadTask | None:
-        # The cost of reading headers is 0, which a full budget would refuse too.
-        if self._first and (
-            isinstance(self._first[0], LocateTask)
-            or self._budget.reserve(self._first[0].cost_bytes)
-        ):
-            return self._first.popleft()
+    def _next_first_task(self) -> ReadTask | None:
+        if self._first:
+            task = self._first[0]
+            # Headers need no memory, so they are read although the budget is exhausted.
+            if isinstance(task, LocateTask) or self._budget.reserve(task.cost_bytes):
+                return self._first.popleft()
         return None
