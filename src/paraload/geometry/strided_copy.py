@@ -80,16 +80,14 @@ def gather(
     wanted: Sequence[tuple[Run, memoryview]],
     read_into: Callable[[int, Sequence[memoryview]], None],
     base: int,
-    seen: Callable[[memoryview], None] | None = None,
     *,
     least_bytes: int = 0,
 ) -> None:
     """Read through rows of the payload at ``base``, gaps included; copy the rows to their places.
 
     The runs in ``wanted``, each with the memory that it goes to, agree in ``count`` and
-    ``src_step`` and start in the same row. ``read_into`` fills buffers from a file position;
-    ``seen`` is called with all bytes that were read, in order. No read is shorter than
-    ``least_bytes``, as far as there are rows.
+    ``src_step`` and start in the same row. ``read_into`` fills buffers from a file position. No
+    read is shorter than ``least_bytes``, as far as there are rows.
     """
     n_rows, step = wanted[0][0].count, wanted[0][0].src_step
     first = min(run.src for run, _ in wanted)
@@ -100,8 +98,6 @@ def gather(
         count = min(per_block, n_rows - row)
         block = scratch[: (count - 1) * step + width]
         read_into(base + first + row * step, (block,))
-        if seen is not None:
-            seen(block)
         for run, memory in wanted:
             part = replace(run, dst=run.dst + row * run.dst_step, count=count)
             _copy_rows(part, block, run.src - first, memory)

@@ -1,118 +1,98 @@
-"""Checks a record that nothing is kept of: all of its archive, and what the metadata says of it.
+"""Checks the whole archive of a record, and keeps nothing of it. No torch.
 
-    small, decoded   in memory: header, metadata, every entry of the archive, the payload
-    big tensor       head and tail of the archive; the engine has the payload summed in pieces
-    big other        through zipfile, which reads the record piece by piece
-
-Runs in workers; no torch.
+small, decoded   in memory: the entries around the payload, and the payload
+big tensor       from the file: the entries around the payload; the engine sums the payload
+anything else    every entry, through zipfile, which reads the record piece by piece
 """
 
 from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from paraload.core.records import TensorRecord
 from paraload.core.results import Audited
 from paraload.core.tasks import RecordSpec
 from paraload.errors import DAMAGED_HINT, FormatError
-from paraload.formats import ItemFormat, Unsupported, locate
-from paraload.formats.archive import check_entries
-from paraload.formats.record_checks import check_payload, check_range, check_stored, trailer_crc
+from paraload.formats import ItemFormat, Unsupported
+from paraload.formats.archive import Directory, check_entries
+from paraload.formats.record_checks import check_payload, check_range, trailer_crc
 from paraload.workers.layout_cache import LayoutCache
 from paraload.workers.read_context import Meter
 
-
-def audit_in_memory(
-    meter: Meter, layouts: LayoutCache, spec: RecordSpec, data: memoryview
-) -> Audited:
-    """Check a whole record, of which ``data`` are the decoded bytes."""
-    check_range(spec, meter.size())
-    fmt = meter.work.format
-    file = io.BytesIO(data)
-    if spec.kind == "bytes":
-        return _audit_entries(spec, file, len(data))
-    found = spec.layout or locate(fmt, lambda nbytes: bytes(data[:nbytes]), len(data))
-    if isinstance(found, Unsupported):
-        return _audit_entries(spec, file, len(data))
-    check_stored(spec, found.dtype, found.shape)
-    head, tail = bytes(data[: found.start]), bytes(data[found.end :])
-    around = _audit_around(layouts, fmt, spec, found, head, tail, file)
-    verified_bytes = around.verified_bytes + check_payload(fmt, found, data)
-    return replace(around, verified_bytes=verified_bytes, payload=None)
+_BUFFER_BYTES: Final = 1 << 20
 
 
-def audit_located(
-    meter: Meter, layouts: LayoutCache, spec: RecordSpec, found: TensorRecord | Unsupported
-) -> Audited:
-    """Check all of a big record but its payload, without holding it in memory."""
-    file = io.BufferedReader(_RecordFile(meter, spec), 1 << 20)
-    if isinstance(found, Unsupported):
-        return _audit_entries(spec, file, spec.length)
-    head, tail = bytearray(found.start), bytearray(spec.length - found.end)
-    meter.read_into(spec.start, [memoryview(head)])
-    meter.read_into(spec.start + found.end, [memoryview(tail)])
-    return _audit_around(layouts, meter.work.format, spec, found, bytes(head), bytes(tail), file)
-
-
-def _audit_entries(spec: RecordSpec, file: io.BufferedIOBase, nbytes: int) -> Audited:
-    """An object, or a tensor that only torch can read."""
-    checked = check_entries(file, nbytes)
-    return Audited(
-        item=spec.item,
-        verified_bytes=checked.verified_bytes,
-        unverifiable_bytes=checked.unverifiable_bytes,
-        is_compared=spec.kind == "bytes",
-    )
-
-
-def _audit_around(
+def audit_record(
+    meter: Meter,
     layouts: LayoutCache,
-    fmt: ItemFormat,
     spec: RecordSpec,
-    found: TensorRecord,
-    head: bytes,
-    tail: bytes,
-    file: io.BufferedIOBase,
+    found: TensorRecord | Unsupported,
+    data: memoryview | None = None,
 ) -> Audited:
-    """All entries but the payload, of which directory and descriptor must say the same."""
-    crc: int | None = None
-    verified_bytes = unverifiable_bytes = 0
-    cached = layouts.find(spec.wanted, found.end + len(tail), None)
-    if cached is not None and cached.head == head and cached.tail is not None:
-        crc = cached.tail.payload_crc(tail)
-        verified_bytes = cached.around_bytes
+    """Check a record, whose decoded bytes are ``data``; without them, all but its payload."""
+    check_range(spec, meter.size())
+    raw = _RecordFile(meter, spec) if data is None else io.BytesIO(data)
+    file = io.BufferedReader(raw, _BUFFER_BYTES)
+    nbytes = spec.length if data is None else len(data)
+    if isinstance(found, Unsupported):
+        checked = check_entries(file, nbytes)
+        return Audited(
+            item=spec.item,
+            verified_bytes=checked.verified_bytes,
+            unverifiable_bytes=checked.unverifiable_bytes,
+            is_compared=spec.kind == "bytes",
+        )
+    head = raw.read(found.start)
+    raw.seek(found.end)
+    tail = raw.read(nbytes - found.end)
+    crc, verified_bytes, unverifiable_bytes = None, 0, 0
+    cached = layouts.find(spec.wanted, nbytes, None)
+    if cached is not None and cached.tail is not None and cached.head == head:
+        crc, verified_bytes = cached.tail.payload_crc(tail), cached.around_bytes
     if crc is None:
-        checked = check_entries(file, found.end + len(tail), payload_start=found.start)
-        crc = found.crc or 0
-        if found.trailer is not None:
-            start, end = (at - found.end for at in found.trailer)
-            crc = trailer_crc(fmt, tail[start:end], found.payload_bytes)
-        if checked.payload is None:
-            raise FormatError("the archive's directory lacks the payload", hint=DAMAGED_HINT)
-        if {checked.payload.file_size, checked.payload.compress_size} != {found.payload_bytes}:
-            raise FormatError(
-                "the archive's directory gives the payload another length",
-                expected=f"{found.payload_bytes} bytes",
-                got=f"{checked.payload.file_size}, {checked.payload.compress_size} compressed",
-                hint=DAMAGED_HINT,
-            )
-        if crc != checked.payload.CRC:
-            raise FormatError(
-                "the archive's directory gives the payload another CRC-32",
-                expected=f"CRC-32 {crc:08x}",
-                got=f"{checked.payload.CRC:08x}",
-                hint=DAMAGED_HINT,
-            )
+        checked = check_entries(file, nbytes, payload_start=found.start)
+        crc = _payload_crc(meter.work.format, found, tail, checked)
         layouts.learn_archive(spec, found, head, tail, checked)
         verified_bytes, unverifiable_bytes = checked.verified_bytes, checked.unverifiable_bytes
+    payload = replace(found, crc=crc, trailer=None) if crc else None
+    if payload is None:
+        unverifiable_bytes += found.payload_bytes
+    elif data is not None:
+        verified_bytes += check_payload(meter.work.format, payload, data)
+        payload = None
     return Audited(
         item=spec.item,
         verified_bytes=verified_bytes,
-        unverifiable_bytes=unverifiable_bytes + (0 if crc else found.payload_bytes),
-        payload=replace(found, crc=crc, trailer=None) if crc else None,
+        unverifiable_bytes=unverifiable_bytes,
+        payload=payload,
     )
+
+
+def _payload_crc(fmt: ItemFormat, found: TensorRecord, tail: bytes, checked: Directory) -> int:
+    """The CRC-32 that both header (or descriptor) and directory give; 0 if none was written."""
+    crc = found.crc or 0
+    if found.trailer is not None:
+        start, end = (at - found.end for at in found.trailer)
+        crc = trailer_crc(fmt, tail[start:end], found.payload_bytes)
+    if checked.payload is None:
+        raise FormatError("the archive's directory lacks the payload", hint=DAMAGED_HINT)
+    if {checked.payload.file_size, checked.payload.compress_size} != {found.payload_bytes}:
+        raise FormatError(
+            "the archive's directory gives the payload another length",
+            expected=f"{found.payload_bytes} bytes",
+            got=f"{checked.payload.file_size}, {checked.payload.compress_size} compressed",
+            hint=DAMAGED_HINT,
+        )
+    if crc != checked.payload.CRC:
+        raise FormatError(
+            "the archive's directory gives the payload another CRC-32",
+            expected=f"CRC-32 {crc:08x}",
+            got=f"{checked.payload.CRC:08x}",
+            hint=DAMAGED_HINT,
+        )
+    return crc
 
 
 class _RecordFile(io.RawIOBase):
@@ -131,11 +111,13 @@ class _RecordFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._spec.length}[whence]
-        if base + offset < 0:
-            raise ValueError("before the record")
-        self._at = base + offset
-        return self._at
+        at = (
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._spec.length}[whence]
+        )
+        if at < 0:
+            raise ValueError("seek before the start of the record")
+        self._at = at
+        return at
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")[: max(0, self._spec.length - self._at)]

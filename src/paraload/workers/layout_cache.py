@@ -1,14 +1,14 @@
-"""Records with a known layout: what was found out for the first holds for all that look the same.
+"""Records with a known layout: what was found for the first record holds for all that look alike.
 
     record --head, length and target are known--> checksums right? --yes--> landed, or audited
        |                                               | no
        `--anything unexpected--------------------------+--> slow path: reports the error, or learns
 
-A model has tens of thousands of small tensors in a handful of layouts. Where is the payload, does
-the slice lie inside of it, which run leads into the target, what else is in the archive? All of
-that is asked for the first record of a layout alone. For the others, equal bytes before the payload
-and right checksums are enough: a quarter of the time for a load, and far less for an audit, which
-otherwise takes each archive apart with zipfile.
+A model has tens of thousands of small tensors in a handful of layouts. Where the payload lies,
+whether the slice lies inside it, which run leads into the target, what else is in the archive: the
+slow path finds that out for the first record of a layout. For the others, equal bytes before the
+payload and right checksums are enough: a quarter of the time for a load, and far less for an audit,
+which otherwise takes each archive apart with zipfile.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Final, NamedTuple
 from paraload.core.checksum import crc32
 from paraload.core.memory import Layout, TargetMemory
 from paraload.core.records import TensorRecord
-from paraload.core.results import LandedItems
+from paraload.core.results import LandedItems, Outcome
 from paraload.core.tasks import RecordSpec, RecordsTask, Wanted
 from paraload.formats.archive import LOCAL_BYTES, LOCAL_NAMES, Directory
+from paraload.geometry.runs import Run
 from paraload.workers.read_context import Work
 
 _MAX_LAYOUTS: Final = 4096
-#: Torch's tails are of 0.8 KiB.
+#: torch's tails have 0.8 KiB.
 _MAX_TAIL_BYTES: Final = 16 << 10
-#: A header of the zip directory, but for name, extra and comment; and the lengths of these.
+#: A header of the zip directory without name, extra and comment; and the lengths of these.
 _CENTRAL_BYTES: Final = 46
 _CENTRAL_NAMES: Final = struct.Struct("<28x3H")
 _CRC_IN_CENTRAL: Final = 16
@@ -37,53 +38,50 @@ _CRC_BYTES: Final = 4
 
 
 class ArchiveTail(NamedTuple):
-    """What is behind the payload in all archives of one layout.
+    """The bytes behind the payload in all archives of one layout.
 
-    Only an identity that torch makes of the payload, and the CRC-32s of these two, are each
-    record's own: each stands behind the content and once more in the directory.
+    They differ in an identity that torch makes of the payload, and in the CRC-32s of these two,
+    each of which stands in a descriptor behind its content and in the zip directory.
     """
 
     mask: int  # of the bytes that are equal in all
     equal: int  # those bytes
-    contents: tuple[tuple[int, int, int, int], ...]  # start, end, and where its two CRC-32s are
-    payload: tuple[int, int]  # where its two CRC-32s are
+    entries: tuple[tuple[int, int, int, int], ...]  # start, end, places of the two CRC-32s
 
     def payload_crc(self, tail: bytes | bytearray) -> int | None:
-        """The CRC-32 that the payload has to have; ``None`` if the tail is another, or tells none.
+        """The CRC-32 that the payload must have; ``None`` if ``tail`` is unlike this or has none.
 
         Masking the whole tail as one number is faster than a regular expression or slices.
         """
         if int.from_bytes(tail, "little") & self.mask != self.equal:
             return None
-        for start, end, near, central in self.contents:
-            crc = crc32(tail[start:end]).to_bytes(_CRC_BYTES, "little")
-            if not crc == tail[near : near + _CRC_BYTES] == tail[central : central + _CRC_BYTES]:
+        payload_crc = None
+        for start, end, near, central in self.entries:
+            crc = tail[near : near + _CRC_BYTES]
+            if crc != tail[central : central + _CRC_BYTES]:
                 return None
-        near, central = self.payload
-        payload_crc = tail[near : near + _CRC_BYTES]
-        if payload_crc != tail[central : central + _CRC_BYTES]:
-            return None
-        return int.from_bytes(payload_crc, "little") or None
+            expected = int.from_bytes(crc, "little")
+            if not end:
+                payload_crc = expected or None
+            elif crc32(tail[start:end]) != expected:
+                return None
+        return payload_crc
 
 
 class CachedLayout(NamedTuple):
-    """Records of one layout, of which the same is wanted, for targets of one layout."""
+    """Records of one layout, the same slice of each, and targets of one layout."""
 
-    wanted: Wanted  # kept, as the target, so that its id stays its own
+    wanted: Wanted  # held, like ``target``, so that no other object gets its id
     target: Layout | None  # None in an audit
     head: bytes  # before the payload
-    end: int  # of the payload, relative to the record
-    trailer: tuple[int, int] | None = None  # the descriptor behind it, or where it would be
-    crc: int | None = None  # of the payload, where the head tells it
-    src: int = 0  # first byte of the slice, relative to the payload
-    dst: int = 0  # where it goes in the target
-    nbytes: int = 0  # of the slice, in one piece on both sides; in an audit, of the record
-    tail: ArchiveTail | None = None  # in an audit, what has to be behind the payload
-    around_bytes: int = 0  # likewise, of the other entries that have a CRC-32
+    record: TensorRecord
+    run: Run  # from the payload into the target; in an audit, the whole record
+    tail: ArchiveTail | None = None  # in an audit, what must be behind the payload
+    around_bytes: int = 0  # in an audit, bytes of the other entries, all with a CRC-32
 
 
 class LayoutCache:
-    """The layouts that a load has met. Threads share it: every step is a single look-up."""
+    """The layouts that a load has met. Threads share it: every step is a single dict operation."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int, int], CachedLayout] = {}
@@ -96,44 +94,23 @@ class LayoutCache:
     ) -> None:
         """``spec``, whose record is ``data``, has just gone into ``target``."""
         runs = target.runs(spec, found)
-        if runs is None or len(runs) != 1 or runs[0].count != 1:
-            return
-        layout = CachedLayout(
-            wanted=spec.wanted,
-            target=target.layout,
-            head=bytes(data[: found.start]),
-            end=found.end,
-            trailer=found.trailer,
-            crc=found.crc,
-            src=runs[0].src,
-            dst=runs[0].dst,
-            nbytes=runs[0].nbytes,
-        )
-        self._add(layout, len(data))
+        if runs is not None and len(runs) == 1 and runs[0].count == 1:
+            head = bytes(data[: found.start])
+            self._add(CachedLayout(spec.wanted, target.layout, head, found, runs[0]), len(data))
 
     def learn_archive(
         self, spec: RecordSpec, found: TensorRecord, head: bytes, tail: bytes, checked: Directory
     ) -> None:
         """The entries in ``head`` and ``tail``, around the payload, are right."""
-        known = _archive_tail(tail, found.end, checked)
-        if known is None:
-            return
-        nbytes = found.end + len(tail)
-        layout = CachedLayout(
-            wanted=spec.wanted,
-            target=None,
-            head=head,
-            end=found.end,
-            nbytes=nbytes,
-            tail=known,
-            around_bytes=checked.verified_bytes,
-        )
-        self._add(layout, nbytes)
+        if (known := _archive_tail(tail, found.end, checked)) is not None:
+            run, around_bytes = Run(0, 0, found.end + len(tail)), checked.verified_bytes
+            layout = CachedLayout(spec.wanted, None, head, found, run, known, around_bytes)
+            self._add(layout, run.nbytes)
 
-    def _add(self, layout: CachedLayout, nbytes: int) -> None:
+    def _add(self, layout: CachedLayout, record_bytes: int) -> None:
         if len(self._known) >= _MAX_LAYOUTS:
             self._known.clear()
-        self._known[id(layout.wanted), nbytes, id(layout.target)] = layout
+        self._known[id(layout.wanted), record_bytes, id(layout.target)] = layout
 
 
 def take_cached(
@@ -142,62 +119,61 @@ def take_cached(
     targets: Mapping[int, TargetMemory],
     layouts: LayoutCache,
     work: Work,
-    otherwise: Callable[[RecordSpec], None],
-) -> LandedItems:
-    """Land, or audit, the records of ``task`` that have a known layout.
+    otherwise: Callable[[RecordSpec], Outcome | LandedItems],
+) -> list[Outcome | LandedItems]:
+    """Land, or audit, the records in ``block`` that have a known layout.
 
-    Args:
-        task: the records.
-        block: the bytes of all of them.
-        targets: memory by item.
-        layouts: those that are known so far.
-        work: of the load.
-        otherwise: takes every other record; may learn its layout.
+    ``otherwise`` takes every other record, and may learn its layout.
     """
     read_trailer = work.format.read_trailer
     verify = work.verify and work.format.has_checksum
     view = memoryview(block)
     items: list[int] = []
+    outcomes: list[Outcome | LandedItems] = []
     nbytes = verified_bytes = unverified = 0
     for spec in task.specs:
         at, end = spec.start - task.start, spec.end - task.start
         target = targets.get(spec.item)
         cached = layouts.find(spec.wanted, end - at, None if target is None else target.layout)
         if cached is None or not block.startswith(cached.head, at):
-            otherwise(spec)
+            outcomes.append(otherwise(spec))
             continue
-        payload = view[at + len(cached.head) : at + cached.end]
-        expected = cached.crc if verify else 0
+        record, run = cached.record, cached.run
+        payload = view[at + record.start : at + record.end]
+        expected = record.crc if verify else 0
         if cached.tail is not None:
-            expected = cached.tail.payload_crc(block[at + cached.end : end])
-        elif verify and cached.trailer is not None:
-            start, stop = cached.trailer
+            expected = cached.tail.payload_crc(block[at + record.end : end])
+        elif verify and record.trailer is not None:
+            start, stop = record.trailer
             expected = read_trailer(view[at + start : min(at + stop, end)], len(payload))
         if expected is None or (expected and crc32(payload) != expected):
-            otherwise(spec)
+            outcomes.append(otherwise(spec))
             continue
         if target is not None:
-            src, dst = cached.src, cached.dst
-            target.memory[dst : dst + cached.nbytes] = payload[src : src + cached.nbytes]
+            src, dst = run.src, run.dst
+            target.memory[dst : dst + run.nbytes] = payload[src : src + run.nbytes]
         items.append(spec.item)
-        nbytes += cached.nbytes
+        nbytes += run.nbytes
         if expected:
             verified_bytes += len(payload) + cached.around_bytes
-        elif cached.nbytes:
+        elif run.nbytes:
             unverified += 1
-    return LandedItems(
-        items=tuple(items), nbytes=nbytes, verified_bytes=verified_bytes, unverified=unverified
-    )
+    if items:
+        landed = LandedItems(
+            items=tuple(items), nbytes=nbytes, verified_bytes=verified_bytes, unverified=unverified
+        )
+        outcomes.append(landed)
+    return outcomes
 
 
 def _archive_tail(tail: bytes, tail_start: int, checked: Directory) -> ArchiveTail | None:
     """``None`` for an archive that is not as torch writes them, with checksums."""
-    is_odd = len(tail) > _MAX_TAIL_BYTES or checked.start < tail_start
-    if is_odd or checked.payload is None or checked.unverifiable_bytes:
+    if len(tail) > _MAX_TAIL_BYTES or checked.start < tail_start:
+        return None
+    if checked.payload is None or checked.unverifiable_bytes:
         return None
     mask = bytearray(b"\xff" * len(tail))
-    contents = []
-    payload = 0, 0
+    entries = []
     at = checked.start - tail_start
     try:
         for info in checked.entries:
@@ -215,12 +191,8 @@ def _archive_tail(tail: bytes, tail_start: int, checked: Directory) -> ArchiveTa
             mask[start:end] = bytes(end - start)
             for crc in (near, central):
                 mask[crc : crc + _CRC_BYTES] = bytes(_CRC_BYTES)
-            if info is checked.payload:
-                payload = near, central
-            else:
-                contents.append((start, end, near, central))
+            entries.append((start, end, near, central))
     except (struct.error, ValueError):
         return None
     mask_int = int.from_bytes(mask, "little")
-    equal = int.from_bytes(tail, "little") & mask_int
-    return ArchiveTail(mask_int, equal, tuple(contents), payload)
+    return ArchiveTail(mask_int, int.from_bytes(tail, "little") & mask_int, tuple(entries))

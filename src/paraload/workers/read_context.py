@@ -1,28 +1,34 @@
-"""What every task of a load needs, wherever it runs. No torch."""
+"""What all tasks of a load share, the reads of one task, and errors as results. No torch."""
 
 from __future__ import annotations
 
+import copy
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from paraload.core.results import Failed, Outcome, ReadTally
-from paraload.core.tasks import RecordSpec
+from paraload.core.results import Failed, ReadTally
 from paraload.errors import ItemReadError
 from paraload.formats import ItemFormat
 from paraload.formats.torch_zip import TorchZipFormat
 from paraload.formats.transforms import Decoder
-from paraload.geometry import runs as geometry
+from paraload.geometry.runs import Run
 from paraload.sources import ByteSource, Read, ReadStats
 from paraload.sources.retrying import RetryingSource
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(kw_only=True)
 class Work:
     """What every task of a load needs; pickles as configuration for worker processes.
 
-    ``audit``: check every entry of each record, and keep nothing of it.
+    Attributes:
+        audit: check every entry of each record, and keep nothing.
+        decoders: by the transforms of a record: how to undo them, and those that have no decoder.
+        file_sizes: in bytes, as far as this process knows them.
     """
 
     source: ByteSource
@@ -38,103 +44,80 @@ class Work:
     is_cancelled: Callable[[], bool] | None = None
     retries: int = 0
     stall_timeout_s: float | None = None
-    #: Sizes of files, as far as they are known in this process.
     file_sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def hooks(self) -> dict[str, Callable[..., Any]]:
-        """The user's hooks that are set, by the name of their option."""
-        hooks = {
-            "slice_file": self.slice_file,
-            "narrow_tensor": self.narrow_tensor,
-            "transform": self.transform,
-        }
-        return {name: hook for name, hook in hooks.items() if hook is not None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NarrowedTensor:
-    """The bytes of a contiguous tensor, and what they mean."""
-
-    data: memoryview
-    dtype: str
-    itemsize: int
-    shape: geometry.Shape
+        """The user's hooks, by the name of their option."""
+        names = ("slice_file", "narrow_tensor", "transform")
+        return {name: hook for name in names if (hook := getattr(self, name)) is not None}
 
 
 class Cancelled(BaseException):
-    """The load ended while this task was running; nobody waits for its result."""
+    """The load ended while this task was running; its result is not needed."""
 
 
 class Meter:
-    """Reads for one task: counts, and lets no read begin after the load's end."""
+    """Reads for one task, and counts them. No read begins after the end of the load."""
 
     def __init__(self, work: Work, path: str) -> None:
         self.work = work
         self.path = path
-        self._tally = ReadTally()
         self.limits = work.source.limits
+        self._tally = ReadTally()
         self._source = RetryingSource(work.source, work.retries, work.is_cancelled)
 
     @property
     def tally(self) -> ReadTally:
-        """What the task took so far."""
         self._tally.retries = self._source.retried
         return self._tally
 
     def size(self) -> int:
-        """Bytes of the file."""
-        size = self.work.file_sizes.get(self.path)
-        if size is None:
-            try:
-                size = self._source.stat(self.path).size
-            except Exception:
-                self._require_wanted()
-                raise
-            self.work.file_sizes[self.path] = size
-        return size
+        sizes = self.work.file_sizes
+        if self.path not in sizes:
+            sizes[self.path] = self._call(self._source.stat, self.path).size
+        return sizes[self.path]
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
-        """Fill ``buffers`` from ``start`` on."""
-        self._require_wanted()
+        """Fill ``buffers`` from byte ``start`` of the file on."""
         nbytes = sum(map(len, buffers))
         reads: Sequence[Read] = (Read(start, buffers),)
         if nbytes > self.limits.max_request_bytes:
             reads = self._split(start, buffers)
-        try:
-            stats = self._source.read(self.path, reads)
-        except Exception:
-            self._require_wanted()  # the retries may have ended with the load
-            raise
-        self._count(stats, nbytes)
+        self._count(self._call(self._source.read, self.path, reads), nbytes)
 
-    def read_rows(self, base: int, run: geometry.Run, memory: memoryview) -> bool:
-        """Copy rows alone to where they belong; ``False`` if they are to be read through.
+    def read_rows(self, base: int, run: Run, memory: memoryview) -> bool:
+        """Read rows without the bytes between them, if the source can; returns whether it did.
 
-        Whatever is wrong with the file is left for those reads to find.
+        If not, the caller reads through them with :meth:`read_into`, which raises any error.
         """
-        self._require_wanted()
-        if (read := getattr(self._source, "read_rows", None)) is None:
-            return False
-        try:
-            stats: ReadStats | None = read(self.path, base, run, memory)
-        except OSError:
-            return False
+        stats: ReadStats | None = None
+        if (read := getattr(self._source, "read_rows", None)) is not None:
+            with suppress(OSError):
+                stats = self._call(read, self.path, base, run, memory)
         if stats is not None:
             self._count(stats, run.total_bytes)
         return stats is not None
 
-    def _require_wanted(self) -> None:
+    def _call(self, method: Callable[..., Answer], *args: Any) -> Answer:
+        self._require_running()
+        try:
+            return method(*args)
+        except Exception:
+            self._require_running()  # the end of the load also ends retries
+            raise
+
+    def _require_running(self) -> None:
         if self.work.is_cancelled is not None and self.work.is_cancelled():
             raise Cancelled
 
     def _split(self, start: int, buffers: Sequence[memoryview]) -> list[Read]:
-        reads, most = [], self.limits.max_request_bytes
+        reads: list[Read] = []
+        most = self.limits.max_request_bytes
         for buffer in buffers:
-            for at in range(0, len(buffer), most):
-                piece = buffer[at : at + most]
-                reads.append(Read(start, (piece,)))
-                start += len(piece)
+            steps = range(0, len(buffer), most)
+            reads += [Read(start + at, (buffer[at : at + most],)) for at in steps]
+            start += len(buffer)
         return reads
 
     def _count(self, stats: ReadStats, nbytes: int) -> None:
@@ -153,15 +136,17 @@ def item_error(error: Exception) -> ItemReadError:
         known = ItemReadError(f"{type(error).__name__}: {error}")
         known.__cause__ = error
     known.traceback_text = known.traceback_text or traceback.format_exc()
-    told: BaseException | None = known
-    while told is not None:  # live tracebacks would keep whole blocks of bytes alive
-        told.__traceback__ = None
-        told = told.__cause__ or told.__context__
+    cause: BaseException | None = known
+    while cause is not None:  # live tracebacks would keep whole blocks of bytes alive
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
     return known
 
 
-def guarded(spec: RecordSpec, step: Callable[..., Outcome], *args: Any) -> Outcome:
-    try:
-        return step(*args)
-    except Exception as error:  # noqa: BLE001 - torch.load raises anything for damaged bytes
-        return Failed(item=spec.item, error=item_error(error))
+def failures(error: Exception, items: Iterable[int]) -> list[Failed]:
+    """``error`` as the failure of each of ``items``. Call where it is handled."""
+    known = item_error(error)
+    # The engine adds the item's name. A copy has no cause, so the first item gets the original.
+    return [
+        Failed(item=item, error=copy.copy(known) if n else known) for n, item in enumerate(items)
+    ]

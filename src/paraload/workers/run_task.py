@@ -11,17 +11,16 @@ this module as exceptions.
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Final
 
 from paraload.core.checksum import crc32
 from paraload.core.records import TensorRecord
-from paraload.core.results import Failed, Landed, LandedItems, Located, Outcome, TaskResult
+from paraload.core.results import Landed, LandedItems, Located, Outcome, TaskResult
 from paraload.core.tasks import (
     DISCARDED,
     LocateTask,
@@ -31,13 +30,13 @@ from paraload.core.tasks import (
     RunsTask,
     SharedTask,
 )
-from paraload.formats import Unsupported, locate
+from paraload.formats import Unsupported
 from paraload.formats.record_checks import check_range, check_stored, trailer_crc
-from paraload.geometry import runs as geometry
+from paraload.geometry.runs import Run, plan_reads
 from paraload.geometry.strided_copy import gather, is_gathered, pick
-from paraload.workers.audit import audit_located
-from paraload.workers.read_context import Meter, Work, guarded, item_error
-from paraload.workers.records import read_records, read_streams
+from paraload.workers.audit import audit_record
+from paraload.workers.read_context import Meter, Work, failures, item_error
+from paraload.workers.records import find_payload, guarded, read_records, read_streams
 from paraload.workers.sinks import TargetSink as Sink
 
 #: With a checksum, bytes are read in pieces that are still in the processor's cache when they are
@@ -45,87 +44,82 @@ from paraload.workers.sinks import TargetSink as Sink
 #: one of them can be in Python. Of 64 KiB to 16 MiB, 2 and 4 MiB were the fastest.
 CHECKED_READ_BYTES: Final = 4 << 20
 
+ReadInto = Callable[[int, Sequence[memoryview]], None]
+Found = TensorRecord | Unsupported
+
 
 def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
-    """Do what ``task`` says."""
-    started = time.monotonic()
+    started_s = time.monotonic()
     meter = Meter(work, task.path)
-    outcomes: list[Outcome | LandedItems]
+    outcomes: Sequence[Outcome | LandedItems]
     match task:
         case LocateTask():
-            known: dict[tuple[int, int], TensorRecord] = {}
+            known: dict[object, Found] = {}
             outcomes = [guarded(spec, _locate, meter, sink, spec, known) for spec in task.specs]
         case RecordsTask(as_stream=True):
             outcomes = read_streams(task, meter, sink)
         case RecordsTask():
             outcomes = read_records(task, meter, sink)
-        case RunsTask():
-            outcomes = [_read_runs(task, meter, sink)]
-        case SharedTask():
-            outcomes = _read_shared(task, meter, sink)
+        case RunsTask() | SharedTask():
+            outcomes = _read_parts(task, meter, sink)
         case _:
-            raise TypeError(f"no such task: {type(task).__name__}")
+            raise TypeError(f"unknown task: {type(task).__name__}")
     return TaskResult(
         task=task,
         outcomes=tuple(outcomes),
         tally=meter.tally,
-        started_s=started,
+        started_s=started_s,
         ended_s=time.monotonic(),
         worker=threading.current_thread().name,
     )
 
 
-def _locate(
-    meter: Meter, sink: Sink, spec: RecordSpec, known: dict[tuple[int, int], TensorRecord]
-) -> Outcome:
-    """Find the payload of ``spec``; ``known`` are those of the same task that were found before."""
-    found: TensorRecord | Unsupported | None = known.get((spec.start, spec.end))
+def _locate(meter: Meter, sink: Sink, spec: RecordSpec, known: dict[object, Found]) -> Outcome:
+    """Find a payload; ``known`` are those of the task's other items."""
+    key = spec.kind, spec.start, spec.end
+    found = known.get(key)
     if found is None:
         check_range(spec, meter.size())
-        found = spec.layout
-    if found is None:
-        found = Unsupported("")
-        if spec.kind == "tensor":
-            read_head = partial(_read_head, meter, spec)
-            head_bytes = meter.limits.head_bytes
-            found = locate(meter.work.format, read_head, spec.length, head_bytes)
-    if isinstance(found, TensorRecord):
-        known[spec.start, spec.end] = found
+        read_head = partial(_read, meter, spec.start)
+        head_bytes = meter.limits.head_bytes
+        found = find_payload(meter.work.format, spec, read_head, spec.length, head_bytes)
+        known[key] = found
+    elif isinstance(found, TensorRecord):
         check_stored(spec, found.dtype, found.shape)
     if meter.work.audit:
-        return audit_located(meter, sink.layouts, spec, found)
+        return audit_record(meter, sink.layouts, spec, found)
     if isinstance(found, Unsupported):
         return Located(item=spec.item, record=None, reason=found.reason)
     return Located(item=spec.item, record=found)
 
 
-def _read_head(meter: Meter, spec: RecordSpec, nbytes: int) -> bytes:
-    head = bytearray(nbytes)
-    meter.read_into(spec.start, [memoryview(head)])
-    return bytes(head)
+def _read(meter: Meter, start: int, nbytes: int) -> bytes:
+    data = bytearray(nbytes)
+    meter.read_into(start, [memoryview(data)])
+    return bytes(data)
 
 
-def _read_runs(task: RunsTask, meter: Meter, sink: Sink) -> Outcome:
-    (item,) = task.items
+def _read_parts(task: RunsTask | SharedTask, meter: Meter, sink: Sink) -> Sequence[Outcome]:
     try:
-        memory, runs = sink.memory(task)
-        if task.target == DISCARDED:
-            crc = _sum(task, memory, meter)
-        else:
-            crc = _read_into(task, runs, memory, meter)
-        expected = None
-        if task.trailer is not None and task.checksum:
-            start, end = task.trailer
-            trailer = bytearray(end - start)
-            meter.read_into(start, [memoryview(trailer)])
-            payload_bytes = start - task.base
-            expected = trailer_crc(meter.work.format, bytes(trailer), payload_bytes)
-    except Exception as error:  # noqa: BLE001 - torch.load raises anything for damaged bytes
+        if isinstance(task, RunsTask):
+            return [_read_runs(task, meter, sink)]
+        return _read_shared(task, meter, sink)
+    except Exception as error:  # noqa: BLE001 - becomes the failure of each item
         failure = item_error(error)
         failure.locate(path=task.path, start=task.start, end=task.end)
-        return Failed(item=item, error=failure)
+        return failures(failure, task.items)
+
+
+def _read_runs(task: RunsTask, meter: Meter, sink: Sink) -> Landed:
+    memory, runs = sink.memory(task)
+    crc = _read_into(task, runs, memory, meter)
+    expected = None
+    if task.trailer is not None and task.checksum:
+        start, end = task.trailer
+        trailer = _read(meter, start, end - start)
+        expected = trailer_crc(meter.work.format, trailer, start - task.base)
     return Landed(
-        item=item,
+        item=task.items[0],
         nbytes=task.needed_bytes,
         src=task.runs[0].src if task.runs else 0,
         crc=crc if task.checksum else None,
@@ -133,109 +127,80 @@ def _read_runs(task: RunsTask, meter: Meter, sink: Sink) -> Outcome:
     )
 
 
-def _sum(task: RunsTask, scratch: memoryview, meter: Meter) -> int:
-    """The CRC-32 of all runs in order, which are read into the same memory again and again."""
-    crc = 0
-    for run in task.runs:
-        start, end = task.base + run.src, task.base + run.src + run.nbytes
-        for at in range(start, end, len(scratch)):
-            piece = scratch[: end - at]
-            meter.read_into(at, (piece,))
-            crc = crc32(piece, crc)
-    return crc
-
-
-def _read_shared(task: SharedTask, meter: Meter, sink: Sink) -> list[Outcome | LandedItems]:
-    try:
-        wanted = []
-        for part in task.parts:
-            memory, (run,) = sink.memory(part)
-            wanted.append((run, memory))
-        base = task.parts[0].base
-        if not pick(wanted, meter.read_rows, base):
-            gather(wanted, meter.read_into, base, least_bytes=meter.limits.efficient_bytes)
-    except Exception as error:  # noqa: BLE001 - becomes the failure of each item
-        failure = item_error(error)
-        failure.locate(path=task.path, start=task.start, end=task.end)
-        return [Failed(item=item, error=copy.copy(failure)) for item in task.items]
+def _read_shared(task: SharedTask, meter: Meter, sink: Sink) -> list[Landed]:
+    wanted = []
+    for part in task.parts:
+        memory, (run,) = sink.memory(part)
+        wanted.append((run, memory))
+    base = task.parts[0].base
+    if not pick(wanted, meter.read_rows, base):
+        gather(wanted, meter.read_into, base, least_bytes=meter.limits.efficient_bytes)
     return [
         Landed(item=part.items[0], nbytes=part.needed_bytes, src=part.runs[0].src)
         for part in task.parts
     ]
 
 
-def _read_into(
-    task: RunsTask, runs: tuple[geometry.Run, ...], memory: memoryview, meter: Meter
-) -> int:
-    """Read every run to its place; the CRC-32 of all of them in order, if it is wanted."""
+def _read_into(task: RunsTask, runs: tuple[Run, ...], memory: memoryview, meter: Meter) -> int:
+    """Read every run to its place; returns the CRC-32 of all bytes in order, if it is wanted."""
+    crc = 0
     step = meter.limits.max_request_bytes
     if task.checksum:
         step = min(step, max(CHECKED_READ_BYTES, meter.limits.efficient_bytes))
-    if len(runs) == 1 and runs[0].count == 1:
-        return _read_straight(task, runs[0], memory, meter, step)
-    crc = 0
 
-    def add(data: memoryview) -> None:
+    def read(start: int, buffers: Sequence[memoryview]) -> None:
         nonlocal crc
-        crc = crc32(data, crc)
+        meter.read_into(start, buffers)
+        if task.checksum:
+            for buffer in buffers:
+                crc = crc32(buffer, crc)
 
-    seen = add if task.checksum else None
-    if seen is None:
+    if len(runs) == 1 and runs[0].count == 1:
+        _read_straight(task, runs[0], memory, step, read)
+        return crc
+    if not task.checksum:
         runs = tuple(run for run in runs if not pick([(run, memory)], meter.read_rows, task.base))
     for gathered, group in groupby(runs, key=lambda run: is_gathered(run, task.max_gap_bytes)):
         if gathered:
             for run in group:
-                wanted = [(run, memory)]
                 least_bytes = meter.limits.efficient_bytes
-                gather(wanted, meter.read_into, task.base, seen, least_bytes=least_bytes)
+                gather([(run, memory)], read, task.base, least_bytes=least_bytes)
         else:
-            _scatter(task, tuple(group), memory, meter, step, seen)
+            _scatter(task, tuple(group), memory, meter.limits.max_buffers, step, read)
     return crc
+
+
+def _read_straight(task: RunsTask, run: Run, memory: memoryview, step: int, read: ReadInto) -> None:
+    """One piece of bytes: the usual case, and a loop of its own.
+
+    Between two reads there is as little Python as can be: while a thread is in Python no other one
+    can leave its system call, and at 10 GiB/s that was a quarter of the time.
+    """
+    is_discarded = task.target == DISCARDED
+    step = min(step, len(memory)) if is_discarded else step
+    for at in range(0, run.nbytes, step):
+        dst = 0 if is_discarded else run.dst + at
+        read(task.base + run.src + at, (memory[dst : dst + min(step, run.nbytes - at)],))
 
 
 def _scatter(
     task: RunsTask,
-    runs: tuple[geometry.Run, ...],
+    runs: tuple[Run, ...],
     memory: memoryview,
-    meter: Meter,
-    step: int,
-    seen: Callable[[memoryview], None] | None,
+    max_buffers: int,
+    max_read_bytes: int,
+    read: ReadInto,
 ) -> None:
     """Read rows straight to their places, many with one read where gaps are short."""
-    discard: memoryview | None = None
-    for read in geometry.plan_reads(
+    gap = memoryview(bytearray(task.max_gap_bytes))
+    for planned in plan_reads(
         runs,
         max_gap_bytes=task.max_gap_bytes,
-        max_read_bytes=step,
-        max_pieces=meter.limits.max_buffers,
+        max_read_bytes=max_read_bytes,
+        max_pieces=max_buffers,
     ):
-        buffers = []
-        for dst, nbytes in read.pieces:
-            if dst is not None:
-                buffers.append(memory[dst : dst + nbytes])
-                continue
-            if discard is None:
-                discard = memoryview(bytearray(task.max_gap_bytes))
-            buffers.append(discard[:nbytes])
-        meter.read_into(task.base + read.start, buffers)
-        if seen is not None:
-            for buffer in buffers:
-                seen(buffer)
-
-
-def _read_straight(
-    task: RunsTask, run: geometry.Run, memory: memoryview, meter: Meter, step: int
-) -> int:
-    """One piece of bytes: the usual case, and a loop of its own.
-
-    Between two reads there is as little Python as can be: while a thread is in Python no other one
-    can leave its system call, and at ten GiB/s that was a quarter of the time.
-    """
-    crc = 0
-    start = task.base + run.src
-    for at in range(0, run.nbytes, step):
-        piece = memory[run.dst + at : run.dst + min(at + step, run.nbytes)]
-        meter.read_into(start + at, (piece,))
-        if task.checksum:
-            crc = crc32(piece, crc)
-    return crc
+        buffers = [
+            gap[:nbytes] if dst is None else memory[dst : dst + nbytes]
+            for dst, nbytes in planned.pieces
+        ]
+        read(task.base + planned.start, buffers)

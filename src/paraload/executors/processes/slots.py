@@ -22,10 +22,10 @@ from typing import Any, Final, NamedTuple
 
 from paraload.core.memory import TargetMemory
 from paraload.core.results import Landed, LandedItems, Outcome, Raw, Staged, TaskResult
-from paraload.core.tasks import ReadTask, RecordSpec, RunsTask, SharedTask
+from paraload.core.tasks import ReadTask, RunsTask, SharedTask
 from paraload.geometry import runs as geometry
 from paraload.geometry.strided_copy import copy_runs
-from paraload.workers.read_context import NarrowedTensor, Work
+from paraload.workers.read_context import Work
 from paraload.workers.run_task import run_task
 from paraload.workers.sinks import TargetSink
 
@@ -73,19 +73,8 @@ class SlotSink(TargetSink):
 
     # Copied at once: decoded records may be far longer than the slot, and must not pile up.
 
-    def put_raw(
-        self, spec: RecordSpec, data: memoryview, reason: str, verified_bytes: int
-    ) -> Outcome:
-        return super().put_raw(spec, self._copied(spec, data), reason, verified_bytes)
-
-    def put_narrowed(
-        self, spec: RecordSpec, narrowed: NarrowedTensor, verified_bytes: int
-    ) -> Outcome:
-        narrowed = replace(narrowed, data=self._copied(spec, narrowed.data))
-        return super().put_narrowed(spec, narrowed, verified_bytes)
-
-    def _copied(self, spec: RecordSpec, data: memoryview) -> memoryview:
-        memory = self.packed_memory(spec.item, len(data))
+    def keep(self, item: int, data: memoryview) -> memoryview:
+        memory = self.packed_memory(item, len(data))
         memory[:] = data
         return memory
 
