@@ -14,6 +14,7 @@ from paraload import (
     ReadProgress,
     ReadReport,
 )
+from paraload.formats import ItemFormat, NeedBytes, TensorRecord, Unsupported, locate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,3 +88,20 @@ def readers(path: str) -> list[ParallelFileReader]:
         ParallelFileSystemReader(path, None, progress=True, memory_budget_bytes=64 << 20),
         MyReader(path),
     ]
+
+
+class AnyFormat:
+    first_bytes = 8
+    has_checksum = False
+
+    def locate(self, head: bytes, record_bytes: int) -> TensorRecord | NeedBytes | Unsupported:
+        return Unsupported("empty") if record_bytes else NeedBytes(len(head) + 1)
+
+    def read_trailer(self, trailer: bytes | memoryview, payload_bytes: int) -> int | None:
+        return len(trailer) + payload_bytes
+
+
+def find(record: bytes) -> tuple[int, int] | str:
+    fmt: ItemFormat = AnyFormat()
+    found = locate(fmt, lambda nbytes: record[:nbytes], len(record))
+    return found.reason if isinstance(found, Unsupported) else (found.start, found.end)

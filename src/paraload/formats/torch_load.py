@@ -57,7 +57,7 @@ def can_open(data: memoryview) -> bool:
 
 
 def refusal(error: Exception, what: str) -> UnsafeObjectError | None:
-    """The error for an intact ``what`` that torch refuses; ``None`` for other errors."""
+    """The error for an intact ``what`` that torch refuses to load; ``None`` for other errors."""
     text = str(error)
     if needed := _NOT_IMPORTED.search(text):
         problem = "needs modules that this program has not imported"
