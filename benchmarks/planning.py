@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 from benchmarks.results import Bar, Section, Table
 from paraload import ParallelFileSystemReader
 from paraload.adapters.dcp.read_data import setup_of
-from paraload.adapters.dcp.reader_config import ReaderConfig, ReaderSteps
+from paraload.adapters.dcp.reader_config import ReaderConfig
 from paraload.adapters.dcp.readers import ParallelFileReader
 from paraload.engine.load import Load
 from paraload.runtime.gc_pause import collector_paused
@@ -132,9 +132,8 @@ class _InMemory:
     def _planned(self) -> Load:
         with collector_paused():
             reader = self._reader
-            config = ReaderConfig.of(reader, reader.options)
-            steps = ReaderSteps(reader, ParallelFileReader)
-            setup = setup_of(reader, steps, config, self._plan, self._planner, time.monotonic())
+            config = ReaderConfig.of(reader, ParallelFileReader)
+            setup = setup_of(config, self._plan, self._planner, time.monotonic())
             load = Load(setup, process=lambda _: None, on_progress=None)
             load.prepare()
             return load

@@ -7,7 +7,7 @@ torch alone decides what fits.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from operator import itemgetter
@@ -43,7 +43,6 @@ _EXPLAINED: Final = {
 #: Limits of the search for similar names, which takes 10 ms a name.
 _EXPLAINED_NAMES: Final = 10
 _MOST_CANDIDATES: Final = 1000
-_MOST_FRONTS: Final = 20
 #: What torch.compile, FSDP, activation checkpointing and DDP put into names.
 _WRAPPERS: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
 
@@ -117,10 +116,16 @@ def _refusal(planner: Any, path: str) -> CheckpointReadError | None:
             failures.append(_fault(fqn, target, entries, error))
     if all(type(failure) is ItemReadError for failure in failures):
         return None
-    missing = [failure for failure in failures if isinstance(failure, MissingKeyError)]
-    advice = _advise(missing, [name for name in entries if name not in state_dict], planner)
+    advice = ""
+    if missing := [failure for failure in failures if isinstance(failure, MissingKeyError)]:
+        advice = _advise(missing, [name for name in entries if name not in state_dict])
+        kind = DefaultLoadPlanner if type(planner) is QuickLoadPlanner else type(planner)
+        advice += (
+            "\nTo load only what the checkpoint has, and leave the other targets as they are:"
+            f" planner={kind.__name__}(allow_partial_load=True)"
+        )
     refused = refuse_to_begin(failures, items=len(state_dict), path=path)
-    return CheckpointReadError("\n".join([str(refused), *advice]), refused.failures)
+    return CheckpointReadError(f"{refused}{advice}", refused.failures)
 
 
 def _fault(fqn: str, target: Any, entries: Any, error: Exception) -> ItemReadError:
@@ -151,70 +156,62 @@ def _fault(fqn: str, target: Any, entries: Any, error: Exception) -> ItemReadErr
     return ItemReadError(f"torch cannot plan it ({type(error).__name__}: {error})", fqn=fqn)
 
 
-# --------------------------------------------------------------------------------- missing names
+def _advise(missing: Sequence[MissingKeyError], unclaimed: Sequence[str]) -> str:
+    """Advise a renaming of most ``missing`` names, or else hint at similar names for each.
 
-
-def _advise(
-    missing: Sequence[MissingKeyError], unclaimed: Sequence[str], planner: DefaultLoadPlanner
-) -> list[str]:
-    """Lines of advice about ``missing`` names, given those that only the checkpoint has."""
-    if not missing:
-        return []
-    advice = []
+    ``unclaimed`` are the names that only the checkpoint has.
+    """
     names = [str(failure.fqn) for failure in missing]
     count, how = max(_renamings(names, set(unclaimed)), key=itemgetter(0))
     if 2 * count > len(names):
         those = "the missing name" if len(names) == 1 else f"the {len(names)} missing names"
         some = f"{count} of " if count < len(names) else ""
-        advice.append(f"The checkpoint has {some}{those} {how}")
-    else:
-        for failure, name in zip(missing[:_EXPLAINED_NAMES], names, strict=False):
-            failure.hint = _hint(name, unclaimed)
-    kind = DefaultLoadPlanner if type(planner) is QuickLoadPlanner else type(planner)
-    advice.append(
-        "To load only what the checkpoint has, and leave the other targets as they are:"
-        f" planner={kind.__name__}(allow_partial_load=True)"
-    )
-    return advice
+        return f"\nThe checkpoint has {some}{those} {how}"
+    for failure, name in zip(missing[:_EXPLAINED_NAMES], names, strict=False):
+        failure.hint = _hint(name, unclaimed)
+    return ""
 
 
-def _renamings(names: Sequence[str], unclaimed: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Ways to rename ``names``: how many are in ``unclaimed`` then, and the advice.
+def _renamings(names: Sequence[str], unclaimed: set[str]) -> Iterator[tuple[int, str]]:
+    """Possible renamings: how many of ``names`` are in ``unclaimed`` then, and the advice.
 
     >>> list(_renamings(["a.w", "a.b"], {"m.a.w", "m.a.b"}))[0][0]
     2
     """
-    for old, new in sorted(_fronts(names, unclaimed), key=lambda pair: len("".join(pair))):
+    for old, new in _prefixes(names, unclaimed):
         count = sum(n.startswith(old) and new + n.removeprefix(old) in unclaimed for n in names)
-        rename = "rename the keys of the state dict"
-        if not old:
-            into = f", or load into {{{new.removesuffix('.')!r}: state_dict}}"
-            yield count, f"with {new!r} in front: {rename}{into * (count == len(names))}"
-        elif not new:
-            how = f"name.removeprefix({old!r})"
-            yield count, f"without {old!r} in front: {rename} with {how}"
-        elif count > 1:
-            how = f"{new!r} + name.removeprefix({old!r})"
-            yield count, f"with {new!r} in place of {old!r}: {rename} with {how}"
+        if old and new:
+            count -= count == 1  # any two names differ in such a way
+            what = f"with {new!r} in place of {old!r}"
+        else:
+            what = f"with {new!r} in front" if new else f"without {old!r} in front"
+        name = f"name.removeprefix({old!r})" if old else "name"
+        what += f": rename the keys of the state dict to {f'{new!r} + {name}' if new else name}"
+        if not old and count == len(names):
+            what += f", or load into {{{new.removesuffix('.')!r}: state_dict}}"
+        yield count, what
     for part in _WRAPPERS:
-        count = sum(part in n and n.replace(part, "") in unclaimed for n in names)
-        yield count, f"without {part!r} in them: rename the keys with name.replace({part!r}, '')"
-        bare = {name.replace(part, "") for name in unclaimed if part in name}
+        count = sum(n.replace(part, "") in unclaimed for n in names)
+        yield count, f"without {part!r} in them: rename the keys to name.replace({part!r}, '')"
+        bare = {name.replace(part, "") for name in unclaimed}
         count = sum(n in bare for n in names)
         yield count, f"with {part!r} in them: load into the state dict of a model wrapped like that"
 
 
-def _fronts(names: Sequence[str], unclaimed: Iterable[str]) -> set[tuple[str, str]]:
-    """Pairs of prefixes, old and new, of names with the longest common end."""
+def _prefixes(names: Sequence[str], unclaimed: set[str]) -> list[tuple[str, str]]:
+    """Different prefixes of ``names`` and of those in ``unclaimed`` with the longest common end."""
     by_end: defaultdict[str, list[str]] = defaultdict(list)
     for other in unclaimed:
         by_end[_last_part(other)].append(other)
-    fronts = set()
+    found = set()
     for name in names[:_EXPLAINED_NAMES]:
-        ends = {other: _common_end(name, other) for other in by_end[_last_part(name)]}
-        longest = max(ends.values(), default=0)
-        fronts |= {(name[:-n], other[:-n]) for other, n in ends.items() if n == longest}
-    return set(sorted(fronts)[:_MOST_FRONTS])
+        ends = [
+            (_common_end(name, other), -len(other), other) for other in by_end[_last_part(name)]
+        ]
+        if ends:
+            length, _, other = max(ends)
+            found.add((name[:-length], other[:-length]))
+    return sorted(found, key=lambda pair: (len("".join(pair)), pair))
 
 
 def _last_part(name: str) -> str:
@@ -235,7 +232,6 @@ def _hint(name: str, unclaimed: Sequence[str]) -> str | None:
             return f"It has {other!r} as a whole: put one value there"
     candidates = unclaimed
     if len(candidates) > _MOST_CANDIDATES:
-        last = _last_part(name)
-        candidates = [other for other in candidates if _last_part(other) == last]
+        candidates = [other for other in candidates if _last_part(other) == _last_part(name)]
     similar = get_close_matches(name, candidates[:_MOST_CANDIDATES], n=2)
     return f"Did you mean {' or '.join(map(repr, similar))}?" if similar else None

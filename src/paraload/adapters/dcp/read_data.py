@@ -16,7 +16,7 @@ from torch.futures import Future
 
 from paraload.adapters.dcp.plan_items import items_of
 from paraload.adapters.dcp.preflight import require_loadable
-from paraload.adapters.dcp.reader_config import ReaderConfig, ReaderSteps, options_of
+from paraload.adapters.dcp.reader_config import ReaderConfig
 from paraload.destinations.tensor_memory import dispatch_modes_off
 from paraload.engine.file_checks import changed_files, seen_files
 from paraload.engine.load import Load
@@ -37,9 +37,8 @@ def read_with(
     planner: LoadPlanner,
     *,
     defaults: type,
-    executor: str | None = None,
-    max_workers: int | None = None,
     file_callback: Callable[[int, int], object] | None = None,
+    **overrides: Any,
 ) -> Future[None]:
     """Read ``plan`` for any object that has ``path`` and ``storage_data``.
 
@@ -49,34 +48,31 @@ def read_with(
         plan: what to read.
         planner: resolves and commits the items of the plan.
         defaults: the class with the steps that the reader does not have.
-        executor: overrides the reader's option.
-        max_workers: overrides the reader's option.
         file_callback: called with ``(files done, files)``.
+        **overrides: options that override the reader's, unless ``None``.
     """
     started_s = time.monotonic()
-    steps = ReaderSteps(reader, defaults)
-    config = ReaderConfig.of(reader, options_of(reader, executor, max_workers))
+    config = ReaderConfig.of(reader, defaults, **overrides)
+    source, options = config.source, config.options
     with ExitStack() as stack:
         stack.enter_context(dispatch_modes_off())
-        stack.enter_context(closing(config.source))
-        hook = stack.enter_context(progress_hook(config.options.progress, file_callback))
-        looker = stack.enter_context(DaemonThreads.for_looks(config.options.stall_timeout_s))
-        process = steps["_process_results"]
+        stack.enter_context(closing(source))
+        on_progress = stack.enter_context(progress_hook(options.progress, file_callback))
+        looker = stack.enter_context(DaemonThreads.for_looks(options.stall_timeout_s))
+        process = config.steps["_process_results"]
         with collector_paused():
-            setup = setup_of(reader, steps, config, plan, planner, started_s)
+            setup = setup_of(config, plan, planner, started_s)
             load = Load(
-                setup, process=lambda results: process(results, plan, planner), on_progress=hook
+                setup,
+                process=lambda results: process(results, plan, planner),
+                on_progress=on_progress,
             )
             load.prepare()
             seen = seen_files(
-                config.source,
-                setup.specs,
-                looker,
-                path=config.path,
-                retries=config.options.retries,
+                source, setup.specs, looker, path=config.path, retries=options.retries
             )
             setup.work.file_sizes = {path: stat.size for path, stat in seen.items()}
-            if hasattr(config.source, "root"):  # the absolute path of .metadata means something
+            if hasattr(source, "root"):  # only local files have the absolute path of .metadata
                 seen |= getattr(reader, "_metadata_before", {})
             setup.targets.note_writes()
             stack.enter_context(objects_frozen())
@@ -87,17 +83,12 @@ def read_with(
 
 
 def setup_of(
-    reader: Any,
-    steps: ReaderSteps,
-    config: ReaderConfig,
-    plan: LoadPlan,
-    planner: LoadPlanner,
-    started_s: float,
+    config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner, started_s: float
 ) -> LoadSetup:
-    """Everything that can be known before the first byte is read."""
-    items = items_of(reader, steps, config, plan, planner)
-    work = config.work(items.specs, steps["_make_format"]())
-    has_own_commit = steps.are_own("_process_results")
+    """Collect and check everything that is known before the first byte is read."""
+    items = items_of(config, plan, planner)
+    work = config.work(items.specs)
+    has_own_commit = config.steps.are_own("_process_results")
     require_loadable(items, config, work, plan, planner, has_own_commit=has_own_commit)
     return LoadSetup(
         path=config.path,
@@ -108,9 +99,9 @@ def setup_of(
         work=work,
         started_s=started_s,
         targets=items.targets,
-        destination=steps["_make_destination"](),
+        destination=config.steps["_make_destination"](),
         ordered=items.ordered,
-        not_in_processes=config.stays_here,
+        not_in_processes=config.not_in_processes,
         # The commit of a planner that is resolved ahead is torch's, which does nothing.
         hand_over_landed=has_own_commit or not items.resolved_ahead,
         watch_targets=items.resolved_ahead,
@@ -120,7 +111,7 @@ def setup_of(
 def _run(
     load: Load, setup: LoadSetup, seen: Mapping[str, FileStat], looker: DaemonThreads
 ) -> ReadReport:
-    """Run ``load``, on files that are the same at its end."""
+    """Run ``load``, and require that no file changes meanwhile."""
     source, retries = setup.work.source, setup.work.retries
     try:
         report, failures = load.run()

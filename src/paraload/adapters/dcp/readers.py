@@ -2,10 +2,10 @@
 
     plan --_create_read_tasks--> tasks --engine--> results --_process_results--> planner
 
-The steps that the mixin adds to a class are used by the engine, so overriding one of them has an
-effect: ``_make_source``, ``_make_format``, ``_make_destination``, ``_serialize_read_item``,
-``_serialize_storage_metadata``, ``_create_read_tasks`` and ``_process_results``. A class need not
-inherit anything: it may take these methods, and has to set ``path`` and ``storage_data`` only.
+The engine calls the steps of a reader, so overriding one of them has an effect: ``_make_source``,
+``_make_format``, ``_make_destination``, ``_serialize_read_item``, ``_serialize_storage_metadata``,
+``_create_read_tasks`` and ``_process_results``. A class need not inherit anything: it may take
+these methods, and has to set ``path`` and ``storage_data`` only.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from typing import Any
 
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from paraload.adapters.dcp import plan_items
-from paraload.adapters.dcp import read_data as reading
-from paraload.adapters.dcp import reader_config as adapter
+from paraload.adapters.dcp.plan_items import create_tasks
+from paraload.adapters.dcp.read_data import read_with
+from paraload.adapters.dcp.reader_config import options_of
 from paraload.core.tasks import ReadTask
 from paraload.destinations.base import Destination
 from paraload.destinations.conversion import HostDestination
 from paraload.engine.items import CompletedItem
 from paraload.formats import ItemFormat
 from paraload.formats.torch_zip import TorchZipFormat
-from paraload.hooks import ReadItemInfo, StorageItem
+from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import descriptors_of
 from paraload.metadata.reading import read_metadata
 from paraload.options import ReadOptions
 from paraload.report import ReadReport
 from paraload.sources import ByteSource, FileStat
+from paraload.sources.opening import open_source
 
 
 class ParallelFileReader:
-    """A mixin that reads many files, and parts of files, at once.
+    """A mixin that reads many files, and parts of files, in parallel.
 
     It works for every class that sets ``self.path`` and ``self.storage_data``::
 
@@ -51,12 +52,12 @@ class ParallelFileReader:
 
     Args:
         enable_parallel: ``False`` reads with one reader on the caller's thread.
-        max_workers: readers at once; ``None`` chooses.
-        options: a whole :class:`~paraload.ReadOptions` instead of single keywords.
+        max_workers: number of concurrent readers; ``None`` chooses it.
+        options: a complete :class:`~paraload.ReadOptions` instead of keywords.
         **keywords: the other fields of :class:`~paraload.ReadOptions`.
 
     Attributes:
-        last_report: the :class:`~paraload.ReadReport` of the last load that ended well.
+        last_report: the :class:`~paraload.ReadReport` of the last load that succeeded.
     """
 
     path: Any
@@ -65,7 +66,7 @@ class ParallelFileReader:
 
     def __init__(
         self,
-        enable_parallel: bool | None = None,  # noqa: FBT001 - the request passes it by position
+        enable_parallel: bool | None = None,  # noqa: FBT001 - callers may pass it by position
         max_workers: int | None = None,
         *,
         options: ReadOptions | None = None,
@@ -91,11 +92,11 @@ class ParallelFileReader:
             A future that is done.
 
         Raises:
-            CheckpointReadError: items could not be read; each of them is named, all others have
-                been committed.
+            CheckpointReadError: items could not be read. The error names each of them; all others
+                have been committed.
             InvalidOptionError: the call is wrong; nothing was read.
         """
-        return reading.read_with(self, plan, planner, defaults=ParallelFileReader)
+        return read_with(self, plan, planner, defaults=ParallelFileReader)
 
     def read_data_with_progress(
         self,
@@ -103,27 +104,31 @@ class ParallelFileReader:
         planner: LoadPlanner,
         progress_callback: Callable[[int, int], object] | None = None,
     ) -> Future[None]:
-        """The same, telling ``progress_callback(current, total)`` how many files are done.
+        """:meth:`read_data` with a progress callback.
 
-        The callback runs on this thread. One that raises ends the load with its error.
+        Args:
+            plan: the read items of this rank.
+            planner: resolves and commits them; called on this thread only.
+            progress_callback: called on this thread with ``(current, total)``, which count files.
+                An exception in it ends the load.
         """
-        return reading.read_with(
+        return read_with(
             self, plan, planner, defaults=ParallelFileReader, file_callback=progress_callback
         )
 
     def _serialize_read_item(self, read_item: ReadItem) -> ReadItemInfo:
-        """What hooks and workers are told of a read item: plain, picklable, without torch."""
+        """Describe a read item for hooks and workers: plain, picklable, without torch."""
         return ReadItemInfo(
             read_item.type.name,
-            plan_items.plain_index(read_item.dest_index),
+            _plain_index(read_item.dest_index),
             tuple(read_item.dest_offsets),
-            plan_items.plain_index(read_item.storage_index),
+            _plain_index(read_item.storage_index),
             tuple(read_item.storage_offsets),
             tuple(read_item.lengths),
         )
 
     def _serialize_storage_metadata(self, storage_info: Any) -> StorageItem:
-        """What hooks and workers are told of an item's place in the checkpoint."""
+        """Describe an item's place in the checkpoint for hooks and workers."""
         return StorageItem(
             storage_info.relative_path,
             storage_info.offset,
@@ -132,36 +137,39 @@ class ParallelFileReader:
         )
 
     def _create_read_tasks(self, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:
-        """The tasks that begin the load of ``plan``: grouped by file, ordered by offset.
+        """Create the first tasks of a load: grouped by file, ordered by offset.
 
-        Called only where a subclass overrides it.
+        The engine calls it only where a subclass overrides it.
         """
-        steps = adapter.ReaderSteps(self, ParallelFileReader)
-        with adapter.config_for_tasks(self) as config:
-            return config.make_tasks(plan_items.make_specs(steps, config, plan, storage_data))
+        return create_tasks(self, ParallelFileReader, plan, storage_data)
 
     def _make_source(self) -> ByteSource:
-        """Where the bytes come from; a reader for another storage returns its own source.
+        """Create the source of the bytes; a reader for another storage returns its own.
 
         Called once for each load, which closes the source. It opens nothing before the first read.
         """
-        return adapter.default_source(self)
+        fs = getattr(self, "fs", None)
+        return open_source(
+            self.path,
+            fs=None if type(fs) is FileSystem else fs,
+            direct_io=options_of(self).direct_io,
+        )
 
     def _make_format(self) -> ItemFormat:
-        """What reads the records' headers; a reader for another format returns its own."""
+        """Create the parser of records' headers; a reader for another format returns its own."""
         return TorchZipFormat()
 
     def _make_destination(self) -> Destination:
-        """What takes tensors whose target workers cannot write to: another device, dtype, layout.
+        """Create what fills the targets that workers cannot write to (other device, dtype, layout).
 
         Called once for each load.
         """
-        return HostDestination(strict=adapter.options_of(self).strict)
+        return HostDestination(strict=options_of(self).strict)
 
     def _process_results(
         self, results: Sequence[CompletedItem], plan: LoadPlan, planner: LoadPlanner
     ) -> None:
-        """Hand completed items to the planner, one after the other, on this thread."""
+        """Pass completed items to the planner, one after the other, on this thread."""
         for result in results:
             read_item = plan.items[result.item]
             if read_item.type is LoadItemType.BYTE_IO:
@@ -175,13 +183,18 @@ class ParallelFileReader:
             planner.commit_tensor(read_item, target)
 
 
+def _plain_index(index: MetadataIndex) -> ItemIndex:
+    offset = None if index.offset is None else tuple(index.offset)
+    return ItemIndex(index.fqn, offset, index.index)
+
+
 class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
     """A drop-in for ``torch.distributed.checkpoint.FileSystemReader`` that reads in parallel.
 
     Args:
         path: folder of the checkpoint.
-        _extension_registry: stream transforms beside ``stream.zstd``, as torch's reader takes them.
-        options: a whole :class:`~paraload.ReadOptions`; or its fields as keywords.
+        _extension_registry: stream transforms besides ``stream.zstd``, as for torch's reader.
+        options: a complete :class:`~paraload.ReadOptions`, or its fields as keywords.
 
     >>> import tempfile, torch, torch.distributed.checkpoint as dcp
     >>> from paraload import ParallelFileSystemReader
@@ -214,30 +227,28 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """As torch's reader does; and keep what each stored tensor has to be."""
+        """As torch's reader does; also keep the descriptions of the stored tensors."""
         super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
         self._entries = metadata.state_dict_metadata
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's
-        """The checkpoint's metadata, without running what is in the file.
+        """Read the checkpoint's metadata without running code from the file.
 
         Args:
             args: not used, as in torch's reader.
             kwargs: ``rank`` asks for the metadata of that rank alone.
 
         Returns:
-            An object of the caller's own.
+            A new object, which the caller may change.
 
         Raises:
-            MetadataError: the file is missing, damaged, or names what it has no need of.
+            MetadataError: the file is missing, damaged, or names a class that is not allowed.
         """
-        path = self._get_metadata_path(kwargs.get("rank"))
-        is_local = type(self.fs) is FileSystem
         self._metadata_before = {}
-        options = adapter.options_of(self)
+        options = options_of(self)
         return read_metadata(
-            path,
-            fs=None if is_local else self.fs,
+            self._get_metadata_path(kwargs.get("rank")),
+            fs=None if type(self.fs) is FileSystem else self.fs,
             allow_globals=options.allow_globals,
             load_id=self.load_id,
             retries=options.retries,
@@ -249,18 +260,25 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
 def read_data_parallel(
     self: Any, plan: LoadPlan, planner: LoadPlanner, num_workers: int | None = None
 ) -> Future[None]:
-    """``read_data`` with ``multiprocessing.Pool``, for any ``FileSystemReader``.
+    """``read_data`` with a literal process pool, ``multiprocessing.Pool``.
 
     Use it as a method, ``read_data = read_data_parallel`` in the body of a class, or call it with a
     reader.
 
     Args:
-        self: a reader with ``path`` and ``storage_data``.
-        plan: what to read.
-        planner: where to.
-        num_workers: worker processes; ``None`` chooses.
+        self: any ``FileSystemReader``, or another object with ``path`` and ``storage_data``.
+        plan: the read items of this rank.
+        planner: resolves and commits them; called on this thread only.
+        num_workers: number of worker processes; ``None`` chooses it.
+
+    Returns:
+        A future that is done.
+
+    Raises:
+        CheckpointReadError: items could not be read; see :meth:`ParallelFileReader.read_data`.
+        InvalidOptionError: the call is wrong; nothing was read.
     """
-    return reading.read_with(
+    return read_with(
         self, plan, planner, defaults=ParallelFileReader, executor="pool", max_workers=num_workers
     )
 
@@ -268,8 +286,8 @@ def read_data_parallel(
 def read_data_parallel_v2(
     self: Any, plan: LoadPlan, planner: LoadPlanner, num_workers: int | None = None
 ) -> Future[None]:
-    """The same with ``concurrent.futures.ProcessPoolExecutor``."""
-    return reading.read_with(
+    """:func:`read_data_parallel` with ``concurrent.futures.ProcessPoolExecutor``."""
+    return read_with(
         self,
         plan,
         planner,

@@ -37,8 +37,8 @@ class SafeLoadPlanner(QuickLoadPlanner):
         """Unpickle the object of ``read_item`` into the state dict.
 
         Raises:
-            UnsafeObjectError: it names a class or function that is not allowed, or is damaged. No
-                code of it was run.
+            UnsafeObjectError: it names a class or function that is not allowed, or is damaged. None
+                of its code was run.
         """
         fqn = read_item.dest_index.fqn
         try:
