@@ -132,7 +132,7 @@ class _InMemory:
     def _planned(self) -> Load:
         with collector_paused():
             reader = self._reader
-            config = ReaderConfig.of(reader, ParallelFileReader)
+            config = ReaderConfig(reader, ParallelFileReader)
             setup = setup_of(config, self._plan, self._planner, time.monotonic())
             load = Load(setup, process=lambda _: None, on_progress=None)
             load.prepare()

@@ -22,14 +22,14 @@ class LoadSetup:
         specs: every item, in the order of the plan.
         make_tasks: :func:`~paraload.planning.read_tasks.first_tasks` with the rules of this load.
         work: what workers need.
-        started_s: when the load was asked for, as ``time.monotonic`` counts.
+        started_s: ``time.monotonic()`` when the load began.
         targets: by item, for those that were resolved ahead.
-        destination: takes what workers cannot write into a target directly.
+        destination: fills the targets that workers cannot write to directly.
         ordered: the items that are committed in the order of torch's reader.
-        tasks: those of a reader that makes its own; used unless items are ordered.
-        not_in_processes: why the work cannot be sent to other processes; "" if it can.
-        hand_over_landed: the adapter wants every item, also those that are in their targets.
-        watch_targets: ordered items are so because their targets share memory.
+        tasks: the first ones, if the reader makes its own; not used if items are ordered.
+        not_in_processes: why worker processes cannot do the work; "" if they can.
+        hand_over_landed: pass every item to the adapter, even if it is in its target already.
+        watch_targets: items are ordered because their targets share memory.
     """
 
     path: str

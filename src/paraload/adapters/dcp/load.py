@@ -4,7 +4,7 @@ It also avoids the overhead of ``dcp.load`` itself. With this reader, ``dcp.load
 tensors took 3.5 s, and only 0.5 s of that was reading. The rest was garbage collection of the new
 metadata and plan (paused here, except while user code or the reader runs), ``isinstance(...,
 Stateful)`` for each tensor (0.6 s; ``hasattr`` rules most of them out), and planning
-(``_quick_planner``).
+(``quick_planner``).
 """
 
 from __future__ import annotations
@@ -93,17 +93,17 @@ def load(
     rank = 0 if is_alone else distributed.get_rank(process_group)
     reader = _LoadReader(Path(path), rank, options=options, **keywords)
     planner = QuickLoadPlanner() if planner is None else planner
+    stateful: dict[str, Stateful] = {}
+    values: dict[str, Any] = {}
     # Sorted as in dcp.load: state_dict() may run collectives, which need one order on all ranks.
-    names = sorted(state_dict)
-    stateful = {name: state_dict[name] for name in names if _is_stateful(state_dict[name])}
-    values = {
-        name: stateful[name].state_dict() if name in stateful else state_dict[name]
-        for name in names
-    }
+    for name in sorted(state_dict):
+        value = values[name] = state_dict[name]
+        if hasattr(value, "state_dict") and isinstance(value, Stateful):
+            stateful[name], values[name] = value, value.state_dict()
     error = _load_values(values, reader, planner, process_group=process_group, is_alone=is_alone)
     if error is not None:
         raise error
-    for name in names:
+    for name in sorted(state_dict):
         if name in stateful:
             stateful[name].load_state_dict(values[name])
         else:
@@ -122,19 +122,26 @@ def _load_values(
     process_group: ProcessGroup | None,
     is_alone: bool,
 ) -> BaseException | None:
-    """Load in place. Returns the error, which the caller raises without torch's frames."""
+    """Load in place. Returns the error, which the caller raises without torch's frames.
+
+    It is torch's error with the original errors of all ranks, or for a single process its own.
+    """
     try:
         with collector_paused(), misplanned_named(planner, str(reader.path)):
             _load_state_dict(
                 values, reader, process_group=process_group, no_dist=is_alone, planner=planner
             )
     except CheckpointException as error:
-        return _unwrapped(error, is_alone=is_alone)
+        for rank, (raised, trace) in error.failures.items():
+            original = raised.args[0] if isinstance(raised, _UnreadableError) else carried(raised)
+            if isinstance(original, CheckpointReadError | InvalidOptionError):
+                # The text is complete, and every rank would print the tracebacks of all ranks.
+                error.failures[rank] = original.with_traceback(None), StackSummary()
+            else:
+                error.failures[rank] = original, trace
+        # torch wraps every error, Ctrl-C included, even if there is only one rank.
+        return error.failures[0][0] if is_alone else error.with_traceback(None)
     return None
-
-
-def _is_stateful(value: Any) -> bool:
-    return hasattr(value, "state_dict") and isinstance(value, Stateful)
 
 
 class _LoadReader(ParallelFileSystemReader):
@@ -154,21 +161,19 @@ class _LoadReader(ParallelFileSystemReader):
         try:
             try:
                 return super().read_metadata(*args, **kwargs)
+            except UnsafeMetadataError:
+                raise
             except MetadataError as error:
-                if not self._has_own_metadata(error):
+                ranks, is_missing = rank_files(self.path), isinstance(error, MissingMetadataError)
+                if not (ranks if is_missing else self._own_rank in ranks):
                     raise
+                if not is_missing:
+                    _log.warning(
+                        "%s. Reading the metadata of rank %d instead", error, self._own_rank
+                    )
             return super().read_metadata(rank=self._own_rank)
         except Exception as error:  # noqa: BLE001 - raised again after torch
             raise _UnreadableError(error) from None
-
-    def _has_own_metadata(self, error: MetadataError) -> bool:
-        if isinstance(error, MissingMetadataError):
-            return bool(rank_files(self.path))
-        if isinstance(error, UnsafeMetadataError):
-            return False
-        if is_there := self._own_rank in rank_files(self.path):
-            _log.warning("%s. Reading the metadata of rank %d instead", error, self._own_rank)
-        return is_there
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         with self._resumed():
@@ -177,19 +182,3 @@ class _LoadReader(ParallelFileSystemReader):
 
 class _UnreadableError(BaseException):
     """Carries an error past torch, which replaces every ``Exception`` by an AssertionError."""
-
-
-def _unwrapped(error: CheckpointException, *, is_alone: bool) -> BaseException:
-    """The error to raise: torch's, with the original errors, or for a single process its own.
-
-    Typed errors lose their traceback: their text is complete, and under a process group every rank
-    prints the tracebacks of all ranks.
-    """
-    for rank, (raised, trace) in error.failures.items():
-        original = raised.args[0] if isinstance(raised, _UnreadableError) else carried(raised)
-        if isinstance(original, CheckpointReadError | InvalidOptionError):
-            error.failures[rank] = original.with_traceback(None), StackSummary()
-        else:
-            error.failures[rank] = original, trace
-    # torch wraps every error, Ctrl-C included, even if there is only one rank.
-    return error.failures[0][0] if is_alone else error.with_traceback(None)

@@ -10,14 +10,13 @@ second for a million items.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from contextvars import ContextVar
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner
 
 from paraload.adapters.dcp.reader_config import OwnSlice, ReaderConfig
@@ -42,7 +41,7 @@ class PlanItems(NamedTuple):
 
     Attributes:
         specs: one for each item, in the order of the plan.
-        tasks: those of a reader that makes its own.
+        tasks: the first ones, if the reader makes its own.
         targets: by item, if they were resolved ahead.
         ordered: items that must be committed in the order of torch's reader: all under a planner
             that is resolved item by item, otherwise those whose targets share memory.
@@ -69,10 +68,10 @@ def items_of(config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner) -> Plan
     """
     storage_data = config.reader.storage_data
     tasks: list[ReadTask] | None = None
-    if config.steps.are_own("_create_read_tasks"):
+    if config.is_overridden("_create_read_tasks"):
         token = _planning.set(config)
         try:
-            tasks = config.steps["_create_read_tasks"](plan, storage_data)
+            tasks = config.step("_create_read_tasks")(plan, storage_data)
         finally:
             _planning.reset(token)
         first = (task for task in tasks or () if isinstance(task, LocateTask | RecordsTask))
@@ -104,10 +103,10 @@ def create_tasks(reader: Any, defaults: type, plan: LoadPlan, storage_data: Any)
     Outside a load, they are made with a new configuration, whose source is closed here.
     """
     config = _planning.get()
-    is_new = config is None or config.reader is not reader
-    if config is None or is_new:
-        config = ReaderConfig.of(reader, defaults)
-    with closing(config.source) if is_new else nullcontext():
+    if config is not None and config.reader is reader:
+        return config.make_tasks(_make_specs(config, plan, storage_data))
+    config = ReaderConfig(reader, defaults)
+    with closing(config.source):
         return config.make_tasks(_make_specs(config, plan, storage_data))
 
 
@@ -120,21 +119,28 @@ def _make_specs(config: ReaderConfig, plan: LoadPlan, storage_data: Any) -> list
     that overrides a description changes what is read.
     """
     names = ("_serialize_read_item", "_serialize_storage_metadata")
-    describe_item, describe_info = (config.steps[name] for name in names)
+    describe_item, describe_info = map(config.step, names)
     is_described = (
-        config.needs_streams or config.transform is not None or config.steps.are_own(*names)
+        config.needs_streams
+        or config.transform is not None
+        or any(map(config.is_overridden, names))
     )
     stored = StoredTensors({} if is_described else config.entries or {})
     known: dict[Any, Wanted] = {}
     specs: list[RecordSpec] = []
     failures: list[ItemReadError] = []
-    read_items: list[Any] = plan.items
-    for number, read_item in enumerate(read_items):
+    for number, read_item in enumerate[Any](plan.items):
         index = read_item.storage_index
         try:
             info, hook_info = storage_data[index], None
         except KeyError:
-            failures.append(_without_place(index))
+            failure = MissingEntryError(
+                f"the checkpoint does not say where the part at offset {tuple(index.offset or ())}"
+                " is stored",
+                fqn=index.fqn,
+                hint="Its metadata is damaged, or the plan was made for another checkpoint",
+            )
+            failures.append(failure)
             continue
         is_bytes = read_item.type is LoadItemType.BYTE_IO
         if is_described:
@@ -162,17 +168,8 @@ def _make_specs(config: ReaderConfig, plan: LoadPlan, storage_data: Any) -> list
         path = info.relative_path
         specs.append(RecordSpec(number, path, start, end, index.fqn, wanted, hook_info))
     if failures:
-        raise refuse_to_begin(failures, items=len(read_items), path=config.path)
+        raise refuse_to_begin(failures, items=len(plan.items), path=config.path)
     return specs
-
-
-def _without_place(index: MetadataIndex) -> MissingEntryError:
-    return MissingEntryError(
-        f"the checkpoint does not say where the part at offset {tuple(index.offset or ())} is"
-        " stored",
-        fqn=index.fqn,
-        hint="Its metadata is damaged, or the plan was made for another checkpoint",
-    )
 
 
 _RESOLVE_STEPS: Final = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")

@@ -6,7 +6,6 @@ torch alone decides what fits.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.default_planner import create_default_local_lo
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlanner
 
+from paraload._text import counted
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.destinations.host import target_without_memory
 from paraload.destinations.tensor_memory import memory_fault
@@ -54,11 +54,8 @@ def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
         "set_up_planner": lambda state_dict, *_, **__: _refused_meta(state_dict, path),
         "create_local_plan": lambda: _refusal(planner, path),
     }
-    is_known = all(
-        getattr(type(planner), name, None) in _EXPLAINED and name not in vars(planner)
-        for name in explained
-    )
-    if not is_known:
+    own = [getattr(type(planner), name, None) not in _EXPLAINED for name in explained]
+    if any(own) or explained.keys() & vars(planner).keys():
         yield
         return
     # On the instance, for this load only: the reader and overridden steps must see the planner that
@@ -134,8 +131,9 @@ def _fault(fqn: str, target: Any, entries: Any, error: Exception) -> ItemReadErr
     entry = entries[fqn]
     if isinstance(entry, TensorStorageMetadata):
         stored, dtype = tuple(entry.size), entry.properties.dtype
-        chunked = ("__create_chunk_list__", "local_shards")  # torch splits these into chunks, too
-        if not (isinstance(target, torch.Tensor) or any(hasattr(target, of) for of in chunked)):
+        # torch splits these into chunks, like tensors
+        is_sharded = hasattr(target, "__create_chunk_list__") or hasattr(target, "local_shards")
+        if not (isinstance(target, torch.Tensor) or is_sharded):
             return KindMismatchError(
                 "the checkpoint has a tensor of this name, but the target is not a tensor",
                 fqn=fqn,
@@ -164,9 +162,8 @@ def _advise(missing: Sequence[MissingKeyError], unclaimed: Sequence[str]) -> str
     names = [str(failure.fqn) for failure in missing]
     count, how = max(_renamings(names, set(unclaimed)), key=itemgetter(0))
     if 2 * count > len(names):
-        those = "the missing name" if len(names) == 1 else f"the {len(names)} missing names"
         some = f"{count} of " if count < len(names) else ""
-        return f"\nThe checkpoint has {some}{those} {how}"
+        return f"\nThe checkpoint has {some}the {counted(len(names), 'missing name')} {how}"
     for failure, name in zip(missing[:_EXPLAINED_NAMES], names, strict=False):
         failure.hint = _hint(name, unclaimed)
     return ""
@@ -200,22 +197,14 @@ def _renamings(names: Sequence[str], unclaimed: set[str]) -> Iterator[tuple[int,
 
 def _prefixes(names: Sequence[str], unclaimed: set[str]) -> list[tuple[str, str]]:
     """Different prefixes of ``names`` and of those in ``unclaimed`` with the longest common end."""
-    by_end: defaultdict[str, list[str]] = defaultdict(list)
-    for other in unclaimed:
-        by_end[_last_part(other)].append(other)
     found = set()
     for name in names[:_EXPLAINED_NAMES]:
-        ends = [
-            (_common_end(name, other), -len(other), other) for other in by_end[_last_part(name)]
-        ]
-        if ends:
-            length, _, other = max(ends)
+        others = [other for other in unclaimed if other.endswith(name.rpartition(".")[2])]
+        ends = [(_common_end(name, other), -len(other), other) for other in others]
+        length, _, other = max(ends, default=(0, 0, ""))
+        if length:
             found.add((name[:-length], other[:-length]))
     return sorted(found, key=lambda pair: (len("".join(pair)), pair))
-
-
-def _last_part(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _common_end(one: str, other: str) -> int:
@@ -232,6 +221,6 @@ def _hint(name: str, unclaimed: Sequence[str]) -> str | None:
             return f"It has {other!r} as a whole: put one value there"
     candidates = unclaimed
     if len(candidates) > _MOST_CANDIDATES:
-        candidates = [other for other in candidates if _last_part(other) == _last_part(name)]
+        candidates = [other for other in candidates if other.endswith(name.rpartition(".")[2])]
     similar = get_close_matches(name, candidates[:_MOST_CANDIDATES], n=2)
     return f"Did you mean {' or '.join(map(repr, similar))}?" if similar else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
 from paraload._text import counted
 from paraload.adapters.dcp.plan_items import PlanItems
@@ -30,8 +31,6 @@ def require_loadable(
     work: Work,
     plan: LoadPlan,
     planner: LoadPlanner,
-    *,
-    has_own_commit: bool,
 ) -> None:
     """Require all that can be known of a load before its first byte.
 
@@ -47,7 +46,7 @@ def require_loadable(
     if items.resolved_ahead:
         checks.append(lambda: _unwritable(targets, plan))
         # A hook may change shape and dtype, and an overridden step may not use the target.
-        if work.narrow_tensor is None and not has_own_commit:
+        if work.narrow_tensor is None and not config.is_overridden("_process_results"):
             checks.append(lambda: _misfits(specs, targets, strict=options.strict))
         checks.append(lambda: _incomplete(plan, planner))
     for check in checks:
@@ -96,10 +95,9 @@ def _misfits(
         if layouts[spec.item] is None or _misfit(spec, targets, strict=strict) is not None
     }
     for spec in specs if doubtful else ():
-        if (id(spec.wanted), id(layouts[spec.item])) in doubtful:
-            failure = _misfit(spec, targets, strict=strict)
-            if failure is not None:
-                yield _located(failure, spec)
+        is_doubtful = (id(spec.wanted), id(layouts[spec.item])) in doubtful
+        if is_doubtful and (failure := _misfit(spec, targets, strict=strict)) is not None:
+            yield _located(failure, spec)
 
 
 def _misfit(spec: RecordSpec, targets: Destinations, *, strict: bool) -> ItemReadError | None:
@@ -151,15 +149,11 @@ def _incomplete(plan: LoadPlan, planner: Any) -> Iterator[ItemReadError]:
 
 def _is_filled(fqn: str, plan: LoadPlan, planner: Any) -> bool:
     """Whether the plan fills each element of this rank's part of the tensor once."""
-    by_target: dict[Any, list[ReadItem]] = {}
+    by_target: defaultdict[Any, list[tuple[Any, Any]]] = defaultdict(list)
     for item in plan.items:
         if item.dest_index.fqn == fqn:
-            by_target.setdefault(item.dest_index, []).append(item)
+            by_target[item.dest_index].append((tuple(item.dest_offsets), tuple(item.lengths)))
     return bool(by_target) and all(
-        coverage_fault(
-            tuple(planner.lookup_tensor(target).shape),
-            [(tuple(item.dest_offsets), tuple(item.lengths)) for item in items],
-        )
-        is None
-        for target, items in by_target.items()
+        coverage_fault(tuple(planner.lookup_tensor(target).shape), blocks) is None
+        for target, blocks in by_target.items()
     )

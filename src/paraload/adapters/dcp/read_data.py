@@ -42,30 +42,22 @@ def read_with(
 ) -> Future[None]:
     """Read ``plan`` for any object that has ``path`` and ``storage_data``.
 
-    Args:
-        reader: an instance of the mixin, any ``FileSystemReader``, or an object of a class that
-            took the mixin's methods.
-        plan: what to read.
-        planner: resolves and commits the items of the plan.
-        defaults: the class with the steps that the reader does not have.
-        file_callback: called with ``(files done, files)``.
-        **overrides: options that override the reader's, unless ``None``.
+    ``defaults`` is the class with the steps that the reader lacks. ``file_callback`` is called with
+    ``(files done, files)``. ``overrides`` are options that override the reader's, unless ``None``.
     """
     started_s = time.monotonic()
-    config = ReaderConfig.of(reader, defaults, **overrides)
+    config = ReaderConfig(reader, defaults, **overrides)
     source, options = config.source, config.options
     with ExitStack() as stack:
         stack.enter_context(dispatch_modes_off())
         stack.enter_context(closing(source))
         on_progress = stack.enter_context(progress_hook(options.progress, file_callback))
         looker = stack.enter_context(DaemonThreads.for_looks(options.stall_timeout_s))
-        process = config.steps["_process_results"]
+        process = config.step("_process_results")
         with collector_paused():
             setup = setup_of(config, plan, planner, started_s)
             load = Load(
-                setup,
-                process=lambda results: process(results, plan, planner),
-                on_progress=on_progress,
+                setup, process=lambda done: process(done, plan, planner), on_progress=on_progress
             )
             load.prepare()
             seen = seen_files(
@@ -88,8 +80,7 @@ def setup_of(
     """Collect and check everything that is known before the first byte is read."""
     items = items_of(config, plan, planner)
     work = config.work(items.specs)
-    has_own_commit = config.steps.are_own("_process_results")
-    require_loadable(items, config, work, plan, planner, has_own_commit=has_own_commit)
+    require_loadable(items, config, work, plan, planner)
     return LoadSetup(
         path=config.path,
         options=config.options,
@@ -99,11 +90,11 @@ def setup_of(
         work=work,
         started_s=started_s,
         targets=items.targets,
-        destination=config.steps["_make_destination"](),
+        destination=config.step("_make_destination")(),
         ordered=items.ordered,
         not_in_processes=config.not_in_processes,
         # The commit of a planner that is resolved ahead is torch's, which does nothing.
-        hand_over_landed=has_own_commit or not items.resolved_ahead,
+        hand_over_landed=config.is_overridden("_process_results") or not items.resolved_ahead,
         watch_targets=items.resolved_ahead,
     )
 

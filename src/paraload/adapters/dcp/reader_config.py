@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,96 +27,65 @@ from paraload.workers.read_context import Work
 Decoders = dict[tuple[str, ...], tuple[tuple[Decoder, ...], tuple[str, ...]]]
 
 
-class ReaderSteps:
-    """The overridable steps of a reader; those that it lacks come from the class ``defaults``."""
-
-    def __init__(self, reader: Any, defaults: type) -> None:
-        self._reader = reader
-        self._defaults = defaults
-
-    def __getitem__(self, name: str) -> Any:
-        own = getattr(self._reader, name, None)
-        return own if own is not None else getattr(self._defaults, name).__get__(self._reader)
-
-    def are_own(self, *names: str) -> bool:
-        """Whether the reader overrides one of these steps."""
-        return any(
-            getattr(self[name], "__func__", self[name]) is not getattr(self._defaults, name)
-            for name in names
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReaderConfig:
-    """What a load needs to know of its reader; made once for each load.
+    """What a load needs to know of its reader; made once for each load, which closes ``source``.
+
+    Args:
+        reader: an object with ``path`` and ``storage_data``.
+        defaults: the class with the steps that the reader lacks.
+        **overrides: options that override the reader's, unless ``None``.
 
     Attributes:
-        reader: an object with ``path`` and ``storage_data``.
-        steps: its overridable steps.
-        path: of the checkpoint, for error texts.
-        options: of the load.
-        source: the files. Whoever made the configuration closes it.
         slice_file: the hook, or the reader's own ``_slice_file``.
-        transform: the hook, or the reader's own stream transforms.
-        registry: torch's stream transforms; ``None`` if the reader's own ones replace them.
+        transform: the hook, or the reader's own stream transforms, which need no ``registry``.
         not_in_processes: why worker processes cannot do the work; "" if they can.
         entries: of the metadata, by name; ``None`` if the reader has not seen them.
     """
 
-    reader: Any
-    steps: ReaderSteps
-    path: str
-    options: ReadOptions
-    source: ByteSource
-    slice_file: Callable[..., Any] | None
-    transform: Callable[..., Any] | None
-    registry: Any
-    not_in_processes: str
-    entries: Mapping[str, Any] | None
-
-    @classmethod
-    def of(cls, reader: Any, defaults: type, **overrides: Any) -> ReaderConfig:
-        """Examine ``reader``, whose missing steps ``defaults`` has.
-
-        Keywords are options of one call. They override those of the reader, unless ``None``.
-        """
-        options, path = options_of(reader, **overrides), reader.path
-        steps = ReaderSteps(reader, defaults)
-        source = steps["_make_source"]()
-        slice_file = options.slice_file
-        own_slice = getattr(type(reader), "_slice_file", None)
-        is_stock_slice = own_slice is None or own_slice is FileSystemReader._slice_file  # noqa: SLF001
-        if slice_file is None and not is_stock_slice:
-            slice_file = OwnSlice(reader)
-        if slice_file is not None and not hasattr(source, "open_stream"):
+    def __init__(self, reader: Any, defaults: type, **overrides: Any) -> None:
+        self.reader = reader
+        self._defaults = defaults
+        self.path = str(
+            os.fspath(reader.path) if isinstance(reader.path, os.PathLike) else reader.path
+        )
+        self.options = options_of(reader, **overrides)
+        self.entries: Mapping[str, Any] | None = getattr(reader, "_entries", None)
+        self.source: ByteSource = self.step("_make_source")()
+        self.slice_file: Callable[..., Any] | None = self.options.slice_file
+        stock_slice = FileSystemReader._slice_file  # noqa: SLF001 - subclasses override it
+        own_slice = getattr(type(reader), "_slice_file", stock_slice) is not stock_slice
+        if self.slice_file is None and own_slice:
+            self.slice_file = OwnSlice(reader)
+        if self.slice_file is not None and not hasattr(self.source, "open_stream"):
             raise InvalidOptionError(
-                f"slice_file= and _slice_file read from streams, which {type(source).__name__} does"
-                " not have; transform= gets the bytes of a record without one"
+                "slice_file= and _slice_file read from streams, which"
+                f" {type(self.source).__name__} does not have; transform= gets the bytes of a"
+                " record without one"
             )
         transforms = getattr(reader, "transforms", None) or _StorageReaderTransforms()
-        transform: Callable[..., Any] | None = options.transform
-        registry = None
+        self.transform: Callable[..., Any] | None = self.options.transform
+        self._registry: Any = None
         if type(transforms) is _StorageReaderTransforms:
-            registry = transforms.extension_registry
-        elif transform is None:
-            transform = transforms.transform_load_stream
-        reasons = {
-            f"fs is a {type(getattr(reader, 'fs', None)).__name__}": source.limits.forward_only,
-            "_slice_file is overridden": isinstance(slice_file, OwnSlice),
-            "transforms are the reader's own": registry is None,
-        }
-        return cls(
-            reader=reader,
-            steps=steps,
-            path=str(os.fspath(path) if isinstance(path, os.PathLike) else path),
-            options=options,
-            source=source,
-            slice_file=slice_file,
-            transform=transform,
-            registry=registry,
-            not_in_processes=next((reason for reason, holds in reasons.items() if holds), ""),
-            entries=getattr(reader, "_entries", None),
-        )
+            self._registry = transforms.extension_registry
+        elif self.transform is None:
+            self.transform = transforms.transform_load_stream
+        self.not_in_processes = ""
+        if self.source.limits.forward_only:
+            self.not_in_processes = f"fs is a {type(getattr(reader, 'fs', None)).__name__}"
+        elif isinstance(self.slice_file, OwnSlice):
+            self.not_in_processes = "_slice_file is overridden"
+        elif self._registry is None:
+            self.not_in_processes = "transforms are the reader's own"
+
+    def step(self, name: str) -> Any:
+        """An overridable step: the reader's own, or the default."""
+        own = getattr(self.reader, name, None)
+        return own if own is not None else getattr(self._defaults, name).__get__(self.reader)
+
+    def is_overridden(self, name: str) -> bool:
+        """Whether the reader has its own version of a step."""
+        step = self.step(name)
+        return getattr(step, "__func__", step) is not getattr(self._defaults, name)
 
     @property
     def needs_streams(self) -> bool:
@@ -138,11 +106,12 @@ class ReaderConfig:
 
     def work(self, specs: Iterable[RecordSpec]) -> Work:
         """What workers need to read ``specs``."""
+        described = {spec.wanted.descriptors for spec in specs}
         return Work(
             source=self.source,
-            format=self.steps["_make_format"](),
+            format=self.step("_make_format")(),
             verify=self.options.verify,
-            decoders=_decoders({spec.wanted.descriptors for spec in specs}, self.registry),
+            decoders={} if self._registry is None else stock_decoders(described, self._registry),
             slice_file=self.slice_file,
             narrow_tensor=self.options.narrow_tensor,
             transform=self.transform,
@@ -162,21 +131,16 @@ class OwnSlice:
         return self._slice(stream, self.infos[item_metadata])
 
 
-def stock_decoders(described: Iterable[tuple[str, ...]]) -> Decoders:
-    """The decoders that torch's own extensions give for these descriptors."""
-    return _decoders(set(described), _StorageReaderTransforms().extension_registry)
+def stock_decoders(described: Iterable[tuple[str, ...]], registry: Any = None) -> Decoders:
+    """The decoders for these descriptors, by default those of torch's own extensions."""
+    registry = registry or _StorageReaderTransforms().extension_registry
+    return {names: _decoders(names, registry) for names in set(described) if names}
 
 
-def _decoders(described: set[tuple[str, ...]], registry: Any) -> Decoders:
-    return {names: _decoders_of(names, registry) for names in described if names}
-
-
-def _decoders_of(
+def _decoders(
     descriptors: tuple[str, ...], registry: Any
 ) -> tuple[tuple[Decoder, ...], tuple[str, ...]]:
     decoders: list[Decoder] = []
-    if registry is None:
-        return (), descriptors
     for number, descriptor in enumerate(descriptors):
         try:
             (extension,) = registry.from_descriptor_list([descriptor])

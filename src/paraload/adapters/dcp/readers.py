@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
@@ -118,11 +118,15 @@ class ParallelFileReader:
 
     def _serialize_read_item(self, read_item: ReadItem) -> ReadItemInfo:
         """Describe a read item for hooks and workers: plain, picklable, without torch."""
+        target, stored = (
+            ItemIndex(at.fqn, None if at.offset is None else tuple(at.offset), at.index)
+            for at in (read_item.dest_index, read_item.storage_index)
+        )
         return ReadItemInfo(
             read_item.type.name,
-            _plain_index(read_item.dest_index),
+            target,
             tuple(read_item.dest_offsets),
-            _plain_index(read_item.storage_index),
+            stored,
             tuple(read_item.storage_offsets),
             tuple(read_item.lengths),
         )
@@ -149,11 +153,8 @@ class ParallelFileReader:
         Called once for each load, which closes the source. It opens nothing before the first read.
         """
         fs = getattr(self, "fs", None)
-        return open_source(
-            self.path,
-            fs=None if type(fs) is FileSystem else fs,
-            direct_io=options_of(self).direct_io,
-        )
+        fs = None if type(fs) is FileSystem else fs
+        return open_source(self.path, fs=fs, direct_io=options_of(self).direct_io)
 
     def _make_format(self) -> ItemFormat:
         """Create the parser of records' headers; a reader for another format returns its own."""
@@ -181,11 +182,6 @@ class ParallelFileReader:
                 target = planner.resolve_tensor(read_item).detach()
             result.copy_into(target)
             planner.commit_tensor(read_item, target)
-
-
-def _plain_index(index: MetadataIndex) -> ItemIndex:
-    offset = None if index.offset is None else tuple(index.offset)
-    return ItemIndex(index.fqn, offset, index.index)
 
 
 class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
