@@ -45,7 +45,7 @@ TORCH_FREE = [
 
 #: The core that plans and parses: no reading, no clock.
 PURE = [
-    "paraload._trace",
+    "paraload.report.trace",
     "paraload.cli.bench.advice",
     "paraload.core.pickle_scan",
     "paraload.core.tasks",

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from paraload import ParallelFileSystemReader, ReadReport, load
-from paraload._trace import throughput_steps, trace_of, workers_of
 from paraload.core.results import ReadTally, TaskResult
 from paraload.core.tasks import ReadTask
 from paraload.engine.timeline import Timeline
 from paraload.report import TaskTiming
+from paraload.report.trace import throughput_steps, trace_of, workers_of
 from paraload.testing import make_checkpoint
 
 MIB = 1 << 20

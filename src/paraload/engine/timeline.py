@@ -16,9 +16,9 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Final
 
-from paraload._trace import TaskTiming
 from paraload.core.results import TaskResult
 from paraload.report import FileTiming
+from paraload.report.trace import TaskTiming
 
 #: About 3 MiB, and every single task of a load of 100 GiB.
 MAX_ENTRIES: Final = 10_000

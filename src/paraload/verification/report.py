@@ -10,7 +10,6 @@ from typing import Any, Final, Self
 from paraload import errors
 from paraload._text import counted, printable, with_hint
 from paraload.errors import ItemReadError
-from paraload.geometry.runs import Shape
 from paraload.metadata.index import Chunk, IndexFault
 from paraload.report import format_bytes
 
@@ -54,8 +53,8 @@ class Part:
     """A tensor, a slice of one, or an object, which has neither ``offsets`` nor ``lengths``."""
 
     name: str
-    offsets: Shape | None = None
-    lengths: Shape | None = None
+    offsets: tuple[int, ...] | None = None
+    lengths: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, chunk: Chunk) -> Self:

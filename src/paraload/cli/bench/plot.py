@@ -15,11 +15,11 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from paraload._text import counted, printable
-from paraload._trace import workers_of
 from paraload.cli._arguments import UsageError
 from paraload.cli._output import file_errors
 from paraload.cli.bench.advice import AUTO
 from paraload.report import format_bytes
+from paraload.report.trace import workers_of
 
 if TYPE_CHECKING:
     from paraload.cli.bench.measure import Bench

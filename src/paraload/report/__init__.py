@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paraload._text import counted, printable
-from paraload._trace import TaskTiming, trace_of
+from paraload.report.trace import TaskTiming, trace_of
 
 __all__ = ["FileTiming", "ReadReport", "TaskTiming", "format_bytes", "pairs_text"]
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
 
-from paraload._causes import lines_of
 from paraload._text import counted, printable, printable_lines, with_hint
+from paraload.errors.causes import lines_of
 
 #: The hint of errors about damaged bytes.
 DAMAGED_HINT: Final = "The file changed after it was written; restore it or load another checkpoint"
