@@ -67,14 +67,14 @@ def items_of(config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner) -> Plan
         CheckpointReadError: the checkpoint does not say where some of the items are stored.
     """
     storage_data = config.reader.storage_data
-    tasks: list[ReadTask] | None = None
+    own_tasks: list[ReadTask] | None = None
     if config.is_overridden("_create_read_tasks"):
         token = _planning.set(config)
         try:
-            tasks = config.step("_create_read_tasks")(plan, storage_data)
+            own_tasks = tasks = config.step("_create_read_tasks")(plan, storage_data)
         finally:
             _planning.reset(token)
-        first = (task for task in tasks or () if isinstance(task, LocateTask | RecordsTask))
+        first = (task for task in tasks if isinstance(task, LocateTask | RecordsTask))
         specs = sorted((spec for task in first for spec in task.specs), key=attrgetter("item"))
     else:
         specs = _make_specs(config, plan, storage_data)
@@ -84,9 +84,8 @@ def items_of(config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner) -> Plan
             for spec in specs
         }
     if not may_resolve_ahead(planner):
-        return PlanItems(
-            specs, tasks, Destinations(), {spec.item for spec in specs}, resolved_ahead=False
-        )
+        everything = {spec.item for spec in specs}
+        return PlanItems(specs, own_tasks, Destinations(), everything, resolved_ahead=False)
 
     def block_of(item: int) -> Block:
         read_item = plan.items[item]
@@ -94,7 +93,7 @@ def items_of(config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner) -> Plan
 
     targets = Destinations(resolved_tensors(plan, planner))
     ordered = overlapping_items(*targets.spans(), block_of)
-    return PlanItems(specs, tasks, targets, ordered, resolved_ahead=True)
+    return PlanItems(specs, own_tasks, targets, ordered, resolved_ahead=True)
 
 
 def create_tasks(reader: Any, defaults: type, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:

@@ -125,7 +125,7 @@ def _incomplete(plan: LoadPlan, planner: Any) -> Iterator[ItemReadError]:
     """Tensors that this rank loads, and whose chunks leave a hole or overlap.
 
     Some planners change the sizes in the metadata, so a target that the plan fills completely is
-    accepted whatever they are.
+    accepted anyway.
     """
     metadata = getattr(planner, "metadata", None)
     entries = {} if metadata is None else metadata.state_dict_metadata

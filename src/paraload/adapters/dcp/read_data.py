@@ -111,13 +111,13 @@ def _run(
     except StalledReadError:
         raise  # checking the files of a stalled storage would stall too
     except CheckpointReadError as error:
+        note: object
         try:
-            changed = changed_files(source, seen, looker, retries=0)
+            note = changed_files(source, seen, looker, retries=0)  # most likely the reason
         except StalledReadError as stalled:
-            error.add_note(f"could not check whether files have changed: {stalled}")
-        else:
-            if changed is not None:
-                error.add_note(str(changed))  # most likely the reason
+            note = f"could not check whether files have changed: {stalled}"
+        if note is not None:
+            error.add_note(str(note))
         raise
     if (changed := changed_files(source, seen, looker, retries=retries)) is not None:
         raise changed

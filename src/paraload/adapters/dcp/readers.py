@@ -283,11 +283,5 @@ def read_data_parallel_v2(
     self: Any, plan: LoadPlan, planner: LoadPlanner, num_workers: int | None = None
 ) -> Future[None]:
     """:func:`read_data_parallel` with ``concurrent.futures.ProcessPoolExecutor``."""
-    return read_with(
-        self,
-        plan,
-        planner,
-        defaults=ParallelFileReader,
-        executor="processes",
-        max_workers=num_workers,
-    )
+    options: dict[str, Any] = {"executor": "processes", "max_workers": num_workers}
+    return read_with(self, plan, planner, defaults=ParallelFileReader, **options)
