@@ -129,6 +129,19 @@ def test_an_error_of_a_step_closes_it_too(folder, saved, step, monkeypatch):
     assert reader.sources() == (1, 1)
 
 
+def test_items_that_a_reader_makes_no_tasks_for_are_refused(folder, saved):
+    class Forgetful(Counting):
+        def _create_read_tasks(self, plan, storage_data):
+            return super()._create_read_tasks(plan, storage_data)[:-1]
+
+    reader = Forgetful(folder)
+    plan = support.plan_for(reader, support.empty_like(saved))
+    with pytest.raises(CheckpointReadError, match="_create_read_tasks returned no task") as caught:
+        reader.read_data(*plan)
+    assert caught.value.failures
+    assert reader.reads == []
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_one_worker_of_a_call_reads_each_file_from_front_to_back(big, function):
     folder, saved = big

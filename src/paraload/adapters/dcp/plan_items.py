@@ -64,7 +64,8 @@ def items_of(config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner) -> Plan
     """What ``plan`` asks for, and where it goes.
 
     Raises:
-        CheckpointReadError: the checkpoint does not say where some of the items are stored.
+        CheckpointReadError: the checkpoint does not say where some of the items are stored, or the
+            reader's own tasks leave some out.
     """
     storage_data = config.reader.storage_data
     own_tasks: list[ReadTask] | None = None
@@ -76,6 +77,7 @@ def items_of(config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner) -> Plan
             _planning.reset(token)
         first = (task for task in tasks if isinstance(task, LocateTask | RecordsTask))
         specs = sorted((spec for task in first for spec in task.specs), key=attrgetter("item"))
+        _require_all(plan, specs, path=config.path)
     else:
         specs = _make_specs(config, plan, storage_data)
     if isinstance(config.slice_file, OwnSlice):
@@ -94,6 +96,21 @@ def items_of(config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner) -> Plan
     targets = Destinations(resolved_tensors(plan, planner))
     ordered = overlapping_items(*targets.spans(), block_of)
     return PlanItems(specs, own_tasks, targets, ordered, resolved_ahead=True)
+
+
+def _require_all(plan: LoadPlan, specs: list[RecordSpec], *, path: str) -> None:
+    planned = {spec.item for spec in specs}
+    failures = [
+        ItemReadError(
+            "the reader's _create_read_tasks returned no task for it",
+            fqn=read_item.dest_index.fqn,
+            hint="Return the tasks of all items; to load less, make a plan with fewer items",
+        )
+        for number, read_item in enumerate[Any](plan.items)
+        if number not in planned
+    ]
+    if failures:
+        raise refuse_to_begin(failures, items=len(plan.items), path=path)
 
 
 def create_tasks(reader: Any, defaults: type, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:

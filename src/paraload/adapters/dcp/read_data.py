@@ -64,7 +64,7 @@ def read_with(
                 source, setup.specs, looker, path=config.path, retries=options.retries
             )
             setup.work.file_sizes = {path: stat.size for path, stat in seen.items()}
-            if not config.steps.are_own("_make_source"):  # another storage has other versions
+            if not config.is_overridden("_make_source"):  # another storage has other versions
                 seen |= getattr(reader, "_metadata_before", {})
             setup.targets.note_writes()
             stack.enter_context(objects_frozen())
