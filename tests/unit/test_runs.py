@@ -56,7 +56,6 @@ def test_runs_move_exactly_the_slice(block, itemsize):
         dst_strides=geometry.contiguous_strides(lengths),
         itemsize=itemsize,
         src=sum(o * s for o, s in zip(offsets, strides, strict=True)) * itemsize,
-        dst=0,
     )
     assert apply(runs, source, wanted.nbytes) == wanted.tobytes()
     assert sum(run.total_bytes for run in runs) == wanted.nbytes
@@ -72,7 +71,6 @@ def test_splitting_keeps_every_byte_and_bounds_every_group(block, max_bytes):
         dst_strides=geometry.contiguous_strides(lengths),
         itemsize=4,
         src=0,
-        dst=0,
     )
     groups = geometry.split_runs(runs, max_bytes)
     moved = [(s + k, d + k) for s, d, n in geometry.rows(runs) for k in range(n)]
@@ -97,16 +95,15 @@ def test_reads_cover_the_runs_within_their_bounds(block, max_gap, max_read, max_
         dst_strides=geometry.contiguous_strides(lengths),
         itemsize=2,
         src=sum(o * s for o, s in zip(offsets, strides, strict=True)) * 2,
-        dst=0,
     )
     target = bytearray(wanted.nbytes)
-    for read in geometry.plan_reads(
+    for start, pieces in geometry.plan_reads(
         runs, max_gap_bytes=max_gap, max_read_bytes=max_read, max_pieces=max_pieces
     ):
-        assert read.nbytes == sum(nbytes for _, nbytes in read.pieces) <= max_read
-        assert len(read.pieces) <= max_pieces
-        at = read.start
-        for dst, nbytes in read.pieces:
+        assert sum(nbytes for _, nbytes in pieces) <= max_read
+        assert len(pieces) <= max_pieces
+        at = start
+        for dst, nbytes in pieces:
             if dst is None:
                 assert nbytes <= max_gap
             else:
@@ -151,13 +148,13 @@ def test_windows_of_many_filters_are_staged_with_whole_filters():
 def test_whole_contiguous_tensors_are_one_run():
     strides = geometry.contiguous_strides((7, 5, 3))
     assert geometry.slice_runs(
-        (7, 5, 3), src_strides=strides, dst_strides=strides, itemsize=2, src=64, dst=0
+        (7, 5, 3), src_strides=strides, dst_strides=strides, itemsize=2, src=64
     ) == (Run(64, 0, 210),)
 
 
 def test_a_million_rows_are_one_run_object():
     (run,) = geometry.slice_runs(
-        (1_000_000, 2), src_strides=(8, 1), dst_strides=(2, 1), itemsize=4, src=0, dst=0
+        (1_000_000, 2), src_strides=(8, 1), dst_strides=(2, 1), itemsize=4, src=0
     )
     assert (run.count, run.nbytes, run.src_step, run.dst_step) == (1_000_000, 8, 32, 8)
 

@@ -1,4 +1,4 @@
-"""CRC-32 as zip uses it, and the CRC-32 of a whole from those of its parts.
+"""CRC-32 as zip uses it.
 
 ``zlib_ng`` is several times faster than the standard library's zlib and has ``crc32_combine``.
 """

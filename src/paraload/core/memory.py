@@ -1,4 +1,4 @@
-"""Memory that stored bytes can be written to as they are, and how its elements lie in it."""
+"""Memory that takes stored bytes as they are, and how its elements lie in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from paraload.core.records import TensorRecord
 from paraload.core.tasks import RecordSpec
-from paraload.geometry import runs as geometry
+from paraload.geometry.runs import Run, Shape, slice_runs
 from paraload.geometry.staging_block import is_fragmented
 
 
@@ -18,19 +18,19 @@ class Layout(NamedTuple):
     """
 
     dtype: str = ""
-    shape: geometry.Shape = ()
-    strides: geometry.Shape = ()
+    shape: Shape = ()
+    strides: Shape = ()
     nbytes: int = 0
     packed_bytes: int = 0
 
 
 class TargetMemory(NamedTuple):
-    """Memory that takes stored bytes as they are, from the first element to one past the last."""
+    """Writable memory, from the first element of the target to one past the last."""
 
     memory: memoryview
     layout: Layout = Layout()
 
-    def runs(self, spec: RecordSpec, record: TensorRecord) -> tuple[geometry.Run, ...] | None:
+    def runs(self, spec: RecordSpec, record: TensorRecord) -> tuple[Run, ...] | None:
         """The runs from the payload into this memory; ``None`` if it cannot take them directly."""
         layout = self.layout
         if layout.dtype != record.dtype or layout.shape != spec.wanted.lengths:
@@ -41,19 +41,10 @@ class TargetMemory(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _direct_runs(
-    lengths: geometry.Shape,
-    src_strides: geometry.Shape,
-    dst_strides: geometry.Shape,
-    itemsize: int,
-    src: int,
-) -> tuple[geometry.Run, ...] | None:
+    lengths: Shape, src_strides: Shape, dst_strides: Shape, itemsize: int, src: int
+) -> tuple[Run, ...] | None:
     """Cached: a checkpoint has many tensors of few layouts."""
-    runs = geometry.slice_runs(
-        lengths,
-        src_strides=src_strides,
-        dst_strides=dst_strides,
-        itemsize=itemsize,
-        src=src,
-        dst=0,
+    runs = slice_runs(
+        lengths, src_strides=src_strides, dst_strides=dst_strides, itemsize=itemsize, src=src
     )
     return None if is_fragmented(runs) else runs

@@ -20,7 +20,7 @@ DTYPE_BYTES: Final[dict[str, int]] = {
 
 
 def dtype_name(dtype: Any) -> str:
-    """Torch's name of ``dtype`` without ``torch.``, such as ``bfloat16``."""
+    """Torch's name of ``dtype``, without ``torch.``: ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -29,15 +29,12 @@ class TensorRecord:
     """A stored tensor.
 
     Attributes:
-        dtype: torch's name of the dtype, without ``torch.``.
-        itemsize: bytes of an element.
-        shape: of the tensor.
         strides: in elements.
-        storage_offset: element of the payload that is the tensor's first.
+        storage_offset: the tensor's first element, counted in elements of the payload.
         start: first byte of the payload, relative to the record.
         end: one past its last byte.
-        crc: CRC-32 of the payload where the header tells it; 0 means that none was written.
-        trailer: ``[start, end)`` of the descriptor behind the payload that tells the CRC instead.
+        crc: CRC-32 of the payload if the header has it; 0 means that none was written.
+        trailer: ``[start, end)`` of the descriptor behind the payload that has the CRC-32 instead.
     """
 
     dtype: str
@@ -52,18 +49,15 @@ class TensorRecord:
 
     def first_byte(self, offsets: Shape) -> int:
         """The byte, relative to the payload, of the element at ``offsets``."""
-        if not any(offsets):
-            return self.storage_offset * self.itemsize
         at = sum(o * s for o, s in zip(offsets, self.strides, strict=True))
         return (self.storage_offset + at) * self.itemsize
 
     @property
     def payload_bytes(self) -> int:
-        """Length of the payload."""
         return self.end - self.start
 
     def is_sound(self) -> bool:
-        """Every element lies in the payload, at a place of its own or of its neighbour's."""
+        """Whether every element lies in the payload, at strides of at least one element."""
         extent = extent_bytes(self.shape, self.strides, self.itemsize)
         first = self.storage_offset * self.itemsize
         return (

@@ -1,15 +1,9 @@
-"""What workers answer to a task: an outcome for each item, and what it took. No torch.
-
-TaskResult    the answer
-  Outcome       Located, Landed, Staged, Raw, Audited or Failed; LandedItems for many of one kind
-  ReadTally     requests, bytes, retries
-"""
+"""The results of tasks: an :class:`Outcome` for each item, and what reading took. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
 
 from paraload.core.records import TensorRecord
 from paraload.core.tasks import ReadTask
@@ -19,14 +13,14 @@ from paraload.geometry.runs import Shape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one item in one task."""
+    """The outcome of a task for one of its items."""
 
     item: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Located(Outcome):
-    """Where the payload lies, or why the record must be read whole and given to torch."""
+    """Where the payload lies, or the ``reason`` to read the whole record and give it to torch."""
 
     record: TensorRecord | None
     reason: str = ""
@@ -34,10 +28,9 @@ class Located(Outcome):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landed(Outcome):
-    """A part of a split record, ``nbytes`` from ``src`` of the payload on, is in the item's memory.
+    """A part of a record, from byte ``src`` of the payload on, is in the item's memory.
 
-    In an audit it has been summed and forgotten. It carries its own ``crc`` and, if it has read the
-    trailer, the ``expected_crc`` of the whole.
+    ``crc`` is that of the part; ``expected_crc``, which the trailer gives, that of the payload.
     """
 
     nbytes: int
@@ -48,10 +41,10 @@ class Landed(Outcome):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LandedItems:
-    """Many whole items of one task are in their targets, ``verified_bytes`` of them proved right.
+    """Whole items are in their targets, or their records have passed an audit.
 
-    In an audit their whole records are right. ``unverified`` counts the items with bytes of which
-    none could be checked.
+    ``verified_bytes`` have matched a CRC-32. ``unverified`` counts items with bytes without any
+    that could be checked.
     """
 
     items: tuple[int, ...]
@@ -61,64 +54,54 @@ class LandedItems:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Content(Outcome):
-    """Bytes that the caller's thread has to move on.
+class Staged(Outcome):
+    """Elements that the caller's thread has to move on.
 
-    ``data`` is valid until the executor is asked for more.
+    ``data`` is valid until the executor is asked for more. It is packed densely, with the
+    dimensions of ``lengths`` in ``order``. ``cut`` has offsets and lengths of the needed slice, if
+    that is not all of it.
     """
 
     data: memoryview
     verified_bytes: int = 0
-
-    @property
-    def needed_bytes(self) -> int:
-        """Bytes that the item takes of ``data``."""
-        return self.data.nbytes
-
-
-class Cut(NamedTuple):
-    """A block inside of another."""
-
-    offsets: Shape
-    lengths: Shape
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Staged(_Content):
-    """Elements of dtype ``dtype``, packed densely with the dimensions of ``lengths`` in ``order``.
-
-    ``cut`` is the needed slice inside of them; ``None`` says that they are the slice.
-    """
-
     dtype: str
     lengths: Shape
     order: Shape
-    cut: Cut | None
+    cut: tuple[Shape, Shape] | None
 
     @property
     def needed_bytes(self) -> int:
         nbytes = self.data.nbytes
         if self.cut is None or not nbytes:
             return nbytes
-        return nbytes // prod(self.lengths) * prod(self.cut.lengths)
+        return nbytes // prod(self.lengths) * prod(self.cut[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Raw(_Content):
-    """The whole decoded record: a bytes item, or a tensor that only torch can read (``reason``)."""
+class Raw(Outcome):
+    """A whole decoded record: of a bytes item, or of a tensor that only torch can read.
 
+    ``data`` is valid until the executor is asked for more; ``reason`` says why torch is needed.
+    """
+
+    data: memoryview
+    verified_bytes: int = 0
     reason: str = ""
+
+    @property
+    def needed_bytes(self) -> int:
+        return self.data.nbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audited(Outcome):
-    """A record of an audit is right, but for its ``payload`` if that is still to be summed.
+    """A record has passed an audit, but for its ``payload`` if that is still to be summed.
 
     Attributes:
-        verified_bytes: compared with a CRC-32.
-        unverifiable_bytes: that have none.
-        is_compared: dtype and shape were compared with the metadata, or there are none.
-        payload: where it lies, and the ``crc`` that it should have.
+        verified_bytes: have matched a CRC-32.
+        unverifiable_bytes: have none.
+        is_compared: dtype and shape agree with the metadata, or there are none.
+        payload: where it lies, and the ``crc`` that it must have.
     """
 
     verified_bytes: int
@@ -129,21 +112,14 @@ class Audited(Outcome):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed(Outcome):
-    """The item could not be read."""
-
     error: ItemReadError
 
 
 @dataclass(slots=True, kw_only=True)
 class ReadTally:
-    """What reading took.
+    """What reading took; ``fallback`` says why it was slower than was asked for, if it was.
 
-    Attributes:
-        reads: requests to the storage.
-        bytes_read: that came.
-        bytes_direct: of these, those that did not go through the page cache.
-        retries: requests that were made again.
-        fallback: why bytes were read in a slower way than was asked for; "" if none were.
+    ``bytes_direct``, a part of ``bytes_read``, did not go through the page cache.
     """
 
     reads: int = 0
@@ -153,7 +129,6 @@ class ReadTally:
     fallback: str = ""
 
     def add(self, other: ReadTally) -> None:
-        """Count what ``other`` has counted, too; the first ``fallback`` stays."""
         self.reads += other.reads
         self.bytes_read += other.bytes_read
         self.bytes_direct += other.bytes_direct
@@ -163,7 +138,7 @@ class ReadTally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
-    """The worker's answer to ``task``. Times are ``time.monotonic`` seconds."""
+    """The answer to ``task``. Times are ``time.monotonic`` seconds."""
 
     task: ReadTask
     outcomes: tuple[Outcome | LandedItems, ...]

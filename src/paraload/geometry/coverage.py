@@ -15,15 +15,14 @@ from typing import Final
 
 from paraload.geometry.runs import Shape
 
-#: Offsets and lengths.
-Box = tuple[Shape, Shape]
+Box = tuple[Shape, Shape]  # offsets, lengths
 
 #: torch's own limit; damaged metadata may claim any number.
 _MAX_DIMENSIONS: Final = 64
 
 
 def coverage_fault(shape: Shape, blocks: Iterable[Box]) -> str | None:
-    """Why ``blocks``, given as ``(offsets, lengths)``, do not tile ``shape``; ``None`` if they do.
+    """Why ``blocks`` do not tile ``shape``; ``None`` if they do.
 
     >>> coverage_fault((4, 2), [((0, 0), (2, 2)), ((2, 0), (2, 2))])
     >>> coverage_fault((4, 2), [((0, 0), (2, 2))])
@@ -52,10 +51,7 @@ def coverage_fault(shape: Shape, blocks: Iterable[Box]) -> str | None:
 
 @lru_cache(maxsize=4096)
 def chunks_fault(shape: Shape, boxes: tuple[Box, ...]) -> str | None:
-    """Like :func:`coverage_fault`, but cached: a model has many tensors that were cut alike.
-
-    The texts show plain tuples where the shapes are torch's.
-    """
+    """:func:`coverage_fault` for torch's shapes; cached: many tensors of a model are cut alike."""
     return coverage_fault(tuple(shape), [(tuple(offsets), tuple(n)) for offsets, n in boxes])
 
 
@@ -82,7 +78,7 @@ def _meet(one: Box, other: Box) -> bool:
 
 
 def _is_grid(shape: Shape, blocks: list[Box], dim: int = 0) -> bool:
-    """Fast check for the usual case: the blocks form slabs, and each slab is tiled likewise."""
+    """Fast check for the usual case: the blocks form slabs, each of which is such a grid again."""
     if len(blocks) == 1:
         offsets, lengths = blocks[0]
         return not any(offsets[dim:]) and lengths[dim:] == shape[dim:]

@@ -30,8 +30,8 @@ def overlapping_items(
 ) -> set[int]:
     """The items whose targets share memory with another item's.
 
-    Item ``i`` has the addresses ``[starts[i], ends[i])``, which may be empty. ``block_of(i)``, what
-    it fills, is called only if addresses overlap, which is rare.
+    Item ``i`` has the addresses ``[starts[i], ends[i])``, which may be empty. ``block_of(i)`` is
+    called only if addresses overlap, which is rare.
     """
     there = np.flatnonzero(ends > starts)
     order = there[np.argsort(starts[there], kind="stable")]

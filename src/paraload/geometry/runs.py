@@ -1,4 +1,4 @@
-"""PURE: from a slice of a strided tensor to byte runs. No I/O, no torch, no clock.
+"""PURE: from a slice of a strided tensor to byte runs.
 
 A *run* is a range of bytes that is contiguous on both sides: in the stored payload (``src``) and in
 the memory that receives it (``dst``). Offsets are in bytes; ranges are half-open. A regular series
@@ -37,30 +37,13 @@ class Run:
         return self.nbytes * self.count
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """One read of ``[start, start + nbytes)``, scattered into ``pieces`` in order.
-
-    A piece is ``(dst, nbytes)``; ``dst`` is ``None`` for a gap, whose bytes are dropped.
-    """
-
-    start: int
-    nbytes: int
-    pieces: tuple[tuple[int | None, int], ...]
-
-
 def contiguous_strides(shape: Sequence[int]) -> Shape:
     """Row-major strides in elements.
 
     >>> contiguous_strides((2, 3, 4))
     (12, 4, 1)
     """
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
+    return packed_strides(shape, range(len(shape)))
 
 
 def source_order(shape: Sequence[int], strides: Sequence[int]) -> Shape:
@@ -75,9 +58,10 @@ def packed_strides(lengths: Sequence[int], order: Sequence[int]) -> Shape:
     (1, 2)
     """
     strides = [0] * len(lengths)
-    packed = contiguous_strides([lengths[dim] for dim in order])
-    for dim, stride in zip(order, packed, strict=True):
-        strides[dim] = stride
+    step = 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(lengths[dim], 1)
     return tuple(strides)
 
 
@@ -88,12 +72,11 @@ def slice_runs(
     dst_strides: Sequence[int],
     itemsize: int,
     src: int,
-    dst: int,
 ) -> tuple[Run, ...]:
     """The runs of a block of ``lengths`` elements, in the order of the stored bytes.
 
-    Strides are in elements; those of the source are at least 1 where the length is more than 1. The
-    block starts at byte ``src`` of the payload and at byte ``dst`` of the receiving memory.
+    The block starts at byte ``src`` of the payload. Strides are in elements; those of the source
+    are at least 1 where the length is more than 1.
     """
     if 0 in lengths:
         return ()
@@ -107,7 +90,7 @@ def slice_runs(
     return tuple(
         Run(
             src + sum(k * dim[1] for k, dim in zip(at, dims, strict=True)),
-            dst + sum(k * dim[2] for k, dim in zip(at, dims, strict=True)),
+            sum(k * dim[2] for k, dim in zip(at, dims, strict=True)),
             nbytes,
             count,
             src_step,
@@ -177,7 +160,7 @@ def _rows_that_fit(runs: Sequence[Run], max_bytes: int) -> Iterator[Run]:
                 yield Run(src + at, dst + at, min(max_bytes, nbytes - at))
 
 
-def rows(runs: Sequence[Run]) -> Iterator[tuple[int, int, int]]:
+def rows(runs: Iterable[Run]) -> Iterator[tuple[int, int, int]]:
     """Every single run as ``(src, dst, nbytes)``, in order."""
     for run in runs:
         for k in range(run.count):
@@ -186,7 +169,7 @@ def rows(runs: Sequence[Run]) -> Iterator[tuple[int, int, int]]:
 
 def plan_reads(
     runs: Sequence[Run], *, max_gap_bytes: int, max_read_bytes: int, max_pieces: int
-) -> Iterator[Read]:
+) -> Iterator[tuple[int, list[tuple[int | None, int]]]]:
     """Join neighbouring runs into scattered reads, and cut long ones.
 
     Args:
@@ -194,37 +177,35 @@ def plan_reads(
         max_gap_bytes: gaps up to this long are read and dropped rather than skipped.
         max_read_bytes: upper bound of one read.
         max_pieces: upper bound of its pieces (``IOV_MAX`` of the system is 1024).
+
+    Yields:
+        the first byte of a read, and ``(dst, nbytes)`` of its pieces; of a gap, ``dst`` is None.
     """
     start = end = 0
     pieces: list[tuple[int | None, int]] = []
-    for src, dst, nbytes in rows(runs):
-        done = 0
-        while done < nbytes:
-            gap = src + done - end
-            joins = (
-                0 <= gap <= max_gap_bytes
-                and end - start + gap < max_read_bytes
-                and len(pieces) + 2 <= max_pieces
-            )
-            if pieces and not joins:
-                yield Read(start, end - start, tuple(pieces))
-                pieces = []
-            if not pieces:
-                start = end = src + done
-            elif gap:
-                pieces.append((None, gap))
-                end += gap
-            take = min(nbytes - done, max_read_bytes - (end - start))
-            pieces.append((dst + done, take))
-            end += take
-            done += take
+    for src, dst, nbytes in rows(_rows_that_fit(runs, max_read_bytes)):
+        gap = src - end
+        if pieces and not (
+            0 <= gap <= max_gap_bytes
+            and src + nbytes - start <= max_read_bytes
+            and len(pieces) + 2 <= max_pieces
+        ):
+            yield start, pieces
+            pieces = []
+        if not pieces:
+            start = src
+        elif gap:
+            pieces.append((None, gap))
+        pieces.append((dst, nbytes))
+        end = src + nbytes
     if pieces:
-        yield Read(start, end - start, tuple(pieces))
+        yield start, pieces
 
 
-def packed(runs: Sequence[Run], dst: int = 0) -> tuple[Run, ...]:
-    """The same sources, with destinations packed one after another from ``dst``."""
+def packed(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """The same sources, with destinations packed one after another."""
     result: list[Run] = []
+    dst = 0
     for run in runs:
         result.append(replace(run, dst=dst, dst_step=run.nbytes))
         dst += run.total_bytes
@@ -232,11 +213,9 @@ def packed(runs: Sequence[Run], dst: int = 0) -> tuple[Run, ...]:
 
 
 def unpacked(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """Runs that move the bytes from where :func:`packed` put them to their destinations."""
-    return tuple(
-        replace(there, src=here.dst, src_step=here.dst_step)
-        for here, there in zip(packed(runs), runs, strict=True)
-    )
+    """The runs that move bytes from where :func:`packed` put them to their destinations."""
+    pairs = zip(packed(runs), runs, strict=True)
+    return tuple(replace(run, src=there.dst, src_step=there.dst_step) for there, run in pairs)
 
 
 def split_block(
@@ -248,17 +227,13 @@ def split_block(
     [((0, 0), (2, 3)), ((2, 0), (2, 3))]
     """
     nbytes = block_bytes(lengths, itemsize)
-    zeros = (0,) * len(lengths)
-    splittable = [dim for dim in order if lengths[dim] > 1]
-    if nbytes <= max_bytes or not splittable:
-        yield zeros, tuple(lengths)
+    dim = next((dim for dim in order if lengths[dim] > 1), None)
+    if nbytes <= max_bytes or dim is None:
+        yield (0,) * len(lengths), tuple(lengths)
         return
-    dim = splittable[0]
     step = max(1, max_bytes * lengths[dim] // nbytes)
     for at in range(0, lengths[dim], step):
         part = list(lengths)
         part[dim] = min(step, lengths[dim] - at)
         for offsets, sizes in split_block(part, order, itemsize=itemsize, max_bytes=max_bytes):
-            moved = list(offsets)
-            moved[dim] += at
-            yield tuple(moved), sizes
+            yield (*offsets[:dim], offsets[dim] + at, *offsets[dim + 1 :]), sizes

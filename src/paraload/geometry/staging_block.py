@@ -1,4 +1,4 @@
-"""PURE: what to stage of a slice that has too many runs to move one by one. No I/O, no torch.
+"""PURE: what to stage of a slice that has too many runs to move one by one.
 
 A small window of a kernel, cut from thousands of filters, has thousands of runs of a few elements.
 It is faster to read the filters whole and cut them in memory.
@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from paraload.geometry import runs as geometry
-from paraload.geometry.runs import Run, Shape
+from paraload.geometry.runs import Run, Shape, block_bytes, packed_strides, slice_runs, source_order
 
 #: A slice is cut in memory, rather than read run by run, if it has more series of rows than this,
 _MANY_SERIES: Final = 64
@@ -26,8 +25,8 @@ _SHORT_ROW_BYTES: Final = 512
 
 def is_fragmented(runs: Sequence[Run]) -> bool:
     """Whether the runs are too many and too small to be moved one by one."""
-    n_bytes = sum(run.total_bytes for run in runs)
-    return len(runs) > _MANY_SERIES and n_bytes < len(runs) * _SMALL_SERIES_BYTES
+    nbytes = sum(run.total_bytes for run in runs)
+    return len(runs) > _MANY_SERIES and nbytes < len(runs) * _SMALL_SERIES_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,30 +38,25 @@ class Region:
     order: Shape
 
     def nbytes(self, itemsize: int) -> int:
-        return geometry.block_bytes(self.lengths, itemsize)
+        return block_bytes(self.lengths, itemsize)
 
     def runs(self, strides: Sequence[int], itemsize: int, src: int) -> tuple[Run, ...]:
         """The runs that fill it, if the block starts at byte ``src`` of the payload."""
-        return geometry.slice_runs(
+        return slice_runs(
             self.lengths,
             src_strides=strides,
-            dst_strides=geometry.packed_strides(self.lengths, self.order),
+            dst_strides=packed_strides(self.lengths, self.order),
             itemsize=itemsize,
             src=src,
-            dst=0,
         )
 
 
 def staging_region(
-    shape: Sequence[int],
-    strides: Sequence[int],
-    offsets: Sequence[int],
-    lengths: Sequence[int],
-    itemsize: int,
+    shape: Shape, strides: Shape, offsets: Shape, lengths: Shape, itemsize: int
 ) -> Region:
     """The slice itself, or whole rows around it if the slice is fragmented."""
-    order = geometry.source_order(shape, strides)
-    exact = Region(offsets=tuple(offsets), lengths=tuple(lengths), order=order)
+    order = source_order(shape, strides)
+    exact = Region(offsets=offsets, lengths=lengths, order=order)
     if not is_fragmented(exact.runs(strides, itemsize, 0)):
         return exact
     starts, sizes = list(offsets), list(lengths)

@@ -38,13 +38,22 @@ def copy_runs(runs: Sequence[Run], data: memoryview, memory: memoryview) -> int:
     copied = 0
     for run in runs:
         if run.count >= _MIN_ROWS:
-            _copy_rows(run, data, run.src, memory)
+            _copy_rows(run, data, memory)
         else:
             for k in range(run.count):
                 src, dst = run.src + k * run.src_step, run.dst + k * run.dst_step
                 memory[dst : dst + run.nbytes] = data[src : src + run.nbytes]
         copied += run.total_bytes
     return copied
+
+
+def _copy_rows(run: Run, data: memoryview, memory: memoryview) -> None:
+    from numpy import ndarray  # noqa: PLC0415 - see above
+
+    # numpy refuses rows that do not lie inside their buffers.
+    shape, row = (run.count,), f"V{run.nbytes}"
+    rows = ndarray(shape, row, data, run.src, (run.src_step,))
+    ndarray(shape, row, memory, run.dst, (run.dst_step,))[...] = rows
 
 
 def is_gathered(run: Run, max_gap_bytes: int) -> bool:
@@ -60,18 +69,17 @@ def pick(
 ) -> bool:
     """Read rows of the payload at ``base`` without the bytes between them, if that is faster.
 
-    The runs in ``wanted`` are of the same rows, each with the memory that it goes to. ``read_rows``
-    reads one of them and returns whether it could. Returns ``False`` if rows are missing, so that
-    all have to be read in another way.
+    ``wanted`` are runs of the same rows, each with its memory. ``read_rows`` reads one of them and
+    returns whether it could. Returns ``False`` if rows are missing, which must then be gathered.
     """
-    skipped_bytes = wanted[0][0].src_step
+    step = skipped_bytes = wanted[0][0].src_step
     for run, _ in wanted:
         is_packed = run.dst_step == run.nbytes
         skipped_bytes -= run.nbytes
         skipped_bytes -= _PACKED_ROW_COSTS_BYTES if is_packed else _SPREAD_ROW_COSTS_BYTES
         if run.count < _MIN_ROWS or run.nbytes > _MAX_ROW_BYTES:
             return False
-    if skipped_bytes < 0 or wanted[0][0].src_step > _MAX_PICKED_STEP_BYTES:
+    if skipped_bytes < 0 or step > _MAX_PICKED_STEP_BYTES:
         return False
     return all(read_rows(base, run, memory) for run, memory in wanted)
 
@@ -85,9 +93,8 @@ def gather(
 ) -> None:
     """Read through rows of the payload at ``base``, gaps included; copy the rows to their places.
 
-    The runs in ``wanted``, each with the memory that it goes to, agree in ``count`` and
-    ``src_step`` and start in the same row. ``read_into`` fills buffers from a file position. No
-    read is shorter than ``least_bytes``, as far as there are rows.
+    ``wanted`` are runs of the same rows, each with its memory. ``read_into`` fills buffers from a
+    file position. No read is shorter than ``least_bytes``, as far as there are rows.
     """
     n_rows, step = wanted[0][0].count, wanted[0][0].src_step
     first = min(run.src for run, _ in wanted)
@@ -99,14 +106,5 @@ def gather(
         block = scratch[: (count - 1) * step + width]
         read_into(base + first + row * step, (block,))
         for run, memory in wanted:
-            part = replace(run, dst=run.dst + row * run.dst_step, count=count)
-            _copy_rows(part, block, run.src - first, memory)
-
-
-def _copy_rows(run: Run, data: memoryview, src: int, memory: memoryview) -> None:
-    from numpy import ndarray  # noqa: PLC0415 - see above
-
-    # numpy refuses rows that do not lie inside of their buffers.
-    shape, row = (run.count,), f"V{run.nbytes}"
-    rows = ndarray(shape, row, data, src, (run.src_step,))
-    ndarray(shape, row, memory, run.dst, (run.dst_step,))[...] = rows
+            dst = run.dst + row * run.dst_step
+            _copy_rows(replace(run, src=run.src - first, dst=dst, count=count), block, memory)

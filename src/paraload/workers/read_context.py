@@ -58,7 +58,7 @@ class Cancelled(BaseException):
 
 
 class Meter:
-    """Reads for one task, and counts them. No read begins after the end of the load."""
+    """Reads for one task, and counts. No read begins after the end of the load."""
 
     def __init__(self, work: Work, path: str) -> None:
         self.work = work
@@ -91,13 +91,12 @@ class Meter:
 
         If not, the caller reads through them with :meth:`read_into`, which raises any error.
         """
-        stats: ReadStats | None = None
-        if (read := getattr(self._source, "read_rows", None)) is not None:
-            with suppress(OSError):
-                stats = self._call(read, self.path, base, run, memory)
-        if stats is not None:
-            self._count(stats, run.total_bytes)
-        return stats is not None
+        read = getattr(self._source, "read_rows", None)
+        with suppress(OSError):
+            if read is not None and (stats := self._call(read, self.path, base, run, memory)):
+                self._count(stats, run.total_bytes)
+                return True
+        return False
 
     def _call(self, method: Callable[..., Answer], *args: Any) -> Answer:
         self._require_running()
@@ -115,8 +114,8 @@ class Meter:
         reads: list[Read] = []
         most = self.limits.max_request_bytes
         for buffer in buffers:
-            steps = range(0, len(buffer), most)
-            reads += [Read(start + at, (buffer[at : at + most],)) for at in steps]
+            starts = range(0, len(buffer), most)
+            reads += [Read(start + at, (buffer[at : at + most],)) for at in starts]
             start += len(buffer)
         return reads
 

@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 from paraload.core.records import TensorRecord
 from paraload.core.results import LandedItems, Outcome, Raw, Staged
 from paraload.core.tasks import RecordSpec, RecordsTask
-from paraload.formats import ItemFormat, Unsupported, locate
+from paraload.formats import Unsupported, locate
 from paraload.formats.archive import check_archive
 from paraload.formats.record_checks import check_payload, check_range, check_stored, most_bytes
 from paraload.formats.transforms import decode, no_decoder, slice_stream
@@ -100,7 +100,7 @@ def _take_record(
         data = _decoded(work, spec, data)
     if work.narrow_tensor is not None and spec.kind == "tensor":
         return _narrowed(work, sink, spec, data, work.narrow_tensor)
-    found = find_payload(work.format, spec, lambda nbytes: bytes(data[:nbytes]), len(data))
+    found = find_payload(meter, spec, lambda nbytes: bytes(data[:nbytes]), len(data))
     if work.audit:
         return audit_record(meter, sink.layouts, spec, found, data)
     if isinstance(found, Unsupported):
@@ -120,16 +120,13 @@ def _take_record(
 
 
 def find_payload(
-    fmt: ItemFormat,
-    spec: RecordSpec,
-    read_head: Callable[[int], bytes],
-    record_bytes: int,
-    least_bytes: int = 0,
+    meter: Meter, spec: RecordSpec, read_head: Callable[[int], bytes], record_bytes: int
 ) -> TensorRecord | Unsupported:
-    """Where the payload of a record lies. The tensor is the one that the metadata describes."""
+    """Where the payload lies, in a tensor that is the one in the metadata."""
     if spec.kind == "bytes":
         return Unsupported("")
-    found = spec.layout or locate(fmt, read_head, record_bytes, least_bytes)
+    head_bytes = meter.limits.head_bytes
+    found = spec.layout or locate(meter.work.format, read_head, record_bytes, head_bytes)
     if isinstance(found, TensorRecord):
         check_stored(spec, found.dtype, found.shape)
     return found
@@ -155,13 +152,12 @@ def _narrowed(
 
     verified = check_archive(data, most_bytes(spec), verify=work.verify)
     narrowed = narrow_with_hook(data, hook, spec.wanted.offsets, spec.wanted.lengths)
-    lengths = narrowed["shape"]
     return Staged(
         item=spec.item,
         data=sink.keep(spec.item, narrowed["data"]),
         dtype=narrowed["dtype"],
-        lengths=lengths,
-        order=tuple(range(len(lengths))),
+        lengths=narrowed["shape"],
+        order=tuple(range(len(narrowed["shape"]))),
         cut=None,
         verified_bytes=verified,
     )

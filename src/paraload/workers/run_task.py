@@ -80,9 +80,7 @@ def _locate(meter: Meter, sink: Sink, spec: RecordSpec, known: dict[object, Foun
     found = known.get(key)
     if found is None:
         check_range(spec, meter.size())
-        read_head = partial(_read, meter, spec.start)
-        head_bytes = meter.limits.head_bytes
-        found = find_payload(meter.work.format, spec, read_head, spec.length, head_bytes)
+        found = find_payload(meter, spec, partial(_read, meter, spec.start), spec.length)
         known[key] = found
     elif isinstance(found, TensorRecord):
         check_stored(spec, found.dtype, found.shape)
@@ -128,10 +126,7 @@ def _read_runs(task: RunsTask, meter: Meter, sink: Sink) -> Landed:
 
 
 def _read_shared(task: SharedTask, meter: Meter, sink: Sink) -> list[Landed]:
-    wanted = []
-    for part in task.parts:
-        memory, (run,) = sink.memory(part)
-        wanted.append((run, memory))
+    wanted = [(run, memory) for memory, (run,) in map(sink.memory, task.parts)]
     base = task.parts[0].base
     if not pick(wanted, meter.read_rows, base):
         gather(wanted, meter.read_into, base, least_bytes=meter.limits.efficient_bytes)
@@ -193,14 +188,13 @@ def _scatter(
 ) -> None:
     """Read rows straight to their places, many with one read where gaps are short."""
     gap = memoryview(bytearray(task.max_gap_bytes))
-    for planned in plan_reads(
+    for start, pieces in plan_reads(
         runs,
         max_gap_bytes=task.max_gap_bytes,
         max_read_bytes=max_read_bytes,
         max_pieces=max_buffers,
     ):
         buffers = [
-            gap[:nbytes] if dst is None else memory[dst : dst + nbytes]
-            for dst, nbytes in planned.pieces
+            gap[:nbytes] if dst is None else memory[dst : dst + nbytes] for dst, nbytes in pieces
         ]
-        read(task.base + planned.start, buffers)
+        read(task.base + start, buffers)

@@ -10,7 +10,7 @@ from typing import Final
 
 from paraload.core.memory import TargetMemory
 from paraload.core.records import TensorRecord
-from paraload.core.results import Cut, Staged
+from paraload.core.results import Staged
 from paraload.core.tasks import DISCARDED, RecordSpec, RunsTask
 from paraload.geometry.runs import Run
 from paraload.geometry.staging_block import staging_region
@@ -65,6 +65,6 @@ class TargetSink:
             dtype=record.dtype,
             lengths=region.lengths,
             order=region.order,
-            cut=None if region.lengths == lengths else Cut(inside, lengths),
+            cut=None if region.lengths == lengths else (inside, lengths),
             verified_bytes=verified_bytes,
         )
