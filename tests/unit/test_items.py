@@ -20,5 +20,3 @@ def test_items_are_found_by_number_whether_all_of_the_plan_are_there_or_not(numb
         assert items.spec(number).fqn == f"w{number}"
         assert items[number].spec.item == number
         assert items[number].ordered == (number == numbers[-1])
-    items.are_done(numbers[:1])
-    assert [left.item for left in items.left()] == [*numbers[1:]]

@@ -1,4 +1,4 @@
-"""A located record on its way: which bytes are read, where they are collected, when they are whole.
+"""A record that is read in parts: which bytes, where they are collected, when they are all there.
 
     Located --> runs into the target's own memory                          (direct)
             --> runs into units of staging memory --> cut --> target       (staged, in pieces)
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from paraload.core.checksum import combined
 from paraload.core.memory import TargetMemory
 from paraload.core.records import TensorRecord
-from paraload.core.results import Cut, Landed, Raw, Staged
+from paraload.core.results import Landed, Raw, Staged
 from paraload.core.tasks import DISCARDED, RecordSpec, RunsTask
 from paraload.destinations.base import Copy, StagingMemory
 from paraload.destinations.host import DirectTargets, require_shape
@@ -31,28 +32,21 @@ from paraload.geometry import runs as geometry
 from paraload.geometry.staging_block import Region, staging_region
 from paraload.planning.read_tasks import runs_tasks
 
-_EMPTY = memoryview(b"")
+_EMPTY: Final = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssemblyContext:
     """What all assemblies of a load share.
 
-    Attributes:
-        job: of the load.
-        feed: takes tasks, and reserves memory.
-        targets: memory by item or unit; executors see it.
-        names: fresh numbers for units.
-        verify: check records that are read whole.
-        split_bytes: how much of a record one task reads.
-        located: tasks that need no memory, for the engine to give to the feed.
-        copies: unfinished copies by the unit that they read, each with the assembly it is for.
+    ``located`` collects tasks that need no memory, ``copies`` the unfinished copies out of units.
+    ``unit_names`` are numbers that no item has; a task reads ``split_bytes`` of a record.
     """
 
     job: LoadSetup
     feed: Feed
     targets: DirectTargets
-    names: Iterator[int]
+    unit_names: Iterator[int]
     verify: bool
     split_bytes: Callable[[RecordSpec], int]
     located: list[RunsTask] = field(default_factory=list)
@@ -61,23 +55,17 @@ class AssemblyContext:
 
 @dataclass(slots=True)
 class _Unit:
-    """Staging memory that collects ``content``, which belongs at ``at`` in the item's slice."""
+    """Staging memory that collects ``content`` for ``target``; without one, it is kept."""
 
     staging: StagingMemory
     nbytes: int
     content: Staged | Raw
-    at: geometry.Shape
+    target: Any
     tasks_left: int
 
 
 class Assembly:
-    """One record that is read in parts.
-
-    Args:
-        item: whose record it is.
-        record: where the payload lies; ``None`` reads the whole record, for torch or load_bytes.
-        reason: why torch is needed.
-        context: of the load.
+    """One record that is read in parts; without a ``record``, torch or load_bytes needs it whole.
 
     Attributes:
         content: what the planner receives, valid until :meth:`release`; ``None`` if the item lands
@@ -98,7 +86,7 @@ class Assembly:
         self._context = context
         self._split_bytes = context.split_bytes(spec)
         self._units: dict[int, _Unit] = {}
-        self._is_whole = False
+        self._checksum = False
         self._parts: list[tuple[int, int, int]] = []
         self._expected_crc: int | None = None
         if record is None:
@@ -111,58 +99,72 @@ class Assembly:
             self.needed_bytes = record.payload_bytes
         else:
             self.needed_bytes = geometry.block_bytes(lengths, record.itemsize)
-        self._is_whole = self.needed_bytes == record.payload_bytes
-        if item.ordered:
-            order = tuple(range(len(lengths)))
-            self.content = self._staged(record, lengths, order, Cut((0,) * len(lengths), lengths))
+        self._checksum = context.verify and self.needed_bytes == record.payload_bytes
         if self.needed_bytes:
             self._plan(record)
+        elif item.ordered:
+            self.content = self._staged(record, _region(record, spec.wanted.offsets, lengths))
 
     # ------------------------------------------------------------------ planning
 
     def _plan(self, record: TensorRecord) -> None:
-        item, context = self.item.spec.item, self._context
+        target, context = self.item.spec.item, self._context
         is_audit = context.job.work.audit
-        memory = context.targets.get(item)
+        memory = context.targets.get(target)
         if is_audit:
-            runs, item = (geometry.Run(0, 0, record.payload_bytes),), DISCARDED
+            runs, target = (geometry.Run(0, 0, record.payload_bytes),), DISCARDED
         elif memory is None or (runs := memory.runs(self.item.spec, record)) is None:
             self._await_blocks(record)
             return
-        tasks = self._tasks(runs, target=item, with_trailer=not is_audit)
+        tasks = self._tasks(runs, target=target, with_trailer=not is_audit)
         self.tasks_left = len(tasks)
         context.located.extend(tasks)
 
     def _await_blocks(self, record: TensorRecord) -> None:
         """Collect the slice in units: all of it where order matters, else in bounded pieces."""
-        wanted = self.item.spec.wanted
-        blocks = [((0,) * len(wanted.lengths), wanted.lengths)]
-        if not self.item.ordered:
-            blocks = self._blocks(record)
-        for number, (at, lengths) in enumerate(blocks):
+        wanted, itemsize, target = self.item.spec.wanted, record.itemsize, None
+        region = _region(record, wanted.offsets, wanted.lengths)
+        max_bytes = self.needed_bytes
+        if not self.item.ordered and self.item.destination is not None:
+            target = self.item.destination.tensor
+            require_shape(target, wanted.lengths)
+            widening = max(1, region.nbytes(itemsize) // self.needed_bytes)
+            max_bytes = max(1, self._split_bytes // widening)
+        blocks = list(
+            geometry.split_block(
+                wanted.lengths, region.order, itemsize=itemsize, max_bytes=max_bytes
+            )
+        )
+        for number, (at, lengths) in enumerate(blocks, 1):
             starts = tuple(o + a for o, a in zip(wanted.offsets, at, strict=True))
             region = _region(record, starts, lengths)
             inside = tuple(s - r for s, r in zip(starts, region.offsets, strict=True))
-            content = self._staged(record, region.lengths, region.order, Cut(inside, lengths))
-            runs = region.runs(record.strides, record.itemsize, record.first_byte(region.offsets))
-            self._await(runs, content, at=at, with_trailer=number == len(blocks) - 1)
+            content = self._staged(record, region, (inside, lengths))
+            runs = region.runs(record.strides, itemsize, record.first_byte(region.offsets))
+            block = None if target is None else cut(target, at, lengths)
+            self._await(runs, content, block, with_trailer=number == len(blocks))
 
-    def _blocks(self, record: TensorRecord) -> list[tuple[geometry.Shape, geometry.Shape]]:
-        wanted, itemsize = self.item.spec.wanted, record.itemsize
-        region = _region(record, wanted.offsets, wanted.lengths)
-        widening = max(1, region.nbytes(itemsize) // self.needed_bytes)
-        limit = max(1, self._split_bytes // widening)
-        blocks = geometry.split_block(
-            wanted.lengths, region.order, itemsize=itemsize, max_bytes=limit
+    def _staged(
+        self,
+        record: TensorRecord,
+        region: Region,
+        cut_out: tuple[geometry.Shape, geometry.Shape] | None = None,
+    ) -> Staged:
+        return Staged(
+            item=self.item.spec.item,
+            data=_EMPTY,
+            dtype=record.dtype,
+            lengths=region.lengths,
+            order=region.order,
+            cut=cut_out,
         )
-        return list(blocks)
 
     def _await(
         self,
         runs: Sequence[geometry.Run],
         content: Staged | Raw,
+        target: Any = None,
         *,
-        at: geometry.Shape = (),
         with_trailer: bool = False,
     ) -> None:
         """Read ``runs`` into a unit as soon as there is memory for it."""
@@ -174,12 +176,12 @@ class Assembly:
             if self.item.is_failed:
                 context.feed.release(nbytes)
                 return ()
-            name, staging = next(context.names), context.job.destination.staging(nbytes)
+            name, staging = next(context.unit_names), context.job.destination.staging(nbytes)
             tasks = self._tasks(runs, target=name, with_trailer=with_trailer)
             filled = replace(content, data=staging.memory)
-            if self.content is not None:
+            if target is None:
                 self.content = filled
-            self._units[name] = _Unit(staging, nbytes, filled, at, tasks_left=len(tasks))
+            self._units[name] = _Unit(staging, nbytes, filled, target, tasks_left=len(tasks))
             context.targets[name] = TargetMemory(staging.memory)
             self.tasks_left += len(tasks)
             return tasks
@@ -190,72 +192,48 @@ class Assembly:
     def _tasks(
         self, runs: Sequence[geometry.Run], *, target: int, with_trailer: bool
     ) -> list[RunsTask]:
-        checksum = self._context.verify and self._is_whole
         return runs_tasks(
             self.item.spec,
             self._record,
             runs,
             target=target,
-            checksum=checksum,
-            with_trailer=with_trailer and checksum,
+            checksum=self._checksum,
+            with_trailer=with_trailer and self._checksum,
             split_bytes=self._split_bytes,
             max_gap_bytes=self._context.job.work.source.limits.max_gap_bytes,
         )
 
-    def _staged(
-        self, record: TensorRecord, lengths: geometry.Shape, order: geometry.Shape, cut: Cut
-    ) -> Staged:
-        item, dtype = self.item.spec.item, record.dtype
-        return Staged(item=item, data=_EMPTY, dtype=dtype, lengths=lengths, order=order, cut=cut)
-
     # ------------------------------------------------------------------ collecting
 
     def land(self, landed: Landed) -> int:
-        """A part has come.
-
-        Returns:
-            How many more bytes of the item are there. Rows that were read around a slice do not
-            count.
-        """
+        """A part has come. Return its bytes, without rows that were read around a slice."""
         if landed.crc is not None:
             self._parts.append((landed.src, landed.nbytes, landed.crc))
         if landed.expected_crc is not None:
             self._expected_crc = landed.expected_crc
-        more = min(landed.nbytes, self.needed_bytes - self.landed_bytes)
-        self.landed_bytes += more
-        return more
+        nbytes = min(landed.nbytes, self.needed_bytes - self.landed_bytes)
+        self.landed_bytes += nbytes
+        return nbytes
 
     def end_task(self, task: RunsTask) -> None:
-        """A task has succeeded or failed. A full unit is copied into its target.
-
-        Raises:
-            ItemReadError: the target does not take it.
-        """
+        """A task has succeeded or failed. The copy out of a full unit begins; it may raise."""
         self.tasks_left -= 1
         if (unit := self._units.get(task.target)) is None:
             return
         unit.tasks_left -= 1
-        is_failed = self.item.is_failed
-        if unit.tasks_left or (self.content is not None and not is_failed):
+        if unit.tasks_left or (unit.target is None and not self.item.is_failed):
             return
         copy = None
         try:
-            if not is_failed:
-                copy = self._begin_copy(unit)
+            if isinstance(unit.content, Staged) and not self.item.is_failed:
+                source, item = as_tensor(unit.content), self.item.spec.item
+                copy = self._context.job.destination.copy_into(unit.target, source, item=item)
         finally:
             if copy is None:
                 self._drop(task.target)
         if copy is not None:
             self.tasks_left += 1
             self._context.copies[task.target] = copy, self
-
-    def _begin_copy(self, unit: _Unit) -> Copy | None:
-        if self.item.destination is None or not isinstance(unit.content, Staged):
-            raise TypeError("only a part of a tensor with a target can be copied ahead of its turn")
-        target, source = self.item.destination.tensor, as_tensor(unit.content)
-        require_shape(target, self.item.spec.wanted.lengths)
-        block = cut(target, unit.at, tuple(source.shape))
-        return self._context.job.destination.copy_into(block, source, item=self.item.spec.item)
 
     def end_copy(self, unit: int) -> None:
         """The copy out of this unit has succeeded or failed."""
@@ -266,22 +244,16 @@ class Assembly:
         """Compare the CRC-32 of what was read with the one that was written.
 
         Returns:
-            The number of bytes that were compared; and why there are none, if there is a special
-            reason.
-
-        Raises:
-            ChecksumMismatchError: they differ.
+            How many bytes were compared; and why none were, if there is a special reason.
         """
         verify = self._context.verify
         if isinstance(self.content, Raw):
             limit_bytes = most_bytes(self.item.spec)
-            verified_bytes = check_archive(self.content.data, limit_bytes, verify=verify)
-            self.content = replace(self.content, verified_bytes=verified_bytes)
-            return verified_bytes, ""
-        if self._record is None or not verify:
-            return 0, ""
-        if not self._is_whole:
-            return 0, "read in part"
+            nbytes = check_archive(self.content.data, limit_bytes, verify=verify)
+            self.content = replace(self.content, verified_bytes=nbytes)
+            return nbytes, ""
+        if self._record is None or not self._checksum:
+            return 0, "read in part" if verify else ""
         expected = self._expected_crc if self._expected_crc is not None else self._record.crc
         if not expected:
             return 0, ""
@@ -291,7 +263,6 @@ class Assembly:
         return self._record.payload_bytes, ""
 
     def release(self) -> None:
-        """Give all memory back."""
         for name in list(self._units):
             self._drop(name)
 

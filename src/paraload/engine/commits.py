@@ -29,15 +29,9 @@ stuck_copies: Final[list[Any]] = []
 
 
 class Commits:
-    """Hands items over, one after the other, on the caller's thread.
+    """Hands items to ``process`` on the caller's thread.
 
-    Args:
-        job: of the load.
-        process: takes completed items.
-        fall_back: is called with the reason why an item takes a slow path.
-
-    Attributes:
-        aliases: what was loaded into memory that targets share.
+    ``fall_back`` is called with the reason why an item takes a slow path.
     """
 
     def __init__(
@@ -52,18 +46,13 @@ class Commits:
         self.aliases = Aliases()
 
     def landed_together(self, numbers: Iterable[int]) -> None:
-        """Hand over items that are in their targets, if the job asks for them."""
+        """Hand over items that are in their targets already, if the job asks for them."""
         if self._job.hand_over_landed:
             known = self._job.targets
             self._process([CompletedItem(n, known.get(n), landed=True) for n in numbers])
 
     def commit(self, item: Item, content: Staged | Raw | None) -> None:
-        """Hand one item over; its ``content`` is valid only during the call.
-
-        Raises:
-            ItemReadError: the record cannot be read, or the target does not take it.
-            Exception: what ``load_bytes`` raises for bytes that are right.
-        """
+        """Hand one item over. What ``load_bytes`` raises for correct bytes passes through."""
         if content is None:
             self._hand_over(item, landed=True)
         elif isinstance(content, Staged):

@@ -13,7 +13,7 @@ import os
 import posixpath
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from paraload._text import counted
@@ -118,9 +118,15 @@ def look_at_files(
         if isinstance(answer, Exception):
             known = _final_error(source, answer, tries)
             failures |= {spec.item: error_of(spec, copy.copy(known)) for spec in by_file[path]}
-        else:
-            seen[path] = answer
-            failures |= _range_failures(by_file[path], answer.size)
+            continue
+        seen[path] = answer
+        for spec in by_file[path]:
+            if 0 <= spec.start <= spec.end <= answer.size:  # a call for each item takes longer
+                continue
+            try:
+                check_range(spec, answer.size)
+            except ItemReadError as error:
+                failures[spec.item] = error_of(spec, error.with_traceback(None))
     return seen, failures
 
 
@@ -222,15 +228,3 @@ def _final_error(source: ByteSource, error: Exception, tries: int) -> ItemReadEr
     known.traceback_text = ""  # it says nothing more about a call of stat
     known.start = known.end = None
     return known
-
-
-def _range_failures(specs: Iterable[RecordSpec], size_bytes: int) -> dict[int, ItemReadError]:
-    failures = {}
-    for spec in specs:
-        if 0 <= spec.start <= spec.end <= size_bytes:  # a call for each item costs more
-            continue
-        try:
-            check_range(spec, size_bytes)
-        except ItemReadError as error:
-            failures[spec.item] = error_of(spec, error.with_traceback(None))
-    return failures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -48,13 +48,8 @@ class CompletedItem(NamedTuple):
 class Item:
     """An item that is being read.
 
-    Attributes:
-        spec: what to read, and where it is stored.
-        ordered: its commit has a place in the order of torch's reader.
-        destination: what the planner resolved it to, if that was asked ahead.
-        planned_bytes: its expected size, for progress.
-        commit: hands it to the planner; set while it waits for its turn.
-        is_failed: it has failed, and its error is kept.
+    ``ordered`` items are committed in the order of torch's reader; ``commit`` is set while such an
+    item waits for its turn. ``planned_bytes`` is the expected size, for progress.
     """
 
     spec: RecordSpec
@@ -74,16 +69,14 @@ class Items:
         destinations: Destinations,
         ordered: Collection[int],
     ) -> None:
-        self.specs = specs
         self._destinations = destinations
         self._ordered = ordered
-        # Most specs are at their own number. For these, a dict would add a third to the memory that
-        # a plan of a million items takes.
-        self._places: dict[int, int] | None = None
-        if not all(map(operator.eq, map(_ITEM, specs), itertools.count())):
-            self._places = {spec.item: place for place, spec in enumerate(specs)}
         self._known: dict[int, Item] = {}
-        self._done: set[int] = set()
+        # Nearly always, each spec is at its own number. A dict would add a third to the memory that
+        # the plan of a million items takes.
+        self._by_number: Sequence[RecordSpec] | dict[int, RecordSpec] = specs
+        if not all(map(operator.eq, map(_ITEM, specs), itertools.count())):
+            self._by_number = {spec.item: spec for spec in specs}
 
     def __getitem__(self, number: int) -> Item:
         item = self._known.get(number)
@@ -98,20 +91,12 @@ class Items:
         return item
 
     def spec(self, number: int) -> RecordSpec:
-        return self.specs[number if self._places is None else self._places[number]]
+        return self._by_number[number]
 
     def planned_bytes(self, spec: RecordSpec) -> int:
         """The item's expected size, for progress."""
         nbytes = self._destinations.needed_bytes(spec.item)
         return max(spec.length, 0) if nbytes is None else nbytes
-
-    def are_done(self, numbers: Iterable[int]) -> None:
-        """These have been committed."""
-        self._done.update(numbers)
-
-    def left(self) -> Iterator[RecordSpec]:
-        """Items that have not been committed."""
-        return (spec for spec in self.specs if spec.item not in self._done)
 
 
 def error_of(spec: RecordSpec, error: ItemReadError) -> ItemReadError:

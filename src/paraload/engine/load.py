@@ -1,4 +1,4 @@
-"""The one loop of a load: give tasks, take results, commit items, say how it went.
+"""The one loop of a load: submit tasks, take results, commit items, report.
 
     Feed --task--> submit(executor)ready --result--> Load --> Landed, Staged, Raw --> commit
       ^                                               |
@@ -61,15 +61,9 @@ _POLL_S: Final = 0.001
 
 
 class Load:
-    """One load, from its first tasks to its report.
+    """One load, from its first tasks to its report; ``ledger`` has its statistics.
 
-    Args:
-        setup: what is loaded.
-        process: hands completed items to the planner.
-        on_progress: called after every result.
-
-    Attributes:
-        ledger: its statistics.
+    ``process`` hands completed items to the planner; ``on_progress`` is called after every result.
     """
 
     def __init__(
@@ -121,24 +115,19 @@ class Load:
             job=job,
             feed=self._feed,
             targets=DirectTargets(job.targets, job.ordered),
-            names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
+            unit_names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
             verify=job.work.verify and job.work.format.has_checksum,
             split_bytes=execution.sizes.next_split_bytes,
         )
         self._assemblies: dict[int, Assembly] = {}
+        self._done: set[int] = set()
         self._failures: dict[int, ItemReadError] = {}
         self._downgrades_seen = 0
 
     def run(self) -> tuple[ReadReport, dict[int, ItemReadError]]:
-        """Run to the end.
+        """Return the report, and the errors of the items that failed, by item.
 
-        Returns:
-            The report, and the errors of the items that failed, by item; all others were read.
-
-        Raises:
-            CheckpointReadError: reading could not go on.
-            StalledReadError: nothing was read for ``stall_timeout_s``.
-            Exception: what planner or progress hook raised, unchanged.
+        What planner and progress hook raise passes through unchanged.
         """
         executor, patience_s = self._executor, PATIENCE_S
         copies = self._context.copies
@@ -172,7 +161,7 @@ class Load:
         return self._feed.in_flight > 0 or bool(self._context.copies)
 
     def _wait(self, executor: ReadExecutor) -> Sequence[TaskResult]:
-        """The next results, or none after a copy: where a load waits, and where its deadline is."""
+        """The next results, or none after a copy. Nothing else waits, so here is the deadline."""
         timeout_s = self._job.work.stall_timeout_s
         waiting_since_s = time.monotonic()
         while not self._end_copies():
@@ -229,8 +218,8 @@ class Load:
                 self._failures[spec.item] = error_of(spec, aliased_target(by))
             else:
                 self.ledger.overwritten[spec.fqn] = by.fqn
-        missing = [spec.fqn for spec in self._items.left() if spec.item not in self._failures]
-        if missing:
+        known = self._done | self._failures.keys()
+        if missing := [spec.fqn for spec in self._job.specs if spec.item not in known]:
             raise CheckpointReadError(
                 f"{counted(len(missing), 'item')} left unread, {missing[0]!r} among them; this is a"
                 " bug in paraload, please report it"
@@ -272,7 +261,14 @@ class Load:
                 more = self._assemblies[outcome.item].land(outcome)
                 self.ledger.bytes_done += 0 if item.is_failed else more
             case Audited():
-                self._take_audited(item, outcome)
+                self.ledger.bytes_verified += outcome.verified_bytes
+                self.ledger.bytes_unverifiable += outcome.unverifiable_bytes
+                self.ledger.uncompared += not outcome.is_compared
+                if outcome.payload is not None:
+                    self._assemble(item, outcome.payload)
+                else:
+                    self.ledger.bytes_done += item.planned_bytes
+                    self._in_turn(item, partial(self._commits.commit, item, None))
             case Staged() | Raw():
                 self._take(item, outcome)
             case Failed(error=error):
@@ -281,11 +277,10 @@ class Load:
                 raise TypeError(f"unknown outcome: {type(outcome).__name__}")
 
     def _take_landed(self, landed: LandedItems, path: str) -> None:
-        """Whole items are in their targets."""
         self.ledger.bytes_done += landed.nbytes
         self.ledger.checked(landed.verified_bytes, unverified=landed.unverified)
         self._commits.landed_together(landed.items)
-        self._items.are_done(landed.items)
+        self._done.update(landed.items)
         self.ledger.left(path, len(landed.items))
 
     def _take(self, item: Item, content: Staged | Raw) -> None:
@@ -299,16 +294,6 @@ class Load:
             content = replace(content, data=memoryview(bytearray(content.data)))
         self._in_turn(item, partial(self._commits.commit, item, content))
 
-    def _take_audited(self, item: Item, audited: Audited) -> None:
-        self.ledger.bytes_verified += audited.verified_bytes
-        self.ledger.bytes_unverifiable += audited.unverifiable_bytes
-        self.ledger.uncompared += not audited.is_compared
-        if audited.payload is not None:
-            self._assemble(item, audited.payload)
-        else:
-            self.ledger.bytes_done += item.planned_bytes
-            self._in_turn(item, partial(self._commits.commit, item, None))
-
     def _assemble(self, item: Item, record: TensorRecord | None, reason: str = "") -> None:
         assembly = Assembly(item, record, reason, self._context)
         self._assemblies[item.spec.item] = assembly
@@ -320,20 +305,16 @@ class Load:
         item.planned_bytes = nbytes
 
     def _finish(self, assembly: Assembly) -> None:
-        """Check a record of which all parts are there, and commit its item in its turn."""
+        """If all parts of the record are there, check it and commit its item in its turn."""
         item = assembly.item
         if assembly.tasks_left or item.is_failed:
             return
-        try:
-            verified_bytes, reason = assembly.check()
-        except ItemReadError:
-            assembly.release()
-            raise
-        is_unverified = assembly.needed_bytes > 0 and not verified_bytes
-        self.ledger.checked(verified_bytes, unverified=is_unverified, reason=reason)
 
         def commit() -> None:
             try:
+                verified_bytes, reason = assembly.check()
+                is_unverified = assembly.needed_bytes > 0 and not verified_bytes
+                self.ledger.checked(verified_bytes, unverified=is_unverified, reason=reason)
                 self._commits.commit(item, assembly.content)
             finally:
                 assembly.release()
@@ -344,27 +325,27 @@ class Load:
 
     def _in_turn(self, item: Item, commit: Callable[[], None]) -> None:
         """Commit now, or when all earlier ordered items are done."""
+        item.commit = commit
         if item.ordered:
-            item.commit = commit
             self._take_turns()
         else:
-            self._commit(item, commit)
+            self._commit(item)
 
     def _take_turns(self) -> None:
-        """Commit the ordered items that are next."""
+        """Commit the ordered items that are next; skip those that have failed."""
         while self._turns:
             item = self._items[self._turns[0]]
-            commit, item.commit = item.commit, None
-            if commit is None and not item.is_failed:
+            if item.commit is None and not item.is_failed:
                 return
             self._turns.popleft()
-            if commit is not None:
-                self._attempt(item, self._commit, item, commit)
+            self._attempt(item, self._commit, item)
 
-    def _commit(self, item: Item, commit: Callable[[], None]) -> None:
-        commit()
-        self._items.are_done((item.spec.item,))
-        self._leave(item)
+    def _commit(self, item: Item) -> None:
+        commit, item.commit = item.commit, None
+        if commit is not None:
+            commit()
+            self._done.add(item.spec.item)
+            self._leave(item)
 
     def _fail(self, item: Item, error: ItemReadError) -> None:
         if item.is_failed:
@@ -373,8 +354,8 @@ class Load:
         self._failures[item.spec.item] = error_of(item.spec, error)
         if self._job.work.audit:  # progress counts all bytes that were checked, good or bad
             assembly = self._assemblies.get(item.spec.item)
-            self.ledger.bytes_done += item.planned_bytes
-            self.ledger.bytes_done -= 0 if assembly is None else assembly.landed_bytes
+            landed_bytes = 0 if assembly is None else assembly.landed_bytes
+            self.ledger.bytes_done += item.planned_bytes - landed_bytes
         self._leave(item)
 
     def _leave(self, item: Item) -> None:

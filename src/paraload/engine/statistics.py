@@ -18,16 +18,9 @@ logger = logging.getLogger("paraload")
 class Ledger:
     """Everything that is counted, by the one thread that handles results.
 
-    Args:
-        items_by_file: the number of items in each file.
-        bytes_total: as the attribute.
-        unverified_reason: why bytes are not checked, unless there is a special reason.
-        started_s: when the load began, by ``time.monotonic``.
-
     Attributes:
         bytes_total: expected bytes of all items; corrected when an item turns out to have others.
         bytes_done: bytes that are in their targets, or wait for the planner.
-        bytes_verified: bytes that were compared with a CRC-32.
         bytes_unverifiable: bytes of audited records that were written without a CRC-32.
         uncompared: audited tensors whose dtype and shape could not be compared with the metadata.
         overwritten: targets that lost their values, each with the target that overwrote it.
