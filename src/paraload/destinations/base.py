@@ -16,13 +16,9 @@ class Copy(Protocol):
     """A copy that has begun. Its source must stay as it is until the copy is done."""
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Wait for the copy; ``None`` waits forever, and 0 not at all.
+        """Wait for the copy, and return whether it is done; ``None`` waits forever, 0 not at all.
 
-        Returns:
-            Whether the target has its values.
-
-        Raises:
-            Exception: the copy has failed.
+        If the copy has failed, this raises its error.
         """
 
 
@@ -37,18 +33,10 @@ class Destination(Protocol):
         """Uninitialised memory for ``nbytes``, which lives as long as the returned object."""
 
     def copy_into(self, target: Any, source: Any, *, item: int) -> Copy | None:
-        """Copy a stored tensor, or a part of one, into a tensor of the same shape.
+        """Copy ``source``, a CPU tensor over staging memory, into a tensor of the same shape.
 
-        Args:
-            target: the tensor to fill.
-            source: a CPU tensor over staging memory.
-            item: number of the item in the plan.
-
-        Returns:
-            ``None`` if the target has its values.
-
-        Raises:
-            ItemReadError: the target does not take it.
+        Return ``None`` if the copy is done. If the target does not take the values of ``item``, its
+        number in the plan, raise an ``ItemReadError``.
         """
 
     def conversions(self) -> Mapping[str, int]:

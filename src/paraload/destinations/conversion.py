@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Final
 
 import torch
 
@@ -15,8 +14,6 @@ from paraload.core.records import dtype_name
 from paraload.destinations.host import require_shape, target_without_memory
 from paraload.destinations.tensor_memory import Staging, has_shared_places, memory_fault
 from paraload.errors import DtypeMismatchError, ItemReadError
-
-_OVERLAPPING: Final = "The target is an expanded tensor; load into target.contiguous()"
 
 
 def refused_conversion(
@@ -52,11 +49,12 @@ class HostDestination:
             # Detached because copy_ refuses inference tensors and views of them as targets.
             target.detach().copy_(source)
         except (RuntimeError, TypeError, NotImplementedError) as error:
+            expanded = "The target is an expanded tensor; load into target.contiguous()"
             raise ItemReadError(
                 "torch cannot copy the stored tensor into its target",
                 expected=f"a target that takes {source.dtype}",
                 got=f"{target.dtype} on {target.device}: {error}",
-                hint=_OVERLAPPING if has_shared_places(target) else None,
+                hint=expanded if has_shared_places(target) else None,
             ) from error
 
     def require_copyable(self, target: torch.Tensor, source: torch.Tensor, *, item: int) -> None:

@@ -41,12 +41,8 @@ class Target(NamedTuple):
 class Destinations:
     """The targets of a load, by item.
 
-    Args:
-        tensors: as the planner resolved them, one for each item; ``None`` for bytes items.
-
-    Attributes:
-        layouts: the memory layout of each target; ``None`` if it is staged. Equal ones are one
-            object.
+    ``tensors`` are as the planner resolved them, ``None`` for bytes items. ``layouts`` has the
+    memory layout of each, ``None`` if it is staged; equal ones are one object.
     """
 
     def __init__(self, tensors: Iterable[torch.Tensor | None] = ()) -> None:
@@ -77,12 +73,11 @@ class Destinations:
 
     def needed_bytes(self, item: int) -> int | None:
         """Bytes of the item's target; ``None`` if it was not resolved."""
-        if item >= len(self._tensors):
+        tensor = self._tensors[item] if item < len(self._tensors) else None
+        if tensor is None:
             return None
-        layout, tensor = self.layouts[item], self._tensors[item]
-        if layout is not None:
-            return layout.packed_bytes
-        return None if tensor is None else tensor.numel() * tensor.element_size()
+        layout = self.layouts[item]
+        return tensor.nbytes if layout is None else layout.packed_bytes
 
     def with_shared_places(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Items whose target has one place for several elements, as ``expand`` makes it."""
@@ -126,14 +121,10 @@ class Destinations:
 
 
 class DirectTargets(dict[int, TargetMemory]):
-    """The memory that workers may write to at any time.
+    """The memory that workers may write to: units of staging memory, and targets by item.
 
-    Staging units are entries, by a number that no item has. Targets are looked up by item; they are
-    not entries, so iterating does not show them.
-
-    Args:
-        destinations: of the items.
-        ordered: items that must not be written before their turn.
+    Units are entries; targets are only looked up, and not those of ``ordered`` items, which must
+    not be written before their turn.
     """
 
     def __init__(self, destinations: Destinations, ordered: Collection[int]) -> None:

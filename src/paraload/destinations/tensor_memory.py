@@ -1,9 +1,8 @@
 """The memory behind tensors, for reads that bypass torch.
 
-torch checks each write that it makes itself. Reads straight into a tensor's memory bypass these
-checks, so we make them here. Our own buffers come from torch's allocator, but not from a factory
-such as ``torch.empty``: a default device, a mode, or a library that patches factories (accelerate)
-would put them elsewhere.
+torch checks the writes that it makes itself; for our own, we make these checks here. Our buffers
+come from torch's allocator, but not from a factory such as ``torch.empty``: a default device, a
+mode, or a library that patches factories (accelerate) would put them elsewhere.
 """
 
 from __future__ import annotations
@@ -69,20 +68,16 @@ def cut(tensor: torch.Tensor, offsets: geometry.Shape, lengths: geometry.Shape) 
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
     """The addresses ``[first, end)`` of a strided tensor; ``(0, 0)`` if it has none."""
     try:
-        first = tensor.data_ptr()
+        first = tensor.data_ptr()  # 0 for a wrapper subclass, whose memory is elsewhere
     except RuntimeError:
-        return 0, 0
-    if not first:  # a wrapper subclass, whose memory is elsewhere
+        first = 0
+    if not first:
         return 0, 0
     return first, first + geometry.extent_bytes(tensor.shape, tensor.stride(), tensor.itemsize)
 
 
 def elements_are_apart(pairs: Iterable[tuple[int, int]]) -> bool:
-    """A sufficient test that no two elements share memory.
-
-    Args:
-        pairs: stride and size of each dimension.
-    """
+    """A sufficient test, on stride and size of each dimension, that no elements share memory."""
     end = 1
     for stride, size in sorted((stride, size) for stride, size in pairs if size > 1):
         if stride < end:

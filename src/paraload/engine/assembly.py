@@ -58,7 +58,6 @@ class _Unit:
     """Staging memory that collects ``content`` for ``target``; without one, it is kept."""
 
     staging: StagingMemory
-    nbytes: int
     content: Staged | Raw
     target: Any
     tasks_left: int
@@ -104,8 +103,6 @@ class Assembly:
             self._plan(record)
         elif item.ordered:
             self.content = self._staged(record, _region(record, spec.wanted.offsets, lengths))
-
-    # ------------------------------------------------------------------ planning
 
     def _plan(self, record: TensorRecord) -> None:
         target, context = self.item.spec.item, self._context
@@ -181,7 +178,7 @@ class Assembly:
             filled = replace(content, data=staging.memory)
             if target is None:
                 self.content = filled
-            self._units[name] = _Unit(staging, nbytes, filled, target, tasks_left=len(tasks))
+            self._units[name] = _Unit(staging, filled, target, tasks_left=len(tasks))
             context.targets[name] = TargetMemory(staging.memory)
             self.tasks_left += len(tasks)
             return tasks
@@ -202,8 +199,6 @@ class Assembly:
             split_bytes=self._split_bytes,
             max_gap_bytes=self._context.job.work.source.limits.max_gap_bytes,
         )
-
-    # ------------------------------------------------------------------ collecting
 
     def land(self, landed: Landed) -> int:
         """A part has come. Return its bytes, without rows that were read around a slice."""
@@ -269,7 +264,7 @@ class Assembly:
     def _drop(self, name: int) -> None:
         unit = self._units.pop(name)
         del self._context.targets[name]
-        self._context.feed.release(unit.nbytes)
+        self._context.feed.release(len(unit.staging.memory))
 
 
 def _region(record: TensorRecord, offsets: geometry.Shape, lengths: geometry.Shape) -> Region:

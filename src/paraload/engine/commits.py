@@ -1,10 +1,8 @@
 """The last step of an item: its content goes to the planner.
 
-    None     it is in its target already
-    Staged   elements in memory: a tensor over them, to be copied into the target
-    Raw      a whole record: an object for load_bytes, or a tensor that only torch can read
-
-The engine decides when it is an item's turn.
+None     it is in its target already
+Staged   elements in memory: a tensor over them, to be copied into the target
+Raw      a whole record: an object for load_bytes, or a tensor that only torch can read
 """
 
 from __future__ import annotations

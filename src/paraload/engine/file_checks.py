@@ -14,6 +14,7 @@ import posixpath
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 from paraload._text import counted
@@ -116,7 +117,12 @@ def look_at_files(
     failures: dict[int, ItemReadError] = {}
     for path, answer in answers.items():
         if isinstance(answer, Exception):
-            known = _final_error(source, answer, tries)
+            transient = is_transient(source, answer)
+            known = item_error(
+                storage_error(answer, start=None, end=None, tries=tries, transient=transient)
+            )
+            known.traceback_text = ""  # it says nothing more about a call of stat
+            known.start = known.end = None
             failures |= {spec.item: error_of(spec, copy.copy(known)) for spec in by_file[path]}
             continue
         seen[path] = answer
@@ -170,17 +176,15 @@ def _answers(
     source: ByteSource, stat: Stat, paths: Collection[str], thread: DaemonThreads, retries: int
 ) -> tuple[Answers, int]:
     """The answer for each file, after retries of transient errors; and the number of tries."""
-    answers = _ask(stat, paths, thread)
-    tries, waits = 1, pauses(retries)
-    while failed := [
-        path
-        for path, answer in answers.items()
-        if isinstance(answer, Exception) and is_transient(source, answer)
-    ]:
-        if not (number := next(waits, 0)):
+    answers: Answers = {}
+    tries = 0
+    for _ in chain((1,), pauses(retries)):
+        tries += 1
+        answers |= _ask(stat, paths, thread)
+        errors = {path: it for path, it in answers.items() if isinstance(it, Exception)}
+        paths = [path for path, error in errors.items() if is_transient(source, error)]
+        if not paths:
             break
-        answers |= _ask(stat, failed, thread)
-        tries = number
     return answers, tries
 
 
@@ -220,11 +224,3 @@ def _ask(stat: Stat, paths: Collection[str], thread: DaemonThreads) -> Answers:
             done.result()
             del waiting[done.key]
     return {path: answers[path] for path in paths}  # in the order of the paths
-
-
-def _final_error(source: ByteSource, error: Exception, tries: int) -> ItemReadError:
-    transient = is_transient(source, error)
-    known = item_error(storage_error(error, start=None, end=None, tries=tries, transient=transient))
-    known.traceback_text = ""  # it says nothing more about a call of stat
-    known.start = known.end = None
-    return known

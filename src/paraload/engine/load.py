@@ -133,7 +133,11 @@ class Load:
         copies = self._context.copies
         try:
             executor.start(self._job.work, self._context.targets)
-            while self._submit_tasks(executor):
+            while True:
+                while executor.capacity() > 0 and (task := self._feed.next_task()) is not None:
+                    executor.submit(task)
+                if not self._feed.in_flight and not copies:
+                    break
                 self._take_results(self._wait(executor), executor)
         except StalledReadError:
             patience_s = PATIENCE_WITH_STALLED_S
@@ -153,12 +157,6 @@ class Load:
             conversions=dict(self._job.destination.conversions()),
         )
         return report, dict(sorted(self._failures.items()))
-
-    def _submit_tasks(self, executor: ReadExecutor) -> bool:
-        """Submit what the executor takes now; return whether there is anything to wait for."""
-        while executor.capacity() > 0 and (task := self._feed.next_task()) is not None:
-            executor.submit(task)
-        return self._feed.in_flight > 0 or bool(self._context.copies)
 
     def _wait(self, executor: ReadExecutor) -> Sequence[TaskResult]:
         """The next results, or none after a copy. Nothing else waits, so here is the deadline."""
@@ -224,8 +222,6 @@ class Load:
                 f"{counted(len(missing), 'item')} left unread, {missing[0]!r} among them; this is a"
                 " bug in paraload, please report it"
             )
-
-    # ------------------------------------------------------------------ results
 
     def _handle(self, result: TaskResult) -> None:
         task = result.task
@@ -320,8 +316,6 @@ class Load:
                 assembly.release()
 
         self._in_turn(item, commit)
-
-    # ------------------------------------------------------------------ turns
 
     def _in_turn(self, item: Item, commit: Callable[[], None]) -> None:
         """Commit now, or when all earlier ordered items are done."""

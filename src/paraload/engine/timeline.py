@@ -4,10 +4,9 @@
                         |
              full: neighbours are joined
 
-A load of 1 GiB has about a hundred tasks, one of a TiB some seventy thousand. To keep reports
-small, a full time line joins consecutive tasks of one worker in one file: two of them at first,
-then four, eight and so on. The picture gets coarser; no byte is lost. If joining makes too little
-room, as with nearly as many files as entries, later tasks are counted but not kept.
+A load of 1 TiB has some seventy thousand tasks. A full time line joins consecutive tasks of one
+worker in one file: two at first, then four, eight and so on. The picture gets coarser; no byte is
+lost. If that makes too little room, as with many files, later tasks are counted but not kept.
 """
 
 from __future__ import annotations
