@@ -77,7 +77,7 @@ class Destinations:
         if tensor is None:
             return None
         layout = self.layouts[item]
-        return tensor.nbytes if layout is None else layout.packed_bytes
+        return tensor.numel() * tensor.element_size() if layout is None else layout.packed_bytes
 
     def with_shared_places(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Items whose target has one place for several elements, as ``expand`` makes it."""

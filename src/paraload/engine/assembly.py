@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from paraload.core.checksum import combined
@@ -28,7 +29,7 @@ from paraload.engine.scheduler import Feed
 from paraload.engine.setup import LoadSetup
 from paraload.formats.archive import check_archive
 from paraload.formats.record_checks import checksum_mismatch, most_bytes
-from paraload.geometry import runs as geometry
+from paraload.geometry.runs import Run, Shape, block_bytes, split_block
 from paraload.geometry.staging_block import Region, staging_region
 from paraload.planning.read_tasks import runs_tasks
 
@@ -77,39 +78,46 @@ class Assembly:
     def __init__(
         self, item: Item, record: TensorRecord | None, reason: str, context: AssemblyContext
     ) -> None:
-        spec, lengths = item.spec, item.spec.wanted.lengths
+        spec, wanted = item.spec, item.spec.wanted
         self.item = item
         self.content: Staged | Raw | None = None
         self.landed_bytes = self.tasks_left = 0
-        self._record = record
-        self._context = context
-        self._split_bytes = context.split_bytes(spec)
+        self._record, self._context = record, context
         self._units: dict[int, _Unit] = {}
-        self._checksum = False
         self._parts: list[tuple[int, int, int]] = []
         self._expected_crc: int | None = None
         if record is None:
             self.needed_bytes = spec.length
-            self.content = raw = Raw(item=spec.item, data=_EMPTY, reason=reason)
-            if spec.length:
-                self._await((geometry.Run(0, 0, spec.length),), raw)
-            return
-        if context.job.work.audit:
+        elif context.job.work.audit:
             self.needed_bytes = record.payload_bytes
         else:
-            self.needed_bytes = geometry.block_bytes(lengths, record.itemsize)
-        self._checksum = context.verify and self.needed_bytes == record.payload_bytes
-        if self.needed_bytes:
+            self.needed_bytes = block_bytes(wanted.lengths, record.itemsize)
+        is_whole = record is not None and self.needed_bytes == record.payload_bytes
+        self._checksum = context.verify and is_whole
+        self._split_bytes = context.split_bytes(spec)
+        self._tasks = partial(
+            runs_tasks,
+            spec,
+            record,
+            checksum=self._checksum,
+            split_bytes=self._split_bytes,
+            max_gap_bytes=context.job.work.source.limits.max_gap_bytes,
+        )
+        if record is None:
+            self.content = raw = Raw(item=spec.item, data=_EMPTY, reason=reason)
+            if spec.length:
+                self._await((Run(0, 0, spec.length),), raw)
+        elif self.needed_bytes:
             self._plan(record)
         elif item.ordered:
-            self.content = self._staged(record, _region(record, spec.wanted.offsets, lengths))
+            self.content = self._staged(record, _region(record, wanted.offsets, wanted.lengths))
 
     def _plan(self, record: TensorRecord) -> None:
         target, context = self.item.spec.item, self._context
         is_audit = context.job.work.audit
         memory = context.targets.get(target)
         if is_audit:
-            runs, target = (geometry.Run(0, 0, record.payload_bytes),), DISCARDED
+            runs, target = (Run(0, 0, record.payload_bytes),), DISCARDED
         elif memory is None or (runs := memory.runs(self.item.spec, record)) is None:
             self._await_blocks(record)
             return
@@ -119,25 +127,21 @@ class Assembly:
 
     def _await_blocks(self, record: TensorRecord) -> None:
         """Collect the slice in units: all of it where order matters, else in bounded pieces."""
-        wanted, itemsize, target = self.item.spec.wanted, record.itemsize, None
+        wanted, size, target = self.item.spec.wanted, record.itemsize, None
         region = _region(record, wanted.offsets, wanted.lengths)
-        max_bytes = self.needed_bytes
+        limit = self.needed_bytes
         if not self.item.ordered and self.item.destination is not None:
             target = self.item.destination.tensor
             require_shape(target, wanted.lengths)
-            widening = max(1, region.nbytes(itemsize) // self.needed_bytes)
-            max_bytes = max(1, self._split_bytes // widening)
-        blocks = list(
-            geometry.split_block(
-                wanted.lengths, region.order, itemsize=itemsize, max_bytes=max_bytes
-            )
-        )
+            widening = max(1, region.nbytes(size) // self.needed_bytes)
+            limit = max(1, self._split_bytes // widening)
+        blocks = list(split_block(wanted.lengths, region.order, itemsize=size, max_bytes=limit))
         for number, (at, lengths) in enumerate(blocks, 1):
             starts = tuple(o + a for o, a in zip(wanted.offsets, at, strict=True))
             region = _region(record, starts, lengths)
             inside = tuple(s - r for s, r in zip(starts, region.offsets, strict=True))
             content = self._staged(record, region, (inside, lengths))
-            runs = region.runs(record.strides, itemsize, record.first_byte(region.offsets))
+            runs = region.runs(record.strides, size, record.first_byte(region.offsets))
             block = None if target is None else cut(target, at, lengths)
             self._await(runs, content, block, with_trailer=number == len(blocks))
 
@@ -145,7 +149,7 @@ class Assembly:
         self,
         record: TensorRecord,
         region: Region,
-        cut_out: tuple[geometry.Shape, geometry.Shape] | None = None,
+        cut_out: tuple[Shape, Shape] | None = None,
     ) -> Staged:
         return Staged(
             item=self.item.spec.item,
@@ -158,7 +162,7 @@ class Assembly:
 
     def _await(
         self,
-        runs: Sequence[geometry.Run],
+        runs: Sequence[Run],
         content: Staged | Raw,
         target: Any = None,
         *,
@@ -185,20 +189,6 @@ class Assembly:
 
         self.tasks_left += 1
         context.feed.wait(self.item.spec.item, nbytes, begin)
-
-    def _tasks(
-        self, runs: Sequence[geometry.Run], *, target: int, with_trailer: bool
-    ) -> list[RunsTask]:
-        return runs_tasks(
-            self.item.spec,
-            self._record,
-            runs,
-            target=target,
-            checksum=self._checksum,
-            with_trailer=with_trailer and self._checksum,
-            split_bytes=self._split_bytes,
-            max_gap_bytes=self._context.job.work.source.limits.max_gap_bytes,
-        )
 
     def land(self, landed: Landed) -> int:
         """A part has come. Return its bytes, without rows that were read around a slice."""
@@ -267,5 +257,5 @@ class Assembly:
         self._context.feed.release(len(unit.staging.memory))
 
 
-def _region(record: TensorRecord, offsets: geometry.Shape, lengths: geometry.Shape) -> Region:
+def _region(record: TensorRecord, offsets: Shape, lengths: Shape) -> Region:
     return staging_region(record.shape, record.strides, offsets, lengths, record.itemsize)

@@ -3,7 +3,7 @@
     specs --> seen_files: one look at each file --> {path: FileStat}      before the first byte
     {path: FileStat} --> changed_files: the same look, compared            after the last one
 
-Files of a storage that only has streams are not checked; their reads fail one by one. No torch.
+Files of a storage that only has streams are not checked; their reads fail one by one.
 """
 
 from __future__ import annotations

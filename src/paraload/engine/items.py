@@ -6,13 +6,11 @@ import itertools
 import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from paraload.core.tasks import RecordSpec
+from paraload.destinations.host import Destinations, Target
 from paraload.errors import ItemReadError
-
-if TYPE_CHECKING:
-    from paraload.destinations.host import Destinations, Target
 
 _ITEM: Final = operator.attrgetter("item")
 
@@ -64,10 +62,7 @@ class Items:
     """All items of a load. An :class:`Item` is made on demand: most small items never need one."""
 
     def __init__(
-        self,
-        specs: Sequence[RecordSpec],
-        destinations: Destinations,
-        ordered: Collection[int],
+        self, specs: Sequence[RecordSpec], destinations: Destinations, ordered: Collection[int]
     ) -> None:
         self._destinations = destinations
         self._ordered = ordered

@@ -6,10 +6,8 @@
 
 All of it runs on the caller's thread. An item is *ordered* when the moment of its commit matters:
 under a planner that is not torch's own (strict resolve, copy, commit), and where targets share
-memory (the last of the plan must win, as in torch's reader). Ordered items are collected whole and
-committed in the order of torch's reader; all others are committed as they complete.
-
-In an audit nothing is kept: items are committed when their whole records have been checked.
+memory (the last of the plan must win). Ordered items are collected whole and committed in the order
+of torch's reader; all others are committed as they complete. An audit keeps no bytes of its items.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ from paraload.progress import ReadProgress
 from paraload.report import ReadReport
 from paraload.runtime.daemon_threads import PATIENCE_S, PATIENCE_WITH_STALLED_S, no_answer
 from paraload.runtime.interrupts import stop_if_signalled
-from paraload.workers.read_context import Work, item_error
+from paraload.workers.read_context import item_error
 
 #: Executors and copies have nothing in common that could wake the engine, so it polls both.
 _POLL_S: Final = 0.001
@@ -102,10 +100,12 @@ class Load:
         if tasks is None or job.ordered:
             tasks = job.make_tasks(job.specs, in_plan_order=bool(job.ordered))
         self._feed.start(tasks)
+        has_checksum = job.work.format.has_checksum
+        unverified = "no CRC-32 in the file" if has_checksum else "format has no checksum"
         self.ledger = Ledger(
             items_by_file,
             bytes_total=sum(map(self._items.planned_bytes, job.specs)),
-            unverified_reason=_unverified_reason(job.work),
+            unverified=unverified if job.work.verify else "verify=False",
             started_s=job.started_s,
         )
         for reason in filter(None, (job.not_in_processes, execution.downgrade)):
@@ -116,7 +116,7 @@ class Load:
             feed=self._feed,
             targets=DirectTargets(job.targets, job.ordered),
             unit_names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
-            verify=job.work.verify and job.work.format.has_checksum,
+            verify=job.work.verify and has_checksum,
             split_bytes=execution.sizes.next_split_bytes,
         )
         self._assemblies: dict[int, Assembly] = {}
@@ -161,16 +161,14 @@ class Load:
     def _wait(self, executor: ReadExecutor) -> Sequence[TaskResult]:
         """The next results, or none after a copy. Nothing else waits, so here is the deadline."""
         timeout_s = self._job.work.stall_timeout_s
-        waiting_since_s = time.monotonic()
+        until_s = time.monotonic() + (timeout_s or 0)
         while not self._end_copies():
             is_polling = bool(self._context.copies)
             if not self._feed.in_flight:
                 time.sleep(_POLL_S)
             elif results := executor.ready(_POLL_S if is_polling else timeout_s):
                 return results
-            if timeout_s is None:
-                continue
-            if not is_polling or time.monotonic() - waiting_since_s > timeout_s:
+            if timeout_s is not None and (not is_polling or time.monotonic() > until_s):
                 raise self._stalled(executor, timeout_s)
         return ()
 
@@ -355,9 +353,3 @@ class Load:
     def _leave(self, item: Item) -> None:
         self.ledger.left(item.spec.path, 1)
         self._feed.item_left(item.spec.item)
-
-
-def _unverified_reason(work: Work) -> str:
-    if not work.verify:
-        return "verify=False"
-    return "no CRC-32 in the file" if work.format.has_checksum else "format has no checksum"

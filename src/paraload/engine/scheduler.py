@@ -6,11 +6,10 @@
 
 Ready tasks have their memory. Queued work starts as soon as the budget allows; only then do first
 tasks start. If commits have an order, all headers are read first, and memory is given out in that
-order: otherwise items that are read, and wait for an earlier one, could hold the memory that the
-earlier one needs.
+order: otherwise items that wait for an earlier one could hold the memory that it needs.
 
-If a storage's streams only go forward, one task of each file runs at a time, and the others wait
-behind it. If commits have an order too, only one task runs at all.
+If a storage's streams only go forward, a file has one running task, and the others are behind it.
+If commits have an order too, only one task runs at all.
 """
 
 from __future__ import annotations
@@ -28,14 +27,9 @@ Begin = Callable[[], Iterable[ReadTask]]
 
 
 class Feed:
-    """Gives tasks to an executor.
+    """Gives tasks to an executor; ``in_flight`` of them have not come back.
 
-    Args:
-        budget: staging memory.
-        rank: the place of an item in the order of commits; ``None`` if commits have no order.
-
-    Attributes:
-        in_flight: tasks that were given and have not come back.
+    ``rank`` is the place of an item in the order of commits; ``None`` if they have no order.
     """
 
     def __init__(

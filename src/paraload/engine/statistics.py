@@ -27,17 +27,12 @@ class Ledger:
     """
 
     def __init__(
-        self,
-        items_by_file: Counter[str],
-        *,
-        bytes_total: int,
-        unverified_reason: str,
-        started_s: float,
+        self, items_by_file: Counter[str], *, bytes_total: int, unverified: str, started_s: float
     ) -> None:
         self.bytes_total = bytes_total
         self.bytes_done = self.bytes_verified = self.bytes_unverifiable = self.uncompared = 0
         self.overwritten: dict[str, str] = {}
-        self._unverified_reason = unverified_reason
+        self._unverified_reason = unverified
         self._started_s = started_s
         self._tally = ReadTally()
         self._timeline = Timeline(started_s=started_s)

@@ -24,12 +24,7 @@ MAX_ENTRIES: Final = 10_000
 
 
 class Timeline:
-    """Collects the entries of one load.
-
-    Attributes:
-        tasks: all tasks, including those without an entry.
-        files: the timing of each file, over all of its tasks.
-    """
+    """Collects the entries of one load; ``tasks`` and ``files`` also have what has no entry."""
 
     def __init__(self, *, started_s: float, max_entries: int = MAX_ENTRIES) -> None:
         self.tasks = 0

@@ -199,7 +199,7 @@ def runs_tasks(
     tasks = []
     for number, group in enumerate(groups, 1):
         trailer = None
-        if with_trailer and number == len(groups) and record is not None and record.trailer:
+        if with_trailer and checksum and record and record.trailer and number == len(groups):
             # The record bounds the trailer: a smaller descriptor may end the archive.
             start, end = record.trailer
             trailer = (spec.start + start, min(spec.start + end, spec.end))
