@@ -211,13 +211,16 @@ class ThreadTeam:
         while (task := self._next_task(batch)) is not None:
             self._reading[ident] = task
             try:
-                batch.add(self._run(task))
+                result = self._run(task)
             except Cancelled:
                 return
             except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
                 batch.send()
                 self._results.put(error)
-            del self._reading[ident]
+                del self._reading[ident]
+            else:
+                del self._reading[ident]  # first: a task with a result is not running
+                batch.add(result)
         batch.send()
 
     def _next_task(self, batch: _ResultBatch) -> ReadTask | None:

@@ -17,7 +17,7 @@ class WrappedSource:
 
     passed_on: ClassVar[frozenset[str]] = frozenset(
         {
-            *("describe_change", "drop_handle", "is_transient"),
+            *("describe_change", "drop_handle", "is_transient", "list_files"),
             *("open_stream", "require_readable", "root"),
         }
     )
