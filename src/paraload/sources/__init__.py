@@ -46,7 +46,7 @@ those that a source has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple, Protocol
@@ -203,6 +203,13 @@ class StreamingSource(Protocol):
 
     def open_stream(self, path: str) -> AbstractContextManager[IO[bytes]]:
         """A seekable stream of the whole file, for use in a ``with`` statement."""
+
+
+class ListingSource(Protocol):
+    """All files of the checkpoint can be listed: ``verify`` finds those that nothing names."""
+
+    def list_files(self) -> Iterator[str]:
+        """The paths of all files, in any order."""
 
 
 class MountedSource(Protocol):
