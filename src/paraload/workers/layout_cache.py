@@ -4,27 +4,24 @@
        |                                               | no
        `--anything unexpected--------------------------+--> slow path: reports the error, or learns
 
-A model has tens of thousands of small tensors in a handful of layouts. Where the payload lies,
-whether the slice lies inside it, which run leads into the target, what else is in the archive: the
-slow path finds that out for the first record of a layout. For the others, equal bytes before the
-payload and right checksums are enough: a quarter of the time for a load, and far less for an audit,
-which otherwise takes each archive apart with zipfile.
+A model has tens of thousands of small tensors in a handful of layouts. The slow path finds out for
+the first record of a layout where the payload lies, which run leads into the target and what else
+is in the archive. For the others, equal bytes before the payload and right checksums are enough.
+That takes a quarter of the time for a load, and far less for an audit, which otherwise opens each
+archive with zipfile.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from paraload.core.checksum import crc32
 from paraload.core.memory import Layout, TargetMemory
 from paraload.core.records import TensorRecord
-from paraload.core.results import LandedItems, Outcome
-from paraload.core.tasks import RecordSpec, RecordsTask, Wanted
+from paraload.core.tasks import RecordSpec, Wanted
 from paraload.formats.archive import LOCAL_BYTES, LOCAL_NAMES, Directory
 from paraload.geometry.runs import Run
-from paraload.workers.read_context import Work
 
 _MAX_LAYOUTS: Final = 4096
 #: torch's tails have 0.8 KiB.
@@ -40,13 +37,14 @@ _CRC_BYTES: Final = 4
 class ArchiveTail(NamedTuple):
     """The bytes behind the payload in all archives of one layout.
 
-    They differ in an identity that torch makes of the payload, and in the CRC-32s of these two,
-    each of which stands in a descriptor behind its content and in the zip directory.
+    They differ in an identity that torch computes from the payload, and in the CRC-32s of these
+    two. Each CRC-32 is in the descriptor behind its content and in the zip directory.
     """
 
     mask: int  # of the bytes that are equal in all
     equal: int  # those bytes
-    entries: tuple[tuple[int, int, int, int], ...]  # start, end, places of the two CRC-32s
+    #: Start and end (0 for the payload), and where the two CRC-32s are.
+    entries: tuple[tuple[int, int, int, int], ...]
 
     def payload_crc(self, tail: bytes | bytearray) -> int | None:
         """The CRC-32 that the payload must have; ``None`` if ``tail`` is unlike this or has none.
@@ -60,10 +58,9 @@ class ArchiveTail(NamedTuple):
             crc = tail[near : near + _CRC_BYTES]
             if crc != tail[central : central + _CRC_BYTES]:
                 return None
-            expected = int.from_bytes(crc, "little")
             if not end:
-                payload_crc = expected or None
-            elif crc32(tail[start:end]) != expected:
+                payload_crc = int.from_bytes(crc, "little") or None
+            elif crc32(tail[start:end]).to_bytes(_CRC_BYTES, "little") != crc:
                 return None
         return payload_crc
 
@@ -111,59 +108,6 @@ class LayoutCache:
         if len(self._known) >= _MAX_LAYOUTS:
             self._known.clear()
         self._known[id(layout.wanted), record_bytes, id(layout.target)] = layout
-
-
-def take_cached(
-    task: RecordsTask,
-    block: bytearray,
-    targets: Mapping[int, TargetMemory],
-    layouts: LayoutCache,
-    work: Work,
-    otherwise: Callable[[RecordSpec], Outcome | LandedItems],
-) -> list[Outcome | LandedItems]:
-    """Land, or audit, the records in ``block`` that have a known layout.
-
-    ``otherwise`` takes every other record, and may learn its layout.
-    """
-    read_trailer = work.format.read_trailer
-    verify = work.verify and work.format.has_checksum
-    view = memoryview(block)
-    items: list[int] = []
-    outcomes: list[Outcome | LandedItems] = []
-    nbytes = verified_bytes = unverified = 0
-    for spec in task.specs:
-        at, end = spec.start - task.start, spec.end - task.start
-        target = targets.get(spec.item)
-        cached = layouts.find(spec.wanted, end - at, None if target is None else target.layout)
-        if cached is None or not block.startswith(cached.head, at):
-            outcomes.append(otherwise(spec))
-            continue
-        record, run = cached.record, cached.run
-        payload = view[at + record.start : at + record.end]
-        expected = record.crc if verify else 0
-        if cached.tail is not None:
-            expected = cached.tail.payload_crc(block[at + record.end : end])
-        elif verify and record.trailer is not None:
-            start, stop = record.trailer
-            expected = read_trailer(view[at + start : min(at + stop, end)], len(payload))
-        if expected is None or (expected and crc32(payload) != expected):
-            outcomes.append(otherwise(spec))
-            continue
-        if target is not None:
-            src, dst = run.src, run.dst
-            target.memory[dst : dst + run.nbytes] = payload[src : src + run.nbytes]
-        items.append(spec.item)
-        nbytes += run.nbytes
-        if expected:
-            verified_bytes += len(payload) + cached.around_bytes
-        elif run.nbytes:
-            unverified += 1
-    if items:
-        landed = LandedItems(
-            items=tuple(items), nbytes=nbytes, verified_bytes=verified_bytes, unverified=unverified
-        )
-        outcomes.append(landed)
-    return outcomes
 
 
 def _archive_tail(tail: bytes, tail_start: int, checked: Directory) -> ArchiveTail | None:

@@ -12,6 +12,7 @@ import io
 from collections.abc import Callable
 from typing import IO, Any, cast
 
+from paraload.core.checksum import crc32
 from paraload.core.records import TensorRecord
 from paraload.core.results import LandedItems, Outcome, Raw, Staged
 from paraload.core.tasks import RecordSpec, RecordsTask
@@ -21,12 +22,13 @@ from paraload.formats.record_checks import check_payload, check_range, check_sto
 from paraload.formats.transforms import decode, no_decoder, slice_stream
 from paraload.sources import StreamingSource
 from paraload.workers.audit import audit_record
-from paraload.workers.layout_cache import take_cached
 from paraload.workers.read_context import Meter, Work, failures
 from paraload.workers.sinks import TargetSink as Sink
 
+Result = Outcome | LandedItems
 
-def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | LandedItems]:
+
+def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Result]:
     """Read the range of ``task`` at once and cut the records out of it."""
     try:
         block = _read_block(task, meter)
@@ -34,19 +36,66 @@ def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
         return [guarded(spec, _read_record, meter, sink, spec) for spec in task.specs]
     view = memoryview(block)
 
-    def take(spec: RecordSpec) -> Outcome | LandedItems:
+    def take(spec: RecordSpec) -> Result:
         data = view[spec.start - task.start : spec.end - task.start]
         return guarded(spec, _take_record, meter, sink, spec, data)
 
     work = meter.work
     if work.transform is not None or work.narrow_tensor is not None:
         return [take(spec) for spec in task.specs]
-    return take_cached(task, block, sink.targets, sink.layouts, work, take)
+    return _take_cached(task, block, meter, sink, take)
 
 
-def guarded(
-    spec: RecordSpec, step: Callable[..., Outcome | LandedItems], *args: Any
-) -> Outcome | LandedItems:
+def _take_cached(
+    task: RecordsTask, block: bytearray, meter: Meter, sink: Sink, otherwise: Callable[..., Result]
+) -> list[Result]:
+    """Land, or audit, the records in ``block`` that have a known layout.
+
+    ``otherwise`` takes every other record, and may learn its layout.
+    """
+    fmt, targets, layouts = meter.work.format, sink.targets, sink.layouts
+    read_trailer = fmt.read_trailer
+    verify = meter.work.verify and fmt.has_checksum
+    view = memoryview(block)
+    items: list[int] = []
+    outcomes: list[Result] = []
+    nbytes = verified_bytes = unverified = 0
+    for spec in task.specs:
+        at, end = spec.start - task.start, spec.end - task.start
+        target = targets.get(spec.item)
+        cached = layouts.find(spec.wanted, end - at, None if target is None else target.layout)
+        if cached is None or not block.startswith(cached.head, at):
+            outcomes.append(otherwise(spec))
+            continue
+        record, run = cached.record, cached.run
+        payload = view[at + record.start : at + record.end]
+        expected = record.crc if verify else 0
+        if cached.tail is not None:
+            expected = cached.tail.payload_crc(block[at + record.end : end])
+        elif verify and record.trailer is not None:
+            start, stop = record.trailer
+            expected = read_trailer(view[at + start : min(at + stop, end)], len(payload))
+        if expected is None or (expected and crc32(payload) != expected):
+            outcomes.append(otherwise(spec))
+            continue
+        if target is not None:
+            src, dst = run.src, run.dst
+            target.memory[dst : dst + run.nbytes] = payload[src : src + run.nbytes]
+        items.append(spec.item)
+        nbytes += run.nbytes
+        if expected:
+            verified_bytes += len(payload) + cached.around_bytes
+        elif run.nbytes:
+            unverified += 1
+    if items:
+        landed = LandedItems(
+            items=tuple(items), nbytes=nbytes, verified_bytes=verified_bytes, unverified=unverified
+        )
+        outcomes.append(landed)
+    return outcomes
+
+
+def guarded(spec: RecordSpec, step: Callable[..., Result], *args: Any) -> Result:
     """The outcome of ``step``; if it raises, the failure of the item."""
     try:
         return step(*args)
@@ -64,20 +113,20 @@ def _read_block(task: RecordsTask, meter: Meter) -> bytearray:
     return block
 
 
-def _read_record(meter: Meter, sink: Sink, spec: RecordSpec) -> Outcome | LandedItems:
+def _read_record(meter: Meter, sink: Sink, spec: RecordSpec) -> Result:
     check_range(spec, meter.size())
     data = memoryview(bytearray(spec.length))
     meter.read_into(spec.start, [data])
     return _take_record(meter, sink, spec, data)
 
 
-def read_streams(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | LandedItems]:
+def read_streams(task: RecordsTask, meter: Meter, sink: Sink) -> list[Result]:
     """Open one stream for the task; what ends it fails the items that were not reached."""
-    outcomes: list[Outcome | LandedItems] = []
+    outcomes: list[Result] = []
     slice_file = meter.work.slice_file or slice_stream
     specs = iter(task.specs)
 
-    def take(stream: IO[bytes], spec: RecordSpec) -> Outcome | LandedItems:
+    def take(stream: IO[bytes], spec: RecordSpec) -> Result:
         data = slice_file(stream, spec.for_hooks.storage).read()
         meter.tally.reads += 1
         meter.tally.bytes_read += len(data)
@@ -92,9 +141,7 @@ def read_streams(task: RecordsTask, meter: Meter, sink: Sink) -> list[Outcome | 
     return outcomes
 
 
-def _take_record(
-    meter: Meter, sink: Sink, spec: RecordSpec, data: memoryview
-) -> Outcome | LandedItems:
+def _take_record(meter: Meter, sink: Sink, spec: RecordSpec, data: memoryview) -> Result:
     work = meter.work
     if work.transform is not None or spec.wanted.descriptors:
         data = _decoded(work, spec, data)
@@ -122,7 +169,7 @@ def _take_record(
 def find_payload(
     meter: Meter, spec: RecordSpec, read_head: Callable[[int], bytes], record_bytes: int
 ) -> TensorRecord | Unsupported:
-    """Where the payload lies, in a tensor that is the one in the metadata."""
+    """Where the payload lies. Raises if the tensor is not the one that the metadata describes."""
     if spec.kind == "bytes":
         return Unsupported("")
     head_bytes = meter.limits.head_bytes

@@ -1,12 +1,11 @@
-"""Runs one task: bytes in, bytes out, and every problem tied to its item. Imports no torch.
+"""Runs one task, in a thread or in a worker process. Imports no torch.
 
       ReadTask ---> run_task(task, work, sink) ---> TaskResult
                        |            |
                   source, format    where bytes land: the targets' own memory (threads)
                   decoders, hooks   or a slot of shared memory (processes)
 
-One failing item does not stop the others of its task. Only ``KeyboardInterrupt`` and the like leave
-this module as exceptions.
+An error fails its item, and not the others of the task. No ``Exception`` leaves this module.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Final
 
 from paraload.core.checksum import crc32
 from paraload.core.records import TensorRecord
-from paraload.core.results import Landed, LandedItems, Located, Outcome, TaskResult
+from paraload.core.results import Landed, Located, Outcome, TaskResult
 from paraload.core.tasks import (
     DISCARDED,
     LocateTask,
@@ -36,12 +35,12 @@ from paraload.geometry.runs import Run, plan_reads
 from paraload.geometry.strided_copy import gather, is_gathered, pick
 from paraload.workers.audit import audit_record
 from paraload.workers.read_context import Meter, Work, failures, item_error
-from paraload.workers.records import find_payload, guarded, read_records, read_streams
+from paraload.workers.records import Result, find_payload, guarded, read_records, read_streams
 from paraload.workers.sinks import TargetSink as Sink
 
 #: With a checksum, bytes are read in pieces that are still in the processor's cache when they are
-#: summed. Shorter pieces cost more than they gain: threads change places at each of them, and only
-#: one of them can be in Python. Of 64 KiB to 16 MiB, 2 and 4 MiB were the fastest.
+#: summed. Shorter pieces cost more than they gain, since threads wait for the GIL at each of them.
+#: Of 64 KiB to 16 MiB, 2 and 4 MiB were the fastest.
 CHECKED_READ_BYTES: Final = 4 << 20
 
 ReadInto = Callable[[int, Sequence[memoryview]], None]
@@ -51,7 +50,7 @@ Found = TensorRecord | Unsupported
 def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
     started_s = time.monotonic()
     meter = Meter(work, task.path)
-    outcomes: Sequence[Outcome | LandedItems]
+    outcomes: Sequence[Result]
     match task:
         case LocateTask():
             known: dict[object, Found] = {}
@@ -137,7 +136,7 @@ def _read_shared(task: SharedTask, meter: Meter, sink: Sink) -> list[Landed]:
 
 
 def _read_into(task: RunsTask, runs: tuple[Run, ...], memory: memoryview, meter: Meter) -> int:
-    """Read every run to its place; returns the CRC-32 of all bytes in order, if it is wanted."""
+    """Read every run to its place; returns the CRC-32 of all bytes in order, if asked for."""
     crc = 0
     step = meter.limits.max_request_bytes
     if task.checksum:
@@ -166,10 +165,10 @@ def _read_into(task: RunsTask, runs: tuple[Run, ...], memory: memoryview, meter:
 
 
 def _read_straight(task: RunsTask, run: Run, memory: memoryview, step: int, read: ReadInto) -> None:
-    """One piece of bytes: the usual case, and a loop of its own.
+    """Read one contiguous piece, the usual case, with as little Python as possible between reads.
 
-    Between two reads there is as little Python as can be: while a thread is in Python no other one
-    can leave its system call, and at 10 GiB/s that was a quarter of the time.
+    While a thread runs Python, no other can return from its system call: at 10 GiB/s that was a
+    quarter of the time.
     """
     is_discarded = task.target == DISCARDED
     step = min(step, len(memory)) if is_discarded else step
