@@ -59,7 +59,7 @@ def read_raw(
     """
     queue = deque(pieces)
 
-    def work(fds: dict[str, int]) -> None:
+    def context(fds: dict[str, int]) -> None:
         while True:
             try:
                 piece = queue.popleft()
@@ -71,4 +71,4 @@ def read_raw(
         files = {path: stack.enter_context(open(path, "rb")) for path in {it.path for it in pieces}}
         fds = {path: file.fileno() for path, file in files.items()}
         # One call for each thread: a future for each piece would cost more than a small piece.
-        list(threads.map(work, [fds] * workers))
+        list(threads.map(context, [fds] * workers))

@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failures(chosen: Sequence[Contestant], folder: str | None) -> dict[str, str]:
-    with tempfile.TemporaryDirectory(prefix="paraload-probe-", dir=folder) as work:
-        return probe(chosen, whole_case(Checkpoints(folder=Path(work)).tiny()))
+    with tempfile.TemporaryDirectory(prefix="paraload-probe-", dir=folder) as context:
+        return probe(chosen, whole_case(Checkpoints(folder=Path(context)).tiny()))
 
 
 def _results(
@@ -70,8 +70,8 @@ def _results(
 ) -> Iterator[Result]:
     for files in dict.fromkeys(files for files, _ in _LAYOUTS):
         # Removed before the next: five formats take 7.3 GiB of disk and, worse, of page cache.
-        with tempfile.TemporaryDirectory(prefix="paraload-rivals-", dir=options.folder) as work:
-            case = whole_case(Checkpoints(folder=Path(work)).llama(files=files))
+        with tempfile.TemporaryDirectory(prefix="paraload-rivals-", dir=options.folder) as context:
+            case = whole_case(Checkpoints(folder=Path(context)).llama(files=files))
             for cache in (cache for n, cache in _LAYOUTS if n == files):
                 try:
                     bring(cache, case)

@@ -228,11 +228,11 @@ class Wrong:
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
-    def start(self, work, targets):
+    def start(self, context, targets):
         self.in_flight = self.returned = 0
         if self.fault == "left open":
             self.kept = os.open(os.devnull, os.O_RDONLY)
-        self.inner.start(work, dict(targets) if self.fault == "fixed targets" else targets)
+        self.inner.start(context, dict(targets) if self.fault == "fixed targets" else targets)
 
     def submit(self, task):
         self.in_flight += 1

@@ -25,7 +25,7 @@ from paraload.sources.local import LocalSource
 from paraload.verification.audit import KNOBS
 from paraload.workers import audit as _audit
 from paraload.workers.layout_cache import LayoutCache
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 from paraload.workers.run_task import run_task
 from paraload.workers.sinks import TargetSink
 from tests.integration import support
@@ -71,10 +71,10 @@ class Records:
         """For each of ``specs`` an :class:`Audited`, or its error; learns layouts."""
         sink = TargetSink({})
         sink.layouts = known
-        work = Work(source=self._source, verify=True, audit=True)
+        context = ReadContext(source=self._source, verify=True, audit=True)
         answers = {}
         for task in first_tasks(specs, straight_through=True, knobs=KNOBS):
-            result = run_task(task, work, sink)
+            result = run_task(task, context, sink)
             self.reads += result.tally.reads
             for outcome in result.outcomes:
                 if isinstance(outcome, LandedItems):

@@ -93,9 +93,9 @@ def tasks_done(monkeypatch):
     """The tasks that the threads have run."""
     done = []
 
-    def noting(task, work, sink):
+    def noting(task, context, sink):
         done.append(task)
-        return _worker.run_task(task, work, sink)
+        return _worker.run_task(task, context, sink)
 
     monkeypatch.setattr(_threads, "run_task", noting)
     return done

@@ -37,9 +37,9 @@ def looked_at(monkeypatch):
     seen = []
     whole = _records._take_record
 
-    def take(meter, sink, spec, data):
+    def take(reader, sink, spec, data):
         seen.append(spec.fqn)
-        return whole(meter, sink, spec, data)
+        return whole(reader, sink, spec, data)
 
     monkeypatch.setattr(_records, "_take_record", take)
     return seen

@@ -202,10 +202,10 @@ def test_an_empty_file_is_fine(tmp_path):
 def test_each_thread_has_its_own_scratch(source):
     answers = {}
 
-    def work(number):
+    def context(number):
         answers[number] = read(source, number * 1000, 3 * MIB)[1]
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=context, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -28,12 +28,12 @@ def record(number, nbytes):
     return RecordSpec(number, "a", number << 30, (number << 30) + nbytes, "w", None)
 
 
-def chosen(total_bytes=1024 * MIB, stays_here="", **options):
+def chosen(total_bytes=1024 * MIB, not_in_processes="", **options):
     return choose_execution(
         ReadOptions(**options),
         source=LocalSource("/ckpt"),
         total_bytes=total_bytes,
-        stays_here=stays_here,
+        not_in_processes=not_in_processes,
     )
 
 
@@ -77,13 +77,16 @@ def test_readers_suit_the_source_and_not_the_file_system_of_its_path(monkeypatch
     asked = []
     monkeypatch.setattr(execution, "choose_ramp", lambda *args: asked.append(args) or RAMP)
     for source in (LocalSource("/ckpt"), RemoteLikeSource({})):
-        choose_execution(ReadOptions(), source=source, total_bytes=1 << 30, stays_here="")
+        choose_execution(ReadOptions(), source=source, total_bytes=1 << 30, not_in_processes="")
     assert asked == [("/ckpt", None), (None, 32)]
 
 
 def test_no_task_is_longer_than_a_request():
     plan = choose_execution(
-        ReadOptions(max_workers=2), source=RemoteLikeSource({}), total_bytes=1 << 30, stays_here=""
+        ReadOptions(max_workers=2),
+        source=RemoteLikeSource({}),
+        total_bytes=1 << 30,
+        not_in_processes="",
     )
     assert plan.sizes.next_split_bytes(record(0, 512 * MIB)) == 8 * MIB
 

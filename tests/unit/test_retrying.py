@@ -8,7 +8,7 @@ from paraload.errors import MissingFileError, StorageReadError
 from paraload.sources import Read, SourceLimits
 from paraload.sources import retrying as _retrying
 from paraload.sources.retrying import RetryingSource
-from paraload.workers.read_context import Cancelled, Meter, Work
+from paraload.workers.read_context import Cancelled, ReadContext, TaskReader
 from tests.sources import RemoteLikeSource, UnavailableError
 
 DATA = bytes(range(256)) * 40
@@ -79,18 +79,18 @@ def test_nothing_is_retried_twice():
     assert len(inner.inner.requests) == 2
 
 
-# ------------------------------------------------------------------------------------------ Meter
+# ------------------------------------------------------------------------------------ TaskReader
 
 
-def meter(source, **keywords):
-    return Meter(Work(source=source, verify=True, **keywords), "a")
+def task_reader(source, **keywords):
+    return TaskReader(ReadContext(source=source, verify=True, **keywords), "a")
 
 
 def test_no_request_is_longer_than_the_source_takes():
     source = remote()
     source.limits = SourceLimits(max_request_bytes=1000, max_gap_bytes=10)
     buffers = [bytearray(2500), bytearray(0), bytearray(700)]
-    reader = meter(source)
+    reader = task_reader(source)
     reader.read_into(3, [memoryview(buffer) for buffer in buffers])
     assert b"".join(buffers) == DATA[3:3203]
     assert [(start, end) for _, start, end in source.requests] == [
@@ -103,15 +103,15 @@ def test_no_request_is_longer_than_the_source_takes():
 
 
 def test_retries_are_counted():
-    reader = meter(remote(busy=2), retries=3)
+    reader = task_reader(remote(busy=2), retries=3)
     reader.read_into(0, [memoryview(bytearray(1))])
     assert (reader.tally.reads, reader.tally.retries) == (1, 2)
 
 
 def test_a_size_is_looked_up_once_for_all_tasks():
     source = remote()
-    work = Work(source=source, verify=True)
-    assert [Meter(work, "a").size() for _ in range(3)] == [len(DATA)] * 3
+    context = ReadContext(source=source, verify=True)
+    assert [TaskReader(context, "a").size() for _ in range(3)] == [len(DATA)] * 3
     assert source.looks == ["a"]
 
 
@@ -130,6 +130,6 @@ def test_a_read_that_fails_after_the_load_ended_is_ignored(act):
             ended.append(True)
             raise UnavailableError
 
-    reader = meter(Failing({}), retries=3, is_cancelled=lambda: bool(ended))
+    reader = task_reader(Failing({}), retries=3, is_cancelled=lambda: bool(ended))
     with pytest.raises(Cancelled):
         act(reader)

@@ -21,7 +21,7 @@ from paraload.executors.threads import RampingTeam, ThreadExecutor, ThreadTeam
 from paraload.geometry.runs import Run
 from paraload.sources import Read
 from paraload.sources.local import LocalSource
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 from paraload.workers.sinks import TargetSink
 
 TASK_BYTES = 10_000
@@ -60,7 +60,7 @@ def run(executor, source):
     others = threading.active_count()
     queue = tasks[::-1]
     left, most = TASKS, 0
-    executor.start(Work(source=source, verify=False), targets(tasks))
+    executor.start(ReadContext(source=source, verify=False), targets(tasks))
     while left:
         while queue and executor.capacity() > 0:
             executor.submit(queue.pop())
@@ -88,7 +88,7 @@ def test_each_run_begins_anew(source):
     rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.01)
     assert run(executor, rated) == 4
     others = threading.active_count()
-    executor.start(Work(source=source, verify=False), targets([task(0)]))
+    executor.start(ReadContext(source=source, verify=False), targets([task(0)]))
     executor.submit(task(0))
     assert len(executor.ready(30)) == 1
     assert threading.active_count() - others == 2
@@ -99,7 +99,7 @@ def test_each_run_begins_anew(source):
 def test_a_team_that_has_become_smaller_has_fewer_threads(source):
     tasks = [task(n) for n in range(20)]
     rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.01)
-    team = ThreadTeam(Work(source=rated, verify=False), TargetSink(targets(tasks)), [])
+    team = ThreadTeam(ReadContext(source=rated, verify=False), TargetSink(targets(tasks)), [])
     others = threading.active_count()
     try:
         team.resize(4)
@@ -128,8 +128,8 @@ def results_of(team, count):
 def at_work(source, tasks, kind=ThreadTeam, **limits):
     """A team with queued tasks of 20 ms each, and no threads yet."""
     rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.02)
-    work = Work(source=rated, verify=False)
-    team = kind(work, TargetSink(targets(tasks)), [], **limits)
+    context = ReadContext(source=rated, verify=False)
+    team = kind(context, TargetSink(targets(tasks)), [], **limits)
     for one in tasks:
         team.tasks.put(one)
     return team
@@ -238,10 +238,10 @@ def test_threads_of_a_team_that_shrinks_and_grows_do_not_interfere(monkeypatch):
     import threading
     import time
 
-    from paraload.workers.read_context import Work
+    from paraload.workers.read_context import ReadContext
     from paraload.workers.sinks import TargetSink
 
-    team = ThreadTeam(Work(source=None, verify=True), TargetSink({}), [])
+    team = ThreadTeam(ReadContext(source=None, verify=True), TargetSink({}), [])
     monkeypatch.setattr(team, "_run", lambda task: (task.wait(10), threading.get_ident())[1])
     tasks = [threading.Event() for _ in range(5)]
     try:

@@ -11,7 +11,7 @@ from collections import defaultdict
 import torch
 
 from paraload.core.records import dtype_name
-from paraload.destinations.host import require_shape, target_without_memory
+from paraload.destinations.targets import require_shape, target_without_memory
 from paraload.destinations.tensor_memory import Staging, has_shared_places, memory_fault
 from paraload.errors import DtypeMismatchError, ItemReadError
 

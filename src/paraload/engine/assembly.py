@@ -22,10 +22,10 @@ from paraload.core.records import TensorRecord
 from paraload.core.results import Landed, Raw, Staged
 from paraload.core.tasks import DISCARDED, RecordSpec, RunsTask
 from paraload.destinations.base import Copy, StagingMemory
-from paraload.destinations.host import DirectTargets, require_shape
+from paraload.destinations.targets import DirectTargets, require_shape
 from paraload.destinations.tensor_memory import as_tensor, cut
 from paraload.engine.items import Item
-from paraload.engine.scheduler import Feed
+from paraload.engine.scheduler import Scheduler
 from paraload.engine.setup import LoadSetup
 from paraload.formats.archive import check_archive
 from paraload.formats.record_checks import checksum_mismatch, most_bytes
@@ -44,8 +44,8 @@ class AssemblyContext:
     ``unit_names`` are numbers that no item has; a task reads ``split_bytes`` of a record.
     """
 
-    job: LoadSetup
-    feed: Feed
+    setup: LoadSetup
+    scheduler: Scheduler
     targets: DirectTargets
     unit_names: Iterator[int]
     verify: bool
@@ -88,7 +88,7 @@ class Assembly:
         self._expected_crc: int | None = None
         if record is None:
             self.needed_bytes = spec.length
-        elif context.job.work.audit:
+        elif context.setup.read_context.audit:
             self.needed_bytes = record.payload_bytes
         else:
             self.needed_bytes = block_bytes(wanted.lengths, record.itemsize)
@@ -101,7 +101,7 @@ class Assembly:
             record,
             checksum=self._checksum,
             split_bytes=self._split_bytes,
-            max_gap_bytes=context.job.work.source.limits.max_gap_bytes,
+            max_gap_bytes=context.setup.read_context.source.limits.max_gap_bytes,
         )
         if record is None:
             self.content = raw = Raw(item=spec.item, data=_EMPTY, reason=reason)
@@ -114,7 +114,7 @@ class Assembly:
 
     def _plan(self, record: TensorRecord) -> None:
         target, context = self.item.spec.item, self._context
-        is_audit = context.job.work.audit
+        is_audit = context.setup.read_context.audit
         memory = context.targets.get(target)
         if is_audit:
             runs, target = (Run(0, 0, record.payload_bytes),), DISCARDED
@@ -175,9 +175,9 @@ class Assembly:
         def begin() -> Sequence[RunsTask]:
             self.tasks_left -= 1
             if self.item.is_failed:
-                context.feed.release(nbytes)
+                context.scheduler.release(nbytes)
                 return ()
-            name, staging = next(context.unit_names), context.job.destination.staging(nbytes)
+            name, staging = next(context.unit_names), context.setup.destination.staging(nbytes)
             tasks = self._tasks(runs, target=name, with_trailer=with_trailer)
             filled = replace(content, data=staging.memory)
             if target is None:
@@ -188,7 +188,7 @@ class Assembly:
             return tasks
 
         self.tasks_left += 1
-        context.feed.wait(self.item.spec.item, nbytes, begin)
+        context.scheduler.wait(self.item.spec.item, nbytes, begin)
 
     def land(self, landed: Landed) -> int:
         """A part has come. Return its bytes, without rows that were read around a slice."""
@@ -212,7 +212,7 @@ class Assembly:
         try:
             if isinstance(unit.content, Staged) and not self.item.is_failed:
                 source, item = as_tensor(unit.content), self.item.spec.item
-                copy = self._context.job.destination.copy_into(unit.target, source, item=item)
+                copy = self._context.setup.destination.copy_into(unit.target, source, item=item)
         finally:
             if copy is None:
                 self._drop(task.target)
@@ -254,7 +254,7 @@ class Assembly:
     def _drop(self, name: int) -> None:
         unit = self._units.pop(name)
         del self._context.targets[name]
-        self._context.feed.release(len(unit.staging.memory))
+        self._context.scheduler.release(len(unit.staging.memory))
 
 
 def _region(record: TensorRecord, offsets: Shape, lengths: Shape) -> Region:

@@ -34,19 +34,19 @@ class Commits:
 
     def __init__(
         self,
-        job: LoadSetup,
+        setup: LoadSetup,
         process: Callable[[list[CompletedItem]], None],
         fall_back: Callable[[str], None],
     ) -> None:
-        self._job = job
+        self._setup = setup
         self._process = process
         self._fall_back = fall_back
         self.aliases = Aliases()
 
     def landed_together(self, numbers: Iterable[int]) -> None:
-        """Hand over items that are in their targets already, if the job asks for them."""
-        if self._job.hand_over_landed:
-            known = self._job.targets
+        """Hand over items that are in their targets already, if the load asks for them."""
+        if self._setup.hand_over_landed:
+            known = self._setup.targets
             self._process([CompletedItem(n, known.get(n), landed=True) for n in numbers])
 
     def commit(self, item: Item, content: Staged | Raw | None) -> None:
@@ -83,14 +83,14 @@ class Commits:
     def _hand_over(self, item: Item, **content: Any) -> None:
         number, target = item.spec.item, item.destination
         self._process([CompletedItem(number, target, copy=self._copy, **content)])
-        if item.ordered and self._job.watch_targets and target is not None:
+        if item.ordered and self._setup.watch_targets and target is not None:
             self.aliases.loaded(item.spec, target.tensor)
 
     def _copy(self, target: Any, source: Any, *, item: int) -> None:
         """Copy and wait: an item is committed right after this."""
-        if (copy := self._job.destination.copy_into(target, source, item=item)) is None:
+        if (copy := self._setup.destination.copy_into(target, source, item=item)) is None:
             return
-        timeout_s = self._job.work.stall_timeout_s
+        timeout_s = self._setup.read_context.stall_timeout_s
         try:
             is_done = copy.wait(timeout_s)
         except Exception as error:

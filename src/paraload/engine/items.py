@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from paraload.core.tasks import RecordSpec
-from paraload.destinations.host import Destinations, Target
+from paraload.destinations.targets import Target, Targets
 from paraload.errors import ItemReadError
 
 _ITEM: Final = operator.attrgetter("item")
@@ -62,9 +62,9 @@ class Items:
     """All items of a load. An :class:`Item` is made on demand: most small items never need one."""
 
     def __init__(
-        self, specs: Sequence[RecordSpec], destinations: Destinations, ordered: Collection[int]
+        self, specs: Sequence[RecordSpec], targets: Targets, ordered: Collection[int]
     ) -> None:
-        self._destinations = destinations
+        self._targets = targets
         self._ordered = ordered
         self._known: dict[int, Item] = {}
         # Nearly always, each spec is at its own number. A dict would add a third to the memory that
@@ -80,7 +80,7 @@ class Items:
             item = self._known[number] = Item(
                 spec=spec,
                 ordered=number in self._ordered,
-                destination=self._destinations.get(number),
+                destination=self._targets.get(number),
                 planned_bytes=self.planned_bytes(spec),
             )
         return item
@@ -90,7 +90,7 @@ class Items:
 
     def planned_bytes(self, spec: RecordSpec) -> int:
         """The item's expected size, for progress."""
-        nbytes = self._destinations.needed_bytes(spec.item)
+        nbytes = self._targets.needed_bytes(spec.item)
         return max(spec.length, 0) if nbytes is None else nbytes
 
 

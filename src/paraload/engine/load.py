@@ -1,8 +1,8 @@
 """The one loop of a load: submit tasks, take results, commit items, report.
 
-    Feed --task--> submit(executor)ready --result--> Load --> Landed, Staged, Raw --> commit
-      ^                                               |
-      +------------- tasks <-- Assembly <-- Located --+
+    Scheduler --task--> submit(executor)ready --result--> Load --> Landed, Staged, Raw --> commit
+        ^                                                  |
+        +-------------- tasks <-- Assembly <-- Located ----+
 
 All of it runs on the caller's thread. An item is *ordered* when the moment of its commit matters:
 under a planner that is not torch's own (strict resolve, copy, commit), and where targets share
@@ -36,14 +36,14 @@ from paraload.core.results import (
 )
 from paraload.core.tasks import RunsTask, SharedTask
 from paraload.destinations.aliases import aliased_target
-from paraload.destinations.host import DirectTargets
+from paraload.destinations.targets import DirectTargets
 from paraload.engine.assembly import Assembly, AssemblyContext
 from paraload.engine.budget import MemoryBudget
 from paraload.engine.commits import Commits, stuck_copies
 from paraload.engine.items import CompletedItem, Item, Items, error_of
-from paraload.engine.scheduler import Feed
+from paraload.engine.scheduler import Scheduler
 from paraload.engine.setup import LoadSetup
-from paraload.engine.statistics import Ledger
+from paraload.engine.statistics import Statistics
 from paraload.errors import CheckpointReadError, ItemReadError, StalledReadError
 from paraload.executors.base import ReadExecutor
 from paraload.executors.choice import choose_execution
@@ -59,7 +59,7 @@ _POLL_S: Final = 0.001
 
 
 class Load:
-    """One load, from its first tasks to its report; ``ledger`` has its statistics.
+    """One load, from its first tasks to its report; ``statistics`` counts.
 
     ``process`` hands completed items to the planner; ``on_progress`` is called after every result.
     """
@@ -71,52 +71,52 @@ class Load:
         process: Callable[[list[CompletedItem]], None],
         on_progress: Callable[[ReadProgress], object] | None,
     ) -> None:
-        self._job = setup
+        self._setup = setup
         self._process = process
         self._on_progress = on_progress
 
     def prepare(self) -> None:
         """Choose the executor, and make everything that the loop needs; reads nothing."""
-        job = self._job
+        setup = self._setup
         execution = choose_execution(
-            job.options,
-            source=job.work.source,
-            total_bytes=sum([spec.end - spec.start for spec in job.specs]),
-            stays_here=job.not_in_processes,
+            setup.options,
+            source=setup.read_context.source,
+            total_bytes=sum([spec.end - spec.start for spec in setup.specs]),
+            not_in_processes=setup.not_in_processes,
         )
         self._executor = execution.executor
         self._task_limit_bytes = execution.task_limit_bytes
         self._budget = budget = MemoryBudget(execution.staging_bytes)
-        self._items = Items(job.specs, job.targets, job.ordered)
-        items_by_file = Counter([spec.path for spec in job.specs])
+        self._items = Items(setup.specs, setup.targets, setup.ordered)
+        items_by_file = Counter([spec.path for spec in setup.specs])
         file_rank = {path: rank for rank, path in enumerate(items_by_file)}  # as the plan has them
 
         def rank(item: int) -> tuple[int, int]:
             return file_rank[self._items.spec(item).path], item
 
-        self._turns = deque(sorted(job.ordered, key=rank))
-        self._feed = Feed(budget, rank=rank if self._turns else None)
-        tasks = job.tasks
-        if tasks is None or job.ordered:
-            tasks = job.make_tasks(job.specs, in_plan_order=bool(job.ordered))
-        self._feed.start(tasks)
-        has_checksum = job.work.format.has_checksum
+        self._turns = deque(sorted(setup.ordered, key=rank))
+        self._scheduler = Scheduler(budget, rank=rank if self._turns else None)
+        tasks = setup.tasks
+        if tasks is None or setup.ordered:
+            tasks = setup.make_tasks(setup.specs, in_plan_order=bool(setup.ordered))
+        self._scheduler.start(tasks)
+        has_checksum = setup.read_context.format.has_checksum
         unverified = "no CRC-32 in the file" if has_checksum else "format has no checksum"
-        self.ledger = Ledger(
+        self.statistics = Statistics(
             items_by_file,
-            bytes_total=sum(map(self._items.planned_bytes, job.specs)),
-            unverified=unverified if job.work.verify else "verify=False",
-            started_s=job.started_s,
+            bytes_total=sum(map(self._items.planned_bytes, setup.specs)),
+            unverified=unverified if setup.read_context.verify else "verify=False",
+            started_s=setup.started_s,
         )
-        for reason in filter(None, (job.not_in_processes, execution.downgrade)):
-            self.ledger.fall_back(reason, len(job.specs))
-        self._commits = Commits(job, self._process, self.ledger.fall_back)
+        for reason in filter(None, (setup.not_in_processes, execution.downgrade)):
+            self.statistics.fall_back(reason, len(setup.specs))
+        self._commits = Commits(setup, self._process, self.statistics.fall_back)
         self._context = AssemblyContext(
-            job=job,
-            feed=self._feed,
-            targets=DirectTargets(job.targets, job.ordered),
-            unit_names=itertools.count(job.specs[-1].item + 1 if job.specs else 0),
-            verify=job.work.verify and has_checksum,
+            setup=setup,
+            scheduler=self._scheduler,
+            targets=DirectTargets(setup.targets, setup.ordered),
+            unit_names=itertools.count(setup.specs[-1].item + 1 if setup.specs else 0),
+            verify=setup.read_context.verify and has_checksum,
             split_bytes=execution.sizes.next_split_bytes,
         )
         self._assemblies: dict[int, Assembly] = {}
@@ -132,11 +132,11 @@ class Load:
         executor, patience_s = self._executor, PATIENCE_S
         copies = self._context.copies
         try:
-            executor.start(self._job.work, self._context.targets)
+            executor.start(self._setup.read_context, self._context.targets)
             while True:
-                while executor.capacity() > 0 and (task := self._feed.next_task()) is not None:
+                while executor.capacity() > 0 and (task := self._scheduler.next_task()) is not None:
                     executor.submit(task)
-                if not self._feed.in_flight and not copies:
+                if not self._scheduler.in_flight and not copies:
                     break
                 self._take_results(self._wait(executor), executor)
         except StalledReadError:
@@ -150,21 +150,21 @@ class Load:
                 with suppress(Exception):
                     copy.wait(PATIENCE_S)
         self._require_everything()
-        report = self.ledger.report(
+        report = self.statistics.report(
             workers=executor.workers,
             executor=executor.name,
             peak_bytes=self._budget.peak_bytes,
-            conversions=dict(self._job.destination.conversions()),
+            conversions=dict(self._setup.destination.conversions()),
         )
         return report, dict(sorted(self._failures.items()))
 
     def _wait(self, executor: ReadExecutor) -> Sequence[TaskResult]:
         """The next results, or none after a copy. Nothing else waits, so here is the deadline."""
-        timeout_s = self._job.work.stall_timeout_s
+        timeout_s = self._setup.read_context.stall_timeout_s
         until_s = time.monotonic() + (timeout_s or 0)
         while not self._end_copies():
             is_polling = bool(self._context.copies)
-            if not self._feed.in_flight:
+            if not self._scheduler.in_flight:
                 time.sleep(_POLL_S)
             elif results := executor.ready(_POLL_S if is_polling else timeout_s):
                 return results
@@ -194,28 +194,28 @@ class Load:
         if not running and (copies := self._context.copies):
             names = {repr(assembly.item.spec.fqn) for _, assembly in copies.values()}
             what = f"these were being copied into their targets: {', '.join(sorted(names))}"
-        hint = "" if self._job.work.audit else executor.stuck_hint
+        hint = "" if self._setup.read_context.audit else executor.stuck_hint
         return no_answer(timeout_s, what, hint)
 
     def _take_results(self, results: Iterable[TaskResult], executor: ReadExecutor) -> None:
         for reason in executor.downgrades[self._downgrades_seen :]:
-            self.ledger.fall_back(reason, len(self._job.specs))
+            self.statistics.fall_back(reason, len(self._setup.specs))
             self._downgrades_seen += 1
         for result in results:
-            self._feed.returned(result)
+            self._scheduler.returned(result)
             self._handle(result)
             if self._on_progress is not None:
-                self._on_progress(self.ledger.snapshot())
+                self._on_progress(self.statistics.snapshot())
             stop_if_signalled()
 
     def _require_everything(self) -> None:
         for spec, by in self._commits.aliases.overwritten():
-            if self._job.options.strict:
+            if self._setup.options.strict:
                 self._failures[spec.item] = error_of(spec, aliased_target(by))
             else:
-                self.ledger.overwritten[spec.fqn] = by.fqn
+                self.statistics.overwritten[spec.fqn] = by.fqn
         known = self._done | self._failures.keys()
-        if missing := [spec.fqn for spec in self._job.specs if spec.item not in known]:
+        if missing := [spec.fqn for spec in self._setup.specs if spec.item not in known]:
             raise CheckpointReadError(
                 f"{counted(len(missing), 'item')} left unread, {missing[0]!r} among them; this is a"
                 " bug in paraload, please report it"
@@ -223,7 +223,7 @@ class Load:
 
     def _handle(self, result: TaskResult) -> None:
         task = result.task
-        self.ledger.count(result)
+        self.statistics.count(result)
         for outcome in result.outcomes:
             if isinstance(outcome, LandedItems):
                 self._take_landed(outcome, task.path)
@@ -236,7 +236,7 @@ class Load:
                     self._attempt(item, assembly.end_task, part)
                     self._attempt(item, self._finish, assembly)
         if located := self._context.located:
-            self._feed.ready(share_reads(located, limit_bytes=self._task_limit_bytes))
+            self._scheduler.ready(share_reads(located, limit_bytes=self._task_limit_bytes))
             located.clear()
         self._take_turns()  # others may have waited for an item that has failed
 
@@ -253,15 +253,15 @@ class Load:
                 self._assemble(item, outcome.record, outcome.reason)
             case Landed():
                 more = self._assemblies[outcome.item].land(outcome)
-                self.ledger.bytes_done += 0 if item.is_failed else more
+                self.statistics.bytes_done += 0 if item.is_failed else more
             case Audited():
-                self.ledger.bytes_verified += outcome.verified_bytes
-                self.ledger.bytes_unverifiable += outcome.unverifiable_bytes
-                self.ledger.uncompared += not outcome.is_compared
+                self.statistics.bytes_verified += outcome.verified_bytes
+                self.statistics.bytes_unverifiable += outcome.unverifiable_bytes
+                self.statistics.uncompared += not outcome.is_compared
                 if outcome.payload is not None:
                     self._assemble(item, outcome.payload)
                 else:
-                    self.ledger.bytes_done += item.planned_bytes
+                    self.statistics.bytes_done += item.planned_bytes
                     self._in_turn(item, partial(self._commits.commit, item, None))
             case Staged() | Raw():
                 self._take(item, outcome)
@@ -271,19 +271,19 @@ class Load:
                 raise TypeError(f"unknown outcome: {type(outcome).__name__}")
 
     def _take_landed(self, landed: LandedItems, path: str) -> None:
-        self.ledger.bytes_done += landed.nbytes
-        self.ledger.checked(landed.verified_bytes, unverified=landed.unverified)
+        self.statistics.bytes_done += landed.nbytes
+        self.statistics.checked(landed.verified_bytes, unverified=landed.unverified)
         self._commits.landed_together(landed.items)
         self._done.update(landed.items)
-        self.ledger.left(path, len(landed.items))
+        self.statistics.left(path, len(landed.items))
 
     def _take(self, item: Item, content: Staged | Raw) -> None:
         """Bytes of a small record, which are valid only until the next result."""
         nbytes = content.needed_bytes
         self._replan(item, nbytes)
-        self.ledger.bytes_done += nbytes
+        self.statistics.bytes_done += nbytes
         verified_bytes = content.verified_bytes
-        self.ledger.checked(verified_bytes, unverified=nbytes > 0 and not verified_bytes)
+        self.statistics.checked(verified_bytes, unverified=nbytes > 0 and not verified_bytes)
         if item.ordered and self._turns[0] != item.spec.item:
             content = replace(content, data=memoryview(bytearray(content.data)))
         self._in_turn(item, partial(self._commits.commit, item, content))
@@ -295,7 +295,7 @@ class Load:
         self._finish(assembly)
 
     def _replan(self, item: Item, nbytes: int) -> None:
-        self.ledger.bytes_total += nbytes - item.planned_bytes
+        self.statistics.bytes_total += nbytes - item.planned_bytes
         item.planned_bytes = nbytes
 
     def _finish(self, assembly: Assembly) -> None:
@@ -308,7 +308,7 @@ class Load:
             try:
                 verified_bytes, reason = assembly.check()
                 is_unverified = assembly.needed_bytes > 0 and not verified_bytes
-                self.ledger.checked(verified_bytes, unverified=is_unverified, reason=reason)
+                self.statistics.checked(verified_bytes, unverified=is_unverified, reason=reason)
                 self._commits.commit(item, assembly.content)
             finally:
                 assembly.release()
@@ -344,12 +344,12 @@ class Load:
             return
         item.is_failed = True
         self._failures[item.spec.item] = error_of(item.spec, error)
-        if self._job.work.audit:  # progress counts all bytes that were checked, good or bad
+        if self._setup.read_context.audit:  # progress counts bad bytes too
             assembly = self._assemblies.get(item.spec.item)
             landed_bytes = 0 if assembly is None else assembly.landed_bytes
-            self.ledger.bytes_done += item.planned_bytes - landed_bytes
+            self.statistics.bytes_done += item.planned_bytes - landed_bytes
         self._leave(item)
 
     def _leave(self, item: Item) -> None:
-        self.ledger.left(item.spec.path, 1)
-        self._feed.item_left(item.spec.item)
+        self.statistics.left(item.spec.path, 1)
+        self._scheduler.item_left(item.spec.item)

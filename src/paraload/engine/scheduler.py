@@ -26,7 +26,7 @@ from paraload.engine.budget import MemoryBudget
 Begin = Callable[[], Iterable[ReadTask]]
 
 
-class Feed:
+class Scheduler:
     """Gives tasks to an executor; ``in_flight`` of them have not come back.
 
     ``rank`` is the place of an item in the order of commits; ``None`` if they have no order.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from paraload.core.tasks import ReadTask, RecordSpec
 from paraload.destinations.base import Destination
-from paraload.destinations.host import Destinations
+from paraload.destinations.targets import Targets
 from paraload.options import ReadOptions
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +36,9 @@ class LoadSetup:
     options: ReadOptions
     specs: Sequence[RecordSpec]
     make_tasks: Callable[..., list[ReadTask]]
-    work: Work
+    read_context: ReadContext
     started_s: float
-    targets: Destinations
+    targets: Targets
     destination: Destination
     ordered: Collection[int] = ()
     tasks: Sequence[ReadTask] | None = None

@@ -15,7 +15,7 @@ from paraload.report import ReadReport, pairs_text
 logger = logging.getLogger("paraload")
 
 
-class Ledger:
+class Statistics:
     """Everything that is counted, by the one thread that handles results.
 
     Attributes:

@@ -17,7 +17,7 @@ from paraload.core.memory import TargetMemory
 from paraload.core.results import TaskResult
 from paraload.core.tasks import ReadTask
 from paraload.runtime.daemon_threads import PATIENCE_S
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 
 
 class ReadExecutor(Protocol):
@@ -37,15 +37,15 @@ class ReadExecutor(Protocol):
     downgrades: list[str]
     stuck_hint: str
 
-    def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
+    def start(self, context: ReadContext, targets: Mapping[int, TargetMemory]) -> None:
         """Begin a run.
 
         Args:
-            work: what all tasks need.
+            context: what all tasks need.
             targets: memory by item or staging number; may grow while the run goes on.
 
         Raises:
-            InvalidOptionError: the executor cannot run ``work``; a hook does not pickle, say.
+            InvalidOptionError: it cannot run the tasks: a hook does not pickle, say.
         """
 
     def capacity(self) -> int:

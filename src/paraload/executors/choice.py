@@ -57,7 +57,7 @@ class Execution:
 
 
 def choose_execution(
-    options: ReadOptions, *, source: ByteSource, total_bytes: int, stays_here: str
+    options: ReadOptions, *, source: ByteSource, total_bytes: int, not_in_processes: str
 ) -> Execution:
     """The executor that the options ask for, as far as memory and the work allow it.
 
@@ -68,8 +68,8 @@ def choose_execution(
     )
     name = "threads" if options.executor == "auto" else options.executor
     downgrade = ""
-    if stays_here and name in _IN_PROCESSES:
-        downgrade = f"threads instead of {name}: {stays_here}"
+    if not_in_processes and name in _IN_PROCESSES:
+        downgrade = f"threads instead of {name}: {not_in_processes}"
         name = "threads"
     in_processes = name in _IN_PROCESSES
     workers, slot_bytes, ramp = 1, 0, None

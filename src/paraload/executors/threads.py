@@ -34,7 +34,7 @@ from paraload.runtime.daemon_threads import (
     end_threads,
     start_thread,
 )
-from paraload.workers.read_context import Cancelled, Work
+from paraload.workers.read_context import Cancelled, ReadContext
 from paraload.workers.run_task import run_task
 from paraload.workers.sinks import TargetSink
 
@@ -66,13 +66,13 @@ class ThreadExecutor:
         self.downgrades: list[str] = []
         self._ramp = ramp
 
-    def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
+    def start(self, context: ReadContext, targets: Mapping[int, TargetMemory]) -> None:
         sink = TargetSink(targets)
         if self._ramp is None:
-            self._team = ThreadTeam(work, sink, self.downgrades)
+            self._team = ThreadTeam(context, sink, self.downgrades)
             self._team.resize(self.workers)
         else:
-            self._team = RampingTeam(work, sink, self.downgrades, self._ramp)
+            self._team = RampingTeam(context, sink, self.downgrades, self._ramp)
             self._team.resize(self._ramp.start)
         self.workers = self._team.size
         if not self.workers:
@@ -109,10 +109,10 @@ class SequentialExecutor(ThreadExecutor):
     def __init__(self) -> None:
         super().__init__(workers=1)
 
-    def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
+    def start(self, context: ReadContext, targets: Mapping[int, TargetMemory]) -> None:
         ignored: list[str] = []  # without the thread, the caller's is not slower
-        self._team = ThreadTeam(work, TargetSink(targets), ignored)
-        if work.stall_timeout_s is not None and not work.hooks:
+        self._team = ThreadTeam(context, TargetSink(targets), ignored)
+        if context.stall_timeout_s is not None and not context.hooks:
             self._team.resize(1)
 
     def capacity(self) -> int:
@@ -132,7 +132,7 @@ class ThreadTeam:
     than requested.
     """
 
-    def __init__(self, work: Work, sink: TargetSink, downgrades: list[str]) -> None:
+    def __init__(self, context: ReadContext, sink: TargetSink, downgrades: list[str]) -> None:
         self.size = 0
         self.in_flight = 0
         self.tasks: SimpleQueue[ReadTask | None] = SimpleQueue()
@@ -143,7 +143,7 @@ class ThreadTeam:
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
         self._reading: dict[int, ReadTask] = {}  # by the ident of its thread
-        self._work = replace(work, is_cancelled=self._cancelled.is_set)
+        self._context = replace(context, is_cancelled=self._cancelled.is_set)
         self._sink = sink
 
     # ------------------------------------------------------------------ on the caller's thread
@@ -159,7 +159,7 @@ class ThreadTeam:
     def ready(self, timeout_s: float | None) -> Sequence[TaskResult]:
         if self._tasks_here:
             self.in_flight -= 1
-            return [run_task(self._tasks_here.popleft(), self._work, self._sink)]
+            return [run_task(self._tasks_here.popleft(), self._context, self._sink)]
         while True:
             try:
                 results = self._results.get(timeout=timeout_s)
@@ -236,7 +236,7 @@ class ThreadTeam:
         return None
 
     def _run(self, task: ReadTask) -> TaskResult:
-        return run_task(task, self._work, self._sink)
+        return run_task(task, self._context, self._sink)
 
 
 class _ResultBatch:
@@ -265,14 +265,14 @@ class RampingTeam(ThreadTeam):
     """A team that adapts its size to the storage."""
 
     def __init__(
-        self, work: Work, sink: TargetSink, downgrades: list[str], limits: RampLimits
+        self, context: ReadContext, sink: TargetSink, downgrades: list[str], limits: RampLimits
     ) -> None:
-        super().__init__(work, sink, downgrades)
+        super().__init__(context, sink, downgrades)
         self._ramp = Ramp(limits)
         self._ramp_lock = threading.Lock()
         self._alive = 0  # threads that have not ended, those that are to end included
-        self._gauge = GaugedSource(work.source, self._note)
-        self._gauged_work = replace(self._work, source=self._gauge)
+        self._gauge = GaugedSource(context.source, self._note)
+        self._gauged_work = replace(self._context, source=self._gauge)
 
     def resize(self, size: int) -> None:
         with self._ramp_lock:

@@ -20,7 +20,7 @@ from paraload.sources import ByteSource, Read, ReadStats
 from paraload.testing._faulty import FaultySource
 from paraload.testing._resources import leaked, resources
 from paraload.testing._sources import FILES, expect
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 
 #: Longer than any wait of the suite.
 _PATIENCE_S: Final = 30.0
@@ -78,10 +78,10 @@ class ExecutorContract:
         targets: dict[int, TargetMemory] | None = None,
     ) -> Generator[TaskResult, None, None]:
         """The results of ``tasks``, which may grow meanwhile: the loop of the engine."""
-        work = Work(source=source, verify=True)
+        context = ReadContext(source=source, verify=True)
         in_flight = 0
         try:
-            executor.start(work, self._targets(tasks) if targets is None else targets)
+            executor.start(context, self._targets(tasks) if targets is None else targets)
             while True:
                 while tasks and executor.capacity() > 0:
                     executor.submit(tasks.pop(0))
@@ -154,9 +154,9 @@ class ExecutorContract:
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
         (task,) = self._tasks(1)
-        work = Work(source=_SlowAtZero(source), verify=True, stall_timeout_s=_PATIENCE_S)
+        context = ReadContext(source=_SlowAtZero(source), verify=True, stall_timeout_s=_PATIENCE_S)
         try:
-            executor.start(work, self._targets([task]))
+            executor.start(context, self._targets([task]))
             executor.submit(task)
             started_s = time.monotonic()
             assert not executor.ready(_SLOW_READ_S / 10)
@@ -197,7 +197,7 @@ class ExecutorContract:
         before = resources()
         threads, children = threading.active_count(), len(psutil.Process().children())
         executor.close()
-        executor.start(Work(source=source, verify=True), {})
+        executor.start(ReadContext(source=source, verify=True), {})
         executor.close()
         executor.close()
         assert leaked(before, grace_s=1) == []

@@ -14,10 +14,10 @@ from typing import Final
 from paraload.adapters.dcp.reader_config import stock_decoders
 from paraload.core.tasks import ItemKind, RecordSpec, Stored, Wanted
 from paraload.destinations.conversion import HostDestination
-from paraload.destinations.host import Destinations
+from paraload.destinations.targets import Targets
 from paraload.engine.load import Load
 from paraload.engine.setup import LoadSetup
-from paraload.engine.statistics import Ledger
+from paraload.engine.statistics import Statistics
 from paraload.errors import ItemReadError
 from paraload.metadata.index import Chunk, Place
 from paraload.options import ReadOptions
@@ -25,7 +25,7 @@ from paraload.planning.read_tasks import PlanKnobs, first_tasks
 from paraload.progress import progress_hook
 from paraload.report import ReadReport
 from paraload.sources.local import LocalSource
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 
 #: Smaller blocks than a load's: large ones gain nothing when their bytes are only summed.
 KNOBS: Final = PlanKnobs(block_bytes=1 << 20)
@@ -46,7 +46,7 @@ def audit_specs(records: Sequence[tuple[Place, Chunk]]) -> list[RecordSpec]:
 
 def audit(
     source: LocalSource, specs: Sequence[RecordSpec], options: ReadOptions
-) -> tuple[ReadReport, Ledger, dict[int, ItemReadError]]:
+) -> tuple[ReadReport, Statistics, dict[int, ItemReadError]]:
     """Read and check every byte of the records; returns the errors by item."""
     # From the front of each file to its back.
     specs = sorted(specs, key=lambda spec: (spec.path, spec.start))
@@ -55,9 +55,9 @@ def audit(
         options=replace(options, executor="threads"),
         specs=specs,
         make_tasks=partial(first_tasks, straight_through=True, knobs=KNOBS),
-        targets=Destinations(),
+        targets=Targets(),
         destination=HostDestination(strict=False),
-        work=Work(
+        read_context=ReadContext(
             source=source,
             verify=True,
             audit=True,
@@ -71,4 +71,4 @@ def audit(
         load = Load(setup, process=lambda _: None, on_progress=hook)
         load.prepare()
         report, failures = load.run()
-    return report, load.ledger, failures
+    return report, load.statistics, failures

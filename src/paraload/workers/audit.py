@@ -19,21 +19,21 @@ from paraload.formats import ItemFormat, Unsupported
 from paraload.formats.archive import Directory, check_entries
 from paraload.formats.record_checks import check_payload, check_range, trailer_crc
 from paraload.workers.layout_cache import LayoutCache
-from paraload.workers.read_context import Meter
+from paraload.workers.read_context import TaskReader
 
 _BUFFER_BYTES: Final = 1 << 20
 
 
 def audit_record(
-    meter: Meter,
+    reader: TaskReader,
     layouts: LayoutCache,
     spec: RecordSpec,
     found: TensorRecord | Unsupported,
     data: memoryview | None = None,
 ) -> Audited:
     """Check a record, whose decoded bytes are ``data``; without them, all but its payload."""
-    check_range(spec, meter.size())
-    raw = _RecordFile(meter, spec) if data is None else io.BytesIO(data)
+    check_range(spec, reader.size())
+    raw = _RecordFile(reader, spec) if data is None else io.BytesIO(data)
     file = io.BufferedReader(raw, _BUFFER_BYTES)
     nbytes = spec.length if data is None else len(data)
     if isinstance(found, Unsupported):
@@ -53,14 +53,14 @@ def audit_record(
         crc, verified_bytes = cached.tail.payload_crc(tail), cached.around_bytes
     if crc is None:
         checked = check_entries(file, nbytes, payload_start=found.start)
-        crc = _payload_crc(meter.work.format, found, tail, checked)
+        crc = _payload_crc(reader.context.format, found, tail, checked)
         layouts.learn_archive(spec, found, head, tail, checked)
         verified_bytes, unverifiable_bytes = checked.verified_bytes, checked.unverifiable_bytes
     payload = replace(found, crc=crc, trailer=None) if crc else None
     if payload is None:
         unverifiable_bytes += found.payload_bytes
     elif data is not None:
-        verified_bytes += check_payload(meter.work.format, payload, data)
+        verified_bytes += check_payload(reader.context.format, payload, data)
         payload = None
     return Audited(
         item=spec.item,
@@ -98,9 +98,9 @@ def _payload_crc(fmt: ItemFormat, found: TensorRecord, tail: bytes, checked: Dir
 class _RecordFile(io.RawIOBase):
     """A record as a file, for zipfile."""
 
-    def __init__(self, meter: Meter, spec: RecordSpec) -> None:
+    def __init__(self, reader: TaskReader, spec: RecordSpec) -> None:
         super().__init__()
-        self._meter = meter
+        self._reader = reader
         self._spec = spec
         self._at = 0
 
@@ -122,6 +122,6 @@ class _RecordFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")[: max(0, self._spec.length - self._at)]
         if view:
-            self._meter.read_into(self._spec.start + self._at, [view])
+            self._reader.read_into(self._spec.start + self._at, [view])
         self._at += len(view)
         return len(view)

@@ -22,7 +22,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(kw_only=True)
-class Work:
+class ReadContext:
     """What every task of a load needs; pickles as configuration for worker processes.
 
     Attributes:
@@ -57,15 +57,15 @@ class Cancelled(BaseException):
     """The load ended while this task was running; its result is not needed."""
 
 
-class Meter:
+class TaskReader:
     """Reads for one task, and counts. No read begins after the end of the load."""
 
-    def __init__(self, work: Work, path: str) -> None:
-        self.work = work
+    def __init__(self, context: ReadContext, path: str) -> None:
+        self.context = context
         self.path = path
-        self.limits = work.source.limits
+        self.limits = context.source.limits
         self._tally = ReadTally()
-        self._source = RetryingSource(work.source, work.retries, work.is_cancelled)
+        self._source = RetryingSource(context.source, context.retries, context.is_cancelled)
 
     @property
     def tally(self) -> ReadTally:
@@ -73,7 +73,7 @@ class Meter:
         return self._tally
 
     def size(self) -> int:
-        sizes = self.work.file_sizes
+        sizes = self.context.file_sizes
         if self.path not in sizes:
             sizes[self.path] = self._call(self._source.stat, self.path).size
         return sizes[self.path]
@@ -107,7 +107,7 @@ class Meter:
             raise
 
     def _require_running(self) -> None:
-        if self.work.is_cancelled is not None and self.work.is_cancelled():
+        if self.context.is_cancelled is not None and self.context.is_cancelled():
             raise Cancelled
 
     def _split(self, start: int, buffers: Sequence[memoryview]) -> list[Read]:

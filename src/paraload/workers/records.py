@@ -22,40 +22,44 @@ from paraload.formats.record_checks import check_payload, check_range, check_sto
 from paraload.formats.transforms import decode, no_decoder, slice_stream
 from paraload.sources import StreamingSource
 from paraload.workers.audit import audit_record
-from paraload.workers.read_context import Meter, Work, failures
+from paraload.workers.read_context import ReadContext, TaskReader, failures
 from paraload.workers.sinks import TargetSink as Sink
 
 Result = Outcome | LandedItems
 
 
-def read_records(task: RecordsTask, meter: Meter, sink: Sink) -> list[Result]:
+def read_records(task: RecordsTask, reader: TaskReader, sink: Sink) -> list[Result]:
     """Read the range of ``task`` at once and cut the records out of it."""
     try:
-        block = _read_block(task, meter)
+        block = _read_block(task, reader)
     except Exception:  # noqa: BLE001 - read one by one, so that each item gets its own error
-        return [guarded(spec, _read_record, meter, sink, spec) for spec in task.specs]
+        return [guarded(spec, _read_record, reader, sink, spec) for spec in task.specs]
     view = memoryview(block)
 
     def take(spec: RecordSpec) -> Result:
         data = view[spec.start - task.start : spec.end - task.start]
-        return guarded(spec, _take_record, meter, sink, spec, data)
+        return guarded(spec, _take_record, reader, sink, spec, data)
 
-    work = meter.work
-    if work.transform is not None or work.narrow_tensor is not None:
+    context = reader.context
+    if context.transform is not None or context.narrow_tensor is not None:
         return [take(spec) for spec in task.specs]
-    return _take_cached(task, block, meter, sink, take)
+    return _take_cached(task, block, reader, sink, take)
 
 
 def _take_cached(
-    task: RecordsTask, block: bytearray, meter: Meter, sink: Sink, otherwise: Callable[..., Result]
+    task: RecordsTask,
+    block: bytearray,
+    reader: TaskReader,
+    sink: Sink,
+    otherwise: Callable[..., Result],
 ) -> list[Result]:
     """Land, or audit, the records in ``block`` that have a known layout.
 
     ``otherwise`` takes every other record, and may learn its layout.
     """
-    fmt, targets, layouts = meter.work.format, sink.targets, sink.layouts
+    fmt, targets, layouts = reader.context.format, sink.targets, sink.layouts
     read_trailer = fmt.read_trailer
-    verify = meter.work.verify and fmt.has_checksum
+    verify = reader.context.verify and fmt.has_checksum
     view = memoryview(block)
     items: list[int] = []
     outcomes: list[Result] = []
@@ -103,58 +107,58 @@ def guarded(spec: RecordSpec, step: Callable[..., Result], *args: Any) -> Result
         return failures(error, (spec.item,))[0]
 
 
-def _read_block(task: RecordsTask, meter: Meter) -> bytearray:
-    file_bytes = meter.size()
+def _read_block(task: RecordsTask, reader: TaskReader) -> bytearray:
+    file_bytes = reader.size()
     if task.start < 0 or task.end > file_bytes:
         for spec in task.specs:
             check_range(spec, file_bytes)
     block = bytearray(task.end - task.start)
-    meter.read_into(task.start, [memoryview(block)])
+    reader.read_into(task.start, [memoryview(block)])
     return block
 
 
-def _read_record(meter: Meter, sink: Sink, spec: RecordSpec) -> Result:
-    check_range(spec, meter.size())
+def _read_record(reader: TaskReader, sink: Sink, spec: RecordSpec) -> Result:
+    check_range(spec, reader.size())
     data = memoryview(bytearray(spec.length))
-    meter.read_into(spec.start, [data])
-    return _take_record(meter, sink, spec, data)
+    reader.read_into(spec.start, [data])
+    return _take_record(reader, sink, spec, data)
 
 
-def read_streams(task: RecordsTask, meter: Meter, sink: Sink) -> list[Result]:
+def read_streams(task: RecordsTask, reader: TaskReader, sink: Sink) -> list[Result]:
     """Open one stream for the task; what ends it fails the items that were not reached."""
     outcomes: list[Result] = []
-    slice_file = meter.work.slice_file or slice_stream
+    slice_file = reader.context.slice_file or slice_stream
     specs = iter(task.specs)
 
     def take(stream: IO[bytes], spec: RecordSpec) -> Result:
         data = slice_file(stream, spec.for_hooks.storage).read()
-        meter.tally.reads += 1
-        meter.tally.bytes_read += len(data)
-        return _take_record(meter, sink, spec, memoryview(data))
+        reader.tally.reads += 1
+        reader.tally.bytes_read += len(data)
+        return _take_record(reader, sink, spec, memoryview(data))
 
     try:
         # Loads that need streams are refused earlier if the source has none.
-        with cast("StreamingSource", meter.work.source).open_stream(task.path) as stream:
+        with cast("StreamingSource", reader.context.source).open_stream(task.path) as stream:
             outcomes += [guarded(spec, take, stream, spec) for spec in specs]
     except Exception as error:  # noqa: BLE001 - becomes the failure of every item left
         outcomes += failures(error, [spec.item for spec in specs])
     return outcomes
 
 
-def _take_record(meter: Meter, sink: Sink, spec: RecordSpec, data: memoryview) -> Result:
-    work = meter.work
-    if work.transform is not None or spec.wanted.descriptors:
-        data = _decoded(work, spec, data)
-    if work.narrow_tensor is not None and spec.kind == "tensor":
-        return _narrowed(work, sink, spec, data, work.narrow_tensor)
-    found = find_payload(meter, spec, lambda nbytes: bytes(data[:nbytes]), len(data))
-    if work.audit:
-        return audit_record(meter, sink.layouts, spec, found, data)
+def _take_record(reader: TaskReader, sink: Sink, spec: RecordSpec, data: memoryview) -> Result:
+    context = reader.context
+    if context.transform is not None or spec.wanted.descriptors:
+        data = _decoded(context, spec, data)
+    if context.narrow_tensor is not None and spec.kind == "tensor":
+        return _narrowed(context, sink, spec, data, context.narrow_tensor)
+    found = find_payload(reader, spec, lambda nbytes: bytes(data[:nbytes]), len(data))
+    if context.audit:
+        return audit_record(reader, sink.layouts, spec, found, data)
     if isinstance(found, Unsupported):
-        verified = check_archive(data, most_bytes(spec), verify=work.verify)
+        verified = check_archive(data, most_bytes(spec), verify=context.verify)
         data = sink.keep(spec.item, data)
         return Raw(item=spec.item, data=data, reason=found.reason, verified_bytes=verified)
-    verified = check_payload(work.format, found, data) if work.verify else 0
+    verified = check_payload(context.format, found, data) if context.verify else 0
     put = sink.put_tensor(spec, found, data, verified)
     if not isinstance(put, int):
         return put
@@ -167,37 +171,37 @@ def _take_record(meter: Meter, sink: Sink, spec: RecordSpec, data: memoryview) -
 
 
 def find_payload(
-    meter: Meter, spec: RecordSpec, read_head: Callable[[int], bytes], record_bytes: int
+    reader: TaskReader, spec: RecordSpec, read_head: Callable[[int], bytes], record_bytes: int
 ) -> TensorRecord | Unsupported:
     """Where the payload lies. Raises if the tensor is not the one that the metadata describes."""
     if spec.kind == "bytes":
         return Unsupported("")
-    head_bytes = meter.limits.head_bytes
-    found = spec.layout or locate(meter.work.format, read_head, record_bytes, head_bytes)
+    head_bytes = reader.limits.head_bytes
+    found = spec.layout or locate(reader.context.format, read_head, record_bytes, head_bytes)
     if isinstance(found, TensorRecord):
         check_stored(spec, found.dtype, found.shape)
     return found
 
 
-def _decoded(work: Work, spec: RecordSpec, data: memoryview) -> memoryview:
+def _decoded(context: ReadContext, spec: RecordSpec, data: memoryview) -> memoryview:
     """The record without the transforms that its descriptors name."""
     descriptors = spec.wanted.descriptors
-    decoders, unknown = work.decoders.get(descriptors, ((), descriptors))
-    if unknown and work.transform is None:
+    decoders, unknown = context.decoders.get(descriptors, ((), descriptors))
+    if unknown and context.transform is None:
         raise no_decoder(unknown[0])
     data = decode(data, decoders, most_bytes(spec))
-    if work.transform is None:
+    if context.transform is None:
         return data
-    return memoryview(work.transform(spec.for_hooks.read_item, unknown, io.BytesIO(data)).read())
+    return memoryview(context.transform(spec.for_hooks.read_item, unknown, io.BytesIO(data)).read())
 
 
 def _narrowed(
-    work: Work, sink: Sink, spec: RecordSpec, data: memoryview, hook: Callable[..., Any]
+    context: ReadContext, sink: Sink, spec: RecordSpec, data: memoryview, hook: Callable[..., Any]
 ) -> Staged:
     # The hook works on tensors, so this is the one place where a worker needs torch.
     from paraload.formats.torch_load import narrow_with_hook  # noqa: PLC0415
 
-    verified = check_archive(data, most_bytes(spec), verify=work.verify)
+    verified = check_archive(data, most_bytes(spec), verify=context.verify)
     narrowed = narrow_with_hook(data, hook, spec.wanted.offsets, spec.wanted.lengths)
     return Staged(
         item=spec.item,

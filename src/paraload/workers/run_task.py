@@ -34,7 +34,7 @@ from paraload.formats.record_checks import check_range, check_stored, trailer_cr
 from paraload.geometry.runs import Run, plan_reads
 from paraload.geometry.strided_copy import gather, is_gathered, pick
 from paraload.workers.audit import audit_record
-from paraload.workers.read_context import Meter, Work, failures, item_error
+from paraload.workers.read_context import ReadContext, TaskReader, failures, item_error
 from paraload.workers.records import Result, find_payload, guarded, read_records, read_streams
 from paraload.workers.sinks import TargetSink as Sink
 
@@ -47,74 +47,76 @@ ReadInto = Callable[[int, Sequence[memoryview]], None]
 Found = TensorRecord | Unsupported
 
 
-def run_task(task: ReadTask, work: Work, sink: Sink) -> TaskResult:
+def run_task(task: ReadTask, context: ReadContext, sink: Sink) -> TaskResult:
     started_s = time.monotonic()
-    meter = Meter(work, task.path)
+    reader = TaskReader(context, task.path)
     outcomes: Sequence[Result]
     match task:
         case LocateTask():
             known: dict[object, Found] = {}
-            outcomes = [guarded(spec, _locate, meter, sink, spec, known) for spec in task.specs]
+            outcomes = [guarded(spec, _locate, reader, sink, spec, known) for spec in task.specs]
         case RecordsTask(as_stream=True):
-            outcomes = read_streams(task, meter, sink)
+            outcomes = read_streams(task, reader, sink)
         case RecordsTask():
-            outcomes = read_records(task, meter, sink)
+            outcomes = read_records(task, reader, sink)
         case RunsTask() | SharedTask():
-            outcomes = _read_parts(task, meter, sink)
+            outcomes = _read_parts(task, reader, sink)
         case _:
             raise TypeError(f"unknown task: {type(task).__name__}")
     return TaskResult(
         task=task,
         outcomes=tuple(outcomes),
-        tally=meter.tally,
+        tally=reader.tally,
         started_s=started_s,
         ended_s=time.monotonic(),
         worker=threading.current_thread().name,
     )
 
 
-def _locate(meter: Meter, sink: Sink, spec: RecordSpec, known: dict[object, Found]) -> Outcome:
+def _locate(
+    reader: TaskReader, sink: Sink, spec: RecordSpec, known: dict[object, Found]
+) -> Outcome:
     """Find a payload; ``known`` are those of the task's other items."""
     key = spec.kind, spec.start, spec.end
     found = known.get(key)
     if found is None:
-        check_range(spec, meter.size())
-        found = find_payload(meter, spec, partial(_read, meter, spec.start), spec.length)
+        check_range(spec, reader.size())
+        found = find_payload(reader, spec, partial(_read, reader, spec.start), spec.length)
         known[key] = found
     elif isinstance(found, TensorRecord):
         check_stored(spec, found.dtype, found.shape)
-    if meter.work.audit:
-        return audit_record(meter, sink.layouts, spec, found)
+    if reader.context.audit:
+        return audit_record(reader, sink.layouts, spec, found)
     if isinstance(found, Unsupported):
         return Located(item=spec.item, record=None, reason=found.reason)
     return Located(item=spec.item, record=found)
 
 
-def _read(meter: Meter, start: int, nbytes: int) -> bytes:
+def _read(reader: TaskReader, start: int, nbytes: int) -> bytes:
     data = bytearray(nbytes)
-    meter.read_into(start, [memoryview(data)])
+    reader.read_into(start, [memoryview(data)])
     return bytes(data)
 
 
-def _read_parts(task: RunsTask | SharedTask, meter: Meter, sink: Sink) -> Sequence[Outcome]:
+def _read_parts(task: RunsTask | SharedTask, reader: TaskReader, sink: Sink) -> Sequence[Outcome]:
     try:
         if isinstance(task, RunsTask):
-            return [_read_runs(task, meter, sink)]
-        return _read_shared(task, meter, sink)
+            return [_read_runs(task, reader, sink)]
+        return _read_shared(task, reader, sink)
     except Exception as error:  # noqa: BLE001 - becomes the failure of each item
         failure = item_error(error)
         failure.locate(path=task.path, start=task.start, end=task.end)
         return failures(failure, task.items)
 
 
-def _read_runs(task: RunsTask, meter: Meter, sink: Sink) -> Landed:
+def _read_runs(task: RunsTask, reader: TaskReader, sink: Sink) -> Landed:
     memory, runs = sink.memory(task)
-    crc = _read_into(task, runs, memory, meter)
+    crc = _read_into(task, runs, memory, reader)
     expected = None
     if task.trailer is not None and task.checksum:
         start, end = task.trailer
-        trailer = _read(meter, start, end - start)
-        expected = trailer_crc(meter.work.format, trailer, start - task.base)
+        trailer = _read(reader, start, end - start)
+        expected = trailer_crc(reader.context.format, trailer, start - task.base)
     return Landed(
         item=task.items[0],
         nbytes=task.needed_bytes,
@@ -124,27 +126,29 @@ def _read_runs(task: RunsTask, meter: Meter, sink: Sink) -> Landed:
     )
 
 
-def _read_shared(task: SharedTask, meter: Meter, sink: Sink) -> list[Landed]:
+def _read_shared(task: SharedTask, reader: TaskReader, sink: Sink) -> list[Landed]:
     wanted = [(run, memory) for memory, (run,) in map(sink.memory, task.parts)]
     base = task.parts[0].base
-    if not pick(wanted, meter.read_rows, base):
-        gather(wanted, meter.read_into, base, least_bytes=meter.limits.efficient_bytes)
+    if not pick(wanted, reader.read_rows, base):
+        gather(wanted, reader.read_into, base, least_bytes=reader.limits.efficient_bytes)
     return [
         Landed(item=part.items[0], nbytes=part.needed_bytes, src=part.runs[0].src)
         for part in task.parts
     ]
 
 
-def _read_into(task: RunsTask, runs: tuple[Run, ...], memory: memoryview, meter: Meter) -> int:
+def _read_into(
+    task: RunsTask, runs: tuple[Run, ...], memory: memoryview, reader: TaskReader
+) -> int:
     """Read every run to its place; returns the CRC-32 of all bytes in order, if asked for."""
     crc = 0
-    step = meter.limits.max_request_bytes
+    step = reader.limits.max_request_bytes
     if task.checksum:
-        step = min(step, max(CHECKED_READ_BYTES, meter.limits.efficient_bytes))
+        step = min(step, max(CHECKED_READ_BYTES, reader.limits.efficient_bytes))
 
     def read(start: int, buffers: Sequence[memoryview]) -> None:
         nonlocal crc
-        meter.read_into(start, buffers)
+        reader.read_into(start, buffers)
         if task.checksum:
             for buffer in buffers:
                 crc = crc32(buffer, crc)
@@ -153,14 +157,14 @@ def _read_into(task: RunsTask, runs: tuple[Run, ...], memory: memoryview, meter:
         _read_straight(task, runs[0], memory, step, read)
         return crc
     if not task.checksum:
-        runs = tuple(run for run in runs if not pick([(run, memory)], meter.read_rows, task.base))
+        runs = tuple(run for run in runs if not pick([(run, memory)], reader.read_rows, task.base))
     for gathered, group in groupby(runs, key=lambda run: is_gathered(run, task.max_gap_bytes)):
         if gathered:
             for run in group:
-                least_bytes = meter.limits.efficient_bytes
+                least_bytes = reader.limits.efficient_bytes
                 gather([(run, memory)], read, task.base, least_bytes=least_bytes)
         else:
-            _scatter(task, tuple(group), memory, meter.limits.max_buffers, step, read)
+            _scatter(task, tuple(group), memory, reader.limits.max_buffers, step, read)
     return crc
 
 

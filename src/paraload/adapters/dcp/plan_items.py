@@ -1,7 +1,7 @@
 """The items of a DCP plan: a spec for each of them, and the tensors that they go to.
 
     plan.items + storage_data  -->  RecordSpec    where the bytes are, which part is wanted
-    planner                    -->  Destinations  where they go, if it can be resolved ahead
+    planner                    -->  Targets  where they go, if it can be resolved ahead
 
 Everything here runs once for each item, before the first byte is read: a microsecond more is a
 second for a million items.
@@ -30,7 +30,7 @@ from paraload.core.tasks import (
     Stored,
     Wanted,
 )
-from paraload.destinations.host import Destinations
+from paraload.destinations.targets import Targets
 from paraload.errors import ItemReadError, MissingEntryError, refuse_to_begin
 from paraload.geometry.overlap import Block, overlapping_items
 from paraload.metadata.dcp_index import UNKNOWN, StoredTensors, descriptors_of
@@ -50,7 +50,7 @@ class PlanItems(NamedTuple):
 
     specs: list[RecordSpec]
     tasks: list[ReadTask] | None
-    targets: Destinations
+    targets: Targets
     ordered: set[int]
     resolved_ahead: bool
 
@@ -87,13 +87,13 @@ def items_of(config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner) -> Plan
         }
     if not may_resolve_ahead(planner):
         everything = {spec.item for spec in specs}
-        return PlanItems(specs, own_tasks, Destinations(), everything, resolved_ahead=False)
+        return PlanItems(specs, own_tasks, Targets(), everything, resolved_ahead=False)
 
     def block_of(item: int) -> Block:
         read_item = plan.items[item]
         return Block(read_item.dest_index, read_item.dest_offsets, read_item.lengths)
 
-    targets = Destinations(resolved_tensors(plan, planner))
+    targets = Targets(resolved_tensors(plan, planner))
     ordered = overlapping_items(*targets.spans(), block_of)
     return PlanItems(specs, own_tasks, targets, ordered, resolved_ahead=True)
 

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner
 
 from paraload._text import counted
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
-from paraload.destinations.host import target_without_memory
+from paraload.destinations.targets import target_without_memory
 from paraload.destinations.tensor_memory import memory_fault
 from paraload.errors import (
     CheckpointReadError,

@@ -16,19 +16,19 @@ from paraload.adapters.dcp.plan_items import PlanItems
 from paraload.adapters.dcp.reader_config import ReaderConfig
 from paraload.core.tasks import RecordSpec
 from paraload.destinations.conversion import refused_conversion
-from paraload.destinations.host import Destinations, require_shape, target_without_memory
+from paraload.destinations.targets import Targets, require_shape, target_without_memory
 from paraload.engine.file_checks import path_failures
 from paraload.errors import CoverageError, ItemReadError, ShapeMismatchError, refuse_to_begin
 from paraload.formats.record_checks import check_stored
 from paraload.formats.transforms import no_decoder
 from paraload.geometry.coverage import chunks_fault, coverage_fault
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 
 
 def require_loadable(
     items: PlanItems,
     config: ReaderConfig,
-    work: Work,
+    read_context: ReadContext,
     plan: LoadPlan,
     planner: LoadPlanner,
 ) -> None:
@@ -41,12 +41,12 @@ def require_loadable(
     checks: list[Callable[[], Iterable[ItemReadError]]] = []
     if not options.allow_outside_paths:
         checks.append(lambda: path_failures(specs).values())
-    if work.transform is None:  # otherwise it decodes what remains
-        checks.append(lambda: _undecodable(specs, work))
+    if read_context.transform is None:  # otherwise it decodes what remains
+        checks.append(lambda: _undecodable(specs, read_context))
     if items.resolved_ahead:
         checks.append(lambda: _unwritable(targets, plan))
         # A hook may change shape and dtype, and an overridden step may not use the target.
-        if work.narrow_tensor is None and not config.is_overridden("_process_results"):
+        if read_context.narrow_tensor is None and not config.is_overridden("_process_results"):
             checks.append(lambda: _misfits(specs, targets, strict=options.strict))
         checks.append(lambda: _incomplete(plan, planner))
     for check in checks:
@@ -54,15 +54,15 @@ def require_loadable(
             raise refuse_to_begin(failures, items=len(specs), path=config.path)
 
 
-def _undecodable(specs: Sequence[RecordSpec], work: Work) -> Iterator[ItemReadError]:
+def _undecodable(specs: Sequence[RecordSpec], read_context: ReadContext) -> Iterator[ItemReadError]:
     """Records with a transform that has no decoder."""
-    unknown = {names: left[0] for names, (_, left) in work.decoders.items() if left}
+    unknown = {names: left[0] for names, (_, left) in read_context.decoders.items() if left}
     for spec in specs if unknown else ():
         if (descriptor := unknown.get(spec.wanted.descriptors)) is not None:
             yield _located(no_decoder(descriptor), spec)
 
 
-def _unwritable(targets: Destinations, plan: LoadPlan) -> Iterator[ItemReadError]:
+def _unwritable(targets: Targets, plan: LoadPlan) -> Iterator[ItemReadError]:
     """Targets without memory, or with one place in memory for several elements."""
     for item, tensor in targets.with_shared_places():
         yield ShapeMismatchError(
@@ -77,7 +77,7 @@ def _unwritable(targets: Destinations, plan: LoadPlan) -> Iterator[ItemReadError
 
 
 def _misfits(
-    specs: Sequence[RecordSpec], targets: Destinations, *, strict: bool
+    specs: Sequence[RecordSpec], targets: Targets, *, strict: bool
 ) -> Iterator[ItemReadError]:
     """Slices outside their stored tensor, and targets of the wrong shape or dtype.
 
@@ -100,7 +100,7 @@ def _misfits(
             yield _located(failure, spec)
 
 
-def _misfit(spec: RecordSpec, targets: Destinations, *, strict: bool) -> ItemReadError | None:
+def _misfit(spec: RecordSpec, targets: Targets, *, strict: bool) -> ItemReadError | None:
     if (destination := targets.get(spec.item)) is None:
         return None
     tensor, stored = destination.tensor, spec.wanted.stored

@@ -63,7 +63,7 @@ def read_with(
             seen = seen_files(
                 source, setup.specs, looker, path=config.path, retries=options.retries
             )
-            setup.work.file_sizes = {path: stat.size for path, stat in seen.items()}
+            setup.read_context.file_sizes = {path: stat.size for path, stat in seen.items()}
             if not config.is_overridden("_make_source"):  # another storage has other versions
                 seen |= getattr(reader, "_metadata_before", {})
             setup.targets.note_writes()
@@ -79,15 +79,15 @@ def setup_of(
 ) -> LoadSetup:
     """Collect and check everything that is known before the first byte is read."""
     items = items_of(config, plan, planner)
-    work = config.work(items.specs)
-    require_loadable(items, config, work, plan, planner)
+    read_context = config.read_context(items.specs)
+    require_loadable(items, config, read_context, plan, planner)
     return LoadSetup(
         path=config.path,
         options=config.options,
         specs=items.specs,
         tasks=items.tasks,
         make_tasks=config.make_tasks,
-        work=work,
+        read_context=read_context,
         started_s=started_s,
         targets=items.targets,
         destination=config.step("_make_destination")(),
@@ -103,7 +103,7 @@ def _run(
     load: Load, setup: LoadSetup, seen: Mapping[str, FileStat], looker: DaemonThreads
 ) -> ReadReport:
     """Run ``load``, and require that no file changes meanwhile."""
-    source, retries = setup.work.source, setup.work.retries
+    source, retries = setup.read_context.source, setup.read_context.retries
     try:
         report, failures = load.run()
         if failures:

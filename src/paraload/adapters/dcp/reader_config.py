@@ -21,7 +21,7 @@ from paraload.hooks import StorageItem
 from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
 from paraload.sources import ByteSource
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 
 #: By descriptors: the decoders of the first ones, and the descriptors left over.
 Decoders = dict[tuple[str, ...], tuple[tuple[Decoder, ...], tuple[str, ...]]]
@@ -104,10 +104,10 @@ class ReaderConfig:
             knobs=PlanKnobs.of(self.source.limits),
         )
 
-    def work(self, specs: Iterable[RecordSpec]) -> Work:
+    def read_context(self, specs: Iterable[RecordSpec]) -> ReadContext:
         """What workers need to read ``specs``."""
         described = {spec.wanted.descriptors for spec in specs}
-        return Work(
+        return ReadContext(
             source=self.source,
             format=self.step("_make_format")(),
             verify=self.options.verify,

@@ -20,7 +20,7 @@ from typing import Any, Final
 from paraload.core.tasks import ReadTask
 from paraload.errors import HookNotPicklableError, InvalidOptionError, WorkerDiedError
 from paraload.executors.processes.pools import EndedWorker
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 
 #: The main module, and its name in a process that multiprocessing has started.
 _MAIN: Final = frozenset({"__main__", "__mp_main__"})
@@ -33,7 +33,7 @@ _FEWER: Final = (
 _ELSEWHERE: Final = "executor='threads' needs no worker processes"
 
 
-def require_startable(work: Work) -> None:
+def require_startable(context: ReadContext) -> None:
     """Refuse what cannot be sent to a worker process.
 
     Raises:
@@ -45,9 +45,9 @@ def require_startable(work: Work) -> None:
             "this load was called while a worker process imports the main script; put the script's"
             " code under `if __name__ == '__main__':`, or use executor='threads'"
         )
-    for name, hook in work.hooks.items():
+    for name, hook in context.hooks.items():
         _require_picklable(hook, f"{name}={hook!r}", "define it at the top level of a module, or ")
-    _require_picklable(work, "a stream transform or the storage")
+    _require_picklable(context, "a stream transform or the storage")
 
 
 def _require_picklable(value: Any, what: str, cure: str = "") -> None:
@@ -99,7 +99,11 @@ def _is_typed(defined: Any) -> bool:
 
 
 def worker_died(
-    tasks: Sequence[ReadTask], ended: Sequence[EndedWorker], work: Work, *, is_starting: bool
+    tasks: Sequence[ReadTask],
+    ended: Sequence[EndedWorker],
+    context: ReadContext,
+    *,
+    is_starting: bool,
 ) -> WorkerDiedError:
     """The error for tasks that were lost with their worker.
 
@@ -108,11 +112,11 @@ def worker_died(
     lost = "; ".join(f"{task.path!r} bytes [{task.start}, {task.end})" for task in tasks)
     when = "starting, so these were not read" if is_starting else "these were being read"
     how = "; ".join(map(str, ended)) or "How it ended is unknown"
-    hint = _hint(ended[0].exitcode, work, is_starting=is_starting) if ended else _FEWER
+    hint = _hint(ended[0].exitcode, context, is_starting=is_starting) if ended else _FEWER
     return WorkerDiedError(f"a worker process died while {when}: {lost}. {how}. {hint}")
 
 
-def _hint(exitcode: int, work: Work, *, is_starting: bool) -> str:
+def _hint(exitcode: int, context: ReadContext, *, is_starting: bool) -> str:
     if exitcode == -signal.SIGKILL:
         return _FEWER
     if exitcode == -signal.SIGBUS:
@@ -122,8 +126,8 @@ def _hint(exitcode: int, work: Work, *, is_starting: bool) -> str:
     if not is_starting:
         return f"Did a hook end the process? {_ELSEWHERE}"
     see = "Its own error message is on standard error"
-    hooks = " and ".join(f"{name}=" for name in work.hooks)
-    if defined_in_main(work):
+    hooks = " and ".join(f"{name}=" for name in context.hooks)
+    if defined_in_main(context):
         return (
             f"It had to import the main script, where {hooks or 'a transform'} is defined. {see}."
             " Put the script's code under `if __name__ == '__main__':`, or move the hook into a"

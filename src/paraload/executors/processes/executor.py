@@ -38,7 +38,7 @@ from paraload.executors.processes.slots import SLOTS_PER_WORKER, SlotRing, Slott
 from paraload.executors.threads import ThreadExecutor
 from paraload.runtime.daemon_threads import PATIENCE_S
 from paraload.runtime.interrupts import interrupts_deferred
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 from paraload.workers.run_task import run_task
 from paraload.workers.sinks import TargetSink
 
@@ -68,10 +68,10 @@ class ProcessExecutor:
         self._resources = ExitStack()
         self._threads: ThreadExecutor | None = None  # instead of processes
 
-    def start(self, work: Work, targets: Mapping[int, TargetMemory]) -> None:
+    def start(self, context: ReadContext, targets: Mapping[int, TargetMemory]) -> None:
         """Make the pool, which starts its workers now or with the first tasks."""
-        require_startable(work)
-        self._work, self._targets = work, targets
+        require_startable(context)
+        self._context, self._targets = context, targets
         self._threads = None
         self._waiting: deque[ReadTask] = deque()
         self._in_flight: dict[int, ReadTask] = {}  # by slot
@@ -80,15 +80,15 @@ class ProcessExecutor:
         self._try_or_use_threads(self._make_pool)
 
     def _make_pool(self) -> None:
-        work, resources = self._work, self._resources
-        niceness = 0 if work.hooks or work.decoders else _NICENESS_OF_READERS
-        self._context = WorkerContext(with_main=bool(defined_in_main(work)), niceness=niceness)
-        resources.callback(self._context.close)
+        context, resources = self._context, self._resources
+        niceness = 0 if context.hooks or context.decoders else _NICENESS_OF_READERS
+        self._processes = WorkerContext(with_main=bool(defined_in_main(context)), niceness=niceness)
+        resources.callback(self._processes.close)
         self._ring = SlotRing(SLOTS_PER_WORKER * self.workers, self.slot_bytes)
         resources.callback(self._ring.close)
-        initargs = work, self._ring.name, self.slot_bytes
+        initargs = context, self._ring.name, self.slot_bytes
         pool = FuturesPool if self._kind == "processes" else MultiprocessingPool
-        self._pool = pool(self._context, self.workers, initargs, self._answers)
+        self._pool = pool(self._processes, self.workers, initargs, self._answers)
         resources.callback(lambda: self._pool.close(orderly=not self._in_flight))
 
     def _try_or_use_threads(self, step: Callable[[], None]) -> None:
@@ -107,7 +107,7 @@ class ProcessExecutor:
         self.downgrades.append(f"threads instead of {self._kind}: {refusal}")
         self._threads = threads = ThreadExecutor(self.workers)
         threads.downgrades = self.downgrades
-        threads.start(self._work, self._targets)
+        threads.start(self._context, self._targets)
         self.name, self.workers = threads.name, threads.workers
         self.stuck_hint = threads.stuck_hint
         for task in [*self._in_flight.values(), *self._waiting]:
@@ -159,7 +159,7 @@ class ProcessExecutor:
         return [self._ring.deliver(result, slot, self._targets)]
 
     def _run_here(self, task: ReadTask) -> TaskResult:
-        return run_task(task, self._work, TargetSink(self._targets))
+        return run_task(task, self._context, TargetSink(self._targets))
 
     def _next_answer(
         self, timeout_s: float | None
@@ -169,15 +169,15 @@ class ProcessExecutor:
             left_s = until_s - time.monotonic()
             with suppress(Empty):
                 return self._answers.get(timeout=max(0.0, min(left_s, _CHECK_WORKERS_S)))
-            if self._context.dead_workers():
+            if self._processes.dead_workers():
                 raise self._died()
             if left_s <= 0:
                 return None
 
     def _died(self, patience_s: float = 0.0) -> WorkerDiedError:
-        ended = self._context.dead_workers(patience_s=patience_s)
+        ended = self._processes.dead_workers(patience_s=patience_s)
         is_starting = not self._ring.has_started_worker
-        return worker_died(self.running(), ended, self._work, is_starting=is_starting)
+        return worker_died(self.running(), ended, self._context, is_starting=is_starting)
 
     def running(self) -> Sequence[ReadTask]:
         if self._threads is not None:

@@ -25,7 +25,7 @@ from paraload.core.results import Landed, LandedItems, Outcome, Raw, Staged, Tas
 from paraload.core.tasks import ReadTask, RunsTask, SharedTask
 from paraload.geometry import runs as geometry
 from paraload.geometry.strided_copy import copy_runs
-from paraload.workers.read_context import Work
+from paraload.workers.read_context import ReadContext
 from paraload.workers.run_task import run_task
 from paraload.workers.sinks import TargetSink
 
@@ -89,9 +89,9 @@ class SlotSink(TargetSink):
 _state: Final[Any] = SimpleNamespace()
 
 
-def start_worker(work: Work, segment_name: str, slot_bytes: int) -> None:
+def start_worker(context: ReadContext, segment_name: str, slot_bytes: int) -> None:
     """Initializer of a worker process."""
-    _state.work = work
+    _state.context = context
     _state.segment = SharedMemory(name=segment_name)
     _state.slot_bytes = slot_bytes
     _state.segment.buf[-1] = 1
@@ -107,7 +107,7 @@ def process_single_file(task: SlottedTask) -> TaskResult | None:
     with _state.segment.buf[start : start + _state.slot_bytes] as slot:
         sink = SlotSink(slot)
         try:
-            result = run_task(task.task, _state.work, sink)
+            result = run_task(task.task, _state.context, sink)
             outcomes = tuple(map(sink.without_view, result.outcomes))
         except SlotOverflowError:
             return None

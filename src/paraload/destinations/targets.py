@@ -4,7 +4,7 @@ direct   a plain CPU tensor of the stored dtype: workers write into its own memo
 staged   anything else (device, dtype, subclass, expanded): bytes are collected first, then
          torch copies them, with every conversion that ``Tensor.copy_`` knows
 
-The targets are columns (``Destinations``), and only the item at hand becomes an object: with an
+The targets are columns (``Targets``), and only the item at hand becomes an object: with an
 object of each kind for every item, a million small tensors took a third more time to plan.
 """
 
@@ -38,7 +38,7 @@ class Target(NamedTuple):
     tensor: torch.Tensor
 
 
-class Destinations:
+class Targets:
     """The targets of a load, by item.
 
     ``tensors`` are as the planner resolved them, ``None`` for bytes items. ``layouts`` has the
@@ -127,15 +127,15 @@ class DirectTargets(dict[int, TargetMemory]):
     not be written before their turn.
     """
 
-    def __init__(self, destinations: Destinations, ordered: Collection[int]) -> None:
+    def __init__(self, targets: Targets, ordered: Collection[int]) -> None:
         super().__init__()
-        self._destinations = destinations
+        self._targets = targets
         self._ordered = ordered
 
     def get(self, name: int, default: Any = None) -> Any:
         if name in self:
             return self[name]
-        memory = None if name in self._ordered else self._destinations.memory(name)
+        memory = None if name in self._ordered else self._targets.memory(name)
         return default if memory is None else memory
 
     def __missing__(self, name: int) -> TargetMemory:
