@@ -144,8 +144,7 @@ class ProcessExecutor:
             return self._threads.ready(timeout_s)
         if self._waiting and self._answers.empty() and isinstance(self._waiting[0], _PLAIN_READS):
             return [self._run_here(self._waiting.popleft())]
-        answer = self._next_answer(timeout_s)
-        if answer is None:
+        if (answer := self._next_answer(timeout_s)) is None:
             return ()
         slot, result = answer
         if isinstance(result, BaseException):

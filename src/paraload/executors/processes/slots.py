@@ -13,12 +13,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from paraload.core.memory import TargetMemory
 from paraload.core.results import Landed, LandedItems, Outcome, Raw, Staged, TaskResult
@@ -146,18 +147,25 @@ class SlotRing:
         start = slot * self._slot_bytes
         view = self._segment.buf[start : start + self._slot_bytes]
         self._views.append(view)
-        task = result.task
-        if isinstance(task, RunsTask | SharedTask):
-            at = 0
-            parts = task.parts if isinstance(task, SharedTask) else (task,)
-            for part, outcome in zip(parts, result.outcomes, strict=True):
-                if isinstance(outcome, Landed):
-                    runs = geometry.unpacked(part.runs)
-                    copy_runs(runs, view[at:], targets[part.target].memory)
-                at += _aligned(part.needed_bytes)
-            return result
-        outcomes = tuple([self._with_view(outcome, view) for outcome in result.outcomes])
-        return replace(result, outcomes=outcomes)
+        try:
+            if isinstance(result.task, RunsTask | SharedTask):
+                self._move(result, view, targets)
+                return result
+            outcomes = tuple([self._with_view(outcome, view) for outcome in result.outcomes])
+            return replace(result, outcomes=outcomes)
+        except BaseException as error:
+            # Its frames hold views of the slot, which would keep the segment open.
+            traceback.clear_frames(error.__traceback__)
+            raise
+
+    @staticmethod
+    def _move(result: TaskResult, slot: memoryview, targets: Mapping[int, TargetMemory]) -> None:
+        at, task = 0, cast("RunsTask | SharedTask", result.task)
+        parts = task.parts if isinstance(task, SharedTask) else (task,)
+        for part, outcome in zip(parts, result.outcomes, strict=True):
+            if isinstance(outcome, Landed):
+                copy_runs(geometry.unpacked(part.runs), slot[at:], targets[part.target].memory)
+            at += _aligned(part.needed_bytes)
 
     def _with_view(self, outcome: Outcome | LandedItems, slot: memoryview) -> Outcome | LandedItems:
         if not isinstance(outcome, Staged | Raw):
@@ -176,7 +184,7 @@ class SlotRing:
             self.release_views()
             self._segment.close()
         except BufferError:
-            # A caller or an error's frame holds a view, and the last one frees the memory. Raising
-            # would replace the error that ends the load, or fail a load that succeeded.
+            # A caller holds a view, and the last one frees the memory. Raising would replace the
+            # error that ends the load, or fail a load that succeeded.
             self._segment._buf = self._segment._mmap = None  # noqa: SLF001
             self._segment.close()
