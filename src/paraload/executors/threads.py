@@ -278,8 +278,7 @@ class RampingTeam(ThreadTeam):
         with self._ramp_lock:
             self._alive += max(0, size - self.size)
         super().resize(size)
-        missing = max(0, size - self.size)
-        if missing:
+        if missing := max(0, size - self.size):
             with self._ramp_lock:
                 self._ramp.limit_to(self.size)  # or it would ask for them again and again
         self._have_ended(missing)

@@ -154,9 +154,10 @@ class WorkerContext(context.SpawnContext):
             process.join()
 
     def close(self) -> None:
-        while self.processes:  # even those that never started hold the locks of queues
-            process = self.processes.pop()
-            if process.pid is not None and process.exitcode is not None:
+        started = [process for process in self.processes if process.pid is not None]
+        self.processes.clear()  # those that never started hold the locks of queues
+        for process in started:
+            if process.exitcode is not None:
                 process.close()
         if self.locks:  # cycles hold them; each is a named semaphore until collected
             gc.collect()
