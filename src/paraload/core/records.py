@@ -49,7 +49,9 @@ class TensorRecord:
 
     def first_byte(self, offsets: Shape) -> int:
         """The byte, relative to the payload, of the element at ``offsets``."""
-        at = sum(o * s for o, s in zip(offsets, self.strides, strict=True))
+        at = 0
+        if any(offsets):
+            at = sum(o * s for o, s in zip(offsets, self.strides, strict=True))
         return (self.storage_offset + at) * self.itemsize
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from paraload.core.records import TensorRecord
 from paraload.core.tasks import ReadTask
@@ -39,8 +40,7 @@ class Landed(Outcome):
     expected_crc: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LandedItems:
+class LandedItems(NamedTuple):
     """Whole items are in their targets, or their records have passed an audit.
 
     ``verified_bytes`` have matched a CRC-32. ``unverified`` counts items with bytes without any
