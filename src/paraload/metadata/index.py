@@ -40,7 +40,7 @@ class Chunk(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tensor with its chunks; or an object of one chunk, without dtype, itemsize and shape."""
+    """A tensor with its chunks; or an object: one chunk, no dtype and shape, an itemsize of 0."""
 
     name: str
     dtype: str | None
