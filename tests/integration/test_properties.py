@@ -266,8 +266,8 @@ def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
     """Without this, a renamed constant would leave the tests below with nothing but small reads."""
     gathered, copied = Mock(wraps=_strided.gather), []
 
-    def noting(*arguments, is_told):
-        copied.append(copy_rows(*arguments, residency_known=is_told))
+    def noting(*arguments, residency_known):
+        copied.append(copy_rows(*arguments, residency_known=residency_known))
         return copied[-1]
 
     monkeypatch.setattr(_worker, "gather", gathered)
