@@ -1,7 +1,5 @@
 """Text for people: counted nouns, hints after sentences, names that are safe for a terminal."""
 
-from __future__ import annotations
-
 
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

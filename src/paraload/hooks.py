@@ -4,8 +4,6 @@ Hooks run on reader threads or in worker processes. Worker processes receive the
 hook should be a function at the top level of a module.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 

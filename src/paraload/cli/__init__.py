@@ -6,8 +6,6 @@ Each command has a module with ``add_parser(commands)``, which imports torch onl
 ``--help``, ``--version`` and a mistyped option answer at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Arguments of several commands. argparse checks their values, by ``type``, before any work."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from dataclasses import fields

@@ -3,8 +3,6 @@
 Tables are plain text in pipes and files, and wherever rich, of the ``cli`` extra, is missing.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """A planner for commands, which must not run code from a checkpoint."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """``paraload load PATH``: read a whole checkpoint into memory, check it, report the speed."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``paraload verify PATH``: whether every byte of a checkpoint is what was written."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from functools import partial

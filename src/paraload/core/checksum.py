@@ -3,8 +3,6 @@
 ``zlib_ng`` is several times faster than the standard library's zlib and has ``crc32_combine``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from zlib_ng.zlib_ng import crc32, crc32_combine

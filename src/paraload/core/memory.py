@@ -1,7 +1,5 @@
 """Memory that takes stored bytes as they are, and how its elements lie in it."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ writer may need, such as a class of the writer's own package. A file that names 
 ``builtins.eval`` was made to run code.
 """
 
-from __future__ import annotations
-
 import sys
 from _compat_pickle import IMPORT_MAPPING
 from typing import Final

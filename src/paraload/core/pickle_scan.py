@@ -13,8 +13,6 @@ other opcodes than this scan has seen. So frames must hold whole opcodes, as tho
 pickler do.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 from typing import Final

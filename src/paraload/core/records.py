@@ -1,7 +1,5 @@
 """A stored tensor: where its payload lies, and how its elements lie in that."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Final
 

@@ -7,8 +7,6 @@ ReadTask      work on one file: a half-open range, item numbers, a cost in bytes
   SharedTask    the same for several items that want columns of one record
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 

@@ -5,8 +5,6 @@ the last one silently wins in torch's reader. The result here is the same, but w
 that lost its values, and the one that overwrote it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

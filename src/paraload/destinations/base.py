@@ -1,7 +1,5 @@
 """Destination: where the bytes of a load go, if not straight into the memory of a target."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Protocol
 

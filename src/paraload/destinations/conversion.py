@@ -4,8 +4,6 @@
 ``strict=True``; a conversion that would drop imaginary parts is always refused.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 import torch

@@ -8,8 +8,6 @@ The targets are columns (``Targets``), and only the item at hand becomes an obje
 object of each kind for every item, a million small tensors took a third more time to plan.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache

@@ -5,8 +5,6 @@ come from torch's allocator, but not from a factory such as ``torch.empty``: a d
 mode, or a library that patches factories (accelerate) would put them elsewhere.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext

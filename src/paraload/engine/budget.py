@@ -1,7 +1,5 @@
 """Bytes in flight. Used by the engine on the caller's thread only, so it needs no lock."""
 
-from __future__ import annotations
-
 
 class MemoryBudget:
     """Admits reservations up to ``limit_bytes``, or a larger one while nothing else is held.

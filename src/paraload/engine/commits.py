@@ -5,8 +5,6 @@ Staged   elements in memory: a tensor over them, to be copied into the target
 Raw      a whole record: an object for load_bytes, or a tensor that only torch can read
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 

@@ -6,8 +6,6 @@
 Files of a storage that only has streams are not checked; their reads fail one by one.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import posixpath

@@ -1,7 +1,5 @@
 """The items of a load on their way from plan to planner."""
 
-from __future__ import annotations
-
 import itertools
 import operator
 from collections.abc import Callable, Collection, Sequence

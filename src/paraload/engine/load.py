@@ -10,8 +10,6 @@ memory (the last of the plan must win). Ordered items are collected whole and co
 of torch's reader; all others are committed as they complete. An audit keeps no bytes of its items.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections import Counter, deque

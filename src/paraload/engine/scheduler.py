@@ -12,8 +12,6 @@ If a storage's streams only go forward, a file has one running task, and the oth
 If commits have an order too, only one task runs at all.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 from collections import deque

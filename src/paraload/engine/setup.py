@@ -1,7 +1,5 @@
 """LoadSetup: all that is known of a load before the first byte is read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Counts of a load: for the progress hook while it runs, for the report at its end."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter

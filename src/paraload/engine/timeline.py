@@ -9,8 +9,6 @@ worker in one file: two at first, then four, eight and so on. The picture gets c
 lost. If that makes too little room, as with many files, later tasks are counted but not kept.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from operator import attrgetter
 from typing import Final

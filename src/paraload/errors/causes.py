@@ -5,8 +5,6 @@ of several items has what they have in common. Failures without a file, such as 
 little in common: up to 10 get a line each, and more are listed by name.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias

@@ -8,8 +8,6 @@ The engine owns the loop: an executor neither asks for tasks nor decides how lon
 a load has one deadline for everything that it waits for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 

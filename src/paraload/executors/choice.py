@@ -1,7 +1,5 @@
 """Chooses the executor of a load, its number of workers and its memory. No torch."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from typing import Final

@@ -8,8 +8,6 @@ A sample covers everything between the ends of two reads: reading, checking, dec
 for a task. So what more readers bring is measured as the load feels it.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Sequence

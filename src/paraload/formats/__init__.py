@@ -7,8 +7,6 @@ it, reports the error. :class:`~paraload.testing.FormatContract` is the suite th
 passes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol

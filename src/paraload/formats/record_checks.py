@@ -1,7 +1,5 @@
 """Checks of a record before its bytes are used. Pure: no I/O, no torch."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from math import prod
 from typing import Final

@@ -1,7 +1,5 @@
 """Records that only torch can read, and errors for what torch refuses to read."""
 
-from __future__ import annotations
-
 import io
 import re
 import sys

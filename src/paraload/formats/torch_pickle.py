@@ -4,8 +4,6 @@ Its unpickler can build nothing but the stand-ins below. A pickle that asks for 
 torch.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 from typing import Any, Final, NamedTuple

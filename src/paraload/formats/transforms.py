@@ -5,8 +5,6 @@ torch's writer stores the descriptor of each ``StreamTransformExtension`` with t
 with ``zstandard`` itself, so that workers do not import torch; other extensions run unchanged.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A tensor that was saved in chunks is complete if its chunks tile it. Where they 
 reader leaves the elements of a hole unchanged, and the last of two overlapping chunks wins.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache

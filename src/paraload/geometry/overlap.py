@@ -5,8 +5,6 @@ addresses from first to last byte. Two interleaved views of one memory therefore
 overlapping. That is safe: overlapping items are only read in a slower order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 

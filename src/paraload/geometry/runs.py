@@ -11,8 +11,6 @@ million rows takes a handful of objects.
                      ......
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence

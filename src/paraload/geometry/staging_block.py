@@ -7,8 +7,6 @@ It is faster to read the filters whole and cut them in memory.
     region   |......|......|......|            read whole, cut by torch
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final

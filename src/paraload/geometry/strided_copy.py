@@ -11,8 +11,6 @@ A Python statement for each row costs more than reading it, and holds the GIL me
 imported with the first such series: a worker process that reads whole tensors does not need it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final

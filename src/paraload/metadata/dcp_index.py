@@ -1,7 +1,5 @@
 """DCP's ``Metadata`` as plain values: all of it as an index, or the chunks of a plan."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 

@@ -3,8 +3,6 @@
 The storage is called on a daemon thread (``runtime.daemon_threads``); the caller's thread waits.
 """
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable

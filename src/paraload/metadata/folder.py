@@ -7,8 +7,6 @@ Ranks that save separately may use one name for different tensors, so the entrie
 are named "rank 1: w".
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping

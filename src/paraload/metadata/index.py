@@ -6,8 +6,6 @@ An index has an object for every chunk: 0.13 s for 50,000 of them, half the time
 load takes. So a load makes none: ``dcp_index.StoredTensors`` looks up the chunks of its plan.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

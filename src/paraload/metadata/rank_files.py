@@ -4,8 +4,6 @@
 ``.metadata``. Each rank then loads what it saved itself.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -5,8 +5,6 @@ path --file_bytes--> bytes --unpickler, validation--> Metadata
         deadline             most of its time on walks of it over the new objects
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from typing import Any, Final

@@ -22,8 +22,6 @@ stack depth, and the meaning of the values, which the code that uses ranges and 
 in ``allow_globals`` are passed unchanged; the user vouches for them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import os

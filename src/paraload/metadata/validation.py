@@ -5,8 +5,6 @@ storage infos of their own. One pass over the entries collects the types of all 
 entries do not fit into a processor's cache, so fetching an object takes longer than looking at it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from types import NoneType

@@ -1,7 +1,5 @@
 """Sizes of read tasks: large while much is left to read, small towards the end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from paraload.core.tasks import RecordSpec

@@ -1,7 +1,5 @@
 """ReadReport: what a load read, and how."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -11,8 +11,6 @@
 Times are microseconds since the load began. Chromium's "Trace Event Format" defines the format.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final

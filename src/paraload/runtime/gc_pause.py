@@ -5,8 +5,6 @@ again: with 50,000 items it took a third of the time, and the first collection a
 long as reading.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager

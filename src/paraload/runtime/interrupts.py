@@ -12,8 +12,6 @@ load it travels inside a ``BaseException``, which no ``except Exception`` catche
 From then on the load is shutting down, and further signals are handled afterwards.
 """
 
-from __future__ import annotations
-
 import _signal  # type: ignore[import-not-found]  # typeshed does not know it
 import functools
 import signal

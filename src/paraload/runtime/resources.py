@@ -1,7 +1,5 @@
 """What this process may use: cores, memory, and how many ranks of the host share them."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Final

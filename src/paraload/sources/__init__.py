@@ -44,8 +44,6 @@ it. What only some storages can do is an optional member, each in a Protocol of 
 those that a source has.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ buffer consists of huge pages: contiguous memory is one request to the device, w
 split it into many short ones.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import mmap

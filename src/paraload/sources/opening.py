@@ -1,7 +1,5 @@
 """The one place that turns a path into a source."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -9,8 +9,6 @@ faults, are not used: a virtual machine may have returned its free ones to the h
 them back is slower than the faults.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os

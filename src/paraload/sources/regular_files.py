@@ -7,8 +7,6 @@ open without waiting --> regular: done          anything else: refused
         `--> O_PATH --> regular: open it again, and wait
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import os

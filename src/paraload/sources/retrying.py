@@ -3,8 +3,6 @@
 Other errors are final at once: waiting changes neither damaged files nor permissions nor names.
 """
 
-from __future__ import annotations
-
 import errno
 import time
 from collections.abc import Callable, Iterator, Sequence

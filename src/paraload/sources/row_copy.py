@@ -8,8 +8,6 @@ at once between two processes, which may be the same one. So rows are copied fro
 file. If the file was truncated or a page cannot be loaded, the call copies less.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from contextlib import closing

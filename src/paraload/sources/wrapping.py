@@ -1,7 +1,5 @@
 """Base class of sources that change or observe the reads of another one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

@@ -13,8 +13,6 @@ A suite is a class of test methods. Subclass it and provide what it tests as fix
 :class:`DestinationContract` need torch.
 """
 
-from __future__ import annotations
-
 from paraload.testing._checkpoint import make_checkpoint
 from paraload.testing._destinations import DestinationContract
 from paraload.testing._executors import ExecutorContract

@@ -1,7 +1,5 @@
 """Checkpoints for tests."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

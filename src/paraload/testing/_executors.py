@@ -1,7 +1,5 @@
 """The contract of executors."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Generator, Sequence

@@ -1,7 +1,5 @@
 """A source that fails on demand."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The contract of record formats."""
 
-from __future__ import annotations
-
 import pickle
 import random
 from collections.abc import Mapping

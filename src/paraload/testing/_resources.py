@@ -1,7 +1,5 @@
 """Finds leaked descriptors, threads, processes and shared memory."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

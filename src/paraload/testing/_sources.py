@@ -1,7 +1,5 @@
 """The contract of sources, and the files that it is tested with."""
 
-from __future__ import annotations
-
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,6 @@
 A thread needs 1 MiB for this, whatever the size of a tensor.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import replace

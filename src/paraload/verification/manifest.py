@@ -6,8 +6,6 @@ where those who can write to the checkpoint cannot change it. With a key they ar
 the manifest takes the key, so it may lie beside the checkpoint.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json

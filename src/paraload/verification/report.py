@@ -1,7 +1,5 @@
 """What a verification finds. No torch."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

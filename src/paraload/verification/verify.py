@@ -7,8 +7,6 @@
 Only the metadata is unpickled, with stand-ins for all classes.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ big tensor       from the file: the entries around the payload; the engine sums 
 anything else    every entry, through zipfile, which reads the record piece by piece
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from typing import Any, Final

@@ -11,8 +11,6 @@ That takes a quarter of the time for a load, and far less for an audit, which ot
 archive with zipfile.
 """
 
-from __future__ import annotations
-
 import struct
 from typing import Final, NamedTuple
 

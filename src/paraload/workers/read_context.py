@@ -1,7 +1,5 @@
 """What all tasks of a load share, the reads of one task, and errors as results. No torch."""
 
-from __future__ import annotations
-
 import copy
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -6,8 +6,6 @@
 Imports no torch, unless a ``narrow_tensor`` hook needs it.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from itertools import chain

@@ -8,8 +8,6 @@
 An error fails its item, and not the others of the task. No ``Exception`` leaves this module.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Sequence

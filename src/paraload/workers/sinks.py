@@ -3,8 +3,6 @@
 Worker processes, which do not see that memory, have a sink of their own (`executors/processes`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Final
 

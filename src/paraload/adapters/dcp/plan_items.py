@@ -7,8 +7,6 @@ Everything here runs once for each item, before the first byte is read: a micros
 second for a million items.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import closing
 from contextvars import ContextVar

@@ -4,8 +4,6 @@ An error of torch's planner starts a second pass, in which torch plans each entr
 torch alone decides what fits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches

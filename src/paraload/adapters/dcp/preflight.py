@@ -1,7 +1,5 @@
 """Checks before the first byte is read, which leave every target untouched when they fail."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter

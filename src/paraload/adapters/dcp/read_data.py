@@ -4,8 +4,6 @@ reader         --> ReaderConfig
 plan, planner  --> PlanItems --preflight--> LoadSetup --> Load --> reader.last_report
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing

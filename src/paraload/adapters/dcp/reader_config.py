@@ -4,8 +4,6 @@ All knowledge of ``FileSystemReader``'s attributes (``fs``, ``transforms``, ``_s
 this package; the engine has none of it, so that another checkpoint library can have an adapter too.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial

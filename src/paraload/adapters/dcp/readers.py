@@ -8,8 +8,6 @@ The engine calls the steps of a reader, so overriding one of them has an effect:
 these methods, and has to set ``path`` and ``storage_data`` only.
 """
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence

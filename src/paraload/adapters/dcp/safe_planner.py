@@ -4,8 +4,6 @@ Besides tensors, a checkpoint holds pickled objects. torch's planner unpickles t
 whatever code the file names. This planner uses torch's restricted unpickler.
 """
 
-from __future__ import annotations
-
 import io
 
 import torch

@@ -5,8 +5,6 @@
 The checkpoint is only read.
 """
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 from pathlib import Path

@@ -6,8 +6,6 @@ multiplied over the states; a ratio within the noise of a state counts as 1. Of 
 defaults before anything else, threads before processes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 CheckpointIndex --> pieces --some of each file--> chosen --> targets, plan --> reader.read_data
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence

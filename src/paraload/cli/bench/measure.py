@@ -3,8 +3,6 @@
 Each of them is an arm. An arm that fails takes no further part, and its error is kept.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 import random

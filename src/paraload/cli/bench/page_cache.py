@@ -1,7 +1,5 @@
 """The page cache: drop files from it, and see how much of them is in it."""
 
-from __future__ import annotations
-
 import mmap
 from collections.abc import Iterable
 from os import POSIX_FADV_DONTNEED, fstat, fsync, posix_fadvise

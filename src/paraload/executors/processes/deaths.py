@@ -5,8 +5,6 @@ hook that cannot be imported is refused before any work; an unguarded script sho
 fails.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import signal

@@ -11,8 +11,6 @@ The caller must not wait for a worker that was killed: ``concurrent.futures`` an
 exception, and for ``multiprocessing.Pool`` ``ready`` checks the workers while it waits.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections import deque

@@ -12,8 +12,6 @@ two seconds in each and runs an unguarded training script again. Only a hook tha
 ``answers``. ``close`` ends all workers; these may be busy or dead unless the end is ``orderly``.
 """
 
-from __future__ import annotations
-
 import gc
 import multiprocessing
 import os

@@ -8,8 +8,6 @@ One segment holds all slots. Their number bounds the tasks in flight and the mem
 of the segment is 1 as soon as a worker has started.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil
