@@ -141,8 +141,8 @@ def narrow_tensor(tensor: torch.Tensor, storage_offsets: Shape, lengths: Shape) 
 
 def narrow_with_hook(
     data: memoryview, hook: Callable[..., Any], storage_offsets: Shape, lengths: Shape
-) -> dict[str, Any]:
-    """Load a record and cut it with the hook; return the fields of a ``NarrowedTensor``."""
+) -> tuple[memoryview, str, Shape]:
+    """Load a record and cut it with the hook; return the elements, their dtype and their shape."""
     try:
         loaded = load_tensor(data)
     except UnsafeObjectError as error:
@@ -152,9 +152,4 @@ def narrow_with_hook(
     tensor = hook(loaded, storage_offsets, lengths).detach().contiguous()
     nbytes = tensor.numel() * tensor.element_size()
     flat = tensor.reshape(-1).view(torch.uint8) if nbytes else torch.empty(0, dtype=torch.uint8)
-    return {
-        "data": memoryview(flat.numpy().data),
-        "dtype": dtype_name(tensor.dtype),
-        "itemsize": tensor.element_size(),
-        "shape": tuple(tensor.shape),
-    }
+    return memoryview(flat.numpy().data), dtype_name(tensor.dtype), tuple(tensor.shape)

@@ -203,13 +203,13 @@ def _narrowed(
     from paraload.formats.torch_load import narrow_with_hook  # noqa: PLC0415
 
     verified = check_archive(data, most_bytes(spec), verify=context.verify)
-    narrowed = narrow_with_hook(data, hook, spec.wanted.offsets, spec.wanted.lengths)
+    elements, dtype, shape = narrow_with_hook(data, hook, spec.wanted.offsets, spec.wanted.lengths)
     return Staged(
         item=spec.item,
-        data=sink.keep(spec.item, narrowed["data"]),
-        dtype=narrowed["dtype"],
-        lengths=narrowed["shape"],
-        order=tuple(range(len(narrowed["shape"]))),
+        data=sink.keep(spec.item, elements),
+        dtype=dtype,
+        lengths=shape,
+        order=tuple(range(len(shape))),
         cut=None,
         verified_bytes=verified,
     )
