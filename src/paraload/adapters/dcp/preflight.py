@@ -99,9 +99,9 @@ def _misfits(
 
 
 def _misfit(spec: RecordSpec, targets: Targets, *, strict: bool) -> ItemReadError | None:
-    if (destination := targets.get(spec.item)) is None:
+    if (target := targets.get(spec.item)) is None:
         return None
-    tensor, stored = destination.tensor, spec.wanted.stored
+    tensor, stored = target.tensor, spec.wanted.stored
     try:
         if stored is not None:
             check_stored(spec, stored.dtype, stored.shape)
