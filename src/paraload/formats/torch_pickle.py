@@ -6,6 +6,7 @@ torch.
 
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from paraload.core.pickle_scan import require_bounded_memory
@@ -91,16 +92,21 @@ def _rebuild_parameter(tensor: Any, _requires_grad: Any, _hooks: Any) -> Any:
 
 class _HeaderUnpickler(pickle.Unpickler):
     _STAND_INS: Final = {
+        ("collections", "OrderedDict"): tuple,  # of backward hooks, which has to be empty
+        ("torch.storage", "UntypedStorage"): "untyped",
+    }
+    _FUNCTIONS: Final[dict[tuple[str, str], Callable[..., Any]]] = {
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
         ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-        ("collections", "OrderedDict"): tuple,  # of backward hooks, which has to be empty
-        ("torch.storage", "UntypedStorage"): "untyped",
     }
 
     def find_class(self, module: str, name: str) -> Any:
         if (stand_in := self._STAND_INS.get((module, name))) is not None:
             return stand_in
+        if (function := self._FUNCTIONS.get((module, name))) is not None:
+            # A new function each time, since BUILD could set its attributes.
+            return lambda *args: function(*args)  # noqa: PLW0108
         if module == "torch":
             return _STORAGE_DTYPES.get(name, name)  # the dtype of a storage class, or a dtype
         raise OddError(f"{module}.{name}")
