@@ -77,7 +77,7 @@ def test_the_oracle_sees_a_reader_that_does_not_check(monkeypatch):
     files[name] = files[name].replace(payload, payload[:803] + b"x" + payload[804:])
     assert oracle.check_checkpoint(files) == "refused"
     monkeypatch.setattr(_records, "check_payload", lambda _, found, __: found.payload_bytes)
-    with pytest.raises(oracle.Broken, match="nobody saved"):
+    with pytest.raises(oracle.Broken, match="were not saved"):
         oracle.check_checkpoint(files)
 
 

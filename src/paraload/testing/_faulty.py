@@ -45,9 +45,13 @@ class FaultySource(WrappedSource):
         names = ("fail_at", "times", "error", "cut", "delay_s")
         return partial(FaultySource, **{name: getattr(self, name) for name in names}), (self.inner,)
 
+    def _is_turn(self) -> bool:
+        """Whether this read fails."""
+        return 0 < self.fail_at <= next(self._numbers) < self.fail_at + self.times
+
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
         time.sleep(self.delay_s)
-        if self.fail_at < 1 or not 0 <= next(self._numbers) - self.fail_at < self.times:
+        if not self._is_turn():
             return self.inner.read(path, reads)
         if self.error is not None:
             raise copy.copy(self.error)
