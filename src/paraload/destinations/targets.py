@@ -47,12 +47,15 @@ class Targets:
         self._tensors: list[torch.Tensor | None] = []
         self.layouts: list[Layout | None] = []
         self._addresses = array("q")
-        for resolved in tensors:
+        self._staged: list[tuple[int, torch.Tensor]] = []
+        for item, resolved in enumerate(tensors):
             tensor, layout, address = resolved, None, 0
             if tensor is not None:
                 if type(tensor) is not torch.Tensor or tensor.requires_grad:
                     tensor = tensor.detach()  # a parameter becomes a plain tensor
                 layout, address = _direct_memory(tensor)
+                if layout is None:
+                    self._staged.append((item, tensor))
             self._tensors.append(tensor)
             self.layouts.append(layout)
             self._addresses.append(address)
@@ -79,19 +82,13 @@ class Targets:
 
     def with_shared_places(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Items whose target has one place for several elements, as ``expand`` makes it."""
-        return ((item, tensor) for item, tensor in self._staged() if has_shared_places(tensor))
+        return ((item, tensor) for item, tensor in self._staged if has_shared_places(tensor))
 
     def without_memory(self) -> Iterator[tuple[int, torch.Tensor, str]]:
         """Items whose target has no memory to write to, and why."""
-        for item, tensor in self._staged():
+        for item, tensor in self._staged:
             if (fault := memory_fault(tensor)) is not None:
                 yield item, tensor, fault
-
-    def _staged(self) -> list[tuple[int, torch.Tensor]]:
-        pairs = enumerate(zip(self._tensors, self.layouts, strict=True))
-        return [
-            (n, tensor) for n, (tensor, layout) in pairs if layout is None and tensor is not None
-        ]
 
     def note_writes(self) -> None:
         """Tell autograd of the direct writes, so that a stale backward pass is an error.
@@ -112,7 +109,7 @@ class Targets:
         first = np.array(self._addresses, dtype=np.int64)
         sizes = [0 if layout is None else layout.nbytes for layout in self.layouts]
         end = first + np.array(sizes, dtype=np.int64)
-        for item, tensor in self._staged():
+        for item, tensor in self._staged:
             if type(tensor) is torch.Tensor and tensor.layout is torch.strided:
                 first[item], end[item] = extent(tensor)
         return first, end

@@ -59,7 +59,7 @@ def choose_execution(
 ) -> Execution:
     """The executor that the options ask for, as far as memory and the work allow it.
 
-    ``total_bytes``: of all records; ``stays_here``: why other processes cannot do the work, if so.
+    ``total_bytes``: of all records; ``not_in_processes``: why worker processes cannot do the work.
     """
     budget_bytes = options.memory_budget_bytes or resources.default_budget_bytes(
         DEFAULT_MEMORY_BUDGET_BYTES, MIN_MEMORY_BUDGET_BYTES

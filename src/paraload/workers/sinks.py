@@ -3,7 +3,9 @@
 Worker processes, which do not see that memory, have a sink of their own (`executors/processes`).
 """
 
+import threading
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Final
 
 from paraload.core.memory import TargetMemory
@@ -20,17 +22,26 @@ from paraload.workers.layout_cache import LayoutCache
 _SCRATCH_BYTES: Final = 1 << 20
 
 
+class _Scratch(threading.local):
+    """Memory for discarded bytes, one for each thread."""
+
+    @cached_property
+    def memory(self) -> memoryview:
+        return memoryview(bytearray(_SCRATCH_BYTES))
+
+
 class TargetSink:
     """Bytes go straight into the memory of their targets."""
 
     def __init__(self, targets: Mapping[int, TargetMemory]) -> None:
         self.targets = targets
         self.layouts = LayoutCache()
+        self._scratch = _Scratch()
 
     def memory(self, task: RunsTask) -> tuple[memoryview, tuple[Run, ...]]:
         """The memory that ``task`` reads into, and its runs into that memory."""
         if task.target == DISCARDED:
-            return memoryview(bytearray(min(_SCRATCH_BYTES, task.needed_bytes))), task.runs
+            return self._scratch.memory, task.runs
         return self.targets[task.target].memory, task.runs
 
     def packed_memory(self, item: int, nbytes: int) -> memoryview:
