@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.errors import MetadataError, MissingMetadataError
 from paraload.metadata import reading as metadata
+from paraload.metadata.file_bytes import MetadataFile
 from tests.unit.metadata_cases import example, same, write
 
 
@@ -177,10 +178,10 @@ def test_what_is_refused_for_the_moment_is_tried_again(tmp_path, times, retries,
     path = write(tmp_path, example())
     fs = Refusing(times, number)
     if is_read:
-        same(metadata.read_metadata(path, fs=fs, retries=retries), example())
+        same(metadata.read_metadata(MetadataFile.at(path, fs), retries=retries), example())
     else:
         with pytest.raises(MetadataError):
-            metadata.read_metadata(path, fs=fs, retries=retries)
+            metadata.read_metadata(MetadataFile.at(path, fs), retries=retries)
     assert fs.left == max(0, times - retries - 1)
 
 

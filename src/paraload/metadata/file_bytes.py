@@ -3,10 +3,13 @@
 The storage is called on a daemon thread (``runtime.daemon_threads``); the caller's thread waits.
 """
 
+from __future__ import annotations
+
 import io
 import os
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,7 +21,14 @@ from paraload.errors import (
     ShortFileError,
     StalledReadError,
 )
-from paraload.metadata.rank_files import may_appear, why_missing
+from paraload.metadata.rank_files import (
+    GLOBAL_METADATA,
+    may_appear,
+    metadata_file,
+    rank_files_among,
+    why_missing,
+    why_missing_among,
+)
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.sources import ByteSource, FileStat, Read, StreamingSource
 from paraload.sources.opening import open_source
@@ -28,51 +38,96 @@ from paraload.sources.retrying import again
 _PIECE_BYTES: Final = 32 << 20
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataFile:
+    """A metadata file, and what is known of it when it is missing.
+
+    Attributes:
+        source: reads it.
+        path: for ``source``.
+        name: for errors.
+        errors: what ``source`` raises if it cannot be read.
+        may_appear: whether a missing file may be there in a moment.
+        why_missing: the problem with a missing file.
+    """
+
+    source: ByteSource
+    path: Any
+    name: str
+    errors: tuple[type[Exception], ...] = (OSError, MemoryError, ShortFileError)
+    may_appear: Callable[[], bool]
+    why_missing: Callable[[], str]
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str], fs: Any = None) -> MetadataFile:
+        """The file ``path`` of torch's ``FileSystemBase``, or else of a mounted file system."""
+        whole: Any = str(Path(path).absolute()) if fs is None else path
+        return cls(
+            source=open_source("/" if fs is None else None, fs=fs),
+            path=whole,
+            name=str(whole),
+            may_appear=partial(may_appear, whole, fs),
+            why_missing=partial(why_missing, str(whole), fs),
+        )
+
+    @classmethod
+    def of(cls, source: ByteSource, rank: int | None, folder: str) -> MetadataFile:
+        """The file of ``rank`` in the checkpoint that ``source`` reads, called ``folder``."""
+
+        def why_missing() -> str:
+            files = set(source.list_files()) if hasattr(source, "list_files") else set()
+            ranks, has_global = rank_files_among(files), GLOBAL_METADATA in files
+            return why_missing_among(ranks, is_global=rank is None, has_global=has_global)
+
+        path = metadata_file(rank)
+        return cls(
+            source=source,
+            path=path,
+            name=f"{folder}/{path}",
+            errors=(Exception,),  # clients of storages raise errors of their own
+            may_appear=lambda: False,
+            why_missing=why_missing,
+        )
+
+
 def read_metadata_bytes(
-    path: str | os.PathLike[str],
+    file: MetadataFile,
     *,
-    fs: Any,
     retries: int,
     stall_timeout_s: float | None,
     seen: dict[str, FileStat] | None = None,
-) -> tuple[str, bytes]:
-    """The file's name, absolute on a mounted file system, and all of its bytes.
+) -> bytes:
+    """All bytes of ``file``, whose source is closed.
 
     Arguments and errors are those of :func:`~paraload.metadata.reading.read_metadata`.
     """
-    whole: Any = path if fs is not None else str(Path(path).absolute())
-    name = str(whole)
+    name = file.name
     try:
-        with (
-            closing(open_source(None if fs is not None else "/", fs=fs)) as source,
-            DaemonThreads.for_looks(stall_timeout_s) as thread,
-        ):
-            read = partial(_read, source, whole, fs, seen, thread.goes_on)
+        with closing(file.source), DaemonThreads.for_looks(stall_timeout_s) as thread:
+            read = partial(_read, file, seen, thread.goes_on)
             call = partial(thread.call, lambda: f"{name!r} was being read", read)
-            data: bytes | None = again(source, call, retries)
+            data: bytes | None = again(file.source, call, retries)
+            why_missing = file.why_missing() if data is None else ""
     except FileNotFoundError:
-        data = None
+        data, why_missing = None, file.why_missing()
     except FormatError:
         raise MetadataError("is not a regular file", name) from None
     except StalledReadError:
         raise
-    except (OSError, MemoryError, ShortFileError) as error:
+    except file.errors as error:
         raise MetadataError(_unreadable(error), name) from error
     if data is None:
-        raise MissingMetadataError(why_missing(name, fs), name)
+        raise MissingMetadataError(why_missing, name)
     if not data:
         raise MetadataError("is empty; an incomplete checkpoint? This file is written last", name)
-    return name, data
+    return data
 
 
 def _read(
-    source: ByteSource,
-    path: Any,
-    fs: Any,
-    seen: dict[str, FileStat] | None,
-    goes_on: Callable[[], None],
+    file: MetadataFile, seen: dict[str, FileStat] | None, goes_on: Callable[[], None]
 ) -> bytes | None:
     """The bytes of the file; ``None`` if it is missing, and retries would not help."""
+    source, path = file.source, file.path
     try:
         if source.limits.forward_only:
             return _read_stream(source, path, goes_on)
@@ -81,7 +136,7 @@ def _read(
             seen[path] = stat
         return _read_pieces(source, path, stat.size, goes_on)
     except FileNotFoundError:
-        if may_appear(path, fs):
+        if file.may_appear():
             raise
         return None
 
@@ -97,9 +152,10 @@ def _read_stream(source: ByteSource, path: Any, goes_on: Callable[[], None]) -> 
 
 def _read_pieces(source: ByteSource, path: str, size: int, goes_on: Callable[[], None]) -> bytes:
     file = io.BytesIO(bytes(size))  # memory that can be read into, and is bytes without a copy
+    step = min(_PIECE_BYTES, source.limits.max_request_bytes)
     with file.getbuffer() as memory:
-        for at in range(0, size, _PIECE_BYTES):
-            source.read(path, (Read(at, (memory[at : at + _PIECE_BYTES],)),))
+        for at in range(0, size, step):
+            source.read(path, (Read(at, (memory[at : at + step],)),))
             goes_on()
     return file.getvalue()
 

@@ -6,6 +6,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +20,20 @@ _SHOWN_RANKS: Final = 8
 def rank_files(folder: str | os.PathLike[str]) -> dict[int, str]:
     """The metadata files of single ranks, by rank; empty if the folder cannot be listed."""
     try:
-        names = [path.name for path in Path(folder).iterdir()]
+        return rank_files_among(path.name for path in Path(folder).iterdir())
     except OSError:
         return {}  # reading the metadata raises the error
+
+
+def rank_files_among(names: Iterable[str]) -> dict[int, str]:
+    """Those of ``names`` that are metadata files of single ranks, by rank."""
     found = map(_RANK_METADATA.fullmatch, names)
     return dict(sorted((int(match[1]), match[0]) for match in found if match))
+
+
+def metadata_file(rank: int | None) -> str:
+    """The name of the metadata file of ``rank``, or of the one for all ranks."""
+    return GLOBAL_METADATA if rank is None else f"__{rank}{GLOBAL_METADATA}"
 
 
 def may_appear(path: Any, fs: Any) -> bool:
@@ -46,16 +56,23 @@ def may_appear(path: Any, fs: Any) -> bool:
 def why_missing(name: str, fs: Any) -> str:
     """The problem with a metadata file that does not exist."""
     path = Path(name)
-    ranks = list(rank_files(path.parent))
+    ranks = rank_files(path.parent)
+    has_folder = fs is not None or os.path.isdir(path.parent)  # noqa: PTH112 - as above
+    if not ranks and not has_folder:
+        return "no such file; its folder does not exist either"
+    has_global = (path.parent / GLOBAL_METADATA).exists()
+    return why_missing_among(ranks, is_global=path.name == GLOBAL_METADATA, has_global=has_global)
+
+
+def why_missing_among(ranks: Iterable[int], *, is_global: bool, has_global: bool) -> str:
+    """The same for a checkpoint with metadata files of ``ranks``; the missing one ``is_global``."""
+    ranks = list(ranks)
     if not ranks:
-        has_folder = fs is not None or os.path.isdir(path.parent)  # noqa: PTH112 - as above
-        incomplete = "an incomplete checkpoint? This file is written last"
-        return f"no such file; {incomplete if has_folder else 'its folder does not exist either'}"
+        return "no such file; an incomplete checkpoint? This file is written last"
     shown = ", ".join(map(str, ranks[:_SHOWN_RANKS]))
     if len(ranks) > _SHOWN_RANKS:
         shown += f" and {len(ranks) - _SHOWN_RANKS} more"
-    has_global = (path.parent / GLOBAL_METADATA).exists()
-    neither = "" if has_global or path.name == GLOBAL_METADATA else f", and no {GLOBAL_METADATA!r}"
+    neither = "" if has_global or is_global else f", and no {GLOBAL_METADATA!r}"
     which = f"only rank {shown} has" if len(ranks) == 1 else f"ranks {shown} have"
     return (
         f"no such file{neither}; {which} separate metadata here, saved with"

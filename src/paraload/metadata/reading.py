@@ -1,6 +1,6 @@
 """Reads ``.metadata`` without running what is in it.
 
-path --file_bytes--> bytes --unpickler, validation--> Metadata
+file --file_bytes--> bytes --unpickler, validation--> Metadata
         retries,             the collector is paused: torch's own reader spends
         deadline             most of its time on walks of it over the new objects
 """
@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from paraload._text import printable
 from paraload.core.pickle_scan import ExcessError
 from paraload.errors import MetadataError, UnsafeMetadataError
-from paraload.metadata.file_bytes import read_metadata_bytes
+from paraload.metadata.file_bytes import MetadataFile, read_metadata_bytes
 from paraload.metadata.unpickler import GlobalRefusedError, unpickle
 from paraload.metadata.validation import metadata_fault
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
@@ -28,9 +28,8 @@ _SHOWN_OF_NAME: Final = 200
 
 @stopped_by_signals
 def read_metadata(
-    path: str | os.PathLike[str],
+    file: str | os.PathLike[str] | MetadataFile,
     *,
-    fs: Any = None,
     allow_globals: Iterable[Any] = (),
     load_id: str | None = None,
     retries: int = 0,
@@ -40,15 +39,15 @@ def read_metadata(
     """The metadata of a checkpoint, in objects of the caller's own.
 
     Args:
-        path: of the ``.metadata`` file.
-        fs: torch's ``FileSystemBase`` that has the file; a mounted file system if not given.
+        file: the ``.metadata`` file; a path is that of a mounted file system.
         allow_globals: what the file may name besides the classes of torch's own writers: names
             ("module.name"), or the classes and functions themselves.
         load_id: stored in ``storage_meta``, as torch's reader does.
         retries: how often to retry transient read errors.
         stall_timeout_s: seconds without progress before a stalled read becomes an error; ``None``
             waits forever.
-        seen: receives the file's stat before it is read, by its absolute path; nothing for ``fs``.
+        seen: receives the file's stat before it is read, by its path, which is absolute on a
+            mounted file system; nothing if its storage only has streams.
 
     Raises:
         MissingMetadataError: there is no such file.
@@ -56,10 +55,9 @@ def read_metadata(
         MetadataError: it is empty, cut, damaged, or not metadata.
         StalledReadError: the storage has not answered in time.
     """
-    name, data = read_metadata_bytes(
-        path, fs=fs, retries=retries, stall_timeout_s=stall_timeout_s, seen=seen
-    )
-    metadata = _parsed(data, name, tuple(allow_globals))
+    file = file if isinstance(file, MetadataFile) else MetadataFile.at(file)
+    data = read_metadata_bytes(file, retries=retries, stall_timeout_s=stall_timeout_s, seen=seen)
+    metadata = _parsed(data, file.name, tuple(allow_globals))
     if load_id is not None:
         storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
         storage_meta.load_id = load_id

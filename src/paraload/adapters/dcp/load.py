@@ -13,9 +13,8 @@ import gc
 import logging
 import os
 from contextlib import nullcontext
-from pathlib import Path
 from traceback import StackSummary
-from typing import Any
+from typing import Any, cast
 
 from torch import distributed
 from torch.distributed import ProcessGroup
@@ -24,11 +23,13 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
+from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
-from paraload.adapters.dcp.readers import ParallelFileSystemReader
+from paraload.adapters.dcp.reader_choice import reader_class
+from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
 from paraload.errors import (
     CheckpointReadError,
     InvalidOptionError,
@@ -36,7 +37,6 @@ from paraload.errors import (
     MissingMetadataError,
     UnsafeMetadataError,
 )
-from paraload.metadata.rank_files import rank_files
 from paraload.options import ReadOptions
 from paraload.report import ReadReport
 from paraload.runtime.gc_pause import collector_paused, collector_resumed
@@ -85,13 +85,9 @@ def load(
     >>> state["w"], report.items
     (tensor([0., 1., 2., 3.]), 1)
     """
-    if "://" in str(path):
-        raise InvalidOptionError(
-            f"{str(path)!r} is a URL; this version reads folders of a mounted file system"
-        )
     is_alone = no_dist or not (distributed.is_available() and distributed.is_initialized())
     rank = 0 if is_alone else distributed.get_rank(process_group)
-    reader = _LoadReader(Path(path), rank, options=options, **keywords)
+    reader = reader_class(path)(path, options=options, **keywords)
     planner = QuickLoadPlanner() if planner is None else planner
     stateful: dict[str, Stateful] = {}
     values: dict[str, Any] = {}
@@ -100,7 +96,8 @@ def load(
         value = values[name] = state_dict[name]
         if hasattr(value, "state_dict") and isinstance(value, Stateful):
             stateful[name], values[name] = value, value.state_dict()
-    error = _load_values(values, reader, planner, process_group=process_group, is_alone=is_alone)
+    wrapped = _LoadReader(reader, rank)
+    error = _load_values(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
     if error is not None:
         raise error
     for name in sorted(state_dict):
@@ -129,7 +126,11 @@ def _load_values(
     try:
         with collector_paused(), misplanned_named(planner, str(reader.path)):
             _load_state_dict(
-                values, reader, process_group=process_group, no_dist=is_alone, planner=planner
+                values,
+                cast("StorageReader", reader),  # it has all that this calls
+                process_group=process_group,
+                no_dist=is_alone,
+                planner=planner,
             )
     except CheckpointException as error:
         for rank, (raised, trace) in error.failures.items():
@@ -144,13 +145,16 @@ def _load_values(
     return None
 
 
-class _LoadReader(ParallelFileSystemReader):
-    """Works around what torch's loading code does to errors and to the garbage collector."""
+class _LoadReader:
+    """A reader, without what torch's loading code does to errors and to the garbage collector."""
 
-    def __init__(self, path: Path, rank: int, **keywords: Any) -> None:
-        super().__init__(path, **keywords)
-        self._own_rank = rank
+    def __init__(self, reader: ParallelFileSystemReader | SourceReader, rank: int) -> None:
+        self.reader = reader
+        self._rank = rank
         self._resumed = collector_resumed if gc.isenabled() else nullcontext
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.reader, name)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Read the metadata for all ranks, or else the rank's own.
@@ -158,26 +162,26 @@ class _LoadReader(ParallelFileSystemReader):
         torch itself falls back to the rank's own metadata. But it logs the first error with its
         traceback, and a rank that then fails leaves the others waiting forever.
         """
+        reader = self.reader
         try:
             try:
-                return super().read_metadata(*args, **kwargs)
+                return reader.read_metadata(*args, **kwargs)
             except UnsafeMetadataError:
                 raise
             except MetadataError as error:
-                ranks, is_missing = rank_files(self.path), isinstance(error, MissingMetadataError)
-                if not (ranks if is_missing else self._own_rank in ranks):
+                is_missing = isinstance(error, MissingMetadataError)
+                ranks = reader.ranks_with_metadata()
+                if not (ranks if is_missing else self._rank in ranks):
                     raise
                 if not is_missing:
-                    _log.warning(
-                        "%s. Reading the metadata of rank %d instead", error, self._own_rank
-                    )
-            return super().read_metadata(rank=self._own_rank)
+                    _log.warning("%s. Reading the metadata of rank %d instead", error, self._rank)
+            return reader.read_metadata(rank=self._rank)
         except Exception as error:  # noqa: BLE001 - raised again after torch
             raise _UnreadableError(error) from None
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         with self._resumed():
-            return super().read_data(plan, planner)
+            return self.reader.read_data(plan, planner)
 
 
 class _UnreadableError(BaseException):

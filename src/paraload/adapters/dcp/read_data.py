@@ -62,8 +62,7 @@ def read_with(
                 source, setup.specs, looker, path=config.path, retries=options.retries
             )
             setup.read_context.file_sizes = {path: stat.size for path, stat in seen.items()}
-            if not config.is_overridden("_make_source"):  # another storage has other versions
-                seen |= getattr(reader, "_metadata_before", {})
+            seen |= getattr(reader, "_metadata_before", {})
             setup.targets.note_writes()
             stack.enter_context(objects_frozen())
         reader.last_report = _run(load, setup, seen, looker)
