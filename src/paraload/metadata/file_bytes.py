@@ -21,11 +21,10 @@ from paraload.errors import (
     ShortFileError,
     StalledReadError,
 )
+from paraload.metadata.folder_contents import in_natural_order
 from paraload.metadata.rank_files import (
-    GLOBAL_METADATA,
     may_appear,
     metadata_file,
-    rank_files_among,
     why_missing,
     why_missing_among,
 )
@@ -75,9 +74,8 @@ class MetadataFile:
         """The file of ``rank`` in the checkpoint that ``source`` reads, called ``folder``."""
 
         def why_missing() -> str:
-            files = set(source.list_files()) if hasattr(source, "list_files") else set()
-            ranks, has_global = rank_files_among(files), GLOBAL_METADATA in files
-            return why_missing_among(ranks, is_global=rank is None, has_global=has_global)
+            names = [*source.list_files()] if hasattr(source, "list_files") else []
+            return why_missing_among(in_natural_order(names), path)
 
         path = metadata_file(rank)
         return cls(

@@ -6,9 +6,11 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+from paraload.metadata.folder_contents import instead_of_metadata, names_in
 
 #: The file for all ranks.
 GLOBAL_METADATA: Final = ".metadata"
@@ -56,23 +58,22 @@ def may_appear(path: Any, fs: Any) -> bool:
 def why_missing(name: str, fs: Any) -> str:
     """The problem with a metadata file that does not exist."""
     path = Path(name)
-    ranks = rank_files(path.parent)
     has_folder = fs is not None or os.path.isdir(path.parent)  # noqa: PTH112 - as above
-    if not ranks and not has_folder:
+    if not has_folder:
         return "no such file; its folder does not exist either"
-    has_global = (path.parent / GLOBAL_METADATA).exists()
-    return why_missing_among(ranks, is_global=path.name == GLOBAL_METADATA, has_global=has_global)
+    return why_missing_among(names_in(path.parent), path.name)
 
 
-def why_missing_among(ranks: Iterable[int], *, is_global: bool, has_global: bool) -> str:
-    """The same for a checkpoint with metadata files of ``ranks``; the missing one ``is_global``."""
-    ranks = list(ranks)
+def why_missing_among(names: Sequence[str], missing: str) -> str:
+    """The same for a folder with files of these ``names``, in the order of their writing."""
+    ranks = list(rank_files_among(names))
     if not ranks:
-        return "no such file; an incomplete checkpoint? This file is written last"
+        return f"no such file; {instead_of_metadata(names)}"
     shown = ", ".join(map(str, ranks[:_SHOWN_RANKS]))
     if len(ranks) > _SHOWN_RANKS:
         shown += f" and {len(ranks) - _SHOWN_RANKS} more"
-    neither = "" if has_global or is_global else f", and no {GLOBAL_METADATA!r}"
+    has_global = GLOBAL_METADATA in (missing, *names)
+    neither = "" if has_global else f", and no {GLOBAL_METADATA!r}"
     which = f"only rank {shown} has" if len(ranks) == 1 else f"ranks {shown} have"
     return (
         f"no such file{neither}; {which} separate metadata here, saved with"
