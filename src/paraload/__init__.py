@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paraload.adapters.dcp.load import load
+    from paraload.adapters.dcp.read import read
     from paraload.adapters.dcp.readers import ParallelFileReader, ParallelFileSystemReader
     from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
     from paraload.errors import CheckpointReadError
@@ -32,6 +33,7 @@ __all__ = [
     "ReadReport",
     "SafeLoadPlanner",
     "load",
+    "read",
     "verify",
 ]
 
@@ -46,6 +48,7 @@ _HOMES = {
     "ReadReport": "paraload.report",
     "SafeLoadPlanner": "paraload.adapters.dcp.safe_planner",
     "load": "paraload.adapters.dcp.load",
+    "read": "paraload.adapters.dcp.read",
     "verify": "paraload.verification.verify",
 }
 

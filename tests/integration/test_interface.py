@@ -11,7 +11,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 
 from paraload import ParallelFileSystemReader
-from paraload.errors import HookNotPicklableError
+from paraload.errors import HookNotPicklableError, InvalidOptionError
 from paraload.options import ReadOptions
 from tests.integration import hooks, support
 from tests.integration.support import EXECUTORS
@@ -291,3 +291,16 @@ def test_it_falls_back_to_sequential_by_itself(tmp_path, keywords, state):
     reader = ParallelFileSystemReader(tmp_path / "x", options=ReadOptions(**keywords))
     support.assert_same(support.load(reader, support.empty_like(state)), state)
     assert reader.last_report.executor == "sequential"
+
+
+def test_a_url_is_no_folder_unless_the_file_system_is_replaced():
+    with pytest.raises(InvalidOptionError, match="'s3://bucket/step' is a URL") as caught:
+        ParallelFileSystemReader("s3://me:secret@bucket/step?sig=secret")
+    assert "secret" not in str(caught.value)
+
+    class OwnFileSystem(ParallelFileSystemReader):
+        def __init__(self, url):
+            super().__init__(url)
+            self.path = url
+
+    assert OwnFileSystem("s3://bucket/step").path == "s3://bucket/step"

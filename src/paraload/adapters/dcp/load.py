@@ -28,8 +28,7 @@ from torch.futures import Future
 
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
-from paraload.adapters.dcp.reader_choice import reader_class
-from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
+from paraload.adapters.dcp.reader_choice import Reader, reader_class
 from paraload.errors import (
     CheckpointReadError,
     InvalidOptionError,
@@ -96,18 +95,39 @@ def load(
         value = values[name] = state_dict[name]
         if hasattr(value, "state_dict") and isinstance(value, Stateful):
             stateful[name], values[name] = value, value.state_dict()
-    wrapped = _LoadReader(reader, rank)
-    error = _load_values(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
-    if error is not None:
-        raise error
+    wrapped = _LoadReader(reader, rank=rank)
+    report = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
     for name in sorted(state_dict):
         if name in stateful:
             stateful[name].load_state_dict(values[name])
         else:
             state_dict[name] = values[name]
-    if reader.last_report is None:
+    return report
+
+
+def load_alone(
+    values: dict[str, Any], reader: Reader, planner: LoadPlanner, *, metadata: Metadata
+) -> ReadReport:
+    """Load ``values`` in place, in this process alone, with metadata that were read before."""
+    wrapped = _LoadReader(reader, metadata=metadata)
+    return _load(values, wrapped, planner, process_group=None, is_alone=True)
+
+
+def _load(
+    values: dict[str, Any],
+    reader: _LoadReader,
+    planner: LoadPlanner,
+    *,
+    process_group: ProcessGroup | None,
+    is_alone: bool,
+) -> ReadReport:
+    error = _load_values(values, reader, planner, process_group=process_group, is_alone=is_alone)
+    if error is not None:
+        raise error
+    report: ReadReport | None = reader.last_report
+    if report is None:
         raise RuntimeError("the load ended without a call of read_data")
-    return reader.last_report
+    return report
 
 
 @stopped_by_signals  # of planning too, where an exception would look like a fault of the plan
@@ -148,20 +168,23 @@ def _load_values(
 class _LoadReader:
     """A reader, without what torch's loading code does to errors and to the garbage collector."""
 
-    def __init__(self, reader: ParallelFileSystemReader | SourceReader, rank: int) -> None:
+    def __init__(self, reader: Reader, *, rank: int = 0, metadata: Metadata | None = None) -> None:
         self.reader = reader
         self._rank = rank
+        self._metadata = metadata
         self._resumed = collector_resumed if gc.isenabled() else nullcontext
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.reader, name)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Read the metadata for all ranks, or else the rank's own.
+        """Read the metadata for all ranks, or else the rank's own, unless they are known.
 
         torch itself falls back to the rank's own metadata. But it logs the first error with its
         traceback, and a rank that then fails leaves the others waiting forever.
         """
+        if self._metadata is not None:
+            return self._metadata
         reader = self.reader
         try:
             try:

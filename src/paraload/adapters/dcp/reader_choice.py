@@ -5,10 +5,10 @@ import os
 from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
 from paraload.errors import InvalidOptionError
 
+Reader = ParallelFileSystemReader | SourceReader
 
-def reader_class(
-    path: str | os.PathLike[str],
-) -> type[ParallelFileSystemReader] | type[SourceReader]:
+
+def reader_class(path: str | os.PathLike[str]) -> type[Reader]:
     """The class of readers for the checkpoint at ``path``."""
     if "://" in os.fspath(path):
         raise InvalidOptionError(

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
+from paraload._text import without_credentials
 from paraload.adapters.dcp.plan_items import create_tasks
 from paraload.adapters.dcp.read_data import read_with
 from paraload.adapters.dcp.reader_config import options_of
@@ -28,6 +29,7 @@ from paraload.core.tasks import ReadTask
 from paraload.destinations.base import Destination
 from paraload.destinations.conversion import HostDestination
 from paraload.engine.items import CompletedItem
+from paraload.errors import InvalidOptionError
 from paraload.formats import ItemFormat
 from paraload.formats.torch_zip import TorchZipFormat
 from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem
@@ -214,6 +216,12 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         **keywords: Any,
     ) -> None:
         ParallelFileReader.__init__(self, options=options, **keywords)
+        # torch would make a local path of it; a subclass may replace ``fs``.
+        if type(self) is ParallelFileSystemReader and "://" in os.fspath(path):
+            raise InvalidOptionError(
+                f"{without_credentials(os.fspath(path))!r} is a URL, and ParallelFileSystemReader"
+                " reads folders of a mounted file system"
+            )
         FileSystemReader.__init__(self, path, _extension_registry)
         self._entries: Mapping[str, Any] | None = None
         self._metadata_before: dict[str, FileStat] = {}

@@ -1,0 +1,163 @@
+"""``paraload.read``: the contents of a checkpoint without a model."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
+
+import paraload
+from paraload.adapters.dcp.read import _selected
+from paraload.errors import (
+    CheckpointReadError,
+    InvalidOptionError,
+    MissingMetadataError,
+    UnsafeObjectError,
+)
+from tests.integration import support
+
+STATE = {
+    "model": {"layers": [{"w": torch.arange(6.0).reshape(2, 3)}, {"w": torch.ones(4).half()}]},
+    "ids": torch.arange(5),
+    "scalar": torch.tensor(3.0),
+    "none": torch.zeros(0, 2),
+    "step": 7,
+    "args": {"lr": 0.5, "name": "adam"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    dcp.save(STATE, checkpoint_id=tmp_path, no_dist=True)
+    return tmp_path
+
+
+def same(got, expected):
+    assert type(got) is type(expected)
+    if isinstance(expected, dict):
+        assert got.keys() == expected.keys()
+        return all(same(got[name], value) for name, value in expected.items())
+    if isinstance(expected, list):
+        return len(got) == len(expected) and all(map(same, got, expected))
+    if isinstance(expected, torch.Tensor):
+        return got.dtype == expected.dtype and torch.equal(got, expected)
+    return got == expected
+
+
+def test_what_was_saved_comes_back(folder):
+    assert same(paraload.read(folder, nested=True), STATE)
+    flat = paraload.read(folder)
+    assert set(flat) == {
+        *("model.layers.0.w", "model.layers.1.w", "ids", "scalar", "none", "step"),
+        *("args.lr", "args.name"),
+    }
+    assert same(flat["model.layers.0.w"], STATE["model"]["layers"][0]["w"])
+
+
+def test_it_is_what_torch_reads(folder):
+    assert same(
+        paraload.read(folder, nested=True), _load_state_dict_from_keys(checkpoint_id=folder)
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        ("model.layers.*", ["model.layers.0.w", "model.layers.1.w"]),
+        ("*.1.w", ["model.layers.1.w"]),
+        (["step", "ids"], ["ids", "step"]),
+        (("ids", "i*"), ["ids"]),
+        (lambda name: name.endswith("r"), ["args.lr", "scalar"]),
+        ([], []),
+        (lambda _: False, []),
+    ],
+)
+def test_keys_choose(folder, keys, names):
+    assert sorted(paraload.read(folder, keys)) == sorted(names)
+
+
+def test_only_what_is_chosen_is_read(tmp_path):
+    support.save(tmp_path, {f"w{n}": torch.randn(1 << 18) for n in range(8)}, files=2)
+    seen = []
+    paraload.read(tmp_path, "w3", progress=seen.append)
+    assert seen[-1].bytes_total == 1 << 20
+
+
+def test_a_name_is_no_pattern_where_an_entry_has_it():
+    names = ["w[0]", "w0", "w*", "wide"]
+    assert _selected(names, "w[0]") == ["w[0]"]
+    assert _selected(names, "w*") == ["w*"]
+    assert _selected(names, ["w?"]) == ["w0", "w*"]
+
+
+def test_a_key_that_matches_nothing_is_an_error_with_the_nearest_names(folder):
+    with pytest.raises(InvalidOptionError) as caught:
+        paraload.read(folder, ["ids", "model.layer.0.w"])
+    assert "'model.layer.0.w' matches none of the checkpoint's 8 names" in str(caught.value)
+    assert "'model.layers.0.w'" in str(caught.value)
+
+
+def test_floating_point_tensors_get_the_dtype(folder):
+    flat = paraload.read(folder, dtype=torch.bfloat16)
+    dtypes = {name: value.dtype for name, value in flat.items() if isinstance(value, torch.Tensor)}
+    assert dtypes.pop("ids") == torch.int64
+    assert set(dtypes.values()) == {torch.bfloat16}
+    assert torch.equal(flat["model.layers.0.w"], STATE["model"]["layers"][0]["w"].bfloat16())
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_nothing_in_a_checkpoint_runs(tmp_path, capsys):
+    dcp.save({"w": torch.ones(2), "evil": Evil()}, checkpoint_id=tmp_path, no_dist=True)
+    capsys.readouterr()
+    with pytest.raises(CheckpointReadError) as caught:
+        paraload.read(tmp_path)
+    assert isinstance(caught.value, UnsafeObjectError) or "evil" in str(caught.value)
+    assert capsys.readouterr().out == ""
+    assert paraload.read(tmp_path, "w")["w"].tolist() == [1, 1]
+
+
+def test_what_is_no_checkpoint(tmp_path):
+    with pytest.raises(MissingMetadataError):
+        paraload.read(tmp_path)
+
+
+def test_options_are_those_of_a_load(folder):
+    with pytest.raises(InvalidOptionError, match="max_workers"):
+        paraload.read(folder, max_workers=-1)
+    options = paraload.ReadOptions(executor="sequential")
+    assert same(paraload.read(folder, options=options, nested=True), STATE)
+
+
+_LEAVES = st.one_of(
+    st.integers(),
+    st.text(max_size=5),
+    st.builds(
+        lambda shape, dtype: torch.arange(max(1, shape[0] * shape[1])).to(dtype).new_ones(shape),
+        st.tuples(st.integers(0, 3), st.integers(0, 3)),
+        st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.bool]),
+    ),
+)
+_KEYS = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    state=st.dictionaries(
+        _KEYS,
+        st.one_of(_LEAVES, st.dictionaries(_KEYS, _LEAVES, min_size=1, max_size=3)),
+        max_size=4,
+    )
+)
+def test_any_nested_state_comes_back(state, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("state")
+    dcp.save(pickle.loads(pickle.dumps(state)), checkpoint_id=folder, no_dist=True)
+    assert same(paraload.read(folder, nested=True), state)
