@@ -102,7 +102,7 @@ def test_load_takes_the_metadata_of_the_rank(checkpoint, monkeypatch):
     def made(_, **keywords):
         return RemoteReader(source, **keywords)
 
-    monkeypatch.setattr(load_module, "reader_class", lambda _: made)
+    monkeypatch.setattr(load_module, "reader_for", made)
     targets = support.empty_like(state)
     report = paraload.load(targets, "remote://bucket/step-1000", no_dist=True)
     support.assert_same(targets, state)

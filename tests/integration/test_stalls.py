@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,16 +180,20 @@ def test_verify_of_a_big_tensor(tmp_path, monkeypatch, storage, from_call):
 
 
 def test_the_listing_and_the_manifest_of_verify(folder, saved, monkeypatch, storage, tmp_path):
-    from paraload.verification import manifest
-    from paraload.verification import verify as _verify
-
     write_manifest(folder, tmp_path / "manifest")
-    hang(monkeypatch, storage, manifest, "open_regular", from_call=2)
+    really = LocalSource.read
+
+    def hanging(self, path, reads):
+        if threading.current_thread().name.startswith("paraload-digest"):
+            storage.wait()
+        return really(self, path, reads)
+
+    monkeypatch.setattr(LocalSource, "read", hanging)
     stalls(
         lambda: paraload.verify(folder, manifest=tmp_path / "manifest", stall_timeout_s=TIMEOUT_S),
         r"while reading \d files",
     )
-    hang(monkeypatch, storage, _verify.Path, "rglob")
+    hang(monkeypatch, storage, Path, "rglob")
     stalls(lambda: paraload.verify(folder, stall_timeout_s=TIMEOUT_S), "was being listed")
 
 

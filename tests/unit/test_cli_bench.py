@@ -490,7 +490,7 @@ def test_a_plot_without_matplotlib_is_refused_before_any_work(capsys, whole, tmp
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "paraload.cli.bench.plot", raising=False)
     monkeypatch.delattr("paraload.cli.bench.plot", raising=False)
-    monkeypatch.setattr("paraload.cli._checkpoint.read_metadata", lambda path: pytest.fail("work"))
+    monkeypatch.setattr("paraload.cli._checkpoint.open_reader", lambda *_: pytest.fail("work"))
     status, out, err = call(capsys, whole, "--plot", tmp_path / "out.png")
     assert (status, out) == (2, "")
     assert "pip install paraload[bench]" in err

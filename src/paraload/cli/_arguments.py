@@ -8,6 +8,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, Final
 
+from paraload._text import without_credentials
 from paraload.errors import InvalidOptionError
 from paraload.options import ReadOptions, parse_bytes
 from paraload.progress import is_terminal
@@ -19,9 +20,22 @@ class UsageError(Exception):
     """The call is wrong, not the checkpoint. It passes through argparse to ``main``."""
 
 
-def add_path(parser: argparse.ArgumentParser) -> None:
+def add_folder(parser: argparse.ArgumentParser) -> None:
     about = "folder of the checkpoint"
     parser.add_argument("path", metavar="PATH", type=existing_folder, help=about)
+
+
+def add_path(parser: argparse.ArgumentParser) -> None:
+    about = "folder or URL of the checkpoint"
+    parser.add_argument("path", metavar="PATH", type=folder_or_url, help=about)
+    parser.add_argument(
+        "--storage",
+        metavar="NAME=VALUE",
+        type=_name_and_value,
+        action="append",
+        default=[],
+        help="option of a URL's storage, such as region=eu-west-1; may be given several times",
+    )
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +66,23 @@ def add_trace_option(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--trace", metavar="FILE", type=check, help=about)
 
 
+def folder_or_url(text: str) -> str | Path:
+    return text if "://" in text else existing_folder(text)
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UsageError("--storage: expected NAME=VALUE")  # the text may be a secret
+    return name, value
+
+
 def existing_folder(text: str) -> Path:
     if "://" in text:
-        raise UsageError(f"{text}: a URL; this version reads folders of a mounted file system")
+        raise UsageError(
+            f"{without_credentials(text)}: a URL; this command reads a folder of a mounted file"
+            " system"
+        )
     path = Path(text)
     try:
         is_folder = S_ISDIR(path.stat().st_mode)

@@ -1,24 +1,23 @@
-"""The metadata of a checkpoint, and the memory to load it."""
+"""The checkpoint of a command, and the memory to load it."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import argparse
 from typing import TYPE_CHECKING
 
 from paraload.cli._arguments import UsageError
-from paraload.options import ReadOptions
 from paraload.report import format_bytes
 from paraload.runtime.resources import available_memory_bytes
 
 if TYPE_CHECKING:
-    from paraload.metadata.folder import FolderMetadata
+    from paraload.adapters.dcp.reader_choice import Reader
+    from paraload.options import ReadOptions
 
 
-def read_metadata(path: Path) -> FolderMetadata:
-    from paraload.metadata.folder import folder_metadata  # noqa: PLC0415 - imports torch
+def open_reader(arguments: argparse.Namespace, options: ReadOptions | None = None) -> Reader:
+    from paraload.adapters.dcp.reader_choice import reader_for  # noqa: PLC0415 - imports torch
 
-    options = ReadOptions.resolve()
-    return folder_metadata(path, allow_globals=options.allow_globals, retries=options.retries)
+    return reader_for(arguments.path, options=options, **dict(getattr(arguments, "storage", ())))
 
 
 def require_memory(needed_bytes: int, what: str) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 from operator import itemgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraload._text import counted, printable
 from paraload.cli import _checkpoint as checkpoint
 from paraload.cli._arguments import STANDARD_OUTPUT, add_json_option, add_path
 from paraload.cli._output import Table, say, show_tables, warn, write_json
+from paraload.errors import FormatError
 from paraload.metadata.index import Entry, Place
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
     from paraload.metadata.folder import FolderMetadata
+    from paraload.sources import ByteSource
 
 
 def add_parser(commands: Any) -> None:
@@ -35,8 +37,15 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    found = checkpoint.read_metadata(arguments.path)
-    facts = _facts(found, arguments.path)
+    from paraload.adapters.dcp.reader_choice import (  # noqa: PLC0415 - imports torch
+        make_source,
+        metadata_of_all,
+    )
+
+    reader = checkpoint.open_reader(arguments)
+    found = metadata_of_all(reader)
+    with closing(make_source(reader)) as source:
+        facts = _facts(found, source, str(reader.path))
     write_json(facts, arguments.json)
     if arguments.json != STANDARD_OUTPUT:
         _show(facts, sort=arguments.sort, limit=arguments.limit or None)
@@ -56,16 +65,16 @@ def _count_or_zero(text: str) -> int:
 # ------------------------------------------------------------------------------------------- JSON
 
 
-def _facts(found: FolderMetadata, path: Path) -> dict[str, Any]:
+def _facts(found: FolderMetadata, source: ByteSource, path: str) -> dict[str, Any]:
     index = found.index
-    files = [_file_facts(path, *item) for item in index.places_by_file().items()]
+    files = [_file_facts(source, *item) for item in index.places_by_file().items()]
     sizes = [file["bytes"] for file in files]
     problems = [
         f"__{rank}.metadata: the metadata of this rank is missing" for rank in found.missing
     ]
     tensors = sum(entry.shape is not None for entry in index.entries)
     return {
-        "path": str(path),
+        "path": path,
         "tensors": tensors,
         "objects": len(index.entries) - tensors,
         "tensor_bytes": index.tensor_bytes,
@@ -90,16 +99,17 @@ def _entry_facts(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _file_facts(folder: Path, name: str, places: Sequence[Place]) -> dict[str, Any]:
+def _file_facts(source: ByteSource, name: str, places: Sequence[Place]) -> dict[str, Any]:
     """``bytes`` extends to the end of the last record; ``bytes_on_disk`` is the file's size."""
-    path, size, refusal = folder / name, None, ""
+    size, refusal = None, ""
     try:
-        if path.is_file():
-            size = path.stat().st_size
-    except FileNotFoundError:
-        pass  # deleted in between
+        size = source.stat(name).size
+    except (FileNotFoundError, FormatError):
+        pass  # missing, or not a file
     except OSError as error:
         refusal = str(error.strerror)
+    except Exception as error:  # noqa: BLE001 - clients of storages raise errors of their own
+        refusal = str(error)
     return {
         "path": name,
         "bytes": max(place.end for place in places),

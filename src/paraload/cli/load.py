@@ -1,10 +1,12 @@
 """``paraload load PATH``: read a whole checkpoint into memory, check it, report the speed."""
 
+from __future__ import annotations
+
 import argparse
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from paraload._text import without_credentials
 from paraload.cli import _checkpoint as checkpoint
 from paraload.cli._arguments import (
     STANDARD_OUTPUT,
@@ -17,8 +19,11 @@ from paraload.cli._arguments import (
 )
 from paraload.cli._output import say, write_json, write_trace
 from paraload.errors import CheckpointReadError, ItemReadError
-from paraload.options import EXECUTORS, ReadOptions
+from paraload.options import EXECUTORS
 from paraload.report import ReadReport
+
+if TYPE_CHECKING:
+    from paraload.adapters.dcp.reader_choice import Reader
 
 
 def add_parser(commands: Any) -> None:
@@ -46,31 +51,30 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path = arguments.path
+    path = without_credentials(str(arguments.path))
     options = reading_options(arguments)
     try:
-        report = _load(path, options)
+        report = _load(checkpoint.open_reader(arguments, options))
     except CheckpointReadError as error:
         failures = list(map(_failure, error.failures))
-        answer = {"ok": False, "path": str(path), "error": str(error), "failures": failures}
+        answer = {"ok": False, "path": path, "error": str(error), "failures": failures}
         write_json(answer, arguments.json)
         raise
-    write_json({"ok": True, "path": str(path), "report": report.to_dict()}, arguments.json)
+    write_json({"ok": True, "path": path, "report": report.to_dict()}, arguments.json)
     if arguments.json != STANDARD_OUTPUT:
         say(str(report))
     write_trace(report, arguments.trace)
     return 0
 
 
-def _load(path: Path, options: ReadOptions) -> ReadReport:
+def _load(reader: Reader) -> ReadReport:
     """Like ``dcp.load``, but with the metadata of all ranks."""
-    from paraload.adapters.dcp.readers import ParallelFileSystemReader  # noqa: PLC0415
+    from paraload.adapters.dcp.reader_choice import metadata_of_all  # noqa: PLC0415
     from paraload.cli._planner import empty_state, planned  # noqa: PLC0415
     from paraload.runtime.gc_pause import collector_paused  # noqa: PLC0415 - these import torch
 
-    found = checkpoint.read_metadata(path)
+    found = metadata_of_all(reader)
     checkpoint.require_memory(found.index.tensor_bytes, "the checkpoint")
-    reader = ParallelFileSystemReader(path, options=options)
     reader._metadata_before = found.seen  # noqa: SLF001 - the reader does not read it itself
     with collector_paused():
         plan, planner = planned(reader, empty_state(found.index), found.metadata)

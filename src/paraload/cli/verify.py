@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from paraload._text import sentence
+from paraload._text import sentence, without_credentials
 from paraload.cli._arguments import (
     STANDARD_OUTPUT,
     UsageError,
@@ -50,20 +50,21 @@ def run(arguments: argparse.Namespace) -> int:
     path, new_manifest = arguments.path, arguments.write_manifest
     if arguments.manifest is not None and new_manifest is not None:
         raise UsageError("--manifest and --write-manifest: compare with one, or write one")
-    options, key = reading_options(arguments), _key(arguments)
+    options, key, storage = reading_options(arguments), _key(arguments), dict(arguments.storage)
     if new_manifest is not None:
         # Written before the check and compared after it: it describes the bytes that were checked.
         try:
-            write_manifest(path, new_manifest, key=key)
+            write_manifest(path, new_manifest, key=key, **storage)
         except OSError as error:  # of any file of the checkpoint
             raise UsageError(f"--write-manifest {new_manifest}: {error}") from error
     is_good = False
     try:
         manifest = arguments.manifest or new_manifest
-        report = paraload.verify(path, manifest=manifest, key=key, options=options)
+        report = paraload.verify(path, manifest=manifest, key=key, options=options, **storage)
         is_good = report.ok
     except MetadataError as error:
-        write_json({"ok": False, "path": str(path), "error": str(error)}, arguments.json)
+        shown = without_credentials(str(path))
+        write_json({"ok": False, "path": shown, "error": str(error)}, arguments.json)
         raise
     finally:
         if new_manifest is not None and not is_good:

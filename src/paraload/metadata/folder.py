@@ -9,9 +9,9 @@ are named "rank 1: w".
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +20,13 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from paraload.errors import MetadataError
 from paraload.metadata.dcp_index import index_of
+from paraload.metadata.file_bytes import MetadataFile
 from paraload.metadata.index import CheckpointIndex
-from paraload.metadata.rank_files import GLOBAL_METADATA, rank_files
+from paraload.metadata.rank_files import GLOBAL_METADATA, metadata_file, rank_files_among
 from paraload.metadata.reading import read_metadata
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.runtime.gc_pause import collector_paused
-from paraload.sources import FileStat
+from paraload.sources import ByteSource, FileStat
 
 #: A data file of a rank that saves alone.
 _DATA_FILE: Final = re.compile(r"__(0|[1-9]\d*)_\d+\.distcp")
@@ -41,7 +42,8 @@ class FolderMetadata:
     Attributes:
         metadata: all entries of all ranks.
         index: the same as plain values.
-        seen: the stat of each metadata file before it was read, by absolute path.
+        seen: the stat of each metadata file before it was read, by path: absolute, or that of its
+            source.
         ranks: ranks with separate metadata; empty if one file is for all.
         missing: ranks whose metadata should be here: a higher rank has metadata, or the rank has
             data files.
@@ -70,21 +72,33 @@ class FolderMetadata:
 def folder_metadata(
     folder: str | os.PathLike[str],
     *,
+    source: ByteSource | None = None,
     allow_globals: Iterable[Any] = (),
     retries: int = 0,
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
 ) -> FolderMetadata:
-    """Read the metadata of the checkpoint in ``folder``; see ``reading.read_metadata``."""
-    folder = Path(folder)
-    path = folder / GLOBAL_METADATA
-    # Path.exists raises if the folder may not be searched; reading the file gives a better error.
-    of_ranks = {} if os.path.exists(path) else rank_files(folder)  # noqa: PTH110
+    """Read the metadata of the checkpoint in ``folder``; see ``reading.read_metadata``.
+
+    With a ``source``, it has the files, and ``folder`` is their name in errors.
+    """
+    names = _names_without_global(folder, source)
+    of_ranks = rank_files_among(names)
     seen: dict[str, FileStat] = {}
-    read = partial(read_metadata, allow_globals=tuple(allow_globals), retries=retries, seen=seen)
     found = []
-    for name in of_ranks.values() or [GLOBAL_METADATA]:
-        found.append(read(folder / name, stall_timeout_s=stall_timeout_s))
-        _require_places(found[-1], folder / name)
+    for rank in of_ranks or [None]:
+        if source is None:
+            file = MetadataFile.at(Path(folder, metadata_file(rank)))
+        else:
+            file = MetadataFile.of(source, rank, str(folder))
+        metadata = read_metadata(
+            file,
+            allow_globals=tuple(allow_globals),
+            retries=retries,
+            stall_timeout_s=stall_timeout_s,
+            seen=seen,
+        )
+        _require_places(metadata, file.name)
+        found.append(metadata)
     with collector_paused():
         metadata = found[0] if len(found) == 1 else _joined(dict(zip(of_ranks, found, strict=True)))
         index = index_of(metadata)
@@ -93,21 +107,40 @@ def folder_metadata(
         index=index,
         seen=seen,
         ranks=tuple(of_ranks),
-        missing=_missing(folder, of_ranks) if of_ranks else (),
+        missing=_missing(names, of_ranks) if of_ranks else (),
     )
 
 
-def _require_places(metadata: Metadata, path: Path) -> None:
+def _names_without_global(
+    folder: str | os.PathLike[str], source: ByteSource | None
+) -> Sequence[str]:
+    """The files of a checkpoint that has no metadata for all ranks; otherwise none are listed."""
+    if source is None:
+        # Path.exists raises if the folder may not be searched; reading gives a better error.
+        has_global = os.path.exists(os.path.join(folder, GLOBAL_METADATA))  # noqa: PTH110
+        with suppress(OSError):
+            return () if has_global else [file.name for file in Path(folder).iterdir()]
+        return ()
+    try:
+        source.stat(GLOBAL_METADATA)
+    except FileNotFoundError:
+        return [*source.list_files()] if hasattr(source, "list_files") else ()
+    except Exception:  # noqa: BLE001 - reading the metadata raises it, after retries
+        return ()
+    return ()
+
+
+def _require_places(metadata: Metadata, path: str) -> None:
     storage = getattr(metadata, "storage_data", None)
     if not isinstance(storage, Mapping):
-        raise MetadataError("does not say where anything is stored", str(path))
+        raise MetadataError("does not say where anything is stored", path)
     infos = {type(info): info for info in storage.values()}
     for kind, info in infos.items():
         if not all(hasattr(info, name) for name in ("relative_path", "offset", "length")):
             raise MetadataError(
                 f"describes the location of its tensors by {kind.__name__}, which has no byte"
                 " ranges; only the reader that matches its writer can load it",
-                str(path),
+                path,
             )
 
 
@@ -123,9 +156,7 @@ def _joined(by_rank: dict[int, Metadata]) -> Metadata:
     return Metadata(entries, storage_data=storage, version=getattr(first, "version", None))
 
 
-def _missing(folder: Path, ranks: Collection[int]) -> tuple[int, ...]:
+def _missing(names: Iterable[str], ranks: Collection[int]) -> tuple[int, ...]:
     gaps = (rank for rank in range(min(ranks), max(ranks)) if rank not in ranks)
-    with_data = {
-        int(found[1]) for file in folder.iterdir() if (found := _DATA_FILE.fullmatch(file.name))
-    }
+    with_data = {int(found[1]) for name in names if (found := _DATA_FILE.fullmatch(name))}
     return tuple(sorted({*islice(gaps, _MOST_MISSING), *with_data.difference(ranks)}))

@@ -22,7 +22,7 @@ from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
 from paraload.progress import progress_hook
 from paraload.report import ReadReport
-from paraload.sources.local import LocalSource
+from paraload.sources import ByteSource
 from paraload.workers.read_context import ReadContext
 
 #: Smaller blocks than a load's: large ones gain nothing when their bytes are only summed.
@@ -43,16 +43,18 @@ def audit_specs(records: Sequence[tuple[Place, Chunk]]) -> list[RecordSpec]:
 
 
 def audit(
-    source: LocalSource, specs: Sequence[RecordSpec], options: ReadOptions
+    source: ByteSource, specs: Sequence[RecordSpec], options: ReadOptions, *, path: str
 ) -> tuple[ReadReport, Statistics, dict[int, ItemReadError]]:
     """Read and check every byte of the records; returns the errors by item."""
     # From the front of each file to its back.
     specs = sorted(specs, key=lambda spec: (spec.path, spec.start))
+    is_disk = source.limits.requests_in_flight is None
+    knobs = KNOBS if is_disk else PlanKnobs.of(source.limits)
     setup = LoadSetup(
-        path=source.root,
+        path=path,
         options=replace(options, executor="threads"),
         specs=specs,
-        make_tasks=partial(first_tasks, straight_through=True, knobs=KNOBS),
+        make_tasks=partial(first_tasks, straight_through=is_disk, knobs=knobs),
         targets=Targets(),
         destination=HostDestination(strict=False),
         read_context=ReadContext(

@@ -11,15 +11,16 @@ import hmac
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 from paraload._text import counted
-from paraload.errors import InvalidOptionError
+from paraload.adapters.dcp.reader_choice import is_url, make_source, reader_for
+from paraload.errors import FormatError, InvalidOptionError, MissingFileError
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.runtime.daemon_threads import DaemonThreads
-from paraload.sources.local import LocalSource
-from paraload.sources.regular_files import open_regular
+from paraload.sources import ByteSource, Read
 from paraload.verification.report import Finding
 
 _VERSION: Final = 1
@@ -37,15 +38,17 @@ def write_manifest(
     *,
     key: bytes | None = None,
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
+    **keywords: Any,
 ) -> int:
     """Write the digests of all files of a checkpoint, including ``.metadata``.
 
     Args:
-        path: folder of the checkpoint.
+        path: folder or URL of the checkpoint.
         target: the manifest to write. If it is in the folder, it does not list itself.
         key: secret key of the digests; without one they are SHA-256.
         stall_timeout_s: seconds without progress before a stalled read becomes an error; ``None``
             waits forever.
+        **keywords: options of the storage, as for ``paraload.load``.
 
     Returns:
         The number of files.
@@ -64,7 +67,8 @@ def write_manifest(
     >>> written, [finding.path for finding in found]
     (1, ['__0_0.distcp'])
     """
-    files = _digests(Path(path), Path(target), key, stall_timeout_s)
+    source = make_source(reader_for(path, **keywords))
+    files = _digests(source, relative_name(target, path), key, stall_timeout_s)
     manifest = {"version": _VERSION, "digest": _PLAIN if key is None else _KEYED, "files": files}
     if key is not None:
         manifest["key_digest"] = _hasher(key).hexdigest()  # of no data; identifies the key
@@ -78,15 +82,17 @@ def compare_manifest(
     *,
     key: bytes | None = None,
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
+    **keywords: Any,
 ) -> Iterator[Finding]:
     """Compare a checkpoint with its manifest; yield a finding for each difference.
 
     Args:
-        path: folder of the checkpoint.
+        path: folder or URL of the checkpoint.
         manifest: a file that :func:`write_manifest` wrote.
         key: the key that it was written with, if any.
         stall_timeout_s: seconds without progress before a stalled read becomes an error; ``None``
             waits forever.
+        **keywords: options of the storage, as for ``paraload.load``.
 
     Yields:
         Files that were replaced, are missing, or are not in the manifest, in order of their names.
@@ -96,8 +102,22 @@ def compare_manifest(
         OSError: a file cannot be read.
         StalledReadError: the storage did not answer in time.
     """
+    source = make_source(reader_for(path, **keywords))
+    apart = relative_name(manifest, path)
+    yield from compare(source, manifest, apart=apart, key=key, stall_timeout_s=stall_timeout_s)
+
+
+def compare(
+    source: ByteSource,
+    manifest: str | os.PathLike[str],
+    *,
+    apart: str,
+    key: bytes | None,
+    stall_timeout_s: float | None,
+) -> Iterator[Finding]:
+    """Compare the files of ``source``, which is closed, except the one called ``apart``."""
     known = _read(Path(manifest), key)
-    found = _digests(Path(path), Path(manifest), key, stall_timeout_s)
+    found = _digests(source, apart, key, stall_timeout_s)
     for name in sorted(known.keys() | found.keys()):
         old, new = known.get(name), found.get(name)
         if old and new and hmac.compare_digest(old["digest"].encode(), new["digest"].encode()):
@@ -115,6 +135,13 @@ def compare_manifest(
             got=_text(new),
             hint="The checkpoint was written to after the manifest was made",
         )
+
+
+def relative_name(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
+    """``file`` relative to the checkpoint at ``path``; "" if that is a URL."""
+    if is_url(path):
+        return ""
+    return os.path.relpath(Path(file).resolve(), Path(path).resolve())
 
 
 def _text(file: _File | None) -> str:
@@ -147,31 +174,42 @@ def _read(manifest: Path, key: bytes | None) -> dict[str, _File]:
 
 
 def _digests(
-    folder: Path, manifest: Path, key: bytes | None, stall_timeout_s: float | None
+    source: ByteSource, apart: str, key: bytes | None, stall_timeout_s: float | None
 ) -> dict[str, _File]:
-    def list_names() -> list[str]:
-        apart = manifest.resolve()
-        names = sorted(LocalSource(folder).list_files())
-        return [n for n in names if (folder / n).is_file() and (folder / n).resolve() != apart]
+    """The digests of all files but the one called ``apart``."""
+    step = min(_PIECE_BYTES, source.limits.max_request_bytes)
 
-    def digest(name: str) -> _File:
+    def digest(name: str) -> _File | None:
+        try:
+            nbytes = source.stat(name).size
+        except (FormatError, MissingFileError):
+            return None  # not a regular file, or a link to nothing
         hashed = _hasher(key)
-        with open_regular(str(folder / name)) as opened:
-            nbytes = os.fstat(opened.fileno()).st_size
-            while piece := opened.read(_PIECE_BYTES):
-                hashed.update(piece)
-                threads.goes_on()
+        memory = memoryview(bytearray(min(step, nbytes)))
+        for at in range(0, nbytes, step):
+            piece = memory[: min(step, nbytes - at)]
+            source.read(name, (Read(at, (piece,)),))
+            hashed.update(piece)
+            threads.goes_on()
         return {"bytes": nbytes, "digest": hashed.hexdigest()}
 
-    with DaemonThreads(_DIGESTERS, "paraload-digest", timeout_s=stall_timeout_s) as threads:
-        names = threads.call(lambda: f"{str(folder)!r} was being listed", list_names)
+    def list_names() -> list[str]:
+        if not hasattr(source, "list_files"):
+            raise InvalidOptionError("a manifest needs a storage that lists its files")
+        return sorted(name for name in source.list_files() if name != apart)
+
+    with (
+        closing(source),
+        DaemonThreads(_DIGESTERS, "paraload-digest", timeout_s=stall_timeout_s) as threads,
+    ):
+        names = threads.call(lambda: "the checkpoint was being listed", list_names)
         for name in names:
             threads.submit(name, digest, name)
-        digests: dict[str, _File] = {}
+        digests: dict[str, _File | None] = {}
         while len(digests) < len(names):
             answer = threads.next(lambda: f"reading {counted(len(names) - len(digests), 'file')}")
             digests[answer.key] = answer.result()
-    return {name: digests[name] for name in names}
+    return {name: file for name in names if (file := digests[name]) is not None}
 
 
 def _hasher(key: bytes | None) -> Any:

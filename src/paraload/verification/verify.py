@@ -12,19 +12,19 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
+from paraload.adapters.dcp.reader_choice import make_source, metadata_of_all, reader_for
+from paraload.adapters.dcp.reader_config import options_of
 from paraload.engine.file_checks import look_at_files, path_failures
 from paraload.errors import ItemReadError
-from paraload.metadata.folder import FolderMetadata, folder_metadata
+from paraload.metadata.folder import FolderMetadata
 from paraload.options import ReadOptions
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.runtime.gc_pause import collector_paused
 from paraload.runtime.interrupts import stopped_by_signals
-from paraload.sources.local import LocalSource
 from paraload.verification.audit import audit, audit_specs
-from paraload.verification.manifest import compare_manifest
+from paraload.verification.manifest import compare, relative_name
 from paraload.verification.report import Finding, Part, VerifyReport
 
 _BAD_INDEX: Final = "The metadata is damaged, or the checkpoint is incomplete"
@@ -43,13 +43,13 @@ def verify(
     """Check every file and checksum of a checkpoint, and compare them with its metadata.
 
     Args:
-        path: folder of the checkpoint.
+        path: folder or URL of the checkpoint.
         manifest: also compare every file with this manifest; see :mod:`paraload.manifest`.
         key: the key of the manifest.
         options: a :class:`~paraload.ReadOptions`, instead of keywords.
-        **keywords: fields of :class:`~paraload.ReadOptions`. These have an effect:
-            ``max_workers``, ``progress``, ``retries``, ``stall_timeout_s``, ``direct_io``,
-            ``allow_globals``, ``allow_outside_paths``.
+        **keywords: options of the storage, and fields of :class:`~paraload.ReadOptions`. These
+            have an effect: ``max_workers``, ``progress``, ``retries``, ``stall_timeout_s``,
+            ``direct_io``, ``allow_globals``, ``allow_outside_paths``.
 
     Returns:
         The findings. Damage does not raise, except damage of the metadata itself.
@@ -67,29 +67,24 @@ def verify(
     (True, 1)
     """
     started_s = time.monotonic()
-    options = ReadOptions.resolve(options, keywords)
-    folder = Path(path)
-    found = folder_metadata(
-        folder,
-        allow_globals=options.allow_globals,
-        retries=options.retries,
-        stall_timeout_s=options.stall_timeout_s,
-    )
+    reader = reader_for(path, options=options, **keywords)
+    options, shown = options_of(reader), str(reader.path)
+    found = metadata_of_all(reader)
     with collector_paused():
         records = sorted(found.index.records(), key=lambda record: record[1].name)
         specs = audit_specs(records)
         parts = [Part.of(chunk) for _, chunk in records]
         problems = [*_metadata_problems(found)]
     data_files = {spec.path for spec in specs}
-    with closing(LocalSource(folder, direct_io=options.direct_io)) as source:
+    with closing(make_source(reader)) as source:
         failures = {} if options.allow_outside_paths else path_failures(specs)
         inside = [spec for spec in specs if spec.item not in failures]
         with DaemonThreads.for_looks(options.stall_timeout_s) as looker:
             files, missing = look_at_files(source, inside, looker, retries=options.retries)
-            doing = f"{str(folder)!r} was being listed"
-            present = looker.call(lambda: doing, sorted, source.list_files())
+            doing, files_of = f"{shown!r} was being listed", getattr(source, "list_files", tuple)
+            present = looker.call(lambda: doing, lambda: sorted(files_of()))
         readable = [spec for spec in inside if spec.item not in missing]
-        read, statistics, damaged = audit(source, readable, options)
+        read, statistics, damaged = audit(source, readable, options, path=shown)
     problems += _file_problems(failures | missing, parts)
     for item, error in damaged.items():
         start, end = specs[item].start, specs[item].end
@@ -97,13 +92,16 @@ def verify(
     known = {*found.files, *data_files}
     if manifest is not None:
         timeout_s = options.stall_timeout_s
-        problems += compare_manifest(folder, manifest, key=key, stall_timeout_s=timeout_s)
-        known.add(os.path.relpath(Path(manifest).resolve(), folder.resolve()))
+        apart = relative_name(manifest, path)
+        problems += compare(
+            make_source(reader), manifest, apart=apart, key=key, stall_timeout_s=timeout_s
+        )
+        known.add(apart)
     sizes = {name: file.size for name, file in files.items()}
     orphan_files = [name for name in present if name not in known]
     tensors = {part.name for part in parts if part.lengths is not None}
     return VerifyReport(
-        path=str(folder),
+        path=shown,
         tensors=len(tensors),
         objects=len({part.name for part in parts} - tensors),
         records=len(records),

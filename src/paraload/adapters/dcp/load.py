@@ -28,7 +28,7 @@ from torch.futures import Future
 
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
-from paraload.adapters.dcp.reader_choice import Reader, reader_class
+from paraload.adapters.dcp.reader_choice import Reader, reader_for
 from paraload.errors import (
     CheckpointReadError,
     InvalidOptionError,
@@ -86,7 +86,7 @@ def load(
     """
     is_alone = no_dist or not (distributed.is_available() and distributed.is_initialized())
     rank = 0 if is_alone else distributed.get_rank(process_group)
-    reader = reader_class(path)(path, options=options, **keywords)
+    reader = reader_for(path, options=options, **keywords)
     planner = QuickLoadPlanner() if planner is None else planner
     stateful: dict[str, Stateful] = {}
     values: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from paraload.adapters.dcp.load import load_alone
-from paraload.adapters.dcp.reader_choice import reader_class
+from paraload.adapters.dcp.reader_choice import reader_for
 from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
 from paraload.errors import InvalidOptionError
 from paraload.options import ReadOptions
@@ -61,7 +61,7 @@ def read(
     ...     paraload.read(folder), paraload.read(folder, "model.*", nested=True)
     ({'model.w': tensor([0., 1., 2., 3.]), 'step': 7}, {'model': {'w': tensor([0., 1., 2., 3.])}})
     """
-    reader = reader_class(path)(path, options=options, **keywords)
+    reader = reader_for(path, options=options, **keywords)
     metadata = reader.read_metadata()
     names = _selected(metadata.state_dict_metadata, keys)
     state = {name: _empty(metadata.state_dict_metadata[name], device, dtype) for name in names}

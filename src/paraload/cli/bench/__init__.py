@@ -14,8 +14,8 @@ from paraload.cli import _checkpoint as checkpoint
 from paraload.cli._arguments import (
     STANDARD_OUTPUT,
     UsageError,
+    add_folder,
     add_json_option,
-    add_path,
     add_trace_option,
     number_of_bytes,
     target_file,
@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
         " storage itself cannot be dropped. Exit status: 1 also if an arm failed.",
     )
     add = parser.add_argument
-    add_path(parser)
+    add_folder(parser)
     for option, kind, default, metavar, about in (
         ("--workers", _counts, "1,2,4,8,16", "N,...", "concurrent readers"),
         ("--executors", _executors, "threads,processes", "NAME,...", f"of {', '.join(_EXECUTORS)}"),
@@ -57,7 +57,10 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check_targets(arguments)
-    index = checkpoint.read_metadata(arguments.path).index
+
+    from paraload.adapters.dcp.reader_choice import metadata_of_all  # noqa: PLC0415 - imports torch
+
+    index = metadata_of_all(checkpoint.open_reader(arguments)).index
 
     from paraload.cli.bench import measure, show  # noqa: PLC0415 - these import torch
 
