@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
     from paraload.adapters.dcp.load import load
     from paraload.adapters.dcp.read import read
     from paraload.adapters.dcp.readers import ParallelFileReader, ParallelFileSystemReader
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointReadError",
     "ParallelFileReader",
     "ParallelFileSystemReader",
+    "ParallelHuggingFaceReader",
     "ReadOptions",
     "ReadProgress",
     "ReadReport",
@@ -43,6 +45,7 @@ _HOMES = {
     "CheckpointReadError": "paraload.errors",
     "ParallelFileReader": "paraload.adapters.dcp.readers",
     "ParallelFileSystemReader": "paraload.adapters.dcp.readers",
+    "ParallelHuggingFaceReader": "paraload.adapters.dcp.hf_reader",
     "ReadOptions": "paraload.options",
     "ReadProgress": "paraload.progress",
     "ReadReport": "paraload.report",

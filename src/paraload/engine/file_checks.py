@@ -7,8 +7,6 @@ Files of a storage that only has streams are not checked; their reads fail one b
 """
 
 import copy
-import os
-import posixpath
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +14,7 @@ from itertools import chain
 from typing import Final
 
 from paraload._text import counted
+from paraload.core.safe_paths import unsafe_path
 from paraload.core.tasks import RecordSpec
 from paraload.engine.items import error_of
 from paraload.errors import ChangedFileError, ItemReadError, UnsafePathError, refuse_to_begin
@@ -45,34 +44,12 @@ def require_inside(specs: Sequence[RecordSpec], *, path: str) -> None:
 
 def path_failures(specs: Sequence[RecordSpec]) -> dict[int, ItemReadError]:
     """The errors of :func:`require_inside`, by item."""
-    reasons = {path: _unsafe(path) for path in {spec.path for spec in specs}}
+    reasons = {path: unsafe_path(path) for path in {spec.path for spec in specs}}
     return {
         spec.item: error_of(spec, UnsafePathError(f"the path {reason[0]}", hint=reason[1]))
         for spec in specs
         if (reason := reasons[spec.path]) is not None
     }
-
-
-_OUTSIDE: Final = (
-    "The metadata is damaged, or crafted to read other files. If this layout is intended, pass"
-    " allow_outside_paths=True"
-)
-_NO_NAME: Final = "The metadata is damaged, or was written on a system with other file names"
-
-
-def _unsafe(path: str) -> tuple[str, str] | None:
-    """What is wrong with the path, and the next step."""
-    if "\0" in path:
-        return "has a NUL in it", _NO_NAME
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError as error:
-        return f"cannot be the name of a file here ({error.encoding}: {error.reason})", _NO_NAME
-    if posixpath.isabs(path):
-        return "is absolute", _OUTSIDE
-    if posixpath.normpath(path).split("/", 1)[0] == "..":
-        return "leaves the folder of the checkpoint", _OUTSIDE
-    return None
 
 
 def seen_files(

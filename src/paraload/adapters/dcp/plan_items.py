@@ -157,6 +157,7 @@ def _make_specs(config: ReaderConfig, plan: LoadPlan, storage_data: Any) -> list
             failures.append(failure)
             continue
         is_bytes = read_item.type is LoadItemType.BYTE_IO
+        layout = getattr(info, "layout", None)
         if is_described:
             hook_info = HookInfo(describe_item(read_item), describe_info(info))
             read_item, info = hook_info  # noqa: PLW2901
@@ -165,7 +166,6 @@ def _make_specs(config: ReaderConfig, plan: LoadPlan, storage_data: Any) -> list
         lengths, offsets = read_item.lengths, read_item.storage_offsets
         descriptors = descriptors_of(info)
         dtype, shape = UNKNOWN if is_bytes else stored.of(index)
-        layout = getattr(info, "layout", None)
         key = (is_bytes, offsets, lengths, descriptors, dtype, shape, layout)
         wanted = known.get(key)
         if wanted is None:
