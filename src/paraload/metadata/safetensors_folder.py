@@ -135,7 +135,7 @@ def _unlisted(reader: FileReader) -> tuple[str | None, list[str]]:
 def _why_none(names: set[str]) -> str:
     """Why a folder is not a safetensors checkpoint."""
     if not names:
-        return "no such folder, or it is empty"
+        return f"no such folder, or it is empty; the name of a file ends with {SUFFIX}"
     what = f"no {SUFFIX} files here"
     if ".metadata" in names:
         return f"{what}, but a DCP checkpoint; ParallelFileSystemReader loads it"
