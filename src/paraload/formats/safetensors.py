@@ -281,7 +281,7 @@ def _layout(dtype: str, shape: Shape) -> TensorRecord:
     if dtype == _PAIRED:
         if not shape or shape[-1] % 2:
             raise _FaultError(
-                "half a byte cannot be a row", "an even last size", reprlib.repr(list(shape))
+                "a row must be whole bytes", "an even last size", reprlib.repr(list(shape))
             )
         shape = (*shape[:-1], shape[-1] // 2)
     elements = 1

@@ -55,6 +55,8 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
     tensor([0., 1., 2., 3.])
     """
 
+    _file: str | None
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -63,12 +65,26 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         options: ReadOptions | None = None,
         **keywords: Any,
     ) -> None:
-        folder, file = os.fspath(path), None
-        if folder.endswith((SUFFIX, INDEX_SUFFIX)):
-            folder, file = os.path.split(folder)
-        ParallelFileSystemReader.__init__(self, folder or ".", options=options, **keywords)
-        self._file = file
+        ParallelFileSystemReader.__init__(self, ".", options=options, **keywords)
         self.thread_count = thread_count
+        self._set_path(path)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Begin a new load, of another checkpoint if ``checkpoint_id`` is given."""
+        super().reset()
+        if checkpoint_id:
+            self._set_path(checkpoint_id)
+
+    def ranks_with_metadata(self) -> tuple[int, ...]:
+        """None: safetensors have one header for all ranks."""
+        return ()
+
+    def _set_path(self, path: str | os.PathLike[str]) -> None:
+        # By the name alone: not every storage can tell a folder from a file.
+        folder, self._file = os.fspath(path), None
+        if folder.endswith((SUFFIX, INDEX_SUFFIX)):
+            folder, self._file = os.path.split(folder)
+        self.path = folder if "://" in folder else self.fs.init_path(folder or ".")
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's
         """Read the headers of all files, in parallel.
