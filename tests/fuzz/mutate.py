@@ -6,6 +6,7 @@ it can shrink, the atheris targets one that is seeded with the fuzzer's bytes.
 
 from __future__ import annotations
 
+import json
 import pickle
 import pickletools
 import struct
@@ -17,7 +18,13 @@ from itertools import pairwise
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
-__all__ = ["flipped", "mutated_checkpoint", "mutated_pickle", "mutated_record"]
+__all__ = [
+    "flipped",
+    "mutated_checkpoint",
+    "mutated_pickle",
+    "mutated_record",
+    "mutated_safetensors",
+]
 
 NUMBERS = (0, 1, 2, 3, 7, 63, 64, 255, 256, 700, 1024, 65535, 65536, (1 << 31) - 1, 1 << 31)
 HUGE = ((1 << 32) - 1, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
@@ -320,3 +327,59 @@ def _other_entry(metadata, chance):
         entries[name].properties.dtype = chance.choice((torch.float64, torch.int16, torch.bool))
     else:
         metadata.planner_data = chance.choice((None, {}, [], {"a": ("b",)}))
+
+
+# ---------------------------------------------------------------------------------- safetensors
+
+DTYPES = ("F32", "U8", "I64", "BF16", "F4", "F6_E2M3", "F8_E8M0", "C64", "F3", "f32", "", None, 7)
+WORDS = ("__metadata__", "dtype", "shape", "data_offsets", "w", "\ud800", "a\0b", "\u00e9")
+
+
+def mutated_safetensors(data, chance):
+    """Another header with its length, other data, or anything."""
+    header_bytes = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8 : 8 + header_bytes])
+    except (ValueError, RecursionError):
+        return flipped(data, chance)
+    payload = data[8 + header_bytes :]
+    for _ in range(chance.choice((0, 1, 1, 2, 3))):
+        _other_field(header, chance)
+    text = json.dumps(header).encode()
+    if chance.randint(0, 3) == 0:
+        text = flipped(text, chance)
+    text += chance.choice((b"", b"", b"   ", b"\n", b"\0", b"x"))
+    if chance.randint(0, 5) == 0:
+        payload = flipped(payload, chance) + bytes(chance.randint(0, 9))
+    length = len(text)
+    if chance.randint(0, 7) == 0:
+        length = chance.choice((*NUMBERS, *HUGE[:1], length + 1, length - 1, 100_000_001))
+    made = struct.pack("<Q", length) + text + payload
+    return flipped(made, chance) if chance.randint(0, 7) == 0 else made
+
+
+def _other_field(header, chance):
+    names = sorted(header)
+    if not isinstance(header, dict) or not names:
+        return
+    name = chance.choice(names)
+    entry = header[name]
+    kind = chance.randint(0, 8)
+    if kind == 0 or not isinstance(entry, dict):
+        header[chance.choice(WORDS)] = entry
+    elif kind == 1:
+        del header[name]
+    elif kind == 2:
+        header[name] = chance.choice((None, [], 1, "x", list(entry.values()), {"format": "pt"}))
+    elif kind == 3:
+        entry["dtype"] = chance.choice(DTYPES)
+    elif kind == 4:
+        entry[chance.choice(WORDS)] = chance.choice((0, -1, 0.5, 1e300, [[]], {}, True))
+    elif kind == 5 and entry:
+        del entry[chance.choice(sorted(entry))]
+    else:
+        field = entry.get(chance.choice(("shape", "data_offsets", "data_offsets")))
+        if isinstance(field, list):
+            at = chance.randint(0, len(field))
+            other = chance.choice((*NUMBERS, *HUGE, -1, -0, 2.0, True, "1", None))
+            field[at : at + chance.randint(0, 1)] = [other][: chance.randint(0, 1)]

@@ -16,12 +16,15 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+import safetensors
 import torch
 
 from paraload import CheckpointReadError, ParallelFileSystemReader, SafeLoadPlanner
 from paraload.core.records import TensorRecord
+from paraload.errors import FormatError, ShortFileError
 from paraload.formats import NeedBytes
 from paraload.formats.archive import check_archive
+from paraload.formats.safetensors import header_end, parse_header
 from paraload.formats.torch_load import load_tensor
 from paraload.formats.torch_zip import TorchZipFormat
 from paraload.metadata import reading as metadata
@@ -34,6 +37,7 @@ __all__ = [
     "check_checkpoint",
     "check_metadata",
     "check_record",
+    "check_safetensors",
     "check_unpickler",
 ]
 
@@ -154,6 +158,57 @@ def check_unpickler(data):
             raise Broken("asked for much memory") from error
         except Exception:  # noqa: BLE001 - as it says
             pass
+
+
+# --------------------------------------------------------------------------------- safetensors
+
+#: What the library accepts and paraload refuses: a name twice and a space in front, which the
+#: format forbids; dtypes and rows that torch cannot have; lists in the place of objects.
+_STRICTER = (
+    *("occurs twice", "not a safetensors file", "torch has no such dtype", "whole bytes"),
+    *("does not say where it is", "the shape is impossible", "Exceeds the limit"),
+)
+#: What the library refuses and paraload accepts, since JSON has it: -0, and in fields that neither
+#: of them knows, deep nesting and huge numbers.
+_LAXER = ("floating point `-0.0`", "recursion limit exceeded", "number out of range")
+
+
+def check_safetensors(data):
+    """Headers are read as the safetensors library reads them."""
+    found = refusal = None
+    with watched():
+        try:
+            end = header_end(data[:8], len(data), path="x")
+            found = parse_header(data[:end], len(data), path="x")
+        except (FormatError, ShortFileError) as error:
+            refusal = error
+    if found is None and refusal is None:
+        raise Broken("neither tensors nor one of the two errors")
+    try:
+        expected = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        if found is not None and not any(text in str(error) for text in _LAXER):
+            raise Broken(f"accepts what the library refuses: {error}") from error
+        return "refused"
+    if refusal is not None:
+        if not any(text in str(refusal) for text in _STRICTER):
+            raise Broken(f"refuses what the library accepts: {refusal}") from refusal
+        return "refused"
+    _compare(found, dict(expected), data)
+    return "accepted"
+
+
+def _compare(found, expected, data):
+    if {it.name for it in found.tensors} != set(expected):
+        raise Broken("other names than the library's")
+    for name, start, end, layout in found.tensors:
+        shape = expected[name]["shape"]
+        if expected[name]["dtype"] == "F4":
+            shape = [*shape[:-1], shape[-1] // 2]
+        if list(layout.shape) != shape or not layout.is_sound():
+            raise Broken(f"{name!r} has shape {layout.shape}, in the library {shape}")
+        if data[start:end] != bytes(expected[name]["data"]):
+            raise Broken(f"{name!r} has other bytes than in the library")
 
 
 # ------------------------------------------------------------------------------------- records

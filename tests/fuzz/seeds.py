@@ -9,11 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors.torch import save
 
 from paraload.testing import make_checkpoint
 from tests.unit.metadata_cases import example
 
-__all__ = ["POISON", "checkpoint", "metadata", "records", "state"]
+__all__ = ["POISON", "checkpoint", "metadata", "records", "safetensors", "state"]
 
 #: What targets hold before a load, and no checkpoint does.
 POISON = -7
@@ -67,6 +68,22 @@ def records():
     return {_saved(tensor): tensor.detach() for tensor in tensors} | {
         _saved(whole, _use_new_zipfile_serialization=False): whole
     }
+
+
+@lru_cache
+def safetensors():
+    """Whole files: many dtypes, empty tensors, metadata, and nothing at all."""
+    whole = torch.arange(1, 61, dtype=torch.uint8)
+    tensors = {
+        "w": whole.reshape(6, 10).float(),
+        "half": whole.clone().view(torch.bfloat16).reshape(5, 6),
+        "f4": whole.clone().view(torch.float4_e2m1fn_x2).reshape(6, 10),
+        "f8": whole.clone().view(torch.float8_e8m0fnu),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(7),
+    }
+    sharded = {"DCP_SHARDING_INFO": "{}", "format": "pt"}
+    return (save(tensors), save({"w": whole}, sharded), save(tensors, sharded), save({}))
 
 
 def _saved(tensor, **keywords):

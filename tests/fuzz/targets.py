@@ -25,6 +25,7 @@ PARSERS = (
     *("paraload.metadata.unpickler", "paraload.core.pickle_scan"),
     *("paraload.metadata.reading", "paraload.metadata.validation", "paraload.metadata.file_bytes"),
     *("paraload.formats.torch_zip", "paraload.formats.torch_pickle"),
+    "paraload.formats.safetensors",
     *("paraload.formats.archive", "paraload.workers.records", "paraload.formats.record_checks"),
 )
 
@@ -40,9 +41,11 @@ TARGETS = {
     "metadata": oracle.check_metadata,
     "record": oracle.check_record,
     "checkpoint": _checkpoint,
+    "safetensors": oracle.check_safetensors,
 }
 _SEEDS = {
     "record": (lambda: list(seeds.records()), mutate.mutated_record),
+    "safetensors": (lambda: list(seeds.safetensors()), mutate.mutated_safetensors),
     "checkpoint": (lambda: [bytes([n]) * 16 for n in range(8)], mutate.flipped),
 }
 

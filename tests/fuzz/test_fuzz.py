@@ -56,6 +56,18 @@ def test_whole_checkpoints(zstd, chance):
     oracle.check_checkpoint(mutate.mutated_checkpoint(seeds.checkpoint(zstd=zstd), chance))
 
 
+@given(data=st.sampled_from(seeds.safetensors()), chance=chances)
+@fuzz(1500)
+def test_safetensors(data, chance):
+    oracle.check_safetensors(mutate.mutated_safetensors(data, chance))
+
+
+@given(data=st.binary(max_size=64), has_length=st.booleans())
+@fuzz(500)
+def test_safetensors_of_any_bytes(data, has_length):
+    oracle.check_safetensors((len(data).to_bytes(8, "little") if has_length else b"") + data)
+
+
 def test_findings_stay_fixed():
     for path in FINDINGS:  # none yet
         targets.replay(path)
@@ -66,6 +78,8 @@ def test_every_seed_is_good():
         oracle.check_metadata(data)
     for data in seeds.records():
         oracle.check_record(data)
+    for data in seeds.safetensors():
+        assert oracle.check_safetensors(data) == "accepted"
     for zstd in (False, True):
         files = seeds.checkpoint(zstd=zstd)
         assert oracle.check_checkpoint(files) == "loaded"

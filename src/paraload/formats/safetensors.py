@@ -194,14 +194,16 @@ def strict_json(data: bytes) -> dict[str, Any]:
     try:
         text = data.decode()
         found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        if "\\u" in text:  # only escapes can stand for something that is no text
+            json.dumps(found, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise ValueError("a text has half of a surrogate pair") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError(f"it is a {type(found).__name__}, not an object")  # noqa: TRY004
-    if not all(map(_is_encodable, found)):
-        raise ValueError("a name has half of a surrogate pair")
     return found
 
 
@@ -216,10 +218,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def _is_encodable(name: str) -> bool:
-    return name.isascii() or not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def _metadata(found: Any) -> dict[str, str]:
