@@ -17,6 +17,7 @@ from benchmarks import (
     metadata,
     planning,
     rated_table,
+    safetensors_files,
     slices,
     small,
     startup,
@@ -42,6 +43,7 @@ _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     # its pages; behind the other parts it would find them in the heap that they have left.
     "slices": slices.measure,
     "big": big.measure,
+    "safetensors": safetensors_files.measure,
     "cold": cold.measure,
     "fresh": fresh.measure,
     "small": small.measure,

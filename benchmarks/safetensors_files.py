@@ -1,0 +1,155 @@
+"""Safetensors: against torch's reader, which maps the files, and against the raw limit."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
+
+from benchmarks import arms
+from benchmarks.cases import Case
+from benchmarks.checkpoints import llama_shapes, poison, raw_bytes, warm
+from benchmarks.preadv import pieces_of, read_raw
+from benchmarks.results import Bar, Section, Table
+from benchmarks.rounds import measure_arms
+from paraload import ParallelHuggingFaceReader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from benchmarks.checkpoints import Checkpoints
+    from benchmarks.rounds import Timing
+
+__all__ = ["measure"]
+
+_ROUNDS: Final = 9
+_FILES: Final = (8, 1)
+_THREADS: Final = 8
+_PART: Final = 8
+
+_STOCK: Final = arms.reading(
+    f"torch HF reader, {_THREADS} threads",
+    lambda folder: HuggingFaceStorageReader(str(folder), thread_count=_THREADS),
+)
+_PARALOAD: Final = arms.reading("paraload", ParallelHuggingFaceReader)
+
+
+def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
+    """Load 1.1 GiB whole, and one eighth of it by rows and by columns."""
+    tables, bars, figures = [], list[Bar](), {}
+    for files in _FILES:
+        folder = _written(checkpoints.folder / f"safetensors-{files}", files)
+        for what in ("whole", "rows", "columns"):
+            case = _case(folder, what)
+            contestants = (
+                (_STOCK, _raw(folder), _PARALOAD) if what == "whole" else (_STOCK, _PARALOAD)
+            )
+            timings = measure_arms(contestants, case, rounds=rounds or _ROUNDS).timings
+            title = f"{what}, {files} file{'s' * (files > 1)}"
+            tables.append(_table(title, timings, case.payload_bytes))
+            if what != "columns":  # torch copies them out of a mapping: fast, and SIGBUS if cut
+                bars += _bars(title, timings)
+            figures[title] = {name: timing.to_dict() for name, timing in timings.items()}
+    return Section(tables=tuple(tables), bars=tuple(bars), figures=figures)
+
+
+@cache
+def _written(folder: Path, files: int) -> Path:
+    """Random bf16 in the shapes of a Llama, in files of about equal size."""
+    folder.mkdir()
+    parts: list[dict[str, torch.Tensor]] = [{} for _ in range(files)]
+    for name, shape in llama_shapes(9, 2048, 5632, 32_000).items():
+        if len(shape) == 1:
+            shape = (1, *shape)  # noqa: PLW2901 - so that each tensor has rows and columns
+        least = min(parts, key=lambda part: sum(tensor.nbytes for tensor in part.values()))
+        least[name] = torch.empty(shape, dtype=torch.int16).random_().view(torch.bfloat16)
+    for number, part in enumerate(parts, 1):
+        save_file(part, folder / f"model-{number:05}-of-{files:05}.safetensors")
+    os.sync()
+    warm(folder.iterdir())
+    return folder
+
+
+def _case(folder: Path, what: str) -> Case:
+    metadata = ParallelHuggingFaceReader(folder).read_metadata()
+    items = []
+    targets = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise TypeError(f"{name!r} is no tensor")
+        (rows, columns), dtype = entry.size, entry.properties.dtype
+        offsets, lengths = [0, 0], [rows, columns]
+        if what != "whole" and rows > 1:
+            dim = 0 if what == "rows" else 1
+            lengths[dim] //= _PART
+            offsets[dim] = 3 * lengths[dim]
+        targets[name] = torch.empty(lengths, dtype=dtype)
+        origin = torch.Size((0, 0))
+        items.append(
+            ReadItem(
+                type=LoadItemType.TENSOR,
+                dest_index=MetadataIndex(name, origin),
+                dest_offsets=origin,
+                storage_index=MetadataIndex(name, origin),
+                storage_offsets=torch.Size(offsets),
+                lengths=torch.Size(lengths),
+            )
+        )
+    poison(targets)
+    return Case(folder=folder, targets=targets, plan_items=lambda _: LoadPlan(list(items)))
+
+
+def _raw(folder: Path) -> arms.Arm:
+    storage: Mapping[Any, Any] = ParallelHuggingFaceReader(folder).read_metadata().storage_data
+
+    def prepare(case: Case) -> arms.Prepared:
+        pieces = [
+            piece
+            for index, info in storage.items()
+            for piece in pieces_of(
+                str(folder / info.relative_path),
+                info.offset,
+                raw_bytes(case.targets[index.fqn]).numpy().data,
+            )
+        ]
+        return arms.Prepared(run=lambda: read_raw(pieces, workers=arms.WORKERS))
+
+    return arms.Arm(name="raw limit", prepare=prepare)
+
+
+def _table(title: str, timings: Mapping[str, Timing], payload_bytes: int) -> Table:
+    stock_s = timings[_STOCK.name].median_s
+    gib = payload_bytes / (1 << 30)
+    return Table(
+        title=f"Safetensors: {gib:.2f} GiB, {title}, page cache warm",
+        columns=("arm", "median s", "GiB/s", "x torch", "min..max s"),
+        rows=tuple(
+            (
+                name,
+                f"{timing.median_s:.3f}",
+                f"{gib / timing.median_s:.2f}",
+                f"{stock_s / timing.median_s:.2f}",
+                timing.spread,
+            )
+            for name, timing in timings.items()
+        ),
+    )
+
+
+def _bars(title: str, timings: Mapping[str, Timing]) -> list[Bar]:
+    ours_s = timings[_PARALOAD.name].median_s
+    whole = "raw limit" in timings
+    limit = 0.93 if whole else 1.0
+    value = timings[_STOCK.name].median_s / ours_s
+    bars = [Bar(name=f"safetensors, {title}", value=value, limit=limit, unit="x torch")]
+    if whole:
+        value = timings["raw limit"].median_s / ours_s
+        bars.append(Bar(name=f"safetensors, {title}", value=value, limit=0.9, unit="of raw"))
+    return bars
