@@ -44,7 +44,7 @@ def metadata_of(files: Iterable[SafetensorsFile], weight_map: Mapping[str, str])
     entries: dict[str, Any] = {}
     storage: dict[Any, SafetensorsInfo] = {}
     for file in files:
-        offsets_of = _saved_offsets(file)
+        offsets_of = saved_offsets(file)
         for tensor in file.header.tensors:
             if weight_map.get(tensor.name, file.path) != file.path:
                 continue  # a copy that the index does not use
@@ -71,7 +71,7 @@ def metadata_of(files: Iterable[SafetensorsFile], weight_map: Mapping[str, str])
     return Metadata(entries, storage_data=storage)
 
 
-def _saved_offsets(file: SafetensorsFile) -> Callable[[StoredTensor], torch.Size]:
+def saved_offsets(file: SafetensorsFile) -> Callable[[StoredTensor], torch.Size]:
     """Where each tensor of the file lies in the one that it is a chunk of."""
     text = file.header.metadata.get(_SHARDING)
     if not text:

@@ -5,7 +5,7 @@ paths --submit--> daemon threads --stat, head, rest of the header--> Header, or 
 The first read takes as much as one more request would cost, and most headers need no second one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
 from paraload.errors import CheckpointReadError, FormatError, ItemReadError
@@ -34,18 +34,26 @@ class FileReader:
         path: of the checkpoint, for errors.
         retries: how often to retry transient read errors.
         stall_timeout_s: seconds without progress before a stalled read becomes an error.
+        starts: by path, where the safetensors begin in files that hold something else in front.
 
     Attributes:
         seen: the stat of each file before it was read.
     """
 
     def __init__(
-        self, source: ByteSource, *, path: str, retries: int, stall_timeout_s: float | None
+        self,
+        source: ByteSource,
+        *,
+        path: str,
+        retries: int,
+        stall_timeout_s: float | None,
+        starts: Mapping[str, int] | None = None,
     ) -> None:
         self.source = source
         self.path = path
         self.seen: dict[str, FileStat] = {}
         self._retries = retries
+        self._starts = {} if starts is None else starts
         self._threads = DaemonThreads(
             source.limits.requests_in_flight or _THREADS,
             "paraload-header",
@@ -61,23 +69,23 @@ class FileReader:
         self._threads.__exit__(kind, error, traceback)
 
     def headers(self, paths: Sequence[str]) -> list[Header]:
-        """The header of each file.
+        """The header of each file; ranges in it count from where the safetensors begin.
 
         Raises:
             CheckpointReadError: of the one file that has a fault, or of all that have one.
         """
-        return self._whole(self.answers(paths, self._header))
+        return self.whole(self.answers(paths, self.header))
 
     def weight_map(self, path: str) -> dict[str, str]:
         """The file of each tensor, by the index at ``path``."""
-        found: dict[str, str] = self._whole(self.answers([path], self._index))[0]
+        found: dict[str, str] = self.whole(self.answers([path], self._index))[0]
         return found
 
     def names(self) -> set[str]:
         """All files, also those in subfolders."""
         listing: Any = self.source
         answers = self.answers([self.path], lambda *_: set(listing.list_files()))
-        found: set[str] = self._whole(answers)[0]
+        found: set[str] = self.whole(answers)[0]
         return found
 
     def answers(
@@ -109,13 +117,15 @@ class FileReader:
             tuple(failures),
         )
 
-    def _whole(self, answers: Iterable[Any]) -> list[Any]:
+    def whole(self, answers: Iterable[Any]) -> list[Any]:
+        """The answers, if none is an error."""
         answers = list(answers)
         if failures := [answer for answer in answers if isinstance(answer, ItemReadError)]:
             raise self.error_of(failures)
         return answers
 
-    def _header(self, source: ByteSource, path: str) -> Header:
+    def header(self, source: ByteSource, path: str) -> Header:
+        """The header of a file, by ``source``."""
         head, file_bytes = self._head(source, path)
         end = header_end(head, file_bytes, path=path)
         if end > len(head):
@@ -144,11 +154,13 @@ class FileReader:
     def _head(self, source: ByteSource, path: str) -> tuple[bytes, int]:
         self.seen[path] = stat = source.stat(path)
         self._threads.goes_on()
+        file_bytes = max(0, stat.size - self._starts.get(path, 0))
         limits = source.limits
-        first_bytes = min(stat.size, max(limits.head_bytes, limits.max_gap_bytes))
-        return self._read(source, path, 0, first_bytes), stat.size
+        first_bytes = min(file_bytes, max(limits.head_bytes, limits.max_gap_bytes))
+        return self._read(source, path, 0, first_bytes), file_bytes
 
     def _read(self, source: ByteSource, path: str, start: int, end: int) -> bytes:
+        start, end = (at + self._starts.get(path, 0) for at in (start, end))
         data = bytearray(end - start)
         step = source.limits.max_request_bytes
         with memoryview(data) as memory:

@@ -37,6 +37,7 @@ from paraload.metadata.dcp_index import descriptors_of
 from paraload.metadata.file_bytes import MetadataFile
 from paraload.metadata.rank_files import rank_files, rank_files_among
 from paraload.metadata.reading import read_metadata
+from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
 from paraload.options import ReadOptions
 from paraload.report import ReadReport
 from paraload.sources import ByteSource, FileStat
@@ -340,7 +341,7 @@ class SourceReader(ParallelFileReader, StorageReader):
 
 def _read_metadata(reader: Any, file: MetadataFile, seen: dict[str, FileStat]) -> Metadata:
     options = options_of(reader)
-    return read_metadata(
+    metadata = read_metadata(
         file,
         allow_globals=options.allow_globals,
         load_id=reader.load_id,
@@ -348,6 +349,15 @@ def _read_metadata(reader: Any, file: MetadataFile, seen: dict[str, FileStat]) -
         stall_timeout_s=options.stall_timeout_s,
         seen=seen,
     )
+    if holds_safetensors(metadata):
+        locate_safetensors(
+            metadata,
+            reader._make_source,  # noqa: SLF001 - a step
+            path=str(reader.path),
+            retries=options.retries,
+            stall_timeout_s=options.stall_timeout_s,
+        )
+    return metadata
 
 
 def read_data_parallel(
