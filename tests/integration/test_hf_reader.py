@@ -37,6 +37,7 @@ from paraload.errors import (
     StorageReadError,
     UnsafePathError,
 )
+from paraload.formats.torch_load import narrow_tensor
 from tests.integration import support
 from tests.sources import MIB, RemoteLikeSource
 
@@ -251,11 +252,24 @@ def double(read_item, descriptors, stream):
     return io.BytesIO(data.numpy().tobytes())
 
 
-def test_hooks_get_the_bytes_of_a_tensor_and_layouts_stay_known(tmp_path):
-    saved = {"w": torch.randn(30, 40)}
+def negated(tensor, storage_offsets, lengths):
+    return -narrow_tensor(tensor, storage_offsets, lengths)
+
+
+def the_bytes(stream, item_metadata):
+    stream.seek(item_metadata.offset)
+    return io.BytesIO(stream.read(item_metadata.length))
+
+
+@pytest.mark.parametrize(
+    ("hook", "factor"),
+    [({"transform": double}, 2), ({"narrow_tensor": negated}, -1), ({"slice_file": the_bytes}, 1)],
+)
+def test_hooks_get_the_bytes_of_a_tensor_and_layouts_stay_known(tmp_path, hook, factor):
+    saved = {"w": torch.randn(30, 40), "none": torch.zeros(0, 3)}
     save_file(saved, tmp_path / "model.safetensors")
-    reader = ParallelHuggingFaceReader(tmp_path, transform=double)
-    assert torch.equal(load(reader, saved)["w"], saved["w"] * 2)
+    got = load(ParallelHuggingFaceReader(tmp_path, **hook), saved)
+    assert_identical(got, {name: tensor * factor for name, tensor in saved.items()})
 
 
 # ------------------------------------------------------------------------------ another storage

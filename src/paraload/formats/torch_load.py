@@ -10,7 +10,7 @@ import torch
 
 from paraload._text import printable
 from paraload.core.pickle_names import is_class_of_package, is_of_data, is_of_standard_library
-from paraload.core.records import dtype_name
+from paraload.core.records import TensorRecord, dtype_name
 from paraload.errors import DAMAGED_HINT, FormatError, UnsafeObjectError
 from paraload.geometry.runs import Shape
 
@@ -140,11 +140,15 @@ def narrow_tensor(tensor: torch.Tensor, storage_offsets: Shape, lengths: Shape) 
 
 
 def narrow_with_hook(
-    data: memoryview, hook: Callable[..., Any], storage_offsets: Shape, lengths: Shape
+    data: memoryview,
+    layout: TensorRecord | None,
+    hook: Callable[..., Any],
+    storage_offsets: Shape,
+    lengths: Shape,
 ) -> tuple[memoryview, str, Shape]:
     """Load a record and cut it with the hook; return the elements, their dtype and their shape."""
     try:
-        loaded = load_tensor(data)
+        loaded = load_tensor(data) if layout is None else _tensor_of(data, layout)
     except UnsafeObjectError as error:
         # Worker processes import neither __main__ nor what it imports.
         error.hint = f"{error.hint}. With process executors, do this in the module of the hook"
@@ -153,3 +157,12 @@ def narrow_with_hook(
     nbytes = tensor.numel() * tensor.element_size()
     flat = tensor.reshape(-1).view(torch.uint8) if nbytes else torch.empty(0, dtype=torch.uint8)
     return memoryview(flat.numpy().data), dtype_name(tensor.dtype), tuple(tensor.shape)
+
+
+def _tensor_of(data: memoryview, layout: TensorRecord) -> torch.Tensor:
+    """The tensor in a record of a known layout."""
+    dtype = getattr(torch, layout.dtype)
+    if 0 in layout.shape:
+        return torch.empty(layout.shape, dtype=dtype)
+    elements = torch.frombuffer(bytearray(data[layout.start : layout.end]), dtype=dtype)
+    return elements.as_strided(layout.shape, layout.strides, layout.storage_offset)

@@ -202,8 +202,12 @@ def _narrowed(
     # The hook works on tensors, so this is the one place where a worker needs torch.
     from paraload.formats.torch_load import narrow_with_hook  # noqa: PLC0415
 
-    verified = check_archive(data, most_bytes(spec), verify=context.verify)
-    elements, dtype, shape = narrow_with_hook(data, hook, spec.wanted.offsets, spec.wanted.lengths)
+    verified = 0
+    if spec.layout is None:
+        verified = check_archive(data, most_bytes(spec), verify=context.verify)
+    elements, dtype, shape = narrow_with_hook(
+        data, spec.layout, hook, spec.wanted.offsets, spec.wanted.lengths
+    )
     return Staged(
         item=spec.item,
         data=sink.keep(spec.item, elements),
