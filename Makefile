@@ -48,7 +48,7 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= unpickler metadata record checkpoint
+FUZZ_TARGETS ?= unpickler metadata record checkpoint safetensors
 SOAK_SECONDS ?= 600
 
 # atheris has wheels for Python 3.11 to 3.13 on Linux alone, so it is no part of `make venv`.

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from paraload import CheckpointReadError, ParallelHuggingFaceReader
+from paraload.adapters.dcp import hf_open_file
 from paraload.errors import (
     ChangedFileError,
     CoverageError,
@@ -519,6 +520,24 @@ def test_quantized_tensors(tmp_path, source_of_scales):
     assert_identical(loaded[1], loaded[0])
     assert torch.equal(loaded[1]["norm"], files[2]["norm"])
     assert loaded[1]["a.weight"].count_nonzero() > 1000
+
+
+def test_a_subclass_reads_ahead_in_batches(tmp_path, monkeypatch):
+    class Reader(ParallelHuggingFaceReader):
+        def _process_read_request(self, f, req, planner):
+            HuggingFaceStorageReader._process_read_request(self, f, req, planner)
+
+    saved = {f"t{n}": torch.randn(100, n + 1) for n in range(50)}
+    save_folder(tmp_path, saved, files=2)
+    loads = []
+    really = hf_open_file.read_with
+    monkeypatch.setattr(hf_open_file, "_BATCH_BYTES", 40_000)
+    monkeypatch.setattr(
+        hf_open_file, "read_with", lambda *a, **k: loads.append(len(a[1].items)) or really(*a, **k)
+    )
+    assert_identical(load(Reader(tmp_path), saved), saved)
+    assert sum(loads) == 50, "nothing twice"
+    assert 14 <= len(loads) <= 20
 
 
 def test_what_a_subclass_may_do_with_an_open_file(tmp_path):

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from paraload.adapters.dcp.read_data import read_with
+from paraload.adapters.dcp.hf_open_file import OpenFile
 from paraload.adapters.dcp.reader_config import options_of
-from paraload.adapters.dcp.readers import ParallelFileReader, ParallelFileSystemReader
+from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.formats import ItemFormat
 from paraload.formats.safetensors import SafetensorsFormat
 from paraload.metadata.safetensors_folder import (
@@ -136,67 +135,11 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         for item in plan.items:
             by_file[self.storage_data[item.storage_index].relative_path].append(item)
         for number, (path, items) in enumerate(by_file.items(), 1):
-            file = _OpenFile(self, path)
-            for item in items:
+            file = OpenFile(self, path)
+            for item in file.ahead(items):
                 self._process_read_request(file, item, planner)
             if progress_callback is not None:
                 progress_callback(number, len(by_file))
         done: Future[None] = Future()
         done.set_result(None)
         return done
-
-
-class _OpenFile:
-    """What ``_process_read_request`` uses of ``safetensors.safe_open``."""
-
-    def __init__(self, reader: ParallelHuggingFaceReader, path: str) -> None:
-        self._reader = reader
-        self._indexes = {
-            index.fqn: index
-            for index, info in reader.storage_data.items()
-            if info.relative_path == path
-        }
-
-    def keys(self) -> list[str]:
-        return list(self._indexes)
-
-    def get_slice(self, name: str) -> "_Slice":
-        return _Slice(self._reader, self._indexes[name])
-
-    def get_tensor(self, name: str) -> torch.Tensor:
-        return self.get_slice(name)[...]
-
-
-class _Slice:
-    """A stored tensor, of which a part is read when it is indexed."""
-
-    def __init__(self, reader: ParallelHuggingFaceReader, index: MetadataIndex) -> None:
-        self._reader = reader
-        self._index = index
-        self._layout = reader.storage_data[index].layout
-
-    def get_shape(self) -> list[int]:
-        return list(self._layout.shape)
-
-    def __getitem__(self, key: Any) -> torch.Tensor:
-        parts = key if isinstance(key, tuple) else (key,)
-        is_plain = all(isinstance(part, slice) and part.step in {None, 1} for part in parts)
-        whole = (slice(None),) * len(self._layout.shape)
-        if not is_plain or len(parts) > len(whole):
-            return self._read(whole)[key]
-        return self._read(parts + whole[len(parts) :])
-
-    def _read(self, parts: tuple[slice, ...]) -> torch.Tensor:
-        bounds = [part.indices(n) for part, n in zip(parts, self._layout.shape, strict=True)]
-        offsets = torch.Size([start for start, _, _ in bounds])
-        lengths = torch.Size([max(0, stop - start) for start, stop, _ in bounds])
-        target = torch.empty(lengths, dtype=getattr(torch, self._layout.dtype))
-        origin = torch.Size([0] * len(lengths))
-        place = MetadataIndex(self._index.fqn, origin)
-        item = ReadItem(LoadItemType.TENSOR, place, origin, self._index, offsets, lengths)
-        planner = DefaultLoadPlanner()
-        planner.state_dict = {place.fqn: target}
-        read_with(
-            self._reader, LoadPlan([item]), planner, defaults=ParallelFileReader, progress=False
-        )
-        return target
