@@ -10,6 +10,7 @@ from paraload import (
     CheckpointReadError,
     ParallelFileReader,
     ParallelFileSystemReader,
+    ParallelHuggingFaceReader,
     ReadOptions,
     ReadProgress,
     ReadReport,
@@ -86,6 +87,7 @@ def readers(path: str) -> list[ParallelFileReader]:
     return [
         ParallelFileSystemReader(path, options=options),
         ParallelFileSystemReader(path, None, progress=True, memory_budget_bytes=64 << 20),
+        ParallelHuggingFaceReader(path, thread_count=8, options=options),
         MyReader(path),
     ]
 
