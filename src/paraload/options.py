@@ -198,6 +198,17 @@ class ReadOptions:
         return cls(**(_from_environment(os.environ if environ is None else environ) | overrides))
 
 
+def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of :class:`ReadOptions` among ``keywords``, and all others.
+
+    >>> split_keywords({"max_workers": 4, "region": "eu-west-1"})
+    ({'max_workers': 4}, {'region': 'eu-west-1'})
+    """
+    names = {field.name for field in dataclasses.fields(ReadOptions)}
+    reading = {name: value for name, value in keywords.items() if name in names}
+    return reading, {name: value for name, value in keywords.items() if name not in names}
+
+
 def parse_bytes(text: str) -> int:
     """Parse a number of bytes, such as ``"268435456"``, ``"256MiB"`` or ``"2g"``.
 

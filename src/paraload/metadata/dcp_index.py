@@ -43,7 +43,8 @@ def _place(info: Any) -> Place | None:
     if info is None:
         return None
     end = info.offset + info.length
-    return Place(info.relative_path, info.offset, end, descriptors_of(info))
+    layout = getattr(info, "layout", None)
+    return Place(info.relative_path, info.offset, end, descriptors_of(info), layout)
 
 
 def descriptors_of(info: Any) -> tuple[str, ...]:

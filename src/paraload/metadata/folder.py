@@ -24,9 +24,11 @@ from paraload.metadata.file_bytes import MetadataFile
 from paraload.metadata.index import CheckpointIndex
 from paraload.metadata.rank_files import GLOBAL_METADATA, metadata_file, rank_files_among
 from paraload.metadata.reading import read_metadata
+from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.runtime.gc_pause import collector_paused
 from paraload.sources import ByteSource, FileStat
+from paraload.sources.opening import open_source
 
 #: A data file of a rank that saves alone.
 _DATA_FILE: Final = re.compile(r"__(0|[1-9]\d*)_\d+\.distcp")
@@ -47,6 +49,7 @@ class FolderMetadata:
         ranks: ranks with separate metadata; empty if one file is for all.
         missing: ranks whose metadata should be here: a higher rank has metadata, or the rank has
             data files.
+        has_company: whether files of other programs may be among those of the checkpoint.
     """
 
     metadata: Metadata
@@ -54,6 +57,7 @@ class FolderMetadata:
     seen: dict[str, FileStat]
     ranks: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
+    has_company: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -97,6 +101,14 @@ def folder_metadata(
             stall_timeout_s=stall_timeout_s,
             seen=seen,
         )
+        if holds_safetensors(metadata):
+            locate_safetensors(
+                metadata,
+                lambda: open_source(folder) if source is None else source,
+                path=str(folder),
+                retries=retries,
+                stall_timeout_s=stall_timeout_s,
+            )
         _require_places(metadata, file.name)
         found.append(metadata)
     with collector_paused():

@@ -14,17 +14,22 @@ from math import prod
 from operator import attrgetter
 from typing import NamedTuple
 
+from paraload.core.records import TensorRecord
 from paraload.geometry.coverage import chunks_fault
 from paraload.geometry.runs import Shape
 
 
 class Place(NamedTuple):
-    """Bytes ``[start, end)`` of the file ``path``; ``descriptors`` name their transforms."""
+    """Bytes ``[start, end)`` of the file ``path``; ``descriptors`` name their transforms.
+
+    ``layout`` is known where the bytes have no header of their own.
+    """
 
     path: str
     start: int
     end: int
     descriptors: tuple[str, ...] = ()
+    layout: TensorRecord | None = None
 
 
 class Chunk(NamedTuple):
@@ -133,7 +138,7 @@ class CheckpointIndex:
         ends = dict.fromkeys(file_bytes, 0)
         ranges = [place for place, _ in self._in_file_order() if place.path in ends]
         ranges += [Place(path, size, size) for path, size in file_bytes.items()]
-        for path, start, end, _ in ranges:
+        for path, start, end, *_ in ranges:
             if start > ends[path]:
                 orphan = Place(path, ends[path], start)
                 yield IndexFault("orphan-bytes", "no record has these bytes", (), orphan)

@@ -36,7 +36,8 @@ def audit_specs(records: Sequence[tuple[Place, Chunk]]) -> list[RecordSpec]:
         lengths = chunk.lengths or ()
         stored = None if chunk.dtype is None else Stored(chunk.dtype, lengths)
         kind: ItemKind = "bytes" if stored is None else "tensor"
-        wanted = Wanted(kind, (0,) * len(lengths), lengths, place.descriptors, stored)
+        offsets, descriptors = (0,) * len(lengths), place.descriptors
+        wanted = Wanted(kind, offsets, lengths, descriptors, stored, place.layout)
         wanted = shared.setdefault(wanted, wanted)
         specs.append(RecordSpec(number, place.path, place.start, place.end, chunk.name, wanted))
     return specs

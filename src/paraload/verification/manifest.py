@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from paraload._text import counted
-from paraload.adapters.dcp.reader_choice import is_url, make_source, reader_for
+from paraload.adapters.dcp.reader_choice import make_source, reader_for
+from paraload.adapters.dcp.urls import is_url
 from paraload.errors import FormatError, InvalidOptionError, MissingFileError
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.runtime.daemon_threads import DaemonThreads

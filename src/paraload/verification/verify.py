@@ -98,7 +98,7 @@ def verify(
         )
         known.add(apart)
     sizes = {name: file.size for name, file in files.items()}
-    orphan_files = [name for name in present if name not in known]
+    orphan_files = [] if found.has_company else [name for name in present if name not in known]
     tensors = {part.name for part in parts if part.lengths is not None}
     return VerifyReport(
         path=shown,

@@ -11,9 +11,11 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
+from paraload._text import without_credentials
 from paraload.adapters.dcp.hf_open_file import OpenFile
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
+from paraload.adapters.dcp.urls import is_url, url_reader
 from paraload.formats import ItemFormat
 from paraload.formats.safetensors import SafetensorsFormat
 from paraload.metadata.safetensors_folder import (
@@ -21,7 +23,8 @@ from paraload.metadata.safetensors_folder import (
     SUFFIX,
     read_safetensors_metadata,
 )
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, split_keywords
+from paraload.sources import ByteSource
 
 
 class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageReader):
@@ -32,9 +35,10 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
     can be verified: ``last_report.unverified`` counts them.
 
     Args:
-        path: a folder, a ``.safetensors`` file, or a ``.safetensors.index.json``.
+        path: path or URL of a folder, a ``.safetensors`` file, or a ``.safetensors.index.json``.
         thread_count: accepted as torch's reader does, and not used: see ``max_workers``.
         options: a complete :class:`~paraload.ReadOptions`, or its fields as keywords.
+        **keywords: for a URL, also options of its storage.
 
     A subclass of torch's reader that changes tensors on their way, as
     ``QuantizedHuggingFaceStorageReader`` does, goes in front; its ``_process_read_request`` is then
@@ -55,6 +59,8 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
     """
 
     _file: str | None
+    _url: str | None
+    _storage_options: dict[str, Any] = {}  # noqa: RUF012 - replaced, not changed
 
     def __init__(
         self,
@@ -64,7 +70,10 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         options: ReadOptions | None = None,
         **keywords: Any,
     ) -> None:
-        ParallelFileSystemReader.__init__(self, ".", options=options, **keywords)
+        reading = keywords
+        if is_url(path):
+            reading, self._storage_options = split_keywords(keywords)
+        ParallelFileSystemReader.__init__(self, ".", options=options, **reading)
         self.thread_count = thread_count
         self._set_path(path)
 
@@ -83,7 +92,17 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         folder, self._file = os.fspath(path), None
         if folder.endswith((SUFFIX, INDEX_SUFFIX)):
             folder, self._file = os.path.split(folder)
-        self.path = folder if "://" in folder else self.fs.init_path(folder or ".")
+        self._url = folder if is_url(folder) else None
+        if self._url is None:
+            self.path = self.fs.init_path(folder or ".")
+        else:
+            self.path = without_credentials(folder)
+
+    def _make_source(self) -> ByteSource:
+        if self._url is None:
+            return super()._make_source()
+        reader = url_reader(self._url, direct_io=self.options.direct_io, **self._storage_options)
+        return reader._make_source()  # noqa: SLF001 - a step of readers
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's
         """Read the headers of all files, in parallel.

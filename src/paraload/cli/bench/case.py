@@ -126,7 +126,7 @@ class Case:
 def _metadata_of(pieces: Sequence[Piece]) -> Metadata:
     entries: dict[str, Any] = {}
     storage: dict[MetadataIndex, _StorageInfo] = {}
-    for name, (path, start, end, descriptors), dtype, shape, _ in pieces:
+    for name, (path, start, end, descriptors, _), dtype, shape, _ in pieces:
         if dtype is None:
             offset, entries[name] = None, BytesStorageMetadata()
         else:
