@@ -1,4 +1,4 @@
-"""HTTP servers on free ports of the loopback: a range server that fails on demand, and moto's S3."""
+"""HTTP servers on the loopback: a range server that fails on demand, and moto's S3."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import pickle
 import pytest
 from obstore.store import MemoryStore, from_url
 
-from paraload.errors import ShortFileError, StorageReadError
 from paraload.sources import Read
 from paraload.sources.object_store import ObjectStoreSource
 from paraload.testing import FILES, SourceContract

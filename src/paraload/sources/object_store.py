@@ -91,16 +91,17 @@ class ObjectStoreSource:
         return ReadStats(requests=len(reads))
 
     def _read(self, path: str, start: int, end: int, buffers: Sequence[memoryview]) -> None:
-        options = {"range": (start, end)}
-
         def get(store: Any) -> None:
-            answer = store.get(self._key(path), options=options)
-            self._require_unchanged(path, answer.meta)
-            if answer.range != (start, end):
-                raise _short(path, start, end, answer.meta["size"])
+            answer = store.get(self._key(path), options={"range": (start, end)})
+            error = self._change(path, answer.meta)
+            if error is None and answer.range != (start, end):
+                error = _short(path, start, end, answer.meta["size"])
+            if error is not None:
+                del answer  # its connection would be open as long as there is a traceback
+                raise error
             got = _fill(buffers, answer.stream(min_chunk_size=_PIECE_BYTES))
             if got != end - start:
-                raise ConnectionError(f"a body of {end - start} bytes had {got}")
+                raise ConnectionError(f"{self._name}: body of {got} bytes, not {end - start}")
 
         try:
             self._ask(path, get)
@@ -110,8 +111,8 @@ class ObjectStoreSource:
                 raise _short(path, start, end, size) from None
             raise
 
-    def _require_unchanged(self, path: str, meta: Any) -> None:
-        """Compare with the first answer.
+    def _change(self, path: str, meta: Any) -> Exception | None:
+        """The error if the object differs from that of the first answer.
 
         The engine looks at all files after the load, too. This ends a load of hours early, and it
         notices servers of one address that have different files. ``If-Match`` would do the same
@@ -119,14 +120,15 @@ class ObjectStoreSource:
         """
         version = _version(meta)
         first = self._versions.setdefault(path, version)
-        if version != first:
-            raise StorageReadError(
-                f"object in {self._name} was replaced while it was read",
-                path=path,
-                expected=f"version {first}",
-                got=f"version {version}",
-                hint="Load again when nothing is writing to this place",
-            )
+        if version == first:
+            return None
+        return StorageReadError(
+            f"object in {self._name} was replaced while it was read",
+            path=path,
+            expected=f"version {first}",
+            got=f"version {version}",
+            hint="Load again when nothing is writing to this place",
+        )
 
     def close(self) -> None:
         """Close all connections, unless the caller made the store."""
