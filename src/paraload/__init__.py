@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paraload.adapters.dcp.load import load
+    from paraload.adapters.dcp.object_store import ParallelObjectStoreReader
     from paraload.adapters.dcp.read import read
     from paraload.adapters.dcp.readers import ParallelFileReader, ParallelFileSystemReader
     from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointReadError",
     "ParallelFileReader",
     "ParallelFileSystemReader",
+    "ParallelObjectStoreReader",
     "ReadOptions",
     "ReadProgress",
     "ReadReport",
@@ -43,6 +45,7 @@ _HOMES = {
     "CheckpointReadError": "paraload.errors",
     "ParallelFileReader": "paraload.adapters.dcp.readers",
     "ParallelFileSystemReader": "paraload.adapters.dcp.readers",
+    "ParallelObjectStoreReader": "paraload.adapters.dcp.object_store",
     "ReadOptions": "paraload.options",
     "ReadProgress": "paraload.progress",
     "ReadReport": "paraload.report",

@@ -43,6 +43,9 @@ class ObjectStoreSource:
         prefix: of all keys.
         **store_options: those of ``obstore.store.from_url``.
 
+    Attributes:
+        name: of the place, without credentials.
+
     Raises:
         InvalidOptionError: obstore refuses URL or options.
     """
@@ -58,7 +61,7 @@ class ObjectStoreSource:
 
     def __init__(self, where: Any, prefix: str = "", **store_options: Any) -> None:
         self._where, self._prefix, self._options = where, prefix.strip("/"), store_options
-        self._name = "/".join(filter(None, (public_name(where), self._prefix)))
+        self.name = "/".join(filter(None, (public_name(where), self._prefix)))
         self._is_url = isinstance(where, str)
         self._is_retried = self._is_url and "retry_config" not in store_options
         self._lock = threading.Lock()
@@ -69,7 +72,7 @@ class ObjectStoreSource:
             self.list_files = self._list_files
 
     def __repr__(self) -> str:
-        return f"ObjectStoreSource({self._name!r})"
+        return f"ObjectStoreSource({self.name!r})"
 
     def __reduce__(self) -> tuple[Callable[..., ObjectStoreSource], tuple[Any, str]]:
         return partial(ObjectStoreSource, **self._options), (self._where, self._prefix)
@@ -101,7 +104,7 @@ class ObjectStoreSource:
                 raise error
             got = _fill(buffers, answer.stream(min_chunk_size=_PIECE_BYTES))
             if got != end - start:
-                raise ConnectionError(f"{self._name}: body of {got} bytes, not {end - start}")
+                raise ConnectionError(f"{self.name}: body of {got} bytes, not {end - start}")
 
         try:
             self._ask(path, get)
@@ -123,7 +126,7 @@ class ObjectStoreSource:
         if version == first:
             return None
         return StorageReadError(
-            f"object in {self._name} was replaced while it was read",
+            f"object in {self.name} was replaced while it was read",
             path=path,
             expected=f"version {first}",
             got=f"version {version}",
@@ -153,7 +156,7 @@ class ObjectStoreSource:
             try:
                 answer = call(store)
             except (BaseError, FileNotFoundError) as error:
-                failure = known_error(error, path, self._name)
+                failure = known_error(error, path, self.name)
             else:
                 self._accepted = store
                 return answer
@@ -188,7 +191,7 @@ class ObjectStoreSource:
             from obstore.store import from_url  # noqa: PLC0415
         except ImportError:
             raise ImportError(
-                f"reading {self._name} needs obstore: pip install 'paraload[object-store]'"
+                f"reading {self.name} needs obstore: pip install 'paraload[object-store]'"
             ) from None
         client = {"allow_http": True} if self._where.lower().startswith("http://") else {}
         client |= _CLIENT_OPTIONS | self._options.get("client_options", {})
@@ -197,7 +200,7 @@ class ObjectStoreSource:
             return from_url(self._where, **options)
         except (BaseError, ValueError, TypeError) as error:
             problem = public_text(str(error))
-        raise InvalidOptionError(f"{self._name}: {problem}")
+        raise InvalidOptionError(f"{self.name}: {problem}")
 
 
 def _require_store(store: Any, options: dict[str, Any]) -> Any:

@@ -8,8 +8,8 @@ credential, and the body of the answer, which may repeat what was signed.
 import errno
 import re
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from paraload._text import without_credentials
 from paraload.errors import MissingFileError, StorageReadError
 
 _STATUS: Final = re.compile(r"status code: (\d{3})([\w ]*)")
@@ -65,11 +65,6 @@ def public_text(text: str) -> str:
 
 
 def public_name(where: Any) -> str:
-    """The URL without what may be secret: password, user and query."""
+    """What to call a URL or store in texts."""
     url = where if isinstance(where, str) else getattr(where, "url", None)
-    if not isinstance(url, str):
-        return repr(where)
-    scheme, host, path, *_ = urlsplit(url)
-    if not scheme.startswith("abfs"):  # container@account
-        host = host.rpartition("@")[2]
-    return f"{scheme}://{host}{path}".rstrip("/")
+    return without_credentials(url).rstrip("/") if isinstance(url, str) else repr(where)
