@@ -19,7 +19,7 @@ from paraload.errors import (
     ShortFileError,
     StorageReadError,
 )
-from paraload.sources import Read
+from paraload.sources import Read, object_store
 from paraload.sources.object_store import ObjectStoreSource
 from paraload.sources.retrying import RetryingSource
 from tests.servers import faulty_server
@@ -184,6 +184,31 @@ def test_stalls_of_a_body_end(server):
     began_s = time.monotonic()
     refusal(source)
     assert time.monotonic() - began_s < 1.5, "read_timeout, not the 30 s of obstore"
+    source.close()
+
+
+def test_stalls_end_without_options_too(server, monkeypatch):
+    given = object_store._CLIENT_OPTIONS
+    assert set(given) == {"read_timeout", "timeout"}
+    monkeypatch.setattr(object_store, "_CLIENT_OPTIONS", {**given, "read_timeout": "300ms"})
+    server.always = "stall"
+    with pytest.raises(TimeoutError, match="timed out"):
+        get(ObjectStoreSource(f"{server.url}/ckpt"))
+    monkeypatch.undo()
+    server.faults, server.always = [], None
+    source = ObjectStoreSource(f"{server.url}/ckpt", client_options={"user_agent": "mine"})
+    options = source._opened().client_options
+    assert set(options) == {"allow_http", "read_timeout", "timeout", "user_agent"}
+
+
+def test_a_body_is_copied_as_it_arrives(server):
+    """So a request in flight needs no memory of its own for all of its body."""
+    server.always = "stall"
+    source = source_of(server, retries=0)
+    buffer = bytearray(2_000_000)
+    with pytest.raises(StorageReadError):
+        source.read("x", [Read(0, [memoryview(buffer)])])
+    assert buffer[:700_000] == DATA[:700_000], "of the million that came"
     source.close()
 
 
