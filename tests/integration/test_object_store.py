@@ -189,6 +189,17 @@ def test_random_faults_are_survived_and_counted(server, small):
     assert reader.last_report.retries == sum(fault is not None for fault in faults) > 5
 
 
+def test_metadata_and_looks_at_files_are_retried_too(server, small):
+    server.head_faults, server.faults, late = [503], ["cut"], [503, 429]
+    reader = ParallelObjectStoreReader(
+        server.url, progress=lambda _: server.head_faults.extend(late and [late.pop()])
+    )
+    targets = support.empty_like(small)
+    support.load(reader, targets)
+    support.assert_same(targets, small)
+    assert server.head_faults == server.faults == late == []
+
+
 def test_a_server_that_dies_for_good_is_one_error(server, small):
     targets = support.empty_like(small)
     reader = ParallelObjectStoreReader(server.url, retries=1)

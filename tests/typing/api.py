@@ -10,6 +10,7 @@ from paraload import (
     CheckpointReadError,
     ParallelFileReader,
     ParallelFileSystemReader,
+    ParallelObjectStoreReader,
     ReadOptions,
     ReadProgress,
     ReadReport,
@@ -86,6 +87,7 @@ def readers(path: str) -> list[ParallelFileReader]:
     return [
         ParallelFileSystemReader(path, options=options),
         ParallelFileSystemReader(path, None, progress=True, memory_budget_bytes=64 << 20),
+        ParallelObjectStoreReader("s3://bucket/step", options=options, region="eu-west-1"),
         MyReader(path),
     ]
 

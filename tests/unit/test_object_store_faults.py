@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import pickle
 import sys
 import time
@@ -11,6 +13,9 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from obstore.exceptions import GenericError
 from obstore.store import HTTPStore, MemoryStore
 
 from paraload.errors import (
@@ -21,6 +26,7 @@ from paraload.errors import (
 )
 from paraload.sources import Read, object_store
 from paraload.sources.object_store import ObjectStoreSource
+from paraload.sources.obstore_errors import known_error
 from paraload.sources.retrying import RetryingSource
 from tests.servers import faulty_server
 
@@ -86,6 +92,66 @@ def test_what_does_not_go_away_is_an_error(server, fault, text):
     refusal(source)
     assert len(server.gets) == 3, "a source that has failed is not retried again"
     source.close()
+
+
+def text_of(status, body="", url="https://me:s3cret@h/x?sig=t0ken"):
+    """What obstore says of an answer."""
+    return (
+        f"Generic S3 error: Error performing GET {url} in 1.5ms - Server returned non-2xx status"
+        f" code: {status}: {body}\n\nDebug source:\nGeneric {{ uri: {url}, status: {status} }}"
+    )
+
+
+def below(kind, text="HTTP error: error sending request"):
+    """What it says where there was no answer."""
+    return (
+        f"Generic S3 error: Error performing GET http://me:s3cret@h/x in 30µs - {text}\n\n"
+        f"Debug source:\nHttp(HttpError {{ kind: {kind}, source: reqwest::Error {{ kind: Body"
+    )
+
+
+SIGNED = "<Error><Code>{}</Code><AWSAccessKeyId>signed</AWSAccessKeyId></Error>"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "shown"),
+    [
+        (
+            text_of("503 Service Unavailable", SIGNED.format("SlowDown")),
+            ConnectionError,
+            "SlowDown",
+        ),
+        (text_of("500 Internal Server Error"), ConnectionError, "500 Internal Server Error"),
+        (text_of("400 Bad Request", SIGNED.format("ExpiredToken")), PermissionError, "denies"),
+        (text_of("403 Forbidden", SIGNED.format("AccessDenied")), PermissionError, "AccessDenied"),
+        (text_of("400 Bad Request", SIGNED.format("Strange")), StorageReadError, "400 Bad Request"),
+        (text_of("400 Bad Request", "kind: Timeout"), StorageReadError, "400 Bad Request"),
+        (below("Connect"), ConnectionError, "error sending request"),
+        (below("Timeout"), TimeoutError, "timed out"),
+        (below("Unknown", "HTTP error: builder error"), StorageReadError, "allow_http"),
+        ("Generic S3 error: moved to https://h/x?sig=t0ken", StorageReadError, "moved to"),
+    ],
+)
+def test_texts_of_obstore_are_understood_and_not_shown(text, kind, shown):
+    error = known_error(GenericError(text), "x", "s3://bucket")
+    if kind is PermissionError:
+        assert (type(error), error.errno) == (StorageReadError, errno.EACCES)
+    else:
+        assert type(error) is kind
+    assert shown in str(error)
+    assert "s3://bucket" in str(error)
+    assert [secret for secret in SECRETS if secret in str(error)] == []
+
+
+@given(st.binary(max_size=50), st.lists(st.integers(0, 9)), st.lists(st.integers(1, 9)))
+def test_bodies_are_scattered_however_they_are_cut(data, sizes, cuts):
+    buffers = [bytearray(size) for size in sizes]
+    ends = [0, *itertools.accumulate(cuts), len(data)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(sorted(ends))]
+    got = object_store._fill([memoryview(buffer) for buffer in buffers], pieces)
+    filled = min(len(data), sum(sizes))
+    assert b"".join(buffers) == data[:filled].ljust(sum(sizes), b"\0")
+    assert got == len(data) or got > sum(sizes)
 
 
 @pytest.mark.parametrize("status", [401, 403])
