@@ -167,7 +167,7 @@ def s3_server():
     try:
         from moto.server import ThreadedMotoServer
     except ImportError:
-        pytest.fail("these tests need moto's S3 server: pip install 'moto[server]'")
+        pytest.fail("these tests need moto's S3 server: pip install 'paraload[test]'")
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
