@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from obstore.store import MemoryStore
 
 pytest.register_assert_rewrite("paraload.testing")
 
@@ -12,8 +13,9 @@ from paraload.testing import leaked, resources  # noqa: E402 - as the line above
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm():
-    """What torch opens once and keeps is not a leak of the first test."""
+    """What torch and obstore open once and keep is not a leak of the first test."""
     torch.rand(8, 8) @ torch.rand(8, 8)
+    MemoryStore().put("starts-its-runtime", b"")
 
 
 @pytest.fixture(autouse=True)

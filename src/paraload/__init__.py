@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
     from paraload.adapters.dcp.load import load
+    from paraload.adapters.dcp.object_store import ParallelObjectStoreReader
     from paraload.adapters.dcp.read import read
     from paraload.adapters.dcp.readers import ParallelFileReader, ParallelFileSystemReader
     from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
@@ -30,6 +31,7 @@ __all__ = [
     "ParallelFileReader",
     "ParallelFileSystemReader",
     "ParallelHuggingFaceReader",
+    "ParallelObjectStoreReader",
     "ReadOptions",
     "ReadProgress",
     "ReadReport",
@@ -46,6 +48,7 @@ _HOMES = {
     "ParallelFileReader": "paraload.adapters.dcp.readers",
     "ParallelFileSystemReader": "paraload.adapters.dcp.readers",
     "ParallelHuggingFaceReader": "paraload.adapters.dcp.hf_reader",
+    "ParallelObjectStoreReader": "paraload.adapters.dcp.object_store",
     "ReadOptions": "paraload.options",
     "ReadProgress": "paraload.progress",
     "ReadReport": "paraload.report",

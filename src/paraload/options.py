@@ -74,7 +74,8 @@ class ReadOptions:
         transform: hook ``(read_item, transform_descriptors, stream) -> stream`` that decodes an
             item. ``read_item`` is a :class:`~paraload.hooks.ReadItemInfo`.
         retries: retries of a read after a transient error of the storage (EIO, ESTALE, EAGAIN and
-            the like). Default 3, with pauses of 50, 100 and 200 ms; the pause doubles up to 5 s.
+            the like; 408, 429, 5xx, time-outs and cut bodies of a server). Default 3, with pauses
+            of up to 50, 100 and 200 ms; the pause doubles up to 5 s.
         stall_timeout_s: seconds without progress before a stalled read becomes a
             :class:`~paraload.errors.StalledReadError`. Default 300; ``None`` waits forever. A task
             reads at most 32 MiB, or one record if a hook needs it whole, so only a storage slower

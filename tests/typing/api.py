@@ -11,6 +11,7 @@ from paraload import (
     ParallelFileReader,
     ParallelFileSystemReader,
     ParallelHuggingFaceReader,
+    ParallelObjectStoreReader,
     ReadOptions,
     ReadProgress,
     ReadReport,
@@ -88,6 +89,7 @@ def readers(path: str) -> list[ParallelFileReader]:
         ParallelFileSystemReader(path, options=options),
         ParallelFileSystemReader(path, None, progress=True, memory_budget_bytes=64 << 20),
         ParallelHuggingFaceReader(path, thread_count=8, options=options),
+        ParallelObjectStoreReader("s3://bucket/step", options=options, region="eu-west-1"),
         MyReader(path),
     ]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from types import SimpleNamespace
+
 import pytest
 
 from paraload.errors import MissingFileError, StorageReadError
@@ -133,3 +136,25 @@ def test_a_read_that_fails_after_the_load_ended_is_ignored(act):
     reader = task_reader(Failing({}), retries=3, is_cancelled=lambda: bool(ended))
     with pytest.raises(Cancelled):
         act(reader)
+
+
+def test_pauses_grow_and_differ(monkeypatch):
+    monkeypatch.undo()  # the fixture's
+    now_s = 0.0
+
+    def sleep(seconds):
+        nonlocal now_s
+        now_s += seconds
+
+    fake = SimpleNamespace(monotonic=lambda: now_s, sleep=sleep)
+    monkeypatch.setattr(_retrying, "time", fake)
+
+    def waited():
+        ends = [now_s] + [now_s for _ in _retrying.pauses(9)]
+        return [after - before for before, after in pairwise(ends)]
+
+    longest = [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    first, second = waited(), waited()
+    for pause_s, most_s in zip(first + second, longest * 2, strict=True):
+        assert most_s / 2 - 1e-6 <= pause_s <= most_s + 1e-6
+    assert first != second

@@ -4,6 +4,7 @@ Other errors are final at once: waiting changes neither damaged files nor permis
 """
 
 import errno
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
@@ -14,7 +15,7 @@ from paraload.sources.wrapping import WrappedSource
 
 Answer = TypeVar("Answer")
 
-#: Doubled each time: three retries take a third of a second.
+#: Doubled each time: three retries take at most a third of a second.
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
 #: How soon a pause ends after the load was cancelled.
@@ -61,12 +62,14 @@ def is_transient(source: ByteSource, error: BaseException) -> bool:
 def pauses(retries: int, is_cancelled: Callable[[], bool] | None = None) -> Iterator[int]:
     """Wait before each retry, longer each time, until there are no more or the load is cancelled.
 
+    Half of each pause is random, so that ranks which failed together do not come back together.
+
     Yields:
         the number of the next try, from 2 on.
     """
     pause_s = _FIRST_PAUSE_S
     for number in range(retries):
-        until = time.monotonic() + pause_s
+        until = time.monotonic() + random.uniform(pause_s / 2, pause_s)  # noqa: S311 - no secret
         while (left_s := until - time.monotonic()) > 0:
             if is_cancelled is not None and is_cancelled():
                 return

@@ -1,0 +1,70 @@
+"""What obstore's errors mean for a load, in texts without secrets.
+
+obstore tells most errors apart only by their text: the status of the answer, or the kind of failure
+below HTTP. That text is not shown: it contains the whole URL, whose query or user may be a
+credential, and the body of the answer, which may repeat what was signed.
+"""
+
+import errno
+import re
+from typing import Any, Final
+
+from paraload._text import without_credentials
+from paraload.errors import MissingFileError, StorageReadError
+
+_STATUS: Final = re.compile(r"status code: (\d{3})([\w ]*)")
+_CODE: Final = re.compile(r"<Code>(\w{1,40})</Code>")  # of S3, Azure and GCS
+#: URLs, and what object_store says in front of the reason.
+_NOT_SHOWN: Final = re.compile(r"Error performing \w+ .* in [\d.]+\w+ - |\w+://\S+")
+#: How object_store classifies what goes wrong below HTTP; "Unknown" are wrong requests.
+_INTERRUPTION: Final = re.compile(r"kind: (Connect|Request|Timeout|Interrupted)\b")
+_REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERRORS = 408, 429, 500
+_DENIED: Final = frozenset({401, 403})
+_EXPIRED: Final = "ExpiredToken"  # S3 answers 400 then
+_HINTS: Final = {
+    "Range request not supported": "Serve the files from a server that supports range requests",
+    "builder error": "Plain http:// endpoints need client_options={'allow_http': True}",
+}
+
+
+def known_error(error: Exception, path: str, name: str) -> Exception:
+    """The error to raise for one of obstore.
+
+    Transient ones are exactly ``ConnectionError`` or ``TimeoutError``. Denied access has the
+    ``errno`` EACCES.
+    """
+    if isinstance(error, FileNotFoundError):
+        complete = f"Is the checkpoint in {name} complete?"
+        return MissingFileError("object is missing", path=path, hint=complete)
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    number, answer = 0, public_text(text)
+    if status:
+        number, answer = int(status[1]), status[1] + status[2] + (f" ({code[1]})" if code else "")
+    if number in _DENIED or (code and code[1] == _EXPIRED):
+        failure = StorageReadError(
+            f"{name} denies access: {answer}",
+            path=path,
+            hint="Check the credentials, and that they may read this key",
+        )
+        failure.errno = errno.EACCES
+        return failure
+    interruption = None if status else _INTERRUPTION.search(text)
+    if interruption and interruption[1] == "Timeout":
+        return TimeoutError(f"{name}: {answer} (timed out)")
+    is_busy = number in {_REQUEST_TIMEOUT, _TOO_MANY_REQUESTS} or number >= _SERVER_ERRORS
+    if interruption or is_busy:
+        return ConnectionError(f"{name}: {answer}")
+    hint = next((hint for part, hint in _HINTS.items() if part in answer), None)
+    return StorageReadError(f"{name}: {answer}", path=path, hint=hint)
+
+
+def public_text(text: str) -> str:
+    """The first line of an error's text, without URLs."""
+    return _NOT_SHOWN.sub("", text.partition("\n")[0])
+
+
+def public_name(where: Any) -> str:
+    """What to call a URL or store in texts."""
+    url = where if isinstance(where, str) else getattr(where, "url", None)
+    return without_credentials(url).rstrip("/") if isinstance(url, str) else repr(where)
