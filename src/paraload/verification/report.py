@@ -106,7 +106,7 @@ class Finding:
         finding = cls(kind=fault.kind, problem=fault.problem, parts=parts, hint=hint)
         if fault.place is None:
             return finding
-        path, start, end, _ = fault.place
+        path, start, end, *_ = fault.place
         return dataclasses.replace(finding, path=path, start=start, end=end)
 
     def details(self) -> str:
