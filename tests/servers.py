@@ -173,7 +173,8 @@ def s3_server():
     try:
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
-        _create_bucket(endpoint)
+        _ask(endpoint, "POST", "/moto-api/reset")  # all servers of a process share their content
+        _ask(endpoint, "PUT", f"/{BUCKET}")
         yield endpoint
     finally:
         server.stop()
@@ -184,9 +185,9 @@ def s3_options(endpoint):
     return {**S3_KEYS, "endpoint": endpoint, "client_options": {"allow_http": True}}
 
 
-def _create_bucket(endpoint):
+def _ask(endpoint, method, path):
     from http.client import HTTPConnection
 
     with closing(HTTPConnection(urlsplit(endpoint).netloc, timeout=10)) as connection:
-        connection.request("PUT", f"/{BUCKET}")
+        connection.request(method, path)
         assert connection.getresponse().status == 200

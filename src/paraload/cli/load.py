@@ -6,7 +6,6 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from paraload._text import without_credentials
 from paraload.cli import _checkpoint as checkpoint
 from paraload.cli._arguments import (
     STANDARD_OUTPUT,
@@ -51,10 +50,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path = without_credentials(str(arguments.path))
-    options = reading_options(arguments)
+    reader = checkpoint.open_reader(arguments, reading_options(arguments))
+    path = str(reader.path)
     try:
-        report = _load(checkpoint.open_reader(arguments, options))
+        report = _load(reader)
     except CheckpointReadError as error:
         failures = list(map(_failure, error.failures))
         answer = {"ok": False, "path": path, "error": str(error), "failures": failures}

@@ -49,7 +49,7 @@ class FolderMetadata:
         ranks: ranks with separate metadata; empty if one file is for all.
         missing: ranks whose metadata should be here: a higher rank has metadata, or the rank has
             data files.
-        has_company: whether files of other programs may be among those of the checkpoint.
+        is_dcp: whether DCP wrote it; otherwise it is safetensors.
     """
 
     metadata: Metadata
@@ -57,7 +57,7 @@ class FolderMetadata:
     seen: dict[str, FileStat]
     ranks: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
-    has_company: bool = False
+    is_dcp: bool = True
 
     @property
     def files(self) -> tuple[str, ...]:

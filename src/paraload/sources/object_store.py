@@ -25,6 +25,14 @@ _PIECE_BYTES: Final = 256 << 10
 #: A request of 8 MiB takes less unless the connection is slower than 70 KiB/s. The first error
 #: should be that of the request, so this is below the default of ``stall_timeout_s``.
 _CLIENT_OPTIONS: Final = {"timeout": "120s", "read_timeout": "20s"}
+#: What obstore calls the server of a store.
+_ENDPOINTS: Final = (
+    "endpoint",
+    "endpoint_url",
+    "aws_endpoint",
+    "aws_endpoint_url",
+    "azure_endpoint",
+)
 
 
 class ObjectStoreSource:
@@ -193,7 +201,10 @@ class ObjectStoreSource:
             raise ImportError(
                 f"reading {self.name} needs obstore: pip install 'paraload[object-store]'"
             ) from None
-        client = {"allow_http": True} if self._where.lower().startswith("http://") else {}
+        # obstore refuses plain endpoints, unless they are allowed in so many words.
+        places = (self._where, *(self._options.get(name) for name in _ENDPOINTS))
+        is_plain = any(str(place).lower().startswith("http://") for place in places)
+        client = {"allow_http": True} if is_plain else {}
         client |= _CLIENT_OPTIONS | self._options.get("client_options", {})
         options = {"retry_config": {"max_retries": 0}} | self._options | {"client_options": client}
         try:

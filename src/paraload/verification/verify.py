@@ -98,7 +98,7 @@ def verify(
         )
         known.add(apart)
     sizes = {name: file.size for name, file in files.items()}
-    orphan_files = [] if found.has_company else [name for name in present if name not in known]
+    orphan_files = [name for name in present if name not in known]
     tensors = {part.name for part in parts if part.lengths is not None}
     return VerifyReport(
         path=shown,
@@ -144,8 +144,9 @@ def _file_problems(
 def _remarks(
     found: FolderMetadata, file_bytes: Mapping[str, int], orphan_files: Iterable[str]
 ) -> Iterator[Finding]:
-    yield from map(Finding.of_fault, found.index.orphan_bytes(file_bytes))
-    for name in orphan_files:
-        yield Finding(kind="orphan-file", problem="no record is in this file", path=name)
+    if found.is_dcp:  # other files may lie beside safetensors, which have headers
+        yield from map(Finding.of_fault, found.index.orphan_bytes(file_bytes))
+        for name in orphan_files:
+            yield Finding(kind="orphan-file", problem="no record is in this file", path=name)
     if found.starts_late:
         yield Finding(kind="ranks-elsewhere", problem=found.starts_late)

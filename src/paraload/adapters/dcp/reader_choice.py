@@ -57,7 +57,7 @@ def metadata_of_all(reader: Reader) -> FolderMetadata:
         metadata = reader.read_metadata()
         seen = reader._metadata_before  # noqa: SLF001 - not part of torch's interface
         index = index_of(metadata)
-        return FolderMetadata(metadata=metadata, index=index, seen=seen, has_company=True)
+        return FolderMetadata(metadata=metadata, index=index, seen=seen, is_dcp=False)
     options = options_of(reader)
     return folder_metadata(
         reader.path,

@@ -1,0 +1,156 @@
+"""load, read, verify, manifests and the commands take folders and URLs, DCP and safetensors."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import obstore
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import paraload
+from paraload import CheckpointReadError
+from paraload.cli import main
+from paraload.manifest import write_manifest
+from tests.integration import support
+from tests.servers import BUCKET, S3_KEYS, faulty_server, s3_options, s3_server
+
+DCP = {
+    "big": torch.arange(300_000.0).reshape(300, 1000),
+    "small": torch.ones(3, 5).bfloat16(),
+    "step": 7,
+}
+TENSORS = {name: value for name, value in DCP.items() if isinstance(value, torch.Tensor)}
+
+
+def save_dcp(folder):
+    support.save(folder, DCP, files=2)
+    return DCP
+
+
+def save_safetensors(folder):
+    save_file({"big": TENSORS["big"]}, folder / "model-00001-of-00002.safetensors")
+    save_file({"small": TENSORS["small"]}, folder / "model-00002-of-00002.safetensors")
+    (folder / "config.json").write_text("{}")
+    return TENSORS
+
+
+@contextmanager
+def in_folder(folder):
+    yield str(folder), {}
+
+
+@contextmanager
+def as_file_url(folder):
+    yield folder.as_uri(), {}
+
+
+@contextmanager
+def in_s3(folder):
+    with s3_server() as endpoint:
+        options = s3_options(endpoint)
+        url = f"s3://{BUCKET}/runs/step-1000"
+        store = obstore.store.from_url(url, **options)
+        for file in folder.iterdir():
+            obstore.put(store, file.name, file.read_bytes())
+        yield url, {**S3_KEYS, "endpoint": endpoint}
+
+
+PLACES = {"folder": in_folder, "file URL": as_file_url, "S3": in_s3}
+KINDS = {"DCP": save_dcp, "safetensors": save_safetensors}
+
+
+@pytest.fixture(params=[(place, kind) for place in PLACES for kind in KINDS], ids=" ".join)
+def checkpoint(request, tmp_path):
+    place, kind = request.param
+    folder = tmp_path / "step-1000"
+    folder.mkdir()
+    state = KINDS[kind](folder)
+    with PLACES[place](folder) as (url, storage):
+        yield state, url, storage
+
+
+def test_every_entry_point(checkpoint, tmp_path, capsys):
+    state, url, storage = checkpoint
+    targets = support.empty_like(state)
+    report = paraload.load(targets, url, no_dist=True, **storage)
+    support.assert_same(targets, state)
+    has_checksum = "step" in state
+    assert report.unverified == ({} if has_checksum else {"format has no checksum": 2})
+
+    support.assert_same(paraload.read(url, **storage), state)
+    assert list(paraload.read(url, "sm*", max_workers=2, **storage)) == ["small"]
+
+    found = paraload.verify(url, **storage)
+    assert found.ok, found
+    assert (found.remarks, found.tensors) == ((), 2)
+    unverifiable = 0 if has_checksum else sum(it.nbytes for it in TENSORS.values())
+    assert found.bytes_unverifiable == unverifiable
+
+    manifest = tmp_path / "manifest.json"
+    assert write_manifest(url, manifest, **storage) == 3
+    assert paraload.verify(url, manifest=manifest, **storage).ok
+    written = json.loads(manifest.read_text())
+    next(iter(written["files"].values()))["digest"] = "0" * 64
+    manifest.write_text(json.dumps(written))
+    assert not paraload.verify(url, manifest=manifest, **storage).ok
+
+    options = [text for item in storage.items() for text in ("--storage", "=".join(item))]
+    capsys.readouterr()
+    for command in ("inspect", "load", "verify"):
+        assert main([command, url, "--json", "-", *options]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["path"] in {url, url.removeprefix("file://")}
+    assert main(["inspect", url, *options]) == 0
+    shown = capsys.readouterr().out
+    assert "big" in shown
+    assert "very-secret" not in shown
+
+
+def test_a_web_server_without_listings(tmp_path):
+    save_dcp(tmp_path)
+    files = {f"ckpt/{file.name}": file.read_bytes() for file in tmp_path.iterdir()}
+    with faulty_server(files) as server:
+        url = f"{server.url}/ckpt"
+        targets = support.empty_like(DCP)
+        paraload.load(targets, url, no_dist=True)
+        support.assert_same(targets, DCP)
+        assert paraload.verify(url).ok
+        with pytest.raises(CheckpointReadError, match=r"not-there/\.metadata: no such file"):
+            paraload.load(targets, f"{server.url}/not-there", no_dist=True)
+
+
+def test_damage_is_found_from_afar(tmp_path):
+    save_dcp(tmp_path)
+    path, offset, length = support.records_of(tmp_path)["big"]
+    support.flip(path, offset + length // 2)
+    with in_s3(tmp_path) as (url, storage):
+        found = paraload.verify(url, **storage)
+        assert [problem.kind for problem in found.problems] == ["checksum"]
+        with pytest.raises(CheckpointReadError, match="CRC-32"):
+            paraload.load(support.empty_like(DCP), url, no_dist=True, **storage)
+
+
+def test_one_safetensors_file(tmp_path):
+    file = tmp_path / "adapter.safetensors"
+    save_file(TENSORS, file)
+    with in_s3(tmp_path) as (url, storage):
+        support.assert_same(paraload.read(f"{url}/adapter.safetensors", **storage), TENSORS)
+    support.assert_same(paraload.read(file), TENSORS)
+    assert Path(file).exists()
+
+
+def test_bench_says_that_it_needs_a_folder(capsys):
+    assert main(["bench", "s3://me:secret@bucket/step"]) == 2
+    err = capsys.readouterr().err
+    assert "s3://bucket/step: a URL; this command reads a folder" in err
+
+
+def test_storage_options_are_not_repeated_in_errors(capsys):
+    assert main(["inspect", "s3://bucket/step", "--storage", "very-secret"]) == 2
+    err = capsys.readouterr().err
+    assert "expected NAME=VALUE" in err
+    assert "very-secret" not in err
