@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from pathlib import Path
 
 import obstore
 import pytest
@@ -134,13 +133,14 @@ def test_damage_is_found_from_afar(tmp_path):
             paraload.load(support.empty_like(DCP), url, no_dist=True, **storage)
 
 
-def test_one_safetensors_file(tmp_path):
+def test_one_safetensors_file(tmp_path, capsys):
     file = tmp_path / "adapter.safetensors"
     save_file(TENSORS, file)
     with in_s3(tmp_path) as (url, storage):
         support.assert_same(paraload.read(f"{url}/adapter.safetensors", **storage), TENSORS)
     support.assert_same(paraload.read(file), TENSORS)
-    assert Path(file).exists()
+    assert main(["inspect", str(file)]) == 0
+    assert "big" in capsys.readouterr().out
 
 
 def test_bench_says_that_it_needs_a_folder(capsys):

@@ -14,6 +14,8 @@ from paraload.options import ReadOptions, parse_bytes
 from paraload.progress import is_terminal
 
 STANDARD_OUTPUT: Final = "-"
+#: Checkpoints that are a file.
+_SINGLE_FILES: Final = (".safetensors", ".safetensors.index.json")
 
 
 class UsageError(Exception):
@@ -67,7 +69,11 @@ def add_trace_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def folder_or_url(text: str) -> str | Path:
-    return text if "://" in text else existing_folder(text)
+    if "://" in text:
+        return text
+    if text.endswith(_SINGLE_FILES) and Path(text).is_file():
+        return Path(text)
+    return existing_folder(text)
 
 
 def _name_and_value(text: str) -> tuple[str, str]:
