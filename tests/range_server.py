@@ -22,6 +22,7 @@ class RangeServer:
             to do wrong.
         asked: (method, path, range) of each request.
         headers: of the last request.
+        queries: of all requests.
         most_in_flight: requests at once.
     """
 
@@ -31,6 +32,7 @@ class RangeServer:
         self.faults = lambda *_: None
         self.asked = []
         self.headers = {}
+        self.queries = set()
         self.url = ""
         self.most_in_flight = self._in_flight = 0
         self._lock = threading.Lock()
@@ -77,7 +79,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self):
         state = self.server.state
-        path = unquote(self.path.partition("?")[0]).lstrip("/")
+        path, _, query = self.path.partition("?")
+        state.queries.add(query)
+        path = unquote(path).lstrip("/")
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         wanted = wanted and (int(wanted[1]), int(wanted[2]) + 1)
         state.asked.append((self.command, path, wanted))

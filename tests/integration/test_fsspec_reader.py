@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 import fsspec
-import fsspec.asyn
 import pytest
 import torch
 from fsspec.implementations.dirfs import DirFileSystem
@@ -34,6 +33,7 @@ from paraload.sources import Read
 from paraload.sources.fsspec_files import FsspecSource
 from paraload.sources.local import LocalSource
 from paraload.sources.torch_streams import StreamSource
+from tests.event_loop import start_event_loop
 from tests.integration import hooks, support
 from tests.integration.test_slices import WINDOWS, empty, wanted
 from tests.range_server import CUT, IGNORED, SHIFTED, serving
@@ -43,8 +43,7 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True, scope="session")
 def _event_loop():
-    """fsspec starts its one thread on first use and keeps it."""
-    fsspec.asyn.get_loop()
+    start_event_loop()
 
 
 @pytest.fixture(autouse=True)

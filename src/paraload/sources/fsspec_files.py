@@ -59,6 +59,9 @@ _VERSIONS: Final = (
     *("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modify", "ino"),
     *("modificationTime", "date_time"),
 )
+#: These retry by themselves, as those with an attribute ``retries`` do (s3fs, gcsfs).
+_RETRYING: Final = frozenset({"abfs", "adl", "az", "hf"})
+_HTTP_MODULE: Final = "fsspec.implementations.http"
 _MAX_KEPT_FILES: Final = 32
 _BEYOND_THE_END: Final = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
 _NO_RANGES_HINT: Final = "Download the checkpoint, or use a server that honours Range"
@@ -114,12 +117,16 @@ class FsspecSource:
         self._given = fs
         self._kind = fsspec_class(self._url) if fs is None else type(fs)
         self._opened: tuple[Any, str] | None = None
+        self._of_parent: object = None
         self._kept: list[tuple[str, IO[bytes]]] = []
         self._lock = threading.Lock()
         self._turn = threading.RLock()  # of file systems that do one thing at a time
         self._redact = Redaction(self._url, storage_options, getattr(fs, "storage_options", None))
         protocols = _protocols(self._kind)
-        self._is_http = bool(protocols & {"http", "https"}) and hasattr(self._kind, "set_session")
+        self._is_http = bool(protocols & {"http", "https"})
+        own_read = getattr(self._kind, "_cat_file", None)
+        self._copies_bodies = getattr(own_read, "__module__", "") == _HTTP_MODULE
+        self._retries_itself = hasattr(self._kind, "retries") or bool(protocols & _RETRYING)
         self._is_serial = _is_archive(self._kind) or "ftp" in protocols
         self._keeps_files = _keeps_files(self._kind)
         self.not_in_processes = ""
@@ -130,7 +137,7 @@ class FsspecSource:
         elif protocols & {"file", "local", "memory"}:
             self.limits = _LOCAL
         else:
-            self.limits = _HTTP if self._is_http else _REMOTE
+            self.limits = _HTTP if self._copies_bodies else _REMOTE
 
     def __reduce__(self) -> tuple[Callable[..., FsspecSource], tuple[str, Any]]:
         return partial(FsspecSource, **self._options), (self._url, self._given)
@@ -159,12 +166,11 @@ class FsspecSource:
         return ReadStats(requests=len(reads))
 
     def is_transient(self, error: Exception) -> bool:
-        # s3fs and gcsfs retry by themselves.
-        return isinstance(error, TransientError) and not getattr(self._kind, "retries", 0)
+        return isinstance(error, TransientError) and not self._retries_itself
 
     def list_files(self) -> Iterator[str]:
         try:
-            found: list[str] = self._call("", lambda fs, folder: fs.find(folder))
+            found = self._call("", _found)
         except (MissingFileError, StorageReadError):
             if not self._is_http:
                 raise
@@ -203,6 +209,8 @@ class FsspecSource:
         except Exception as error:  # noqa: BLE001 - file systems raise errors of any type
             hint = f"Is the checkpoint in {without_credentials(self._url)!r} complete?"
             known = error_of(error, path, redact=self._redact, hint=hint)
+            if self._retries_itself and isinstance(known, TransientError):
+                known = StorageReadError(f"the storage did not answer ({known})", path=path)
         try:
             raise known  # outside of the handler: the context would be the original error
         finally:
@@ -212,12 +220,13 @@ class FsspecSource:
         self, fs: Any, full: str, start: int, wanted: int, buffers: Sequence[memoryview]
     ) -> int:
         """Read to ``buffers``; returns how many bytes came."""
-        if self._is_http:
+        if self._copies_bodies:
             return _run(fs.loop, _copy_body(fs, full, start, buffers))
         if self._keeps_files:
             return self._read_kept(fs, full, start, buffers)
         try:
-            data = memoryview(fs.cat_file(full, start, start + wanted))
+            # By name: the second argument of s3fs is another one.
+            data = memoryview(fs.cat_file(full, start=start, end=start + wanted))
         except Exception as error:
             if status_of(error) == _BEYOND_THE_END:
                 return 0
@@ -278,10 +287,14 @@ class FsspecSource:
 
     def _file_system(self) -> tuple[Any, str]:
         opened = self._opened
-        if opened is None:
-            with self._lock:
-                opened = self._opened = self._opened or self._open_file_system()
-        return opened
+        if opened is not None and not _is_of_parent(opened[0]):
+            return opened
+        with self._lock:
+            if self._opened is not opened and self._opened is not None:
+                return self._opened
+            self._of_parent = opened  # collecting it here would close connections of the parent
+            self._opened = opened = self._open_file_system()
+            return opened
 
     def _open_file_system(self) -> tuple[Any, str]:
         if self._given is None:
@@ -290,10 +303,15 @@ class FsspecSource:
             made: tuple[Any, str] = _module("core").url_to_fs(self._url, **options)
             return made
         fs = self._given
-        if getattr(fs, "_pid", os.getpid()) != os.getpid():  # its event loop is in the parent
+        if _is_of_parent(fs):
             make, args = fs.__reduce__()
             fs = make(*args)
         return fs, fs._strip_protocol(self._url)  # noqa: SLF001 - what url_to_fs calls
+
+
+def _is_of_parent(fs: Any) -> bool:
+    """Whether this process was forked and has no event loop for ``fs``."""
+    return getattr(fs, "_pid", None) not in {None, os.getpid()}
 
 
 def _protocols(kind: type) -> set[str]:
@@ -325,6 +343,12 @@ def _info(fs: Any, full: str) -> dict[str, Any]:
     fs.invalidate_cache(full)  # a listing may be older than the file
     info: dict[str, Any] = fs.info(full)
     return info
+
+
+def _found(fs: Any, folder: str) -> list[str]:
+    fs.invalidate_cache(folder)
+    found: list[str] = fs.find(folder)
+    return found
 
 
 def _open(fs: Any, full: str) -> IO[bytes]:
