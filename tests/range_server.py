@@ -21,7 +21,7 @@ class RangeServer:
         faults: called with (method, path, range as a pair or None) for each request; returns what
             to do wrong.
         asked: (method, path, range) of each request.
-        headers: of the last request.
+        headers: of the last request for a range.
         queries: of all requests.
         most_in_flight: requests at once.
     """
@@ -85,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         wanted = wanted and (int(wanted[1]), int(wanted[2]) + 1)
         state.asked.append((self.command, path, wanted))
-        state.headers = self.headers
+        if wanted is not None:
+            state.headers = self.headers
         fault = state.faults(self.command, path, wanted)
         if isinstance(fault, int):
             return self._send(fault, b"")

@@ -160,6 +160,15 @@ def test_a_signature_stays_behind_the_path_and_names_are_quoted():
         source.close()
 
 
+def test_connections_are_closed_with_the_source(server):
+    source = FsspecSource(f"{server.url}/ckpt")
+    source.stat("small")
+    session = source._file_system()[0]._session
+    assert not session.closed
+    source.close()
+    assert session.closed
+
+
 def test_a_folder_is_no_file():
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/folder/sub/file", b"")
@@ -207,6 +216,26 @@ def test_read_ahead_is_off_where_the_file_system_has_it():
     assert asked == [(0, 1000)]
     assert source.stat("f").version is None
     source.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [(b"012", TransientError), (b"0123456789", StorageReadError)]
+)
+def test_answers_of_another_length_are_refused(answer, kind):
+    class Inexact(fsspec.AbstractFileSystem):
+        protocol = "inexact-for-a-test"
+
+        def info(self, path, **_):
+            return {"name": path, "size": 10, "type": "file"}
+
+        def cat_file(self, path, start=None, end=None, **_):
+            return answer
+
+    source = FsspecSource("x", Inexact(skip_instance_cache=True))
+    buffer, reads = buffers_of(5)
+    with pytest.raises(kind):
+        source.read("f", reads)
+    assert kind is TransientError or buffer == bytes(5)
 
 
 def test_a_store_that_retries_is_not_asked_again():

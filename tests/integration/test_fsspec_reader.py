@@ -274,6 +274,13 @@ def test_a_missing_checkpoint_is_named(server):
     assert not any("nowhere" in path and asked for _, path, asked in server.asked)
 
 
+def test_a_server_need_not_list_its_files(server):
+    del server.files["ckpt/.metadata"]
+    server.faults = lambda _, path, __: 403 if path.rstrip("/") == "ckpt" else None
+    with pytest.raises(MissingMetadataError, match=r"/ckpt/\.metadata: no such file"):
+        ParallelFsspecReader(f"{server.url}/ckpt").read_metadata()
+
+
 def test_a_server_without_ranges_is_refused(server, saved):
     reader = ParallelFsspecReader(f"{server.url}/ckpt")
     plan = support.plan_for(reader, last_of(saved))
