@@ -25,7 +25,7 @@ _TRANSIENT_ERRORS: Final = frozenset(
         *("aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError"),
         *("requests.ConnectionError", "requests.Timeout", "requests.ChunkedEncodingError"),
         *("httpx.TransportError", "httpx2.TransportError", "paramiko.SSHException"),
-        *("botocore.HTTPClientError", "botocore.IncompleteReadError"),
+        *("botocore.ConnectionError", "botocore.HTTPClientError", "botocore.IncompleteReadError"),
         *("azure.ServiceRequestError", "azure.ServiceResponseError", "urllib3.ProtocolError"),
     }
 )

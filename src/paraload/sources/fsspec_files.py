@@ -10,47 +10,29 @@ bodies while others arrive: eight files over HTTP take 0.75 of the time of ``cat
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
-from http import HTTPStatus
-from importlib import import_module
 from typing import IO, Any, Final, TypeVar
 from urllib.parse import quote, unquote
 
 from paraload._text import without_credentials
 from paraload.errors import (
     FormatError,
-    InvalidOptionError,
     MissingFileError,
     ShortFileError,
     StorageReadError,
 )
-from paraload.sources import FileStat, Read, ReadStats, SourceLimits
+from paraload.sources import FileStat, Read, ReadStats
 from paraload.sources.fsspec_errors import Redaction, TransientError, error_of, status_of
+from paraload.sources.fsspec_http import BEYOND_THE_END, NO_RANGES_HINT, copy_body, scatter
+from paraload.sources.fsspec_kinds import Kind, fsspec_class, module
 from paraload.sources.range_stream import range_stream
 
 Answer = TypeVar("Answer")
-
-_MIB: Final = 1 << 20
-_LOCAL: Final = SourceLimits()
-#: A connection brings 8 MiB in about the time of ten round trips, and sixteen of them are in memory
-#: at once, before they are copied.
-_REMOTE: Final = SourceLimits(
-    max_request_bytes=8 * _MIB, max_gap_bytes=_MIB, head_bytes=64 << 10, requests_in_flight=16
-)
-#: Bodies of HTTP are copied as they arrive.
-_HTTP: Final = SourceLimits(
-    max_request_bytes=8 * _MIB, max_gap_bytes=_MIB, head_bytes=64 << 10, requests_in_flight=32
-)
-#: Members of an archive share one file position, and FTP has one connection.
-_SERIAL: Final = SourceLimits(
-    max_request_bytes=32 * _MIB, max_gap_bytes=_MIB, head_bytes=64 << 10, requests_in_flight=1
-)
 
 #: What file systems call the version of a file in ``info``.
 _VERSIONS: Final = (
@@ -59,44 +41,7 @@ _VERSIONS: Final = (
     *("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modify", "ino"),
     *("modificationTime", "date_time"),
 )
-#: These retry by themselves, as those with an attribute ``retries`` do (s3fs, gcsfs).
-_RETRYING: Final = frozenset({"abfs", "adl", "az", "hf"})
-_HTTP_MODULE: Final = "fsspec.implementations.http"
 _MAX_KEPT_FILES: Final = 32
-_BEYOND_THE_END: Final = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-_NO_RANGES_HINT: Final = "Download the checkpoint, or use a server that honours Range"
-
-
-def fsspec_class(url: str) -> type:
-    """The file system class of ``url``.
-
-    Raises:
-        InvalidOptionError: fsspec, or the package that has this file system, is not installed.
-    """
-    protocol = _module("utils").get_protocol(url)
-    try:
-        kind: type = _module("registry").get_filesystem_class(protocol)
-    except (ImportError, ValueError) as error:
-        raise InvalidOptionError(f"{protocol}:// cannot be read: {error}") from error
-    return kind
-
-
-def local_root(url: str | os.PathLike[str], fs: Any = None) -> str | None:
-    """The local folder that ``url`` or a path of ``fs`` names; ``None`` if it is elsewhere."""
-    url = os.fspath(url)
-    kind = fsspec_class(url) if fs is None else type(fs)
-    if "::" in url or kind is not _module("implementations.local").LocalFileSystem:
-        return None
-    root: str = kind._strip_protocol(url)  # noqa: SLF001 - what url_to_fs calls
-    return root
-
-
-def _module(name: str) -> Any:
-    try:
-        return import_module(f"fsspec.{name}")
-    except ModuleNotFoundError as error:
-        hint = "URLs are read with fsspec: pip install 'paraload[fsspec]'"
-        raise InvalidOptionError(hint) from error
 
 
 class FsspecSource:
@@ -115,29 +60,15 @@ class FsspecSource:
         self._url = os.fspath(root)
         self._options = storage_options
         self._given = fs
-        self._kind = fsspec_class(self._url) if fs is None else type(fs)
         self._opened: tuple[Any, str] | None = None
         self._of_parent: object = None
         self._kept: list[tuple[str, IO[bytes]]] = []
         self._lock = threading.Lock()
         self._turn = threading.RLock()  # of file systems that do one thing at a time
         self._redact = Redaction(self._url, storage_options, getattr(fs, "storage_options", None))
-        protocols = _protocols(self._kind)
-        self._is_http = bool(protocols & {"http", "https"})
-        own_read = getattr(self._kind, "_cat_file", None)
-        self._copies_bodies = getattr(own_read, "__module__", "") == _HTTP_MODULE
-        self._retries_itself = hasattr(self._kind, "retries") or bool(protocols & _RETRYING)
-        self._is_serial = _is_archive(self._kind) or "ftp" in protocols
-        self._keeps_files = _keeps_files(self._kind)
-        self.not_in_processes = ""
-        if "memory" in protocols:
-            self.not_in_processes = "memory:// is memory of this process"
-        if self._is_serial:
-            self.limits = _SERIAL
-        elif protocols & {"file", "local", "memory"}:
-            self.limits = _LOCAL
-        else:
-            self.limits = _HTTP if self._copies_bodies else _REMOTE
+        self._kind = kind = Kind.of(fsspec_class(self._url) if fs is None else type(fs))
+        self.limits = kind.limits
+        self.not_in_processes = kind.not_in_processes
 
     def __reduce__(self) -> tuple[Callable[..., FsspecSource], tuple[str, Any]]:
         return partial(FsspecSource, **self._options), (self._url, self._given)
@@ -166,19 +97,19 @@ class FsspecSource:
         return ReadStats(requests=len(reads))
 
     def is_transient(self, error: Exception) -> bool:
-        return isinstance(error, TransientError) and not self._retries_itself
+        return isinstance(error, TransientError) and not self._kind.retries_itself
 
     def list_files(self) -> Iterator[str]:
         try:
             found = self._call("", _found)
         except (MissingFileError, StorageReadError):
-            if not self._is_http:
+            if not self._kind.is_http:
                 raise
             return  # a server need not list its files
         root = self._file_system()[1].partition("?")[0].rstrip("/")
         for name in found:
             path = name.removeprefix(f"{root}/") if root else name
-            yield unquote(path) if self._is_http else path
+            yield unquote(path) if self._kind.is_http else path
 
     def open_stream(self, path: str) -> io.BufferedReader:
         return range_stream(self, path)
@@ -203,13 +134,13 @@ class FsspecSource:
     def _call(self, path: str, function: Callable[..., Answer], *args: Any) -> Answer:
         """Call with the file's full name. Errors are typed and name no secrets."""
         try:
-            with self._turn if self._is_serial else nullcontext():
+            with self._turn if self._kind.is_serial else nullcontext():
                 fs, root = self._file_system()
-                return function(fs, _joined(root, path, quoted=self._is_http), *args)
+                return function(fs, _joined(root, path, quoted=self._kind.is_http), *args)
         except Exception as error:  # noqa: BLE001 - file systems raise errors of any type
             hint = f"Is the checkpoint in {without_credentials(self._url)!r} complete?"
             known = error_of(error, path, redact=self._redact, hint=hint)
-            if self._retries_itself and isinstance(known, TransientError):
+            if self._kind.retries_itself and isinstance(known, TransientError):
                 known = StorageReadError(f"the storage did not answer ({known})", path=path)
         try:
             raise known  # outside of the handler: the context would be the original error
@@ -220,19 +151,19 @@ class FsspecSource:
         self, fs: Any, full: str, start: int, wanted: int, buffers: Sequence[memoryview]
     ) -> int:
         """Read to ``buffers``; returns how many bytes came."""
-        if self._copies_bodies:
-            return _run(fs.loop, _copy_body(fs, full, start, buffers))
-        if self._keeps_files:
+        if self._kind.copies_bodies:
+            return copy_body(fs, full, start, buffers)
+        if self._kind.keeps_files:
             return self._read_kept(fs, full, start, buffers)
         try:
             # By name: the second argument of s3fs is another one.
             data = memoryview(fs.cat_file(full, start=start, end=start + wanted))
         except Exception as error:
-            if status_of(error) == _BEYOND_THE_END:
+            if status_of(error) == BEYOND_THE_END:
                 return 0
             raise
         if len(data) <= wanted:
-            _scatter(data, list(buffers))
+            scatter(data, list(buffers))
         return len(data)
 
     def _read_kept(self, fs: Any, full: str, start: int, buffers: Sequence[memoryview]) -> int:
@@ -270,7 +201,7 @@ class FsspecSource:
                 end=end,
                 expected=f"{end - start} bytes",
                 got=f"{got}",
-                hint=_NO_RANGES_HINT,
+                hint=NO_RANGES_HINT,
             )
         size = self.stat(path).size
         if end <= size:
@@ -300,7 +231,7 @@ class FsspecSource:
         if self._given is None:
             # An instance of its own, so that closing it does not disturb others.
             options = {"skip_instance_cache": True, **self._options}
-            made: tuple[Any, str] = _module("core").url_to_fs(self._url, **options)
+            made: tuple[Any, str] = module("core").url_to_fs(self._url, **options)
             return made
         fs = self._given
         if _is_of_parent(fs):
@@ -312,21 +243,6 @@ class FsspecSource:
 def _is_of_parent(fs: Any) -> bool:
     """Whether this process was forked and has no event loop for ``fs``."""
     return getattr(fs, "_pid", None) not in {None, os.getpid()}
-
-
-def _protocols(kind: type) -> set[str]:
-    protocol = getattr(kind, "protocol", ())
-    return {protocol} if isinstance(protocol, str) else set(protocol)
-
-
-def _is_archive(kind: type) -> bool:
-    return issubclass(kind, _module("archive").AbstractArchiveFileSystem)
-
-
-def _keeps_files(kind: Any) -> bool:
-    """Whether ``cat_file`` would open the file for each range."""
-    own = kind.cat_file is not _module("spec").AbstractFileSystem.cat_file
-    return not own and not getattr(kind, "async_impl", False)
 
 
 def _joined(root: str, path: str, *, quoted: bool) -> str:
@@ -373,72 +289,5 @@ def _close_file_system(fs: Any) -> None:
     with suppress(Exception):
         if session is not None and hasattr(fs, "close_session"):
             fs.close_session(fs.loop, session)
-        elif _is_archive(type(fs)):
+        elif hasattr(fs, "fo"):  # an archive
             fs.fo.close()
-
-
-def _scatter(data: memoryview, left: list[memoryview]) -> None:
-    """Fill the buffers ``left`` and remove what is filled."""
-    while left and len(data):
-        nbytes = min(len(data), len(left[0]))
-        left[0][:nbytes] = data[:nbytes]
-        data = data[nbytes:]
-        if nbytes < len(left[0]):
-            left[0] = left[0][nbytes:]
-        else:
-            del left[0]
-
-
-def _run(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, Answer]) -> Answer:
-    future = asyncio.run_coroutine_threadsafe(call, loop)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()  # Ctrl-C: nothing may be written to the buffers any more
-        raise
-
-
-async def _copy_body(fs: Any, url: str, start: int, buffers: Sequence[memoryview]) -> int:
-    """What ``HTTPFileSystem.cat_file`` does, without keeping the body.
-
-    ``cat_file`` believes any answer to be the range, and takes all of a file into memory that a
-    server without ranges sends.
-    """
-    end = start + sum(map(len, buffers))
-    options = dict(fs.kwargs)
-    headers = {
-        **options.pop("headers", {}),
-        "Range": f"bytes={start}-{end - 1}",
-        "Accept-Encoding": "identity",
-    }
-    session = await fs.set_session()
-    async with session.get(fs.encode_url(url), headers=headers, **options) as response:
-        if response.status == _BEYOND_THE_END:
-            return 0
-        response.raise_for_status()
-        _require_range(response, start, end)
-        left = list(buffers)
-        async for chunk in response.content.iter_any():
-            _scatter(memoryview(chunk), left)
-            if not left:
-                break
-        return end - start - sum(map(len, left))
-
-
-def _require_range(response: Any, start: int, end: int) -> None:
-    """Refuse a body that does not begin at byte ``start`` of the file."""
-    encoding = response.headers.get("Content-Encoding", "identity")
-    if response.status == HTTPStatus.PARTIAL_CONTENT:
-        first = response.headers.get("Content-Range", "").removeprefix("bytes").strip()
-        is_range = first.startswith(f"{start}-")
-    else:
-        is_range = start == 0  # the rest of the whole file is not read
-    if not is_range or encoding != "identity":
-        raise StorageReadError(
-            "the server does not send ranges of files",
-            start=start,
-            end=end,
-            expected=f"206 with bytes from {start} on",
-            got=f"{response.status} with {response.headers.get('Content-Range', 'the whole file')}",
-            hint=_NO_RANGES_HINT,
-        )

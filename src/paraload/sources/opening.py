@@ -5,7 +5,8 @@ import sys
 from typing import Any, Final
 
 from paraload.sources import ByteSource
-from paraload.sources.fsspec_files import FsspecSource, local_root
+from paraload.sources.fsspec_files import FsspecSource
+from paraload.sources.fsspec_kinds import local_root
 from paraload.sources.local import LocalSource
 from paraload.sources.torch_streams import StreamSource
 
