@@ -14,8 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
     from paraload.adapters.dcp.fsspec_reader import ParallelFsspecReader
+    from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
     from paraload.adapters.dcp.load import load
     from paraload.adapters.dcp.object_store import ParallelObjectStoreReader
     from paraload.adapters.dcp.read import read

@@ -18,6 +18,7 @@ from paraload.sources.fsspec_files import FsspecSource
 from paraload.testing import FILES, SourceContract
 from tests.event_loop import start_event_loop
 from tests.range_server import serving
+from tests.servers import BUCKET, s3_server
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -103,13 +104,8 @@ class TestHttp(SourceContract):
 
 @pytest.fixture(scope="module")
 def endpoint():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as endpoint:
+        yield endpoint
 
 
 class TestS3(SourceContract):
@@ -124,20 +120,19 @@ class TestS3(SourceContract):
         import s3fs
 
         fs = s3fs.S3FileSystem(**options, skip_instance_cache=True)
-        fs.makedirs("bucket", exist_ok=True)
         for path, data in FILES.items():
-            fs.pipe_file(f"bucket/ckpt/{path}", data)
+            fs.pipe_file(f"{BUCKET}/ckpt/{path}", data)
         fs.close_session(fs.loop, fs._s3)
-        source = FsspecSource("s3://bucket/ckpt", **options)
+        source = FsspecSource(f"s3://{BUCKET}/ckpt", **options)
         yield source
         source.close()
 
     def test_an_old_listing_is_not_believed(self, source, options):
         before = source.stat("small")
         fs = source._file_system()[0]
-        fs.ls("bucket/ckpt")
-        other = FsspecSource("s3://bucket/ckpt", **options)
-        other._file_system()[0].pipe_file("bucket/ckpt/small", b"9876543210")
+        fs.ls(f"{BUCKET}/ckpt")
+        other = FsspecSource(f"s3://{BUCKET}/ckpt", **options)
+        other._file_system()[0].pipe_file(f"{BUCKET}/ckpt/small", b"9876543210")
         other.close()
         after = source.stat("small")
         assert after.size == before.size

@@ -160,6 +160,15 @@ def test_any_tensors_are_read_bit_by_bit(tmp_path, in_memory, tensors, files):
     support.assert_same(ours, saved)
 
 
+def test_a_url_is_enough(folder, saved, in_memory):
+    url = in_memory(folder)
+    paraload.load(targets := support.empty_like(saved), url)
+    support.assert_same(targets, saved)
+    read = paraload.read(url)
+    assert all(torch.equal(read[name], saved[name]) for name in ("big.0", "small.5"))
+    assert paraload.verify(url).ok
+
+
 def test_hooks_read_from_streams(url, saved):
     reader = ParallelFsspecReader(url, slice_file=hooks.sliced)
     support.assert_same(support.load(reader, support.empty_like(saved)), saved)

@@ -1,6 +1,5 @@
 """The reader of checkpoints at URLs, over fsspec."""
 
-import dataclasses
 import os
 from typing import Any
 
@@ -8,11 +7,9 @@ from paraload._text import without_credentials
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import SourceReader
 from paraload.errors import InvalidOptionError
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, split_keywords
 from paraload.sources import ByteSource
 from paraload.sources.opening import open_fsspec, open_source
-
-_READ_OPTIONS = frozenset(field.name for field in dataclasses.fields(ReadOptions))
 
 
 class ParallelFsspecReader(SourceReader):
@@ -52,13 +49,12 @@ class ParallelFsspecReader(SourceReader):
         options: ReadOptions | None = None,
         **keywords: Any,
     ) -> None:
-        chosen = {name: value for name, value in keywords.items() if name in _READ_OPTIONS}
-        self._storage_options = {n: v for n, v in keywords.items() if n not in _READ_OPTIONS}
+        reading, self._storage_options = split_keywords(keywords)
         self.fs = fs
         if fs is not None and self._storage_options:
             names = ", ".join(sorted(self._storage_options))
             raise InvalidOptionError(f"fs= has its own storage options; remove {names}")
-        super().__init__(path, options=options, **chosen)
+        super().__init__(path, options=options, **reading)
 
     @property
     def path(self) -> str:
