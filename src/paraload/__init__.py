@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paraload.adapters.dcp.fsspec_reader import ParallelFsspecReader
     from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
     from paraload.adapters.dcp.load import load
     from paraload.adapters.dcp.object_store import ParallelObjectStoreReader
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointReadError",
     "ParallelFileReader",
     "ParallelFileSystemReader",
+    "ParallelFsspecReader",
     "ParallelHuggingFaceReader",
     "ParallelObjectStoreReader",
     "ReadOptions",
@@ -47,6 +49,7 @@ _HOMES = {
     "CheckpointReadError": "paraload.errors",
     "ParallelFileReader": "paraload.adapters.dcp.readers",
     "ParallelFileSystemReader": "paraload.adapters.dcp.readers",
+    "ParallelFsspecReader": "paraload.adapters.dcp.fsspec_reader",
     "ParallelHuggingFaceReader": "paraload.adapters.dcp.hf_reader",
     "ParallelObjectStoreReader": "paraload.adapters.dcp.object_store",
     "ReadOptions": "paraload.options",

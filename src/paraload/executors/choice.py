@@ -66,6 +66,7 @@ def choose_execution(
     )
     name = "threads" if options.executor == "auto" else options.executor
     downgrade = ""
+    not_in_processes = not_in_processes or getattr(source, "not_in_processes", "")
     if not_in_processes and name in _IN_PROCESSES:
         downgrade = f"threads instead of {name}: {not_in_processes}"
         name = "threads"

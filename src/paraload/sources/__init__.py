@@ -210,6 +210,12 @@ class ListingSource(Protocol):
         """The paths of all files, in any order."""
 
 
+class InProcessSource(Protocol):
+    """Other processes cannot read the files; ``not_in_processes`` says why, or is ""."""
+
+    not_in_processes: str
+
+
 class MountedSource(Protocol):
     """Files are in the folder ``root`` of a file system, whose type determines the readers."""
 

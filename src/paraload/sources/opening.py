@@ -1,18 +1,54 @@
 """The one place that turns a path into a source."""
 
 import os
-from typing import Any
+import sys
+from typing import Any, Final
 
 from paraload.sources import ByteSource
+from paraload.sources.fsspec_files import FsspecSource
+from paraload.sources.fsspec_kinds import local_root
 from paraload.sources.local import LocalSource
 from paraload.sources.torch_streams import StreamSource
+
+#: Where torch has its ``FileSystem`` over fsspec; it moves in torch 2.15.
+_FSSPEC_MODULES: Final = tuple(
+    f"torch.distributed.checkpoint.{name}" for name in ("fsspec_filesystem", "_fsspec_filesystem")
+)
 
 
 def open_source(path: Any, *, fs: Any = None, direct_io: bool = False) -> ByteSource:
     """The source of the checkpoint at ``path``; it opens files when they are first read.
 
-    ``fs`` is torch's ``FileSystemBase``; without one, ``path`` is a folder of mounted storage.
+    ``fs`` is torch's ``FileSystemBase`` or an fsspec file system; without one, ``path`` is a folder
+    of mounted storage.
     """
-    if fs is not None:
+    if fs is None:
+        return LocalSource(os.fspath(path), direct_io=direct_io)
+    ranged = _fsspec_of(fs)
+    if ranged is None or path is None:  # without a folder, paths are names for torch's `fs`
         return StreamSource(fs, path)
-    return LocalSource(os.fspath(path), direct_io=direct_io)
+    return open_fsspec(path, ranged, direct_io=direct_io)
+
+
+def open_fsspec(
+    url: str | os.PathLike[str], fs: Any = None, *, direct_io: bool = False, **storage_options: Any
+) -> ByteSource:
+    """The source of a URL, or of a path of ``fs``. Local files need no fsspec to be read."""
+    root = local_root(url, fs)
+    if root is not None:
+        return LocalSource(root, direct_io=direct_io)
+    return FsspecSource(url, fs, **storage_options)
+
+
+def _fsspec_of(fs: Any) -> Any:
+    """The fsspec file system that ``fs`` is, or that it reads streams from; else ``None``."""
+    if "fsspec" in sys.modules and isinstance(fs, sys.modules["fsspec"].AbstractFileSystem):
+        return fs
+    for name in _FSSPEC_MODULES:
+        kind: Any = getattr(sys.modules.get(name), "FileSystem", None)
+        # A subclass with streams of its own means them to be read.
+        if kind is not None and isinstance(fs, kind):
+            steps = ("create_stream", "concat_path")
+            is_stock = all(getattr(type(fs), step) is getattr(kind, step) for step in steps)
+            return fs.fs if is_stock else None
+    return None

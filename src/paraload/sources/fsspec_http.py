@@ -1,0 +1,84 @@
+"""Ranges of files over HTTP, copied from the connection to their place.
+
+``HTTPFileSystem.cat_file`` takes any answer for the range, and all of a file into memory if the
+server has no ranges.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+
+from paraload.errors import StorageReadError
+
+Answer = TypeVar("Answer")
+
+BEYOND_THE_END: Final = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+NO_RANGES_HINT: Final = "Download the checkpoint, or use a server that honours Range"
+
+
+def copy_body(fs: Any, url: str, start: int, buffers: Sequence[memoryview]) -> int:
+    """Fill ``buffers`` from byte ``start`` on; returns how many bytes came."""
+    return _run(fs.loop, _copy(fs, url, start, buffers))
+
+
+def _run(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, Answer]) -> Answer:
+    future = asyncio.run_coroutine_threadsafe(call, loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # Ctrl-C: nothing may be written to the buffers any more
+        raise
+
+
+async def _copy(fs: Any, url: str, start: int, buffers: Sequence[memoryview]) -> int:
+    end = start + sum(map(len, buffers))
+    options = dict(fs.kwargs)
+    headers = {
+        **options.pop("headers", {}),
+        "Range": f"bytes={start}-{end - 1}",
+        "Accept-Encoding": "identity",
+    }
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url), headers=headers, **options) as response:
+        if response.status == BEYOND_THE_END:
+            return 0
+        response.raise_for_status()
+        _require_range(response, start, end)
+        left = list(buffers)
+        async for chunk in response.content.iter_any():
+            scatter(memoryview(chunk), left)
+            if not left:
+                break
+        return end - start - sum(map(len, left))
+
+
+def _require_range(response: Any, start: int, end: int) -> None:
+    """Refuse a body that does not begin at byte ``start`` of the file."""
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if response.status == HTTPStatus.PARTIAL_CONTENT:
+        first = response.headers.get("Content-Range", "").removeprefix("bytes").strip()
+        is_range = first.startswith(f"{start}-")
+    else:
+        is_range = start == 0  # the rest of the whole file is not read
+    if not is_range or encoding != "identity":
+        raise StorageReadError(
+            "the server does not send ranges of files",
+            start=start,
+            end=end,
+            expected=f"206 with bytes from {start} on",
+            got=f"{response.status} with {response.headers.get('Content-Range', 'the whole file')}",
+            hint=NO_RANGES_HINT,
+        )
+
+
+def scatter(data: memoryview, left: list[memoryview]) -> None:
+    """Fill the buffers ``left`` and remove what is filled."""
+    while left and len(data):
+        nbytes = min(len(data), len(left[0]))
+        left[0][:nbytes] = data[:nbytes]
+        data = data[nbytes:]
+        if nbytes < len(left[0]):
+            left[0] = left[0][nbytes:]
+        else:
+            del left[0]
