@@ -96,13 +96,15 @@ def load(
         if hasattr(value, "state_dict") and isinstance(value, Stateful):
             stateful[name], values[name] = value, value.state_dict()
     wrapped = _LoadReader(reader, rank=rank)
-    report = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
+    done = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
+    if isinstance(done, BaseException):
+        raise done
     for name in sorted(state_dict):
         if name in stateful:
             stateful[name].load_state_dict(values[name])
         else:
             state_dict[name] = values[name]
-    return report
+    return done
 
 
 def load_alone(
@@ -110,9 +112,13 @@ def load_alone(
 ) -> ReadReport:
     """Load ``values`` in place, in this process alone, with metadata that were read before."""
     wrapped = _LoadReader(reader, metadata=metadata)
-    return _load(values, wrapped, planner, process_group=None, is_alone=True)
+    done = _load(values, wrapped, planner, process_group=None, is_alone=True)
+    if isinstance(done, BaseException):
+        raise done
+    return done
 
 
+@stopped_by_signals  # of planning too, where an exception would look like a fault of the plan
 def _load(
     values: dict[str, Any],
     reader: _LoadReader,
@@ -120,28 +126,10 @@ def _load(
     *,
     process_group: ProcessGroup | None,
     is_alone: bool,
-) -> ReadReport:
-    error = _load_values(values, reader, planner, process_group=process_group, is_alone=is_alone)
-    if error is not None:
-        raise error
-    report: ReadReport | None = reader.last_report
-    if report is None:
-        raise RuntimeError("the load ended without a call of read_data")
-    return report
+) -> ReadReport | BaseException:
+    """Load in place. Returns the report, or the error to raise, without torch's frames.
 
-
-@stopped_by_signals  # of planning too, where an exception would look like a fault of the plan
-def _load_values(
-    values: dict[str, Any],
-    reader: _LoadReader,
-    planner: LoadPlanner,
-    *,
-    process_group: ProcessGroup | None,
-    is_alone: bool,
-) -> BaseException | None:
-    """Load in place. Returns the error, which the caller raises without torch's frames.
-
-    It is torch's error with the original errors of all ranks, or for a single process its own.
+    That is torch's error with the original errors of all ranks, or for a single process its own.
     """
     try:
         with collector_paused(), misplanned_named(planner, str(reader.path)):
@@ -162,7 +150,8 @@ def _load_values(
                 error.failures[rank] = original, trace
         # torch wraps every error, Ctrl-C included, even if there is only one rank.
         return error.failures[0][0] if is_alone else error.with_traceback(None)
-    return None
+    report: ReadReport | None = reader.last_report
+    return report or RuntimeError("the load ended without a call of read_data")
 
 
 class _LoadReader:
