@@ -15,10 +15,10 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from paraload import ParallelFileSystemReader
-from paraload.cli._checkpoint import read_metadata
 from paraload.cli.bench.case import Case, chosen, pieces_of
 from paraload.errors import CheckpointReadError
 from paraload.metadata.dcp_index import index_of
+from paraload.metadata.folder import folder_metadata
 from paraload.testing import make_checkpoint
 
 
@@ -63,7 +63,7 @@ def test_a_part_is_taken_from_all_files_in_turn(limit_bytes, expected):
 def test_each_saved_piece_is_loaded_as_a_tensor_of_its_own(tmp_path):
     whole = torch.arange(12.0).reshape(6, 2)
     make_checkpoint(tmp_path, {"top": whole[:4], "rest": whole[4:], "note": "hello"}, files=1)
-    metadata = read_metadata(tmp_path).metadata
+    metadata = folder_metadata(tmp_path).metadata
     # As two ranks would have saved it.
     tops, rest = metadata.state_dict_metadata["top"], metadata.state_dict_metadata.pop("rest")
     chunks = [*tops.chunks, ChunkStorageMetadata(torch.Size([4, 0]), rest.size)]
