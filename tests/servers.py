@@ -24,15 +24,21 @@ S3_KEYS = {
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves ranges of ``files``, apart from requests that a fault is asked for.
+    """Serves ranges of ``files`` and lists folders, except where a test asks for a fault.
 
     Attributes:
         files: path -> content.
+        choose_fault: called with (method, path, whether it asks for a range) of each request;
+            returns its fault, or ``None`` for those below.
         faults: of the next GET requests, one after the other: a status, "cut", "reset", "stall",
             "ignore" (the range), "shifted" (range), "short" (a body shorter than its range).
-        always: the fault of each GET request from which ``faults`` has nothing.
+        always: the fault of all other GET requests.
         head_faults: of the next HEAD requests: statuses.
-        requests: ``(method, path, start, end)`` of each, in the order of their beginnings.
+        requests: ``(method, path, start, end)`` of each, in the order of their beginnings; without
+            a range, ``end`` is ``None``.
+        headers: of the last request for a range.
+        queries: of all requests.
+        most_in_flight: requests at once.
         latency_s: of each request.
         versions: path -> ETag; a hash of the content where nothing is here, none for ``None``.
     """
@@ -43,8 +49,10 @@ class FaultyServer(ThreadingHTTPServer):
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict(files)
+        self.choose_fault = lambda *_: None
         self.faults, self.always, self.head_faults = [], None, []
-        self.requests = []
+        self.requests, self.headers, self.queries = [], {}, set()
+        self.most_in_flight = self._in_flight = 0
         self.latency_s = 0.0
         self.versions = {}
         self.ended = threading.Event()
@@ -63,8 +71,25 @@ class FaultyServer(ThreadingHTTPServer):
     def gets(self):
         return [request for request in self.requests if request[0] == "GET"]
 
-    def next_fault(self, method):
+    @property
+    def ranges(self):
+        return [request for request in self.requests if request[3] is not None]
+
+    @contextmanager
+    def in_flight(self):
         with self.lock:
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._in_flight -= 1
+
+    def next_fault(self, method, path, has_range):
+        with self.lock:
+            if (fault := self.choose_fault(method, path, has_range)) is not None:
+                return fault
             faults = self.faults if method == "GET" else self.head_faults
             if faults:
                 return faults.pop(0)
@@ -92,20 +117,29 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self):
-        self._answer("HEAD")
+        with self.server.in_flight():
+            self._answer("HEAD")
 
     def do_GET(self):
-        self._answer("GET")
+        with self.server.in_flight():
+            self._answer("GET")
 
     def _answer(self, method):
-        server, path = self.server, unquote(urlsplit(self.path).path).lstrip("/")
+        server, url = self.server, urlsplit(self.path)
+        path = unquote(url.path).lstrip("/")
         wanted = _RANGE.fullmatch(self.headers.get("Range", ""))
         start, end = (int(wanted[1]), int(wanted[2]) + 1) if wanted else (0, None)
         with server.lock:
             server.requests.append((method, path, start, end))
+            server.queries.add(url.query)
+            if wanted:
+                server.headers = self.headers
         time.sleep(server.latency_s)
-        fault = server.next_fault(method)
+        fault = server.next_fault(method, path, bool(wanted))
         data = server.files.get(path)
+        if data is None and fault is None and (listing := self._listing(path)):
+            self._send(200, listing if method == "GET" else b"", {"Content-Type": "text/html"})
+            return
         if isinstance(fault, int) or data is None:
             secret = b"<Error><Code>Refused</Code><AWSAccessKeyId>signed</AWSAccessKeyId></Error>"
             self._send(fault or 404, secret if method == "GET" else b"", {})
@@ -125,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"", {**headers, "Content-Length": str(len(data))})
         elif fault in {"cut", "reset", "stall"}:
             headers["Content-Length"] = str(len(body))
-            self._send(206, body[: len(body) // 2], headers)
+            self._send(206 if wanted else 200, body[: len(body) // 2], headers)
             if fault == "stall":
                 server.ended.wait(30)
             elif fault == "reset":
@@ -134,6 +168,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self._send(206 if wanted else 200, body[:-1] if fault == "short" else body, headers)
+
+    def _listing(self, path):
+        folder = path and f"{path.rstrip('/')}/"
+        rest = [name.removeprefix(folder) for name in self.server.files if name.startswith(folder)]
+        names = sorted({name.partition("/")[0] + ("/" if "/" in name else "") for name in rest})
+        links = (f'<a href="http://{self.headers["Host"]}/{folder}{name}">' for name in names)
+        return "".join(links).encode()
 
     def _send(self, status, body, headers):
         self.send_response(status)

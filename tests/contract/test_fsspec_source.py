@@ -17,8 +17,7 @@ from paraload.sources.fsspec_errors import TransientError, error_of
 from paraload.sources.fsspec_files import FsspecSource
 from paraload.testing import FILES, SourceContract
 from tests.event_loop import start_event_loop
-from tests.range_server import serving
-from tests.servers import BUCKET, s3_server
+from tests.servers import BUCKET, faulty_server, s3_server
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,7 +27,7 @@ def _event_loop():
 
 @pytest.fixture
 def server():
-    with serving({f"ckpt/{path}": data for path, data in FILES.items()}) as server:
+    with faulty_server({f"ckpt/{path}": data for path, data in FILES.items()}) as server:
         yield server
 
 
@@ -146,7 +145,7 @@ def buffers_of(size):
 
 def test_a_signature_stays_behind_the_path_and_names_are_quoted():
     name = "a b#c%20?.distcp"
-    with serving({f"ckpt/{name}": b"0123"}) as server:
+    with faulty_server({f"ckpt/{name}": b"0123"}) as server:
         source = FsspecSource(f"{server.url}/ckpt/?sig=abc%2Bdef")
         buffer, reads = buffers_of(4)
         source.read(name, reads)
@@ -173,7 +172,7 @@ def test_a_folder_is_no_file():
 
 
 def test_a_source_works_in_a_forked_process():
-    with serving({"ckpt/x": b"0123"}) as server:
+    with faulty_server({"ckpt/x": b"0123"}) as server:
         source = FsspecSource(f"{server.url}/ckpt")
         assert source.stat("x").size == 4
         pids = multiprocessing.get_context("fork")

@@ -36,7 +36,7 @@ from paraload.sources.torch_streams import StreamSource
 from tests.event_loop import start_event_loop
 from tests.integration import hooks, support
 from tests.integration.test_slices import WINDOWS, empty, wanted
-from tests.range_server import CUT, IGNORED, SHIFTED, serving
+from tests.servers import faulty_server
 
 MIB = 1 << 20
 
@@ -57,7 +57,7 @@ def contents(folder, below="ckpt/"):
 
 @pytest.fixture
 def server(folder):
-    with serving(contents(folder)) as server:
+    with faulty_server(contents(folder)) as server:
         yield server
 
 
@@ -129,7 +129,7 @@ def _close_cached_sessions():
 def test_slices_are_those_of_the_whole(tmp_path, in_memory):
     matrix = torch.randn(900, 800)
     support.save(tmp_path / "m", {"w": matrix})
-    with serving(contents(tmp_path / "m")) as server:
+    with faulty_server(contents(tmp_path / "m")) as server:
         for url in (f"{server.url}/ckpt", in_memory(tmp_path / "m")):
             reader, targets = ParallelFsspecReader(url), empty(WINDOWS)
             reader.read_data(*wanted(reader, targets, WINDOWS)).wait()
@@ -180,22 +180,18 @@ def test_hooks_read_from_streams(url, saved):
 def test_neighbours_are_one_request(server, saved):
     reader = ParallelFsspecReader(f"{server.url}/ckpt")
     support.load(reader, support.empty_like(saved))
-    data = [path for method, path, _ in server.asked if method == "GET" and "distcp" in path]
+    data = [path for _, path, *_ in server.gets if "distcp" in path]
     assert sorted(data) == sorted(set(data)), "one for each file"
     assert server.headers["Accept-Encoding"] == "identity"
 
 
 def test_many_requests_are_in_flight(tmp_path):
     saved = support.save(tmp_path, {f"w{n}": torch.randn(MIB) for n in range(24)}, files=4)
-    with serving(contents(tmp_path)) as server:
+    with faulty_server(contents(tmp_path)) as server:
         reader = ParallelFsspecReader(f"{server.url}/ckpt")
         support.assert_same(support.load(reader, support.empty_like(saved)), saved)
         assert 4 <= server.most_in_flight <= 32
-        assert all(end - start <= 8 * MIB for _, _, (start, end) in ranges(server))
-
-
-def ranges(server):
-    return [asked for asked in server.asked if asked[2] is not None]
+        assert all(end - start <= 8 * MIB for *_, start, end in server.ranges)
 
 
 # Faults.
@@ -206,18 +202,18 @@ def last_of(saved):
     return support.empty_like({"small.5": saved["small.5"]})
 
 
-@pytest.mark.parametrize("fault", [503, 429, 408, CUT])
+@pytest.mark.parametrize("fault", [503, 429, 408, "cut"])
 def test_what_fails_for_a_moment_is_read_again(server, saved, fault):
     reader = ParallelFsspecReader(f"{server.url}/ckpt", executor="sequential")
     plan = support.plan_for(reader, targets := support.empty_like(saved))
-    server.fail(fault, fault)
+    server.faults = [fault, fault]
     reader.read_data(*plan)
     assert reader.last_report.retries == 2
     support.assert_same({**targets, "step": 1234, "note": "text"}, saved)
 
 
 def test_metadata_are_read_again_too(server, saved):
-    server.fail(503, CUT)
+    server.faults = [503, "cut"]
     reader = ParallelFsspecReader(f"{server.url}/ckpt")
     support.assert_same(support.load(reader, support.empty_like(saved)), saved)
 
@@ -228,7 +224,7 @@ def test_looks_are_repeated_although_fsspec_says_not_found(server, saved, status
     reader = ParallelFsspecReader(f"{server.url}/ckpt")
     plan = support.plan_for(reader, targets := support.empty_like(saved))
     left = [status] * 2
-    server.faults = lambda _, path, asked: left.pop() if left and asked is None else None
+    server.choose_fault = lambda *asked: left.pop() if left and not asked[2] else None
     reader.read_data(*plan)
     support.assert_same({**targets, "step": 1234, "note": "text"}, saved)
 
@@ -236,7 +232,7 @@ def test_looks_are_repeated_although_fsspec_says_not_found(server, saved, status
 def test_a_server_that_dies_for_good_is_one_error(server, saved):
     reader = ParallelFsspecReader(f"{server.url}/ckpt", retries=1)
     plan = support.plan_for(reader, support.empty_like(saved))
-    server.faults = lambda *_: 503
+    server.choose_fault = lambda *_: 503
     with pytest.raises(CheckpointReadError, match="503 Service Unavailable") as caught:
         reader.read_data(*plan)
     assert {failure.fqn for failure in caught.value.failures} == {*saved}
@@ -244,7 +240,7 @@ def test_a_server_that_dies_for_good_is_one_error(server, saved):
 
 
 def test_nothing_listens_there(saved):
-    with serving({}) as gone:
+    with faulty_server({}) as gone:
         pass
     with pytest.raises(MetadataError, match="ConnectionRefusedError"):
         ParallelFsspecReader(gone.url, retries=1).read_metadata()
@@ -254,11 +250,11 @@ def test_nothing_listens_there(saved):
 def test_a_refusal_is_not_retried(server, saved, status):
     reader = ParallelFsspecReader(f"{server.url}/ckpt")
     plan = support.plan_for(reader, support.empty_like(saved))
-    server.faults = lambda _, path, asked: status if asked else None
-    server.asked.clear()
+    server.always = status
+    server.requests.clear()
     with pytest.raises(CheckpointReadError, match=rf"{status} .*Check the credentials"):
         reader.read_data(*plan)
-    assert len(ranges(server)) <= 3 + len(saved), "each file, then each record for its own error"
+    assert len(server.ranges) <= 3 + len(saved), "each file, then each record for its own error"
 
 
 def test_missing_files_are_known_before_the_first_byte(server, saved):
@@ -266,26 +262,26 @@ def test_missing_files_are_known_before_the_first_byte(server, saved):
     plan = support.plan_for(reader, support.empty_like(saved))
     first, second, _ = sorted(path for path in server.files if path.endswith(".distcp"))
     del server.files[first]
-    server.write(second, server.files[second][:-1])
-    server.asked.clear()
+    server.files[second] = server.files[second][:-1]
+    server.requests.clear()
     with pytest.raises(CheckpointReadError) as caught:
         reader.read_data(*plan)
     assert {(f.path, type(f)) for f in caught.value.failures} == {
         (Path(first).name, MissingFileError),
         (Path(second).name, ShortFileError),
     }
-    assert ranges(server) == []
+    assert server.ranges == []
 
 
 def test_a_missing_checkpoint_is_named(server):
     with pytest.raises(MissingMetadataError, match=r"/nowhere/\.metadata: no such file"):
         ParallelFsspecReader(f"{server.url}/nowhere").read_metadata()
-    assert not any("nowhere" in path and asked for _, path, asked in server.asked)
+    assert not any("nowhere" in path for _, path, *_ in server.ranges)
 
 
 def test_a_server_need_not_list_its_files(server):
     del server.files["ckpt/.metadata"]
-    server.faults = lambda _, path, __: 403 if path.rstrip("/") == "ckpt" else None
+    server.choose_fault = lambda _, path, __: 403 if path.rstrip("/") == "ckpt" else None
     with pytest.raises(MissingMetadataError, match=r"/ckpt/\.metadata: no such file"):
         ParallelFsspecReader(f"{server.url}/ckpt").read_metadata()
 
@@ -293,13 +289,13 @@ def test_a_server_need_not_list_its_files(server):
 def test_a_server_without_ranges_is_refused(server, saved):
     reader = ParallelFsspecReader(f"{server.url}/ckpt")
     plan = support.plan_for(reader, last_of(saved))
-    server.faults = lambda *_: IGNORED
+    server.choose_fault = lambda *_: "ignore"
     with pytest.raises(CheckpointReadError, match="does not send ranges"):
         reader.read_data(*plan)
 
 
 def test_the_beginning_of_a_file_needs_no_ranges(server):
-    server.faults = lambda *_: IGNORED
+    server.choose_fault = lambda *_: "ignore"
     [path] = [path for path in server.files if "__0_0" in path]
     source = FsspecSource(f"{server.url}/ckpt")
     buffer = bytearray(1000)
@@ -309,7 +305,7 @@ def test_the_beginning_of_a_file_needs_no_ranges(server):
 
 
 def test_another_range_than_the_one_wanted_is_refused(server):
-    server.faults = lambda *_: SHIFTED
+    server.choose_fault = lambda *_: "shifted"
     source = FsspecSource(f"{server.url}/ckpt")
     with pytest.raises(StorageReadError, match=r"expected 206 with bytes from 0 on, got 206"):
         source.read("__0_0.distcp", [Read(0, [memoryview(bytearray(10))])])
@@ -324,7 +320,7 @@ def test_a_file_that_changes_is_an_error(server, folder, saved, in_memory, kind)
 
     def change(_):
         if kind == "http":
-            server.write("ckpt/__0_0.distcp", server.files["ckpt/__0_0.distcp"])
+            server.versions["ckpt/__0_0.distcp"] = '"second"'
         else:
             path = f"{url.removeprefix('memory:/')}/__0_0.distcp"
             memory.pipe_file(path, memory.cat_file(path))
@@ -336,14 +332,14 @@ def test_a_file_that_changes_is_an_error(server, folder, saved, in_memory, kind)
 # Credentials.
 
 
-@pytest.mark.parametrize("fault", [403, 503, CUT, IGNORED])
+@pytest.mark.parametrize("fault", [403, 503, "cut", "ignore"])
 def test_no_error_has_credentials(server, saved, fault):
     host = server.url.removeprefix("http://")
     url = f"http://me:pass%20word@{host}/ckpt?sig=SIGNATURE"
     reader = ParallelFsspecReader(url, headers={"X-Other": "HEADER-SECRET"}, retries=0)
     plan = support.plan_for(reader, last_of(saved))
     assert "Basic" in server.headers["Authorization"]
-    server.faults = lambda _, path, asked: fault if asked else None
+    server.choose_fault = lambda *asked: fault if asked[2] else None
     with pytest.raises(CheckpointReadError) as caught:
         reader.read_data(*plan)
     told = "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
