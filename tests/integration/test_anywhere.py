@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import contextmanager
 
 import obstore
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 import paraload
 from paraload import CheckpointReadError
 from paraload.cli import main
+from paraload.errors import InvalidOptionError, MissingMetadataError, StalledReadError
 from paraload.manifest import write_manifest
 from tests.integration import support
 from tests.servers import BUCKET, S3_KEYS, faulty_server, s3_options, s3_server
@@ -154,3 +156,68 @@ def test_storage_options_are_not_repeated_in_errors(capsys):
     err = capsys.readouterr().err
     assert "expected NAME=VALUE" in err
     assert "very-secret" not in err
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A server of a safetensors checkpoint that obstore cannot list."""
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    with faulty_server(
+        {"hub/model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    ) as it:
+        yield it
+
+
+@pytest.mark.parametrize(
+    "path", ["hub", "hub?download=true", "hub/model.safetensors?download=true"]
+)
+def test_safetensors_on_a_web_server_have_their_usual_name(web, path):
+    support.assert_same(paraload.read(f"{web.url}/{path}"), TENSORS)
+    assert web.queries == {path.partition("?")[2]}
+
+
+def test_a_server_that_is_busy_for_a_moment_does_not_change_what_is_found(web):
+    web.head_faults = [503, 503]
+    support.assert_same(paraload.read(f"{web.url}/hub"), TENSORS)
+    assert web.head_faults == []
+
+
+def test_a_server_that_does_not_answer_is_not_awaited_for_longer_than_asked(web):
+    web.latency_s = 2
+    started_s = time.monotonic()
+    with pytest.raises(StalledReadError, match="was being listed"):
+        paraload.read(f"{web.url}/hub", stall_timeout_s=0.2)
+    assert time.monotonic() - started_s < 1.9
+
+
+def test_the_parent_of_checkpoints_names_the_newest(tmp_path):
+    for step, save in (("step-9", save_safetensors), ("step-10", save_dcp)):
+        (tmp_path / step).mkdir()
+        save(tmp_path / step)
+    with s3_server() as endpoint:
+        store = obstore.store.from_url(f"s3://{BUCKET}/runs", **s3_options(endpoint))
+        for file in tmp_path.rglob("*.*"):
+            obstore.put(store, file.relative_to(tmp_path).as_posix(), file.read_bytes())
+        storage = {**S3_KEYS, "endpoint": endpoint}
+        with pytest.raises(MissingMetadataError, match="its newest checkpoint, of 2, is 'step-10'"):
+            paraload.read(f"s3://{BUCKET}/runs/", **storage)
+        with pytest.raises(MissingMetadataError, match="there are no files here"):
+            paraload.read(f"s3://{BUCKET}/run", **storage)
+        with pytest.raises(CheckpointReadError, match="Check the name of the bucket"):
+            paraload.load({}, "s3://another/run", no_dist=True, **storage)
+
+
+@pytest.mark.parametrize("as_url", [False, True], ids=["path", "URL"])
+def test_a_manifest_beside_safetensors_is_not_part_of_them(tmp_path, as_url):
+    file, manifest = tmp_path / "model.safetensors", tmp_path / "manifest.json"
+    save_file(TENSORS, file)
+    for place in (file, tmp_path):
+        path = place.as_uri() if as_url else place
+        assert [write_manifest(path, manifest) for _ in range(2)] == [1, 1]
+        assert paraload.verify(path, manifest=manifest).ok
+
+
+def test_a_reader_of_folders_takes_no_url_later_either(tmp_path):
+    reader = paraload.ParallelFileSystemReader(tmp_path)
+    with pytest.raises(InvalidOptionError, match="'s3://bucket/step' is a URL"):
+        reader.reset("s3://me:secret@bucket/step")

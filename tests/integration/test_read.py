@@ -15,7 +15,9 @@ import paraload
 from paraload.adapters.dcp.read import _selected
 from paraload.errors import (
     CheckpointReadError,
+    FormatError,
     InvalidOptionError,
+    MetadataError,
     MissingMetadataError,
     UnsafeObjectError,
 )
@@ -161,3 +163,73 @@ def test_any_nested_state_comes_back(state, tmp_path_factory):
     folder = tmp_path_factory.mktemp("state")
     dcp.save(pickle.loads(pickle.dumps(state)), checkpoint_id=folder, no_dist=True)
     assert same(paraload.read(folder, nested=True), state)
+
+
+# Files of torch.save.
+
+
+@pytest.mark.parametrize("is_archive", [True, False], ids=["archive", "legacy"])
+def test_a_file_of_torch_save(tmp_path, is_archive):
+    file = tmp_path / "model.pt"
+    torch.save(STATE, file, _use_new_zipfile_serialization=is_archive)
+    for path in (file, file.as_uri()):
+        assert same(paraload.read(path, nested=True), STATE)
+    assert list(paraload.read(file, "model.*")) == ["model.layers.0.w", "model.layers.1.w"]
+    flat = paraload.read(file, dtype=torch.bfloat16)
+    assert (flat["scalar"].dtype, flat["ids"].dtype) == (torch.bfloat16, torch.int64)
+
+
+def test_tensors_outlive_the_file(tmp_path):
+    file = tmp_path / "model.pt"
+    torch.save({"w": torch.nn.Parameter(torch.ones(1 << 16))}, file)
+    found = paraload.read(str(file))["w"]
+    file.write_bytes(b"")  # reading a mapped tensor would now kill the process
+    assert found.sum() == 1 << 16
+    assert type(found) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "EOFError"),
+        (b"GGUF\x03\0\0\0", "expected a dict of tensors"),
+        (b"hello world", "expected a dict of tensors"),
+        (torch.ones(2), "got a Tensor"),
+        ({"a.b": 1, "a": {"b": 2}}, "a.b"),
+    ],
+    ids=["empty", "GGUF", "text", "tensor", "two of one name"],
+)
+def test_what_is_not_a_file_of_tensors(tmp_path, data, text):
+    file = tmp_path / "model.bin"
+    file.write_bytes(data) if isinstance(data, bytes) else torch.save(data, file)
+    with pytest.raises(FormatError, match=text) as caught:
+        paraload.read(file)
+    assert caught.value.path == str(file)
+
+
+def test_a_file_of_torch_save_that_is_cut(tmp_path):
+    file = tmp_path / "model.pt"
+    torch.save(STATE, file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(FormatError, match="expected a dict of tensors"):
+        paraload.read(file)
+
+
+def test_nothing_in_a_file_of_torch_save_runs(tmp_path, capsys):
+    file = tmp_path / "model.pt"
+    torch.save({"evil": Evil()}, file)
+    with pytest.raises(UnsafeObjectError, match="GLOBAL print"):
+        paraload.read(file)
+    assert capsys.readouterr().out == ""
+
+
+def test_options_are_checked_for_a_file_of_torch_save(tmp_path):
+    torch.save({}, tmp_path / "model.pt")
+    with pytest.raises(InvalidOptionError, match="max_workers"):
+        paraload.read(tmp_path / "model.pt", max_workers=-1)
+
+
+def test_only_read_takes_a_file_of_torch_save(tmp_path):
+    torch.save({}, tmp_path / "model.pt")
+    with pytest.raises(MetadataError, match=r"paraload\.read reads files of torch\.save"):
+        paraload.load({}, tmp_path / "model.pt", no_dist=True)

@@ -37,14 +37,19 @@ def test_a_folder_of_steps_names_the_newest(tmp_path):
             ["a.gguf", "pytorch_model.bin"],
             "1 file of GGUF, which paraload does not read ('a.gguf')",
         ),
-        (["m-2.bin", "m-1.bin"], "2 files of torch.save, which torch.load reads ('m-1.bin')"),
+        (
+            ["m-2.bin", "m-1.bin"],
+            "2 files of torch.save, which paraload.read reads one by one ('m-1.bin')",
+        ),
         (["rank0.pt"], "1 file of torch.save"),
         (["__0_0.distcp"], "an incomplete checkpoint? This file is written last"),
-        ([], "an incomplete checkpoint? This file is written last"),
+        ([], "there are no files here"),
+        (["a/model.safetensors", "notes.txt"], "its only checkpoint is 'a': load that folder"),
     ],
 )
 def test_other_files_are_named(tmp_path, names, told):
     for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"content")
     assert told in refusal(tmp_path)
 

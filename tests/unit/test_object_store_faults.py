@@ -344,13 +344,18 @@ def test_invalid_places_and_options_are_refused_at_once(url, options, text):
     assert [secret for secret in SECRETS if secret in str(caught.value)] == []
 
 
-def test_plain_http_of_an_s3_endpoint_is_explained(server):
-    options = {"endpoint": server.url, "access_key_id": "a", "secret_access_key": "s3cret"}
-    source = ObjectStoreSource("s3://b/x", **options)
+def test_plain_http_of_an_s3_endpoint_is_explained(server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)  # as an option it would be allowed
+    source = ObjectStoreSource("s3://b/x", access_key_id="a", secret_access_key="s3cret")
     assert "client_options={'allow_http': True}" in str(refusal(source))
+
+
+def test_user_and_password_of_a_url_are_sent(server):
+    get(source_of(server), nbytes=10)
+    assert server.headers["Authorization"] == "Basic bWU6czNjcmV0"
 
 
 def test_without_obstore_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore.store", None)
-    with pytest.raises(ImportError, match=r"pip install 'paraload\[object-store\]'"):
+    with pytest.raises(InvalidOptionError, match=r"pip install 'paraload\[object-store\]'"):
         ObjectStoreSource("s3://bucket/x")

@@ -74,8 +74,9 @@ class MetadataFile:
         """The file of ``rank`` in the checkpoint that ``source`` reads, called ``folder``."""
 
         def why_missing() -> str:
-            names = [*source.list_files()] if hasattr(source, "list_files") else []
-            return why_missing_among(in_natural_order(names), path)
+            if not hasattr(source, "list_files"):
+                return "no such file. Is this the URL of a checkpoint's folder?"
+            return why_missing_among(in_natural_order([*source.list_files()]), path)
 
         path = metadata_file(rank)
         return cls(
@@ -103,9 +104,9 @@ def read_metadata_bytes(
     try:
         with closing(file.source), DaemonThreads.for_looks(stall_timeout_s) as thread:
             read = partial(_read, file, seen, thread.goes_on)
-            call = partial(thread.call, lambda: f"{name!r} was being read", read)
-            data: bytes | None = again(file.source, call, retries)
-            why_missing = file.why_missing() if data is None else ""
+            call = partial(thread.call, lambda: f"{name!r} was being read")
+            data: bytes | None = again(file.source, partial(call, read), retries)
+            why_missing = call(file.why_missing) if data is None else ""
     except FileNotFoundError:
         data, why_missing = None, file.why_missing()
     except FormatError:

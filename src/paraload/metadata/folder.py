@@ -22,6 +22,7 @@ from paraload.errors import MetadataError
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.file_bytes import MetadataFile
 from paraload.metadata.index import CheckpointIndex
+from paraload.metadata.listing import files_without_metadata
 from paraload.metadata.rank_files import GLOBAL_METADATA, metadata_file, rank_files_among
 from paraload.metadata.reading import read_metadata
 from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
@@ -85,7 +86,11 @@ def folder_metadata(
 
     With a ``source``, it has the files, and ``folder`` is their name in errors.
     """
-    names = _names_without_global(folder, source)
+    waiting: Any = {"retries": retries, "stall_timeout_s": stall_timeout_s}
+    if source is None:
+        names: Sequence[str] = _names_without_global(folder)
+    else:
+        names = files_without_metadata(source, path=str(folder), **waiting)
     of_ranks = rank_files_among(names)
     seen: dict[str, FileStat] = {}
     found = []
@@ -97,17 +102,15 @@ def folder_metadata(
         metadata = read_metadata(
             file,
             allow_globals=tuple(allow_globals),
-            retries=retries,
-            stall_timeout_s=stall_timeout_s,
             seen=seen,
+            **waiting,
         )
         if holds_safetensors(metadata):
             locate_safetensors(
                 metadata,
                 lambda: open_source(folder) if source is None else source,
                 path=str(folder),
-                retries=retries,
-                stall_timeout_s=stall_timeout_s,
+                **waiting,
             )
         _require_places(metadata, file.name)
         found.append(metadata)
@@ -123,22 +126,12 @@ def folder_metadata(
     )
 
 
-def _names_without_global(
-    folder: str | os.PathLike[str], source: ByteSource | None
-) -> Sequence[str]:
-    """The files of a checkpoint that has no metadata for all ranks; otherwise none are listed."""
-    if source is None:
-        # Path.exists raises if the folder may not be searched; reading gives a better error.
-        has_global = os.path.exists(os.path.join(folder, GLOBAL_METADATA))  # noqa: PTH110
-        with suppress(OSError):
-            return () if has_global else [file.name for file in Path(folder).iterdir()]
-        return ()
-    try:
-        source.stat(GLOBAL_METADATA)
-    except FileNotFoundError:
-        return [*source.list_files()] if hasattr(source, "list_files") else ()
-    except Exception:  # noqa: BLE001 - reading the metadata raises it, after retries
-        return ()
+def _names_without_global(folder: str | os.PathLike[str]) -> Sequence[str]:
+    """The files of a folder that has no metadata for all ranks; otherwise none are listed."""
+    # Path.exists raises if the folder may not be searched; reading gives a better error.
+    has_global = os.path.exists(os.path.join(folder, GLOBAL_METADATA))  # noqa: PTH110
+    with suppress(OSError):
+        return () if has_global else [file.name for file in Path(folder).iterdir()]
     return ()
 
 

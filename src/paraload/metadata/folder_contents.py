@@ -1,20 +1,21 @@
 """What a folder without ``.metadata`` holds instead, and the next step for its user."""
 
+import posixpath
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from paraload._text import counted
 
 _INCOMPLETE: Final = "an incomplete checkpoint? This file is written last"
+_CHECKPOINT_FILES: Final = ("/.metadata", ".safetensors")
 #: By the ending of file names, in the order of preference.
 _OTHER_FORMATS: Final = {
     ".gguf": "GGUF, which paraload does not read",
-    ".bin": "torch.save, which torch.load reads",
-    ".pt": "torch.save, which torch.load reads",
-    ".pth": "torch.save, which torch.load reads",
+    **dict.fromkeys((".bin", ".pt", ".pth"), "torch.save, which paraload.read reads one by one"),
 }
 
 
@@ -23,14 +24,17 @@ def instead_of_metadata(names: Sequence[str]) -> str:
 
     Of several checkpoints below it, the last one is called the newest.
 
-    >>> instead_of_metadata(["step-9/.metadata", "step-10/.metadata"])
+    >>> instead_of_metadata(["step-9/.metadata", "step-10/model.safetensors"])
     "its newest checkpoint, of 2, is 'step-10': load that folder"
     """
+    if not names:
+        return "there are no files here"
     if ".metadata.tmp" in names:
         return "'.metadata.tmp' shows that the save did not finish: save again, or load another one"
-    steps = [name.removesuffix("/.metadata") for name in names if name.endswith("/.metadata")]
-    if steps:
-        return f"its newest checkpoint, of {len(steps)}, is {steps[-1]!r}: load that folder"
+    below = [name for name in names if "/" in name and name.endswith(_CHECKPOINT_FILES)]
+    if steps := list(dict.fromkeys(map(posixpath.dirname, below))):
+        which = f"newest checkpoint, of {len(steps)}," if len(steps) > 1 else "only checkpoint"
+        return f"its {which} is {steps[-1]!r}: load that folder"
     for ending, what in _OTHER_FORMATS.items():
         if files := [name for name in names if name.endswith(ending)]:
             return f"it holds {counted(len(files), 'file')} of {what} ({files[0]!r})"
@@ -53,9 +57,9 @@ def names_in(folder: Path) -> list[str]:
     with suppress(OSError):  # reading the metadata raises the error
         for path in folder.iterdir():
             names.append(path.name)
-            with suppress(OSError):
-                written = (path / ".metadata").stat().st_mtime_ns
-                steps.append((written, f"{path.name}/.metadata"))
+            for file in (path / ".metadata", *islice(path.glob("*.safetensors"), 1)):
+                with suppress(OSError):
+                    steps.append((file.stat().st_mtime_ns, f"{path.name}/{file.name}"))
     return sorted(names) + [name for _, name in sorted(steps)]
 
 

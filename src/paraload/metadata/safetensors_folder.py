@@ -37,8 +37,9 @@ from paraload.sources import ByteSource, FileStat
 
 SUFFIX: Final = ".safetensors"
 INDEX_SUFFIX: Final = ".safetensors.index.json"
-_INDEX: Final = "model.safetensors.index.json"
-_SINGLE: Final = "model.safetensors"
+#: The usual names.
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
 #: A missing file is sure to be missing only where all ranks wrote into one series of files.
 _NUMBERED: Final = re.compile(r"(?!shard-)(.*)-([0-9]+)-of-([0-9]+)\.safetensors")
 #: A stray file with a huge number in its name must not produce a list of billions.
@@ -102,8 +103,8 @@ def _files(reader: FileReader) -> tuple[str | None, list[str]]:
     names = reader.names()
     top = {name for name in names if "/" not in name}
     indexes = sorted(name for name in top if name.endswith(INDEX_SUFFIX))
-    if _INDEX in indexes:
-        return _INDEX, []
+    if INDEX in indexes:
+        return INDEX, []
     if len(indexes) > 1:
         problem = f"has several indexes, so give the path of one: {_few(indexes)}"
         raise MetadataError(problem, reader.path)
@@ -124,12 +125,12 @@ def _files(reader: FileReader) -> tuple[str | None, list[str]]:
 
 def _unlisted(reader: FileReader) -> tuple[str | None, list[str]]:
     """The usual names, in a storage that cannot list its files."""
-    [found] = reader.answers([_INDEX], lambda source, name: source.stat(name))
+    [found] = reader.answers([INDEX], lambda source, name: source.stat(name))
     if isinstance(found, MissingFileError):
-        return None, [_SINGLE]
+        return None, [SINGLE]
     if isinstance(found, ItemReadError):
         raise found
-    return _INDEX, []
+    return INDEX, []
 
 
 def _why_none(names: set[str]) -> str:

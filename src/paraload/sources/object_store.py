@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from paraload.errors import InvalidOptionError, ShortFileError, StorageReadError
 from paraload.sources import FileStat, Read, ReadStats, SourceLimits
@@ -149,13 +150,13 @@ class ObjectStoreSource:
 
     def _list_files(self) -> Iterator[str]:
         skip = len(self._prefix) + 1 if self._prefix else 0
-        for metas in self._ask(self._prefix, lambda store: list(store.list(self._prefix or None))):
+        for metas in self._ask(None, lambda store: list(store.list(self._prefix or None))):
             yield from (meta["path"][skip:] for meta in metas)
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
 
-    def _ask(self, path: str, call: Callable[[Any], Answer]) -> Answer:
+    def _ask(self, path: str | None, call: Callable[[Any], Answer]) -> Answer:
         """Call with the store, whose errors are raised as ours."""
         from obstore.exceptions import BaseError  # noqa: PLC0415 - optional
 
@@ -198,20 +199,29 @@ class ObjectStoreSource:
             from obstore.exceptions import BaseError  # noqa: PLC0415 - optional
             from obstore.store import from_url  # noqa: PLC0415
         except ImportError:
-            raise ImportError(
+            raise InvalidOptionError(
                 f"reading {self.name} needs obstore: pip install 'paraload[object-store]'"
             ) from None
         # obstore refuses plain endpoints, unless they are allowed in so many words.
         places = (self._where, *(self._options.get(name) for name in _ENDPOINTS))
         is_plain = any(str(place).lower().startswith("http://") for place in places)
         client = {"allow_http": True} if is_plain else {}
-        client |= _CLIENT_OPTIONS | self._options.get("client_options", {})
+        client |= _login(self._where) | _CLIENT_OPTIONS | self._options.get("client_options", {})
         options = {"retry_config": {"max_retries": 0}} | self._options | {"client_options": client}
         try:
             return from_url(self._where, **options)
         except (BaseError, ValueError, TypeError) as error:
             problem = public_text(str(error))
         raise InvalidOptionError(f"{self.name}: {problem}")
+
+
+def _login(url: str) -> dict[str, Any]:
+    """The client options for user and password in an HTTP URL, which obstore ignores."""
+    parts = urlsplit(url)
+    if parts.username is None or parts.scheme not in {"http", "https"}:
+        return {}
+    pair = unquote(f"{parts.username}:{parts.password or ''}").encode()
+    return {"default_headers": {"Authorization": f"Basic {b64encode(pair).decode()}"}}
 
 
 def _require_store(store: Any, options: dict[str, Any]) -> Any:

@@ -18,16 +18,19 @@ _CODE: Final = re.compile(r"<Code>(\w{1,40})</Code>")  # of S3, Azure and GCS
 _NOT_SHOWN: Final = re.compile(r"Error performing \w+ .* in [\d.]+\w+ - |\w+://\S+")
 #: How object_store classifies what goes wrong below HTTP; "Unknown" are wrong requests.
 _INTERRUPTION: Final = re.compile(r"kind: (Connect|Request|Timeout|Interrupted)\b")
+#: What the system says of a connection, such as "Connection refused".
+_REASON: Final = re.compile(r'(?:message|error): "([\w ,:]{1,100})"')
 _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERRORS = 408, 429, 500
 _DENIED: Final = frozenset({401, 403})
 _EXPIRED: Final = "ExpiredToken"  # S3 answers 400 then
 _HINTS: Final = {
     "Range request not supported": "Serve the files from a server that supports range requests",
+    "NoSuchBucket": "Check the name of the bucket, and the endpoint",
     "builder error": "Plain http:// endpoints need client_options={'allow_http': True}",
 }
 
 
-def known_error(error: Exception, path: str, name: str) -> Exception:
+def known_error(error: Exception, path: str | None, name: str) -> Exception:
     """The error to raise for one of obstore.
 
     Transient ones are exactly ``ConnectionError`` or ``TimeoutError``. Denied access has the
@@ -54,7 +57,8 @@ def known_error(error: Exception, path: str, name: str) -> Exception:
         return TimeoutError(f"{name}: {answer} (timed out)")
     is_busy = number in {_REQUEST_TIMEOUT, _TOO_MANY_REQUESTS} or number >= _SERVER_ERRORS
     if interruption or is_busy:
-        return ConnectionError(f"{name}: {answer}")
+        reason = _REASON.search(text) if interruption else None
+        return ConnectionError(f"{name}: {answer}{f' ({reason[1]})' if reason else ''}")
     hint = next((hint for part, hint in _HINTS.items() if part in answer), None)
     return StorageReadError(f"{name}: {answer}", path=path, hint=hint)
 

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from paraload._text import counted
 from paraload.adapters.dcp.reader_choice import make_source, reader_for
-from paraload.adapters.dcp.urls import is_url
 from paraload.errors import FormatError, InvalidOptionError, MissingFileError
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.runtime.daemon_threads import DaemonThreads
@@ -69,7 +68,7 @@ def write_manifest(
     (1, ['__0_0.distcp'])
     """
     source = make_source(reader_for(path, **keywords))
-    files = _digests(source, relative_name(target, path), key, stall_timeout_s)
+    files = _digests(source, relative_name(target, source), key, stall_timeout_s)
     manifest = {"version": _VERSION, "digest": _PLAIN if key is None else _KEYED, "files": files}
     if key is not None:
         manifest["key_digest"] = _hasher(key).hexdigest()  # of no data; identifies the key
@@ -104,21 +103,19 @@ def compare_manifest(
         StalledReadError: the storage did not answer in time.
     """
     source = make_source(reader_for(path, **keywords))
-    apart = relative_name(manifest, path)
-    yield from compare(source, manifest, apart=apart, key=key, stall_timeout_s=stall_timeout_s)
+    yield from compare(source, manifest, key=key, stall_timeout_s=stall_timeout_s)
 
 
 def compare(
     source: ByteSource,
     manifest: str | os.PathLike[str],
     *,
-    apart: str,
     key: bytes | None,
     stall_timeout_s: float | None,
 ) -> Iterator[Finding]:
-    """Compare the files of ``source``, which is closed, except the one called ``apart``."""
+    """Compare all files of ``source``, which is closed, except the manifest itself."""
     known = _read(Path(manifest), key)
-    found = _digests(source, apart, key, stall_timeout_s)
+    found = _digests(source, relative_name(manifest, source), key, stall_timeout_s)
     for name in sorted(known.keys() | found.keys()):
         old, new = known.get(name), found.get(name)
         if old and new and hmac.compare_digest(old["digest"].encode(), new["digest"].encode()):
@@ -138,11 +135,10 @@ def compare(
         )
 
 
-def relative_name(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
-    """``file`` relative to the checkpoint at ``path``; "" if that is a URL."""
-    if is_url(path):
-        return ""
-    return os.path.relpath(Path(file).resolve(), Path(path).resolve())
+def relative_name(file: str | os.PathLike[str], source: ByteSource) -> str:
+    """``file`` relative to the folder of ``source``; "" if that is not on this machine."""
+    root = getattr(source, "root", None)
+    return "" if root is None else os.path.relpath(Path(file).resolve(), Path(root).resolve())
 
 
 def _text(file: _File | None) -> str:

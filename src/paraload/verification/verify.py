@@ -92,11 +92,8 @@ def verify(
     known = {*found.files, *data_files}
     if manifest is not None:
         timeout_s = options.stall_timeout_s
-        apart = relative_name(manifest, path)
-        problems += compare(
-            make_source(reader), manifest, apart=apart, key=key, stall_timeout_s=timeout_s
-        )
-        known.add(apart)
+        problems += compare(make_source(reader), manifest, key=key, stall_timeout_s=timeout_s)
+        known.add(relative_name(manifest, source))
     sizes = {name: file.size for name, file in files.items()}
     orphan_files = [name for name in present if name not in known]
     tensors = {part.name for part in parts if part.lengths is not None}

@@ -15,14 +15,10 @@ from paraload._text import without_credentials
 from paraload.adapters.dcp.hf_open_file import OpenFile
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
-from paraload.adapters.dcp.urls import is_url, url_reader
+from paraload.adapters.dcp.urls import is_url, split_file, url_reader
 from paraload.formats import ItemFormat
 from paraload.formats.safetensors import SafetensorsFormat
-from paraload.metadata.safetensors_folder import (
-    INDEX_SUFFIX,
-    SUFFIX,
-    read_safetensors_metadata,
-)
+from paraload.metadata.safetensors_folder import read_safetensors_metadata
 from paraload.options import ReadOptions, split_keywords
 from paraload.sources import ByteSource
 
@@ -88,15 +84,12 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         return ()
 
     def _set_path(self, path: str | os.PathLike[str]) -> None:
-        # By the name alone: not every storage can tell a folder from a file.
-        folder, self._file = os.fspath(path), None
-        if folder.endswith((SUFFIX, INDEX_SUFFIX)):
-            folder, self._file = os.path.split(folder)
+        folder, self._file = split_file(path)
         self._url = folder if is_url(folder) else None
         if self._url is None:
             self.path = self.fs.init_path(folder or ".")
         else:
-            self.path = without_credentials(folder)
+            self.path = without_credentials(folder).rstrip("/")
 
     def _make_source(self) -> ByteSource:
         if self._url is None:

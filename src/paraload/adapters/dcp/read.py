@@ -1,23 +1,28 @@
 """``paraload.read``: the contents of a checkpoint as a new dict, without a model.
 
-metadata --keys--> empty tensors --load--> dict
+DCP, safetensors   metadata --keys--> empty tensors --load--> dict
+torch.save         torch.load, mapped --keys--> copies --> dict
 """
 
 import os
+import pickle
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict, unflatten_state_dict
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from paraload.adapters.dcp.load import load_alone
 from paraload.adapters.dcp.reader_choice import reader_for
 from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
-from paraload.errors import InvalidOptionError
+from paraload.adapters.dcp.urls import is_url, local_path, split_file
+from paraload.errors import FormatError, InvalidOptionError, UnsafeObjectError
 from paraload.options import ReadOptions
+from paraload.sources.retrying import storage_error
 
 Keys = str | Iterable[str] | Callable[[str], bool]
 
@@ -38,14 +43,17 @@ def read(
     :class:`~paraload.SafeLoadPlanner`.
 
     Args:
-        path: folder of the checkpoint.
+        path: folder or URL of a DCP or safetensors checkpoint; or a ``.safetensors`` file; or a
+            local file of ``torch.save``. ``torch.load(..., weights_only=True)`` reads the latter,
+            without checksums, and no other reading option has an effect.
         keys: names to read, which may be patterns such as ``"model.layers.0.*"``; or a function
             that returns whether a name is to be read. By default everything is read.
         device: where the tensors are created.
         dtype: for floating-point tensors; by default that of the checkpoint.
         nested: rebuild the dicts and lists that were saved, instead of one flat dict.
         options: a :class:`~paraload.ReadOptions`, instead of keywords.
-        **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``.
+        **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``. For a URL,
+            also options of its storage.
 
     Returns:
         Tensors and objects, by name in the order of the checkpoint; all ranks get all of them.
@@ -61,12 +69,65 @@ def read(
     ...     paraload.read(folder), paraload.read(folder, "model.*", nested=True)
     ({'model.w': tensor([0., 1., 2., 3.]), 'step': 7}, {'model': {'w': tensor([0., 1., 2., 3.])}})
     """
+    path = local_path(path)
+    if not is_url(path) and os.path.isfile(path) and split_file(path)[1] is None:  # noqa: PTH113
+        ReadOptions.resolve(options, keywords)
+        values, paths = _torch_saved(os.fspath(path))
+        copied = {name: _copy(values[name], device, dtype) for name in _selected(values, keys)}
+        return _nested(copied, paths) if nested else copied
     reader = reader_for(path, options=options, **keywords)
     metadata = reader.read_metadata()
     names = _selected(metadata.state_dict_metadata, keys)
     state = {name: _empty(metadata.state_dict_metadata[name], device, dtype) for name in names}
     load_alone(state, reader, SafeLoadPlanner(), metadata=metadata)
-    return _nested(state, metadata) if nested else state
+    return _nested(state, metadata.planner_data or {}) if nested else state
+
+
+def _torch_saved(path: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """What a file of ``torch.save`` holds, flattened as DCP does, and the way to each entry."""
+    try:
+        # Files from before torch 1.6 are not archives and cannot be mapped.
+        state = torch.load(
+            path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu"
+        )
+    except OSError as error:
+        raise storage_error(error, start=None, end=None, tries=1) from None
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):
+            raise UnsafeObjectError(
+                "torch.load(weights_only=True) refuses this file, because it needs code",
+                path=path,
+                got=_reason(error),
+                hint="If you trust the file, read it with torch.load",
+            ) from None
+        raise _not_of_tensors(path, _reason(error)) from None
+    except Exception as error:
+        raise _not_of_tensors(path, _reason(error)) from error
+    if not isinstance(state, Mapping):
+        raise _not_of_tensors(path, f"a {type(state).__name__}")
+    try:
+        return flatten_state_dict(dict(state))
+    except ValueError as error:  # two entries would have one name
+        raise _not_of_tensors(path, str(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    # torch's advice about weights_only stands around the reason.
+    _, _, reason = str(error).rpartition("WeightsUnpickler error: ")
+    return f"{type(error).__name__}: {reason.strip()}".partition("\n")[0]
+
+
+def _not_of_tensors(path: str, got: str) -> FormatError:
+    expected = "a dict of tensors, saved with torch.save"
+    return FormatError("this file cannot be read", path=path, expected=expected, got=got)
+
+
+def _copy(value: Any, device: torch.device | str | int, dtype: torch.dtype | None) -> Any:
+    """A tensor apart from the mapped file, which may change or be deleted."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    wanted = _dtype(value.dtype, dtype)
+    return value.detach().to(device=device, dtype=wanted, copy=True)
 
 
 def _selected(names: Iterable[str], keys: Keys | None) -> list[str]:
@@ -96,11 +157,13 @@ def _no_match(pattern: str, names: list[str]) -> str:
 def _empty(entry: Any, device: torch.device | str | int, dtype: torch.dtype | None) -> Any:
     if not isinstance(entry, TensorStorageMetadata):
         return None
-    stored = entry.properties.dtype
-    wanted = dtype if dtype is not None and stored.is_floating_point else stored
+    wanted = _dtype(entry.properties.dtype, dtype)
     return torch.empty(entry.size, dtype=wanted, device=device)
 
 
-def _nested(state: dict[str, Any], metadata: Metadata) -> dict[str, Any]:
-    paths: Mapping[str, Any] = metadata.planner_data or {}
+def _dtype(stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    return wanted if wanted is not None and stored.is_floating_point else stored
+
+
+def _nested(state: dict[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten_state_dict(state, {name: paths.get(name, (name,)) for name in state})

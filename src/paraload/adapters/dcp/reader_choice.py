@@ -1,6 +1,7 @@
 """Which reader suits a path or URL, and what tools need of it."""
 
 import os
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
-from paraload.adapters.dcp.urls import is_url, url_reader
+from paraload.adapters.dcp.urls import is_url, local_path, split_file, url_reader
+from paraload.errors import MetadataError
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.folder import FolderMetadata, folder_metadata
+from paraload.metadata.listing import files_without_metadata
 from paraload.metadata.rank_files import GLOBAL_METADATA, rank_files_among
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
 from paraload.sources import ByteSource
@@ -23,27 +26,34 @@ def reader_for(path: str | os.PathLike[str], **keywords: Any) -> Reader:
 
     ``keywords`` are fields of ``ReadOptions``, and for a URL options of its storage.
     """
-    if os.fspath(path).endswith((SUFFIX, INDEX_SUFFIX)):
+    if split_file(path)[1] is not None:
         return ParallelHuggingFaceReader(path, **keywords)
-    if not is_url(path):
+    path = local_path(path)
+    reader: Reader
+    if is_url(path):
+        reader = url_reader(os.fspath(path), **keywords)
+        options = options_of(reader)
+        with closing(make_source(reader)) as source:
+            names = files_without_metadata(
+                source,
+                path=str(reader.path),
+                retries=options.retries,
+                stall_timeout_s=options.stall_timeout_s,
+            )
+    else:
+        if os.path.isfile(path):  # noqa: PTH113 - is_file() may raise
+            problem = "is not a folder. paraload.read reads files of torch.save"
+            raise MetadataError(problem, os.fspath(path))
+        reader, names = ParallelFileSystemReader(path, **keywords), []
         with suppress(OSError):  # reading the metadata raises the error
-            if _is_safetensors([file.name for file in Path(path).iterdir()]):
-                return ParallelHuggingFaceReader(path, **keywords)
-        return ParallelFileSystemReader(path, **keywords)
-    reader = url_reader(os.fspath(path), **keywords)
-    with closing(make_source(reader)) as source, suppress(Exception):  # as above
-        try:
-            source.stat(GLOBAL_METADATA)
-        except FileNotFoundError:
-            if hasattr(source, "list_files") and _is_safetensors(source.list_files()):
-                return ParallelHuggingFaceReader(path, **keywords)
-    return reader
+            names = [file.name for file in Path(path).iterdir()]
+    return ParallelHuggingFaceReader(path, **keywords) if _is_safetensors(names) else reader
 
 
-def _is_safetensors(names: Any) -> bool:
-    names = list(names)
+def _is_safetensors(names: Sequence[str]) -> bool:
     has_dcp = GLOBAL_METADATA in names or rank_files_among(names)
-    return not has_dcp and any(name.endswith((SUFFIX, INDEX_SUFFIX)) for name in names)
+    suffixes = (SUFFIX, INDEX_SUFFIX)
+    return not has_dcp and any(name.endswith(suffixes) and "/" not in name for name in names)
 
 
 def make_source(reader: Reader) -> ByteSource:

@@ -35,6 +35,7 @@ from paraload.formats.torch_zip import TorchZipFormat
 from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import descriptors_of
 from paraload.metadata.file_bytes import MetadataFile
+from paraload.metadata.listing import files_of
 from paraload.metadata.rank_files import rank_files, rank_files_among
 from paraload.metadata.reading import read_metadata
 from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
@@ -217,15 +218,24 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         **keywords: Any,
     ) -> None:
         ParallelFileReader.__init__(self, options=options, **keywords)
+        self._require_no_url(path)
+        FileSystemReader.__init__(self, path, _extension_registry)
+        self._entries: Mapping[str, Any] | None = None
+        self._metadata_before: dict[str, FileStat] = {}
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Begin a new load, of another folder if ``checkpoint_id`` is given."""
+        self._require_no_url(checkpoint_id or "")
+        super().reset(checkpoint_id)
+
+    def _require_no_url(self, path: str | os.PathLike[str]) -> None:
         # torch would make a local path of it; a subclass may replace ``fs``.
         if type(self) is ParallelFileSystemReader and "://" in os.fspath(path):
             raise InvalidOptionError(
                 f"{without_credentials(os.fspath(path))!r} is a URL, and ParallelFileSystemReader"
-                " reads folders of a mounted file system"
+                " reads folders of a mounted file system. Use paraload.load, or"
+                " ParallelObjectStoreReader or ParallelFsspecReader"
             )
-        FileSystemReader.__init__(self, path, _extension_registry)
-        self._entries: Mapping[str, Any] | None = None
-        self._metadata_before: dict[str, FileStat] = {}
 
     def set_up_storage_reader(
         self,
@@ -316,8 +326,15 @@ class SourceReader(ParallelFileReader, StorageReader):
 
     def ranks_with_metadata(self) -> Collection[int]:
         """The ranks that have metadata of their own, saved with ``use_collectives=False``."""
+        options = options_of(self)
         with closing(self._make_source()) as source:
-            return rank_files_among(source.list_files() if hasattr(source, "list_files") else ())
+            files = files_of(
+                source,
+                path=str(self.path),
+                retries=options.retries,
+                stall_timeout_s=options.stall_timeout_s,
+            )
+        return rank_files_among(files)
 
     def set_up_storage_reader(
         self,

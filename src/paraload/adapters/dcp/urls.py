@@ -10,6 +10,7 @@ from urllib.request import url2pathname
 from paraload._text import without_credentials
 from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
 from paraload.errors import InvalidOptionError
+from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
 
 #: What obstore reads; it is the faster one where both could.
 _OBJECT_STORES: Final = frozenset(
@@ -21,6 +22,32 @@ def is_url(path: Any) -> bool:
     return not isinstance(path, Path) and "://" in os.fspath(path)
 
 
+def local_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The path that a ``file://`` URL names; every other URL or path as it is."""
+    if is_url(path) and (parts := urlsplit(os.fspath(path))).scheme.lower() == "file":
+        return url2pathname(parts.path)
+    return path
+
+
+def split_file(path: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """Split the path or URL of a safetensors file or index into folder and name.
+
+    The name alone decides, because not every storage can tell a folder from a file. The query of a
+    URL (a signature) stays with the folder.
+
+    >>> split_file("https://host/step-1000/model.safetensors?download=true")
+    ('https://host/step-1000?download=true', 'model.safetensors')
+    >>> split_file("https://host/step-1000")
+    ('https://host/step-1000', None)
+    """
+    whole = os.fspath(path)
+    place, mark, query = whole.partition("?") if is_url(path) else (whole, "", "")
+    if not place.endswith((SUFFIX, INDEX_SUFFIX)):
+        return whole, None
+    folder, name = os.path.split(place)
+    return folder + mark + query, name
+
+
 def url_reader(url: str, **keywords: Any) -> ParallelFileSystemReader | SourceReader:
     """The reader for the DCP checkpoint at ``url``.
 
@@ -30,10 +57,9 @@ def url_reader(url: str, **keywords: Any) -> ParallelFileSystemReader | SourceRe
     Raises:
         InvalidOptionError: an option is invalid, or the package that reads this URL is missing.
     """
-    scheme = urlsplit(url).scheme.lower()
-    if scheme == "file":
-        return ParallelFileSystemReader(url2pathname(urlsplit(url).path), **keywords)
-    if scheme in _OBJECT_STORES:
+    if not is_url(path := local_path(url)):
+        return ParallelFileSystemReader(path, **keywords)
+    if urlsplit(url).scheme.lower() in _OBJECT_STORES:
         if importlib.util.find_spec("obstore") is None:
             raise InvalidOptionError(
                 f"{without_credentials(url)!r} is read with obstore:"
