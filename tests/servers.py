@@ -7,7 +7,6 @@ import socket
 import struct
 import sys
 import threading
-import time
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -134,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.queries.add(url.query)
             if wanted:
                 server.headers = self.headers
-        time.sleep(server.latency_s)
+        server.ended.wait(server.latency_s)
         fault = server.next_fault(method, path, bool(wanted))
         data = server.files.get(path)
         if data is None and fault is None and (listing := self._listing(path)):

@@ -231,5 +231,5 @@ def test_options_are_checked_for_a_file_of_torch_save(tmp_path):
 
 def test_only_read_takes_a_file_of_torch_save(tmp_path):
     torch.save({}, tmp_path / "model.pt")
-    with pytest.raises(MetadataError, match=r"paraload\.read reads files of torch\.save"):
+    with pytest.raises(MetadataError, match=r"only paraload\.read takes a file of torch\.save"):
         paraload.load({}, tmp_path / "model.pt", no_dist=True)

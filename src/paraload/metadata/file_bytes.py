@@ -163,4 +163,6 @@ def _unreadable(error: Exception) -> str:
     what = f"cannot be read ({type(error).__name__}: {error})"
     if isinstance(error, PermissionError):
         what += ". Give this user permission to read it and to enter the folders above it"
+    if isinstance(error, NotADirectoryError):
+        what += ". Give the path of a folder; only paraload.read takes a file of torch.save"
     return what

@@ -1,10 +1,10 @@
 """Which files a checkpoint in any storage has, with retries and a deadline."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from paraload.errors import StalledReadError
 from paraload.metadata.rank_files import GLOBAL_METADATA
 from paraload.metadata.safetensors_folder import INDEX, SINGLE
 from paraload.runtime.daemon_threads import DaemonThreads
@@ -26,19 +26,14 @@ def files_without_metadata(
 ) -> list[str]:
     """All files if there is no ``.metadata``, otherwise none.
 
-    A storage that cannot list its files is asked for the usual names of safetensors.
-
-    Raises:
-        StalledReadError: the storage did not answer in time. All other errors are ignored here:
-            reading the metadata raises them.
+    A storage that cannot list its files is asked for the usual names of safetensors. If there is an
+    error, the result is empty too: reading the metadata raises it again, at a point where other
+    ranks hear of it.
     """
     call = _listed_without_metadata
-    try:
+    with suppress(Exception):
         return _looked(source, call, path, retries=retries, stall_timeout_s=stall_timeout_s)
-    except StalledReadError:
-        raise
-    except Exception:  # noqa: BLE001 - clients of storages raise errors of their own
-        return []
+    return []
 
 
 def _looked(

@@ -10,7 +10,6 @@ from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
 from paraload.adapters.dcp.urls import is_url, local_path, split_file, url_reader
-from paraload.errors import MetadataError
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.folder import FolderMetadata, folder_metadata
 from paraload.metadata.listing import files_without_metadata
@@ -41,9 +40,6 @@ def reader_for(path: str | os.PathLike[str], **keywords: Any) -> Reader:
                 stall_timeout_s=options.stall_timeout_s,
             )
     else:
-        if os.path.isfile(path):  # noqa: PTH113 - is_file() may raise
-            problem = "is not a folder. paraload.read reads files of torch.save"
-            raise MetadataError(problem, os.fspath(path))
         reader, names = ParallelFileSystemReader(path, **keywords), []
         with suppress(OSError):  # reading the metadata raises the error
             names = [file.name for file in Path(path).iterdir()]
