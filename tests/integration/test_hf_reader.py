@@ -444,7 +444,7 @@ def test_faults_of_all_files_are_one_error(tmp_path):
     with pytest.raises(CheckpointReadError, match="the file is empty") as caught:
         ParallelHuggingFaceReader(tmp_path).read_metadata()
     assert [type(failure) for failure in caught.value.failures] == [ShortFileError, FormatError]
-    assert "4 bytes behind the data" in str(caught.value)
+    assert "4 bytes after the data" in str(caught.value)
 
 
 @pytest.mark.parametrize(

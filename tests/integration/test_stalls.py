@@ -62,8 +62,8 @@ def stalls(act, match, timeout_s=TIMEOUT_S):
 
 @pytest.mark.parametrize(
     ("executor", "from_call"),
-    # The first stat is that of .metadata.
-    [("threads", 2), ("threads", 3), *((executor, 5) for executor in EXECUTORS)],
+    # The first two are those of .metadata.
+    [("threads", 3), ("threads", 4), *((executor, 6) for executor in EXECUTORS)],
 )
 def test_looks_at_files_before_and_after(folder, saved, monkeypatch, storage, executor, from_call):
     hang(monkeypatch, storage, LocalSource, "stat", from_call=from_call)
@@ -110,7 +110,7 @@ def test_hooks_of_sequential_run_on_the_caller_s_thread(folder, saved):
 def test_slow_looks_that_several_threads_take(folder, saved, monkeypatch, storage):
     monkeypatch.setattr("paraload.engine.file_checks._ALONE_S", -1)
     monkeypatch.setattr("paraload.engine.file_checks._QUICK_LOOK_S", -1)
-    hang(monkeypatch, storage, LocalSource, "stat", from_call=3)
+    hang(monkeypatch, storage, LocalSource, "stat", from_call=4)
     stalls(
         lambda: paraload.load(
             support.empty_like(saved), folder, no_dist=True, stall_timeout_s=TIMEOUT_S

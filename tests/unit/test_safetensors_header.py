@@ -130,9 +130,9 @@ FAULTS = {
     "trailing": (
         file_of({"a": entry()}, b"abcde"),
         FormatError,
-        "3 bytes behind the data of the last tensor.*safetensors itself refuses it",
+        "3 bytes after the data of the last tensor.*safetensors itself refuses it",
     ),
-    "trailing without tensors": (file_of({}, b"a"), FormatError, "1 byte behind the data"),
+    "trailing without tensors": (file_of({}, b"a"), FormatError, "1 byte after the data"),
     "not JSON": (file_of(b"{x}"), FormatError, "the header is not valid: Expecting"),
     "not UTF-8": (file_of(b'{"\xff":1}'), FormatError, "byte 2 is not UTF-8"),
     "constant": (file_of(b'{"a":NaN}'), FormatError, "NaN is not JSON"),
@@ -149,7 +149,11 @@ FAULTS = {
         FormatError,
         "twice",
     ),
-    "metadata": (file_of({"__metadata__": {"x": 1}}, b""), FormatError, "must map texts to texts"),
+    "metadata": (
+        file_of({"__metadata__": {"x": 1}}, b""),
+        FormatError,
+        "must map strings to strings",
+    ),
     "no entry": (file_of({"a": [1]}), FormatError, "'a': the header does not say where"),
     "offsets": (file_of({"a": entry(data_offsets=[2, 0])}), FormatError, "expected data_offsets"),
     "float": (file_of({"a": entry(data_offsets=[0, 2.0])}), FormatError, "expected data_offsets"),
@@ -173,12 +177,12 @@ FAULTS = {
     "late": (
         file_of({"a": entry(data_offsets=[1, 3])}, b"xab"),
         FormatError,
-        "its data leave a gap behind the header",
+        "its data leave a gap after the header",
     ),
     "gap": (
         file_of({"a": entry(), "b": entry(data_offsets=[3, 5])}, b"ab.cd"),
         FormatError,
-        r"'b': its data leave a gap behind those of 'a'.*from byte \d+ of",
+        r"'b': its data leave a gap after those of 'a'.*from byte \d+ of",
     ),
     "overlap": (
         file_of({"a": entry(), "b": entry(data_offsets=[1, 3])}, b"abc"),

@@ -1,11 +1,11 @@
 """PURE: the header of a safetensors file. No I/O, no torch.
 
     [0, 8)        n, the length of the JSON, little-endian
-    [8, 8 + n)    JSON; "__metadata__" maps texts to texts, every other name is a tensor:
+    [8, 8 + n)    JSON; "__metadata__" maps strings to strings, every other name is a tensor:
                   {"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
     [8 + n, end)  the tensors, row-major and little-endian; data_offsets count from 8 + n
 
-The data have no gaps, no overlaps and nothing behind them, so a header that fits its file is almost
+The data have no gaps, no overlaps and nothing after them, so a header that fits its file is almost
 certainly the one that was written with it. The format has no checksum.
 
 The rules are those of https://github.com/huggingface/safetensors. Here, as its documentation
@@ -57,8 +57,8 @@ _NOT_IN_TORCH: Final = frozenset({"F6_E2M3", "F6_E3M2"})
 _PAIRED: Final = "F4"
 _MOST_ELEMENTS: Final = 1 << 60
 
-#: First bytes of files that are found in the place of a safetensors file, and what to do about it.
-_STRANGERS: Final = (
+#: First bytes of other files that turn up instead, what they are, and what to do about it.
+_OTHER_FILES: Final = (
     (
         b"version https://git-lfs",
         "a Git LFS pointer, not the file itself",
@@ -139,7 +139,7 @@ def header_end(head: bytes, file_bytes: int, *, path: str) -> int:
 
 def other_file(head: bytes, path: str) -> FormatError | None:
     """The error if ``head`` is how another well-known kind of file begins."""
-    for magic, what, hint in _STRANGERS:
+    for magic, what, hint in _OTHER_FILES:
         if head.startswith(magic):
             return FormatError(f"this is {what}", path=path, expected="safetensors", hint=hint)
     return None
@@ -189,17 +189,17 @@ def strict_json(data: bytes) -> dict[str, Any]:
     """The object in ``data``.
 
     Raises:
-        ValueError: it is something else, names something twice, or is more than JSON allows.
+        ValueError: it is not an object, has a name twice, or is not strict JSON.
     """
     try:
         text = data.decode()
         found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        if "\\u" in text:  # only escapes can stand for something that is no text
+        if "\\u" in text:  # only an escape can be an unpaired surrogate
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from None
     except UnicodeEncodeError:
-        raise ValueError("a text has half of a surrogate pair") from None
+        raise ValueError("a string has half of a surrogate pair") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(found, dict):
@@ -224,7 +224,7 @@ def _metadata(found: Any) -> dict[str, str]:
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-        raise ValueError("__metadata__ must map texts to texts")
+        raise ValueError("__metadata__ must map strings to strings")
     return found
 
 
@@ -283,7 +283,7 @@ def _layout(dtype: str, shape: Shape) -> TensorRecord:
             )
         shape = (*shape[:-1], shape[-1] // 2)
     elements = 1
-    for size in shape:  # one by one: a product of a million sizes takes for ever
+    for size in shape:  # one by one: a product of a million sizes takes forever
         elements *= max(size, 1)
         if elements > _MOST_ELEMENTS:
             raise _FaultError("the shape is impossible", "a tensor", reprlib.repr(list(shape)))
@@ -305,7 +305,7 @@ def _require_seamless(
     end, last = data_start, None
     for tensor in tensors:
         if tensor.start != end:
-            what = "leave a gap behind" if tensor.start > end else "overlap"
+            what = "leave a gap after" if tensor.start > end else "overlap"
             before = "the header" if last is None else f"those of {last!r}"
             raise FormatError(
                 f"its data {what} {before}",
@@ -326,7 +326,7 @@ def _require_seamless(
         )
     if end < file_bytes:
         raise FormatError(
-            f"{counted(file_bytes - end, 'byte')} behind the data of the last tensor",
+            f"{counted(file_bytes - end, 'byte')} after the data of the last tensor",
             path=path,
             expected=f"{end} bytes",
             got=f"{file_bytes} bytes",

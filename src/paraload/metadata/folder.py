@@ -9,8 +9,7 @@ are named "rank 1: w".
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -87,10 +86,9 @@ def folder_metadata(
     With a ``source``, it has the files, and ``folder`` is their name in errors.
     """
     waiting: Any = {"retries": retries, "stall_timeout_s": stall_timeout_s}
-    if source is None:
-        names: Sequence[str] = _names_without_global(folder)
-    else:
-        names = files_without_metadata(source, path=str(folder), **waiting)
+    names = files_without_metadata(
+        open_source(folder) if source is None else source, path=str(folder), **waiting
+    )
     of_ranks = rank_files_among(names)
     seen: dict[str, FileStat] = {}
     found = []
@@ -124,15 +122,6 @@ def folder_metadata(
         ranks=tuple(of_ranks),
         missing=_missing(names, of_ranks) if of_ranks else (),
     )
-
-
-def _names_without_global(folder: str | os.PathLike[str]) -> Sequence[str]:
-    """The files of a folder that has no metadata for all ranks; otherwise none are listed."""
-    # Path.exists raises if the folder may not be searched; reading gives a better error.
-    has_global = os.path.exists(os.path.join(folder, GLOBAL_METADATA))  # noqa: PTH110
-    with suppress(OSError):
-        return () if has_global else [file.name for file in Path(folder).iterdir()]
-    return ()
 
 
 def _require_places(metadata: Metadata, path: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from paraload.metadata.rank_files import GLOBAL_METADATA
@@ -26,9 +27,9 @@ def files_without_metadata(
 ) -> list[str]:
     """All files if there is no ``.metadata``, otherwise none.
 
-    A storage that cannot list its files is asked for the usual names of safetensors. If there is an
-    error, the result is empty too: reading the metadata raises it again, at a point where other
-    ranks hear of it.
+    Of a mounted folder they are only those directly in it: a whole disk may lie below. A storage
+    that cannot list its files is asked for the usual names of safetensors. After an error the
+    result is empty too: reading the metadata raises it again, where other ranks hear of it.
     """
     call = _listed_without_metadata
     with suppress(Exception):
@@ -56,6 +57,10 @@ def _listed(source: ByteSource) -> list[str]:
 
 def _listed_without_metadata(source: ByteSource) -> list[str]:
     if _has(source, GLOBAL_METADATA):
+        return []
+    if (root := getattr(source, "root", None)) is not None:
+        with suppress(FileNotFoundError):  # final, although it would be retried for a file
+            return [path.name for path in Path(root).iterdir()]
         return []
     if hasattr(source, "list_files"):
         return _listed(source)

@@ -126,6 +126,6 @@ def _stored_twice(name: str, path: str, other: str) -> FormatError:
         f"{other!r} holds this tensor too",
         fqn=name,
         path=path,
-        expected="each tensor in one file, or an index that says which file counts",
+        expected="each tensor in one file, or an index that says which file to use",
         hint="If the folder has two checkpoints, move one of them, or give the path of one file",
     )

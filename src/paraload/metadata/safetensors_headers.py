@@ -125,7 +125,7 @@ class FileReader:
         return answers
 
     def header(self, source: ByteSource, path: str) -> Header:
-        """The header of a file, by ``source``."""
+        """The header of a file, read through ``source``."""
         head, file_bytes = self._head(source, path)
         end = header_end(head, file_bytes, path=path)
         if end > len(head):
@@ -181,7 +181,7 @@ def _wrong_index(path: str, got: str) -> FormatError:
 
 
 def _located(error: BaseException, path: str) -> ItemReadError:
-    """The error with its file; what is no ``Exception`` ends the program."""
+    """The error with its file. Anything but an ``Exception`` ends the program."""
     if isinstance(error, ItemReadError):
         error.path = path if error.path is None else error.path
         return error

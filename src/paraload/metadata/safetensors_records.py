@@ -3,8 +3,8 @@
     [objects, each a torch.save archive][all tensors of the file, as one safetensors file]
 
 torch's ``.metadata`` does not mark them, and its reader cannot load them: each tensor has the
-offset of the whole and the length of its own elements. No archive of torch.save is that short, so
-they are recognised by it; the headers then tell the places.
+offset of the whole safetensors file and the length of its own elements. That length gives them
+away, because an archive of torch.save is longer; the headers then say where each tensor is.
 """
 
 from collections import defaultdict
@@ -45,7 +45,7 @@ def locate_safetensors(
     retries: int,
     stall_timeout_s: float | None,
 ) -> None:
-    """Replace the storage infos of all tensors by the places that the headers of the files tell.
+    """Replace the storage infos of all tensors by the places that the files' headers give.
 
     Nothing changes if no file has such a header.
 

@@ -1,7 +1,8 @@
-"""What the errors of fsspec file systems mean, without the packages that define them.
+"""Typed errors, without secrets, for those of fsspec file systems.
 
-Their texts name URLs, and URLs and options hold credentials. So no error of a file system leaves
-the source: it becomes one of ours, without a cause, and secrets in its text are masked.
+Their texts contain URLs and options, which may hold credentials. So none of them leaves the source:
+it becomes one of ours, without a cause, and with secrets masked. Errors are recognised by name,
+because the packages that define them may not be installed.
 """
 
 import re
@@ -42,14 +43,15 @@ _MOST_CAUSES: Final = 5
 
 
 class TransientError(Exception):
-    """The storage did not answer, or not completely; another try may succeed."""
+    """The response was missing or incomplete; a retry may succeed."""
 
 
 class Redaction:
     """Masks credentials in texts.
 
     Args:
-        *holders: URLs, and mappings of options, in which values with telling names are secret.
+        *holders: URLs, and mappings of options. Values of options with names such as "token" are
+            secret.
     """
 
     def __init__(self, *holders: Any) -> None:
@@ -93,7 +95,7 @@ def error_of(
     """The error to raise instead of ``error``, which a file system raised."""
     if isinstance(error, ItemReadError | TransientError):
         return error
-    # HTTPFileSystem.info says "not found" whatever has happened; the cause knows more.
+    # HTTPFileSystem.info reports every failure as "not found"; the cause is the real error.
     causes = tuple(_causes(error))
     status = status_of(error)
     origin = causes[-1] if isinstance(error, FileNotFoundError) else error
@@ -110,7 +112,7 @@ def error_of(
         return MissingFileError("file is missing", path=path, hint=hint)
     advice = None
     if status in _REFUSED_STATUS or isinstance(error, PermissionError):
-        advice = "Check the credentials, and that they permit to read this file"
+        advice = "Check the credentials, and that they may read this file"
     if status is not None or isinstance(error, OSError):
         return StorageReadError(f"the storage refuses the read ({text})", path=path, hint=advice)
     trace = redact("".join(traceback.format_exception(error)))
@@ -129,12 +131,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def status_of(error: Exception) -> int | None:
-    """The status that a server answered, if the error or a cause of it has one."""
+    """The status of the server's response, if the error or one of its causes has it."""
     return next(filter(None, map(_own_status, _causes(error))), None)
 
 
 def _own_status(error: BaseException) -> int | None:
-    # Each package keeps it elsewhere.
+    # Each package has another attribute for it.
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # botocore
         response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -2,10 +2,10 @@
 
     asynchronous file systems       cat_file of each range, from many threads at once
       among them HTTP               the body is copied straight from the connection
-    others without a cat_file       a kept open file: seek, readinto
+    others without a cat_file       seek and readinto of a file that stays open
 
-One thread runs the event loop of all asynchronous file systems. Threads that call ``cat_file`` copy
-bodies while others arrive: eight files over HTTP take 0.75 of the time of ``cat_ranges``.
+One thread runs the event loop of all asynchronous file systems. The threads that call ``cat_file``
+copy bodies while others arrive: eight files over HTTP take 0.75 of the time of ``cat_ranges``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from paraload.sources.range_stream import range_stream
 
 Answer = TypeVar("Answer")
 
-#: What file systems call the version of a file in ``info``.
+#: Keys of ``info`` that change with the content of a file.
 _VERSIONS: Final = (
     *("ETag", "etag", "e_tag", "VersionId", "generation", "blob_id", "sha"),
     *("Content-MD5", "content_md5", "md5Hash", "checksum", "chksum", "CRC"),
@@ -64,7 +64,7 @@ class FsspecSource:
         self._of_parent: object = None
         self._kept: list[tuple[str, IO[bytes]]] = []
         self._lock = threading.Lock()
-        self._turn = threading.RLock()  # of file systems that do one thing at a time
+        self._turn = threading.RLock()  # for file systems that allow one call at a time
         self._redact = Redaction(self._url, storage_options, getattr(fs, "storage_options", None))
         self._kind = kind = Kind.of(fsspec_class(self._url) if fs is None else type(fs))
         self.limits = kind.limits
@@ -105,7 +105,7 @@ class FsspecSource:
         except (MissingFileError, StorageReadError):
             if not self._kind.is_http:
                 raise
-            return  # a server need not list its files
+            return  # most servers do not list files
         root = self._file_system()[1].partition("?")[0].rstrip("/")
         for name in found:
             path = name.removeprefix(f"{root}/") if root else name
@@ -150,13 +150,13 @@ class FsspecSource:
     def _fill(
         self, fs: Any, full: str, start: int, wanted: int, buffers: Sequence[memoryview]
     ) -> int:
-        """Read to ``buffers``; returns how many bytes came."""
+        """Read into ``buffers``; returns how many bytes arrived."""
         if self._kind.copies_bodies:
             return copy_body(fs, full, start, buffers)
         if self._kind.keeps_files:
             return self._read_kept(fs, full, start, buffers)
         try:
-            # By name: the second argument of s3fs is another one.
+            # By keyword: the second parameter of s3fs is a version.
             data = memoryview(fs.cat_file(full, start=start, end=start + wanted))
         except Exception as error:
             if status_of(error) == BEYOND_THE_END:
@@ -192,7 +192,7 @@ class FsspecSource:
         return got
 
     def _refuse(self, path: str, start: int, end: int, got: int) -> None:
-        """Raise the error of a read that brought ``got`` bytes."""
+        """Raise the error of a read that got another number of bytes."""
         if got > end - start:
             raise StorageReadError(
                 "the storage ignores ranges",
@@ -205,7 +205,7 @@ class FsspecSource:
             )
         size = self.stat(path).size
         if end <= size:
-            raise TransientError(f"{got} of {end - start} bytes came")
+            raise TransientError(f"only {got} of {end - start} bytes arrived")
         raise ShortFileError(
             "file ends too early",
             path=path,
@@ -246,7 +246,7 @@ def _is_of_parent(fs: Any) -> bool:
 
 
 def _joined(root: str, path: str, *, quoted: bool) -> str:
-    """The name of ``path`` below ``root``; the query of a URL (a signature) stays behind it."""
+    """The name of ``path`` below ``root``; the query of a URL (a signature) stays at the end."""
     if not root:
         return path
     if not quoted:
@@ -284,7 +284,7 @@ def _close(files: Iterable[IO[bytes]]) -> None:
 
 
 def _close_file_system(fs: Any) -> None:
-    """Close connections now; the file system would do it when it is collected as garbage."""
+    """Close connections now; fsspec itself would wait for the garbage collector."""
     session = getattr(fs, "_session", None) or getattr(fs, "_s3", None)
     with suppress(Exception):
         if session is not None and hasattr(fs, "close_session"):

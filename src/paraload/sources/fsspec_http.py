@@ -1,7 +1,7 @@
-"""Ranges of files over HTTP, copied from the connection to their place.
+"""Ranges of files over HTTP, copied from the connection into place.
 
-``HTTPFileSystem.cat_file`` takes any answer for the range, and all of a file into memory if the
-server has no ranges.
+``HTTPFileSystem.cat_file`` does not check that the response is the range, and reads a whole file
+into memory if the server does not support ranges.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ NO_RANGES_HINT: Final = "Download the checkpoint, or use a server that honours R
 
 
 def copy_body(fs: Any, url: str, start: int, buffers: Sequence[memoryview]) -> int:
-    """Fill ``buffers`` from byte ``start`` on; returns how many bytes came."""
+    """Fill ``buffers`` from byte ``start`` on; returns how many bytes arrived."""
     return _run(fs.loop, _copy(fs, url, start, buffers))
 
 
@@ -27,7 +27,7 @@ def _run(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, Answer]) -> 
     try:
         return future.result()
     except BaseException:
-        future.cancel()  # Ctrl-C: nothing may be written to the buffers any more
+        future.cancel()  # Ctrl-C: stop writing to the buffers
         raise
 
 
@@ -73,7 +73,7 @@ def _require_range(response: Any, start: int, end: int) -> None:
 
 
 def scatter(data: memoryview, left: list[memoryview]) -> None:
-    """Fill the buffers ``left`` and remove what is filled."""
+    """Copy ``data`` into the buffers ``left``, and remove those that are full."""
     while left and len(data):
         nbytes = min(len(data), len(left[0]))
         left[0][:nbytes] = data[:nbytes]

@@ -1,4 +1,4 @@
-"""What paraload has to know of the different fsspec file systems."""
+"""How paraload uses each kind of fsspec file system."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from paraload.sources import SourceLimits
 
 _MIB: Final = 1 << 20
 _LOCAL: Final = SourceLimits()
-#: A connection brings 8 MiB in about the time of ten round trips, and sixteen of them are in memory
-#: at once, before they are copied.
+#: 8 MiB take a connection about as long as ten round trips. Bodies are complete in memory before
+#: they are copied, up to sixteen at once.
 _REMOTE: Final = SourceLimits(
     max_request_bytes=8 * _MIB, max_gap_bytes=_MIB, head_bytes=64 << 10, requests_in_flight=16
 )
@@ -41,7 +41,7 @@ class Kind:
         copies_bodies: ranges can be copied from the connection.
         is_serial: one call at a time.
         keeps_files: ``cat_file`` would open the file for each range.
-        retries_itself: errors have been retried when they are raised.
+        retries_itself: it raises transient errors only after retries of its own.
         not_in_processes: why worker processes cannot read the files; "" if they can.
     """
 
@@ -60,7 +60,7 @@ class Kind:
         is_async = getattr(kind, "async_impl", False)
         is_archive = issubclass(kind, module("archive").AbstractArchiveFileSystem)
         is_serial = is_archive or "ftp" in protocols
-        # A subclass that reads in its own way is left to it.
+        # A subclass with a ``_cat_file`` of its own keeps it.
         read_at = getattr(getattr(kind, "_cat_file", None), "__module__", "")
         copies_bodies = read_at == _HTTP_MODULE
         limits = _HTTP if copies_bodies else _REMOTE

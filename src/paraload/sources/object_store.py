@@ -21,12 +21,13 @@ from paraload.sources.obstore_errors import known_error, public_name, public_tex
 
 Answer = TypeVar("Answer")
 
-#: Of a body. 128 connections took 160 MiB with 512 KiB and 90 MiB with this, and were as fast.
+#: Pieces in which a body arrives. With 128 connections, 512 KiB took 160 MiB of memory and this
+#: takes 90 MiB, at the same speed.
 _PIECE_BYTES: Final = 256 << 10
-#: A request of 8 MiB takes less unless the connection is slower than 70 KiB/s. The first error
-#: should be that of the request, so this is below the default of ``stall_timeout_s``.
+#: 8 MiB take longer than 120 s only below 70 KiB/s. ``read_timeout`` is shorter than the default of
+#: ``stall_timeout_s``, so that a stalled request is retried before the load gives up.
 _CLIENT_OPTIONS: Final = {"timeout": "120s", "read_timeout": "20s"}
-#: What obstore calls the server of a store.
+#: Names of the option for the address of the server.
 _ENDPOINTS: Final = (
     "endpoint",
     "endpoint_url",
@@ -43,20 +44,20 @@ class ObjectStoreSource:
     pauses end with the load, and the report counts them. With ``retry_config``, and in a store
     that the caller made, errors are obstore's to retry, and final here.
 
-    If credentials that worked are refused, the store is made anew and asked once more, so that
-    fresh ones are used.
+    If credentials that have worked are refused, a new store is made, which obtains fresh ones, and
+    the call is repeated once.
 
     Args:
         where: ``s3://``, ``gs://``, ``az://``, ``http(s)://`` or ``file://`` URL, or an obstore
             store. ``memory://`` needs a store, because each has content of its own.
-        prefix: of all keys.
+        prefix: the folder of the checkpoint, below ``where``.
         **store_options: those of ``obstore.store.from_url``.
 
     Attributes:
-        name: of the place, without credentials.
+        name: URL of the checkpoint, without credentials.
 
     Raises:
-        InvalidOptionError: obstore refuses URL or options.
+        InvalidOptionError: obstore is not installed, or refuses the URL or an option.
     """
 
     # A connection that shares a link with 31 others transfers about 1 MiB in the 50 ms that
@@ -77,7 +78,7 @@ class ObjectStoreSource:
         self._versions: dict[str, str | None] = {}
         self._accepted: Any = None  # the store, once it has answered
         self._store: Any = self._made()
-        if type(self._store).__name__ != "HTTPStore":  # which lists by WebDAV
+        if type(self._store).__name__ != "HTTPStore":  # it lists by WebDAV, which few servers have
             self.list_files = self._list_files
 
     def __repr__(self) -> str:
@@ -109,7 +110,7 @@ class ObjectStoreSource:
             if error is None and answer.range != (start, end):
                 error = _short(path, start, end, answer.meta["size"])
             if error is not None:
-                del answer  # its connection would be open as long as there is a traceback
+                del answer  # a traceback would keep its connection open
                 raise error
             got = _fill(buffers, answer.stream(min_chunk_size=_PIECE_BYTES))
             if got != end - start:
@@ -118,17 +119,16 @@ class ObjectStoreSource:
         try:
             self._ask(path, get)
         except StorageReadError:
-            # Stores refuse ranges behind the end, each in its own words.
+            # Each store has another error for a range past the end.
             if (size := self.stat(path).size) < end:
                 raise _short(path, start, end, size) from None
             raise
 
     def _change(self, path: str, meta: Any) -> Exception | None:
-        """The error if the object differs from that of the first answer.
+        """The error if this is not the version of the first response.
 
-        The engine looks at all files after the load, too. This ends a load of hours early, and it
-        notices servers of one address that have different files. ``If-Match`` would do the same
-        only where the server knows it.
+        The engine compares versions after the load, too. Checking each response ends a long load
+        early, and notices replicas that differ. ``If-Match`` needs the server's support.
         """
         version = _version(meta)
         first = self._versions.setdefault(path, version)
@@ -157,7 +157,7 @@ class ObjectStoreSource:
         return f"{self._prefix}/{path}" if self._prefix else path
 
     def _ask(self, path: str | None, call: Callable[[Any], Answer]) -> Answer:
-        """Call with the store, whose errors are raised as ours."""
+        """Call with the store; raise our error for one of obstore's."""
         from obstore.exceptions import BaseError  # noqa: PLC0415 - optional
 
         for may_renew in (True, False):
@@ -181,7 +181,7 @@ class ObjectStoreSource:
             return self._store
 
     def _is_renewed(self, store: Any) -> bool:
-        """Whether another store than this one, which was denied access, can be asked."""
+        """Whether there is a new store to try after ``store`` was denied access."""
         with self._lock:
             if self._is_url and self._store is store and self._accepted is store:
                 self._store = None
@@ -202,7 +202,7 @@ class ObjectStoreSource:
             raise InvalidOptionError(
                 f"reading {self.name} needs obstore: pip install 'paraload[object-store]'"
             ) from None
-        # obstore refuses plain endpoints, unless they are allowed in so many words.
+        # obstore refuses http:// unless ``allow_http`` is set.
         places = (self._where, *(self._options.get(name) for name in _ENDPOINTS))
         is_plain = any(str(place).lower().startswith("http://") for place in places)
         client = {"allow_http": True} if is_plain else {}

@@ -1,8 +1,8 @@
-"""What obstore's errors mean for a load, in texts without secrets.
+"""Typed errors, without secrets, for those of obstore.
 
-obstore tells most errors apart only by their text: the status of the answer, or the kind of failure
-below HTTP. That text is not shown: it contains the whole URL, whose query or user may be a
-credential, and the body of the answer, which may repeat what was signed.
+Most errors of obstore differ only in their text, which has the status of the response, or the kind
+of failure below HTTP. We do not show that text: it contains the whole URL, whose user or query may
+be a credential, and the response body, which may repeat what was signed.
 """
 
 import errno
@@ -14,11 +14,11 @@ from paraload.errors import MissingFileError, StorageReadError
 
 _STATUS: Final = re.compile(r"status code: (\d{3})([\w ]*)")
 _CODE: Final = re.compile(r"<Code>(\w{1,40})</Code>")  # of S3, Azure and GCS
-#: URLs, and what object_store says in front of the reason.
+#: URLs, and the words of object_store before the reason.
 _NOT_SHOWN: Final = re.compile(r"Error performing \w+ .* in [\d.]+\w+ - |\w+://\S+")
 #: How object_store classifies what goes wrong below HTTP; "Unknown" are wrong requests.
 _INTERRUPTION: Final = re.compile(r"kind: (Connect|Request|Timeout|Interrupted)\b")
-#: What the system says of a connection, such as "Connection refused".
+#: The system's reason for a failed connection, such as "Connection refused".
 _REASON: Final = re.compile(r'(?:message|error): "([\w ,:]{1,100})"')
 _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERRORS = 408, 429, 500
 _DENIED: Final = frozenset({401, 403})
@@ -69,6 +69,6 @@ def public_text(text: str) -> str:
 
 
 def public_name(where: Any) -> str:
-    """What to call a URL or store in texts."""
+    """The name of a URL or store in messages."""
     url = where if isinstance(where, str) else getattr(where, "url", None)
     return without_credentials(url).rstrip("/") if isinstance(url, str) else repr(where)

@@ -46,7 +46,7 @@ def _fsspec_of(fs: Any) -> Any:
         return fs
     for name in _FSSPEC_MODULES:
         kind: Any = getattr(sys.modules.get(name), "FileSystem", None)
-        # A subclass with streams of its own means them to be read.
+        # A subclass that makes its own streams expects them to be read.
         if kind is not None and isinstance(fs, kind):
             steps = ("create_stream", "concat_path")
             is_stock = all(getattr(type(fs), step) is getattr(kind, step) for step in steps)

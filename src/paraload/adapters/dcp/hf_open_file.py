@@ -1,7 +1,7 @@
 """An open safetensors file, as subclasses of torch's reader expect it, read by the engine.
 
-items --batches--> one load each --> tensors, until their requests ask for them
-request --a slice that is not there--> a load of its own
+items --batches--> one load for each batch --> tensors, kept until they are asked for
+any other slice                            --> a load of its own
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 from paraload.adapters.dcp.read_data import read_with
 from paraload.adapters.dcp.readers import ParallelFileReader
 
-#: What is read ahead at once. A load takes 3 ms, so reading 1,000 small tensors one by one takes
-#: 3 s; with much more, memory would grow without a gain.
+#: Read ahead in one load. A load takes 3 ms, so 1,000 small tensors one by one would take 3 s. More
+#: would cost memory without being faster.
 _BATCH_BYTES: Final = 64 << 20
 
 
@@ -50,7 +50,7 @@ class OpenFile:
         return self.get_slice(name)[...]
 
     def ahead(self, items: Sequence[ReadItem]) -> Iterator[ReadItem]:
-        """Yield ``items``; what each of them most likely asks for has been read before."""
+        """Yield ``items``, each after the slice that it most likely needs has been read."""
         for batch in self._batches(items):
             parts = [
                 _Part(item.storage_index, tuple(item.storage_offsets), tuple(item.lengths))
@@ -82,7 +82,7 @@ class OpenFile:
         return there if there is not None else self._read_all([part])[0]
 
     def _is_inside(self, part: _Part) -> bool:
-        """Whether the part is one of the tensor as it is stored, not of what it will become."""
+        """Whether the part fits the stored tensor; the transformed one may have another shape."""
         shape = self.layout_of(part.stored).shape
         return len(shape) == len(part.lengths) and all(
             offset + length <= size

@@ -32,13 +32,13 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
 
     Args:
         path: path or URL of a folder, a ``.safetensors`` file, or a ``.safetensors.index.json``.
-        thread_count: accepted as torch's reader does, and not used: see ``max_workers``.
+        thread_count: for compatibility with torch's reader; unused, see ``max_workers``.
         options: a complete :class:`~paraload.ReadOptions`, or its fields as keywords.
         **keywords: for a URL, also options of its storage.
 
-    A subclass of torch's reader that changes tensors on their way, as
-    ``QuantizedHuggingFaceStorageReader`` does, goes in front; its ``_process_read_request`` is then
-    called for one item after the other, and what it reads is read in parallel::
+    A subclass of torch's reader that transforms tensors, as ``QuantizedHuggingFaceStorageReader``
+    does, is listed first. Its ``_process_read_request`` is called for one item after the other,
+    with tensors that were read in parallel::
 
         class Reader(QuantizedHuggingFaceStorageReader, ParallelHuggingFaceReader):
             pass

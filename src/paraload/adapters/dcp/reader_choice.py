@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
@@ -31,18 +30,16 @@ def reader_for(path: str | os.PathLike[str], **keywords: Any) -> Reader:
     reader: Reader
     if is_url(path):
         reader = url_reader(os.fspath(path), **keywords)
-        options = options_of(reader)
-        with closing(make_source(reader)) as source:
-            names = files_without_metadata(
-                source,
-                path=str(reader.path),
-                retries=options.retries,
-                stall_timeout_s=options.stall_timeout_s,
-            )
     else:
-        reader, names = ParallelFileSystemReader(path, **keywords), []
-        with suppress(OSError):  # reading the metadata raises the error
-            names = [file.name for file in Path(path).iterdir()]
+        reader = ParallelFileSystemReader(path, **keywords)
+    options = options_of(reader)
+    with closing(make_source(reader)) as source:
+        names = files_without_metadata(
+            source,
+            path=str(reader.path),
+            retries=options.retries,
+            stall_timeout_s=options.stall_timeout_s,
+        )
     return ParallelHuggingFaceReader(path, **keywords) if _is_safetensors(names) else reader
 
 

@@ -12,7 +12,7 @@ from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
 from paraload.errors import InvalidOptionError
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
 
-#: What obstore reads; it is the faster one where both could.
+#: Schemes that obstore reads. fsspec could read most of them, but more slowly.
 _OBJECT_STORES: Final = frozenset(
     {"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https"}
 )
