@@ -125,7 +125,7 @@ def test_without_any_it_is_looked_for_again(tmp_path):
     started = time.monotonic()
     with pytest.raises(MissingMetadataError, match="there are no files here"):
         ParallelFileSystemReader(tmp_path).read_metadata()
-    assert time.monotonic() - started > 0.3
+    assert time.monotonic() - started > 0.17  # three pauses, of which half is random
 
 
 def test_a_listed_file_that_is_missing_for_a_moment_is_looked_for_again(one, monkeypatch):
