@@ -59,12 +59,13 @@ def load(
     Args:
         state_dict: tensors of the saved shapes, on the devices that they should load to. Values
             with ``state_dict`` and ``load_state_dict`` methods, such as modules, load too.
-        path: folder of the checkpoint.
+        path: folder or URL of a DCP or safetensors checkpoint, or a ``.safetensors`` file.
         planner: a planner to use instead of torch's ``DefaultLoadPlanner``.
         process_group: the ranks that load together; by default the default process group.
         no_dist: load in this process alone, even if there is a process group.
         options: a :class:`~paraload.ReadOptions`, instead of keywords.
-        **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``.
+        **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``. For a URL,
+            also options of its storage.
 
     Returns:
         What was read, and how.
