@@ -8,6 +8,7 @@ Bodies are never collected: a request in flight holds a few such pieces, however
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -203,7 +204,8 @@ class ObjectStoreSource:
                 f"reading {self.name} needs obstore: pip install 'paraload[object-store]'"
             ) from None
         # obstore refuses http:// unless ``allow_http`` is set.
-        places = (self._where, *(self._options.get(name) for name in _ENDPOINTS))
+        named = (self._options.get(it) or os.environ.get(it.upper()) for it in _ENDPOINTS)
+        places = (self._where, *named)
         is_plain = any(str(place).lower().startswith("http://") for place in places)
         client = {"allow_http": True} if is_plain else {}
         client |= _login(self._where) | _CLIENT_OPTIONS | self._options.get("client_options", {})
