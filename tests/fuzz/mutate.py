@@ -344,7 +344,7 @@ def mutated_safetensors(data, chance):
         return flipped(data, chance)
     payload = data[8 + header_bytes :]
     for _ in range(chance.choice((0, 1, 1, 2, 3))):
-        _other_field(header, chance)
+        _other_header_field(header, chance)
     text = json.dumps(header).encode()
     if chance.randint(0, 3) == 0:
         text = flipped(text, chance)
@@ -358,7 +358,7 @@ def mutated_safetensors(data, chance):
     return flipped(made, chance) if chance.randint(0, 7) == 0 else made
 
 
-def _other_field(header, chance):
+def _other_header_field(header, chance):
     names = sorted(header)
     if not isinstance(header, dict) or not names:
         return
