@@ -17,6 +17,7 @@ from benchmarks import (
     metadata,
     planning,
     rated_table,
+    remote,
     safetensors_files,
     slices,
     small,
@@ -53,6 +54,7 @@ _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     "verify": verifying.measure,
     "planning": planning.measure,
     "rated": rated_table.measure,
+    "remote": remote.measure,
 }
 
 

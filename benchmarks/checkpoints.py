@@ -69,6 +69,10 @@ class Checkpoints:
         """256 MiB of weights as torch's ZStandard extension writes them, in 8 files."""
         return _written(self.folder / "compressed", "weights", 8, zstd=True)
 
+    def remote(self, *, files: int) -> Path:
+        """258 MiB of bf16 in the shapes of a Llama, in ``files`` files."""
+        return _written(self.folder / f"remote-{files}", "remote", files)
+
     def tiny(self) -> Path:
         """16 MiB in 8 files: nothing to read, so that only the start-up counts."""
         return _written(self.folder / "tiny", "tiny", 8)
@@ -130,6 +134,7 @@ def llama_shapes(
 _SHAPES: Final[dict[str, Callable[[], dict[str, tuple[int, ...]]]]] = {
     "llama": lambda: llama_shapes(_LAYERS, _WIDTH, _HIDDEN, _VOCABULARY),
     "table": lambda: llama_shapes(4, 1024, 2816, 8192),
+    "remote": lambda: llama_shapes(2, _WIDTH, _HIDDEN, _VOCABULARY // 2),
     "small": lambda: {f"small.{n:05}": (2048,) for n in range(_SMALL_TENSORS)},
     "sliced": lambda: {f"matrix.{n:02}": _SLICED_SHAPE for n in range(_SLICED_TENSORS)},
     "weights": lambda: {f"weights.{n:02}": (2048, 1024) for n in range(_COMPRESSED_TENSORS)},
