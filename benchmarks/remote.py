@@ -67,7 +67,7 @@ http {{
     uwsgi_temp_path {home}/d; scgi_temp_path {home}/e;
     server {{
         listen 127.0.0.1:{port};
-        location /full/ {{ alias {root}/; }}
+        location /full/ {{ alias {root}/; sendfile_max_chunk 2m; }}
         location /rated/ {{ alias {root}/; limit_rate {rate}; }}
     }}
 }}

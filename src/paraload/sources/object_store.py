@@ -22,6 +22,8 @@ from paraload.sources.obstore_errors import known_error, public_name, public_tex
 
 Answer = TypeVar("Answer")
 
+#: With room for what a file has around the 8 MiB of a tensor.
+_REQUEST_BYTES: Final = (8 << 20) + (64 << 10)
 #: Pieces in which a body arrives. With 128 connections, 512 KiB took 160 MiB of memory and this
 #: takes 90 MiB, at the same speed.
 _PIECE_BYTES: Final = 256 << 10
@@ -62,9 +64,9 @@ class ObjectStoreSource:
     """
 
     # A connection that shares a link with 31 others transfers about 1 MiB in the 50 ms that
-    # one more request waits. So records of up to 8 MiB are read whole, without one for the header.
+    # one more request waits. So tensors of up to 8 MiB are read whole, without one for the header.
     limits = SourceLimits(
-        max_request_bytes=8 << 20,
+        max_request_bytes=_REQUEST_BYTES,
         max_gap_bytes=1 << 20,
         head_bytes=64 << 10,
         requests_in_flight=32,

@@ -31,6 +31,7 @@ from paraload.formats import Unsupported
 from paraload.formats.record_checks import check_range, check_stored, trailer_crc
 from paraload.geometry.runs import Run, plan_reads
 from paraload.geometry.strided_copy import gather, is_gathered, pick
+from paraload.sources import Read, SourceLimits
 from paraload.workers.audit import audit_record
 from paraload.workers.read_context import ReadContext, TaskReader, failures, item_error
 from paraload.workers.records import Result, find_payload, guarded, read_records, read_streams
@@ -109,12 +110,14 @@ def _read_parts(task: RunsTask | SharedTask, reader: TaskReader, sink: Sink) -> 
 
 def _read_runs(task: RunsTask, reader: TaskReader, sink: Sink) -> Landed:
     memory, runs = sink.memory(task)
-    crc = _read_into(task, runs, memory, reader)
     expected = None
-    if task.trailer is not None and task.checksum:
+    if task.trailer is None or not task.checksum:
+        crc = _read_into(task, runs, memory, reader)
+    else:
         start, end = task.trailer
-        trailer = _read(reader, start, end - start)
-        expected = trailer_crc(reader.context.format, trailer, start - task.base)
+        trailer = bytearray(end - start)
+        crc = _read_into(task, runs, memory, reader, Read(start, (memoryview(trailer),)))
+        expected = trailer_crc(reader.context.format, bytes(trailer), start - task.base)
     return Landed(
         item=task.items[0],
         nbytes=task.needed_bytes,
@@ -136,24 +139,64 @@ def _read_shared(task: SharedTask, reader: TaskReader, sink: Sink) -> list[Lande
 
 
 def _read_into(
-    task: RunsTask, runs: tuple[Run, ...], memory: memoryview, reader: TaskReader
+    task: RunsTask,
+    runs: tuple[Run, ...],
+    memory: memoryview,
+    reader: TaskReader,
+    trailer: Read | None = None,
 ) -> int:
-    """Read every run to its place; returns the CRC-32 of all bytes in order, if asked for."""
+    """Read every run to its place, and the trailer.
+
+    Returns:
+        The CRC-32 of the bytes of all runs in order, if asked for.
+    """
     crc = 0
     step = reader.limits.max_request_bytes
     if task.checksum:
         step = min(step, max(CHECKED_READ_BYTES, reader.limits.efficient_bytes))
 
     def read(start: int, buffers: Sequence[memoryview]) -> None:
-        nonlocal crc
-        reader.read_into(start, buffers)
+        nonlocal crc, trailer
+        if trailer is not None and _is_one_request(start, buffers, trailer, reader.limits):
+            reader.read_into(start, (*buffers, *trailer.buffers))
+            trailer = None
+        else:
+            reader.read_into(start, buffers)
         if task.checksum:
             for buffer in buffers:
                 crc = crc32(buffer, crc)
 
+    _read_all(task, runs, memory, reader, step, read)
+    if trailer is not None:
+        reader.read_into(*trailer)
+    return crc
+
+
+def _is_one_request(
+    start: int, buffers: Sequence[memoryview], following: Read, limits: SourceLimits
+) -> bool:
+    """Whether ``following`` should come with the buffers, which end where it starts."""
+    end = start + sum(map(len, buffers))
+    nbytes = sum(map(len, following.buffers))
+    return (
+        limits.requests_in_flight is not None
+        and end == following.start
+        and end + nbytes - start <= limits.max_request_bytes
+        and len(buffers) + len(following.buffers) <= limits.max_buffers
+    )
+
+
+def _read_all(
+    task: RunsTask,
+    runs: tuple[Run, ...],
+    memory: memoryview,
+    reader: TaskReader,
+    step: int,
+    read: ReadInto,
+) -> None:
     if len(runs) == 1 and runs[0].count == 1:
         _read_straight(task, runs[0], memory, step, read)
-        return crc
+        return
     if not task.checksum:
         runs = tuple(run for run in runs if not pick([(run, memory)], reader.read_rows, task.base))
     for gathered, group in groupby(runs, key=lambda run: is_gathered(run, task.max_gap_bytes)):
@@ -163,7 +206,6 @@ def _read_into(
                 gather([(run, memory)], read, task.base, least_bytes=least_bytes)
         else:
             _scatter(task, tuple(group), memory, reader.limits.max_buffers, step, read)
-    return crc
 
 
 def _read_straight(task: RunsTask, run: Run, memory: memoryview, step: int, read: ReadInto) -> None:
