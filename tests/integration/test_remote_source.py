@@ -67,13 +67,23 @@ def test_blocks_hold_what_one_request_may_bring(tmp_path):
 
 def test_a_record_longer_than_a_request_is_located_and_split(tmp_path):
     saved = support.save(tmp_path, {"w": torch.randn(5 * MIB)}, files=1)
-    reader = RemoteReader(tmp_path)
+    reader = RemoteReader(tmp_path, max_workers=1)
     support.assert_same(support.load(reader, support.empty_like(saved)), saved)
     lengths = [end - start for _, start, end in reader.source.requests]
-    trailer, head, *data = sorted(lengths)
+    head, last, *data = sorted(lengths)
     assert head == 64 << 10
-    assert data == [4 * MIB, 8 * MIB, 8 * MIB]
+    assert data == [8 * MIB, 8 * MIB]
+    assert 0 < last - 4 * MIB < 100, "the trailer comes with the last bytes"
+
+
+def test_a_trailer_that_does_not_fit_is_a_request_of_its_own(tmp_path):
+    saved = support.save(tmp_path, {"w": torch.randn(4 * MIB)}, files=1)
+    reader = RemoteReader(tmp_path, max_workers=1)
+    support.assert_same(support.load(reader, support.empty_like(saved)), saved)
+    trailer, head, *data = sorted(end - start for _, start, end in reader.source.requests)
+    assert (head, data) == (64 << 10, [8 * MIB, 8 * MIB])
     assert trailer < 100
+    assert reader.last_report.bytes_verified == saved["w"].nbytes
 
 
 def test_rows_apart_by_less_than_a_request_costs_are_read_through(tmp_path):

@@ -127,7 +127,7 @@ def test_where_requests_are_dear_they_are_long_and_headers_are_not_worth_one():
         block_bytes=8 * MIB,
         max_gap_bytes=MIB,
         split_bytes=8 * MIB,
-        min_split_bytes=8 * MIB,
+        min_split_bytes=2 * MIB,
     )
 
 

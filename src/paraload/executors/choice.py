@@ -121,7 +121,7 @@ def choose_ramp(path: str | None, requests_in_flight: int | None = None) -> Ramp
     It does not depend on the size of files, since a reader holds a block and not a file. The limit
     does not depend on the cores, since a reader that waits for storage needs memory but no core.
 
-    ``path``: a folder, if the storage is a file system; ``requests_in_flight``: its own limit.
+    ``path``: a folder, if the storage is a file system; ``requests_in_flight``: its own number.
     """
     cores = _cores()
     start, limit = min(_START, max(2, cores)), _LIMIT
