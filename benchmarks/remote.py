@@ -153,16 +153,27 @@ def _timings(url: str, case: Case, rounds: int) -> dict[str, Timing]:
         reader = FsspecReader(f"{url}/{case.folder.name}")
         dcp.load(dict(case.targets), storage_reader=reader, no_dist=True)
 
-    runs = {_TORCH: stock, _OURS: partial(ours, max_workers=_CONNECTIONS), _DEFAULT: ours}
+    runs: dict[str, Callable[[], object]] = {
+        _TORCH: stock,
+        _OURS: partial(ours, max_workers=_CONNECTIONS),
+        _DEFAULT: ours,
+    }
     contestants = [
-        arms.Arm(name=name, prepare=lambda _, run=run: arms.Prepared(run=run))
-        for name, run in runs.items()
+        arms.Arm(name=name, prepare=partial(_prepared, run)) for name, run in runs.items()
     ]
     _, checked = check_arms(contestants, case)
     del runs[_TORCH]  # which takes so long that this run is enough
     runs[_RAW] = _raw(url, case)
-    timed = time_rounds({name: lambda run=run: run for name, run in runs.items()}, rounds=rounds)
+    timed = time_rounds({name: partial(_itself, run) for name, run in runs.items()}, rounds=rounds)
     return {_TORCH: checked[_TORCH]} | timed
+
+
+def _prepared(run: Callable[[], object], _: object) -> arms.Prepared:
+    return arms.Prepared(run=run)
+
+
+def _itself(run: Callable[[], object]) -> Callable[[], object]:
+    return run
 
 
 def _raw(url: str, case: Case) -> Callable[[], object]:

@@ -22,7 +22,7 @@ from tests.servers import BUCKET, S3_KEYS, faulty_server, s3_options, s3_server
 
 MIB = 1 << 20
 S3_URL = f"s3://{BUCKET}/runs/step-1"
-REQUEST_BYTES = ObjectStoreSource.limits.max_request_bytes
+REQUEST_BYTES = ObjectStoreSource.limits.efficient_bytes
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,8 @@ def test_known_layouts_need_no_request_of_their_own(checkpoint):
     saved, metadata, files = checkpoint
     source = RemoteLikeSource(files, latency_s=0.001)
     targets = support.empty_like(saved)
-    reader = FlatReader(metadata, source, LateDestination())
+    # Several workers share the last records in shorter requests.
+    reader = FlatReader(metadata, source, LateDestination(), max_workers=1)
     dcp.load(targets, storage_reader=reader, no_dist=True)
     support.assert_same(targets, saved)
     nbytes = sum(tensor.numel() * tensor.itemsize for tensor in saved.values())
