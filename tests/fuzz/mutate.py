@@ -353,7 +353,7 @@ def mutated_safetensors(data, chance):
         payload = flipped(payload, chance) + bytes(chance.randint(0, 9))
     length = len(text)
     if chance.randint(0, 7) == 0:
-        length = chance.choice((*NUMBERS, *HUGE[:1], length + 1, length - 1, 100_000_001))
+        length = chance.choice((*NUMBERS, *HUGE[:1], length + 1, max(0, length - 1), 100_000_001))
     made = struct.pack("<Q", length) + text + payload
     return flipped(made, chance) if chance.randint(0, 7) == 0 else made
 
