@@ -123,7 +123,7 @@ def test_the_file_for_all_is_looked_for_once(one, replaced):
 
 def test_without_any_it_is_looked_for_again(tmp_path):
     started = time.monotonic()
-    with pytest.raises(MissingMetadataError, match="there are no files here"):
+    with pytest.raises(MissingMetadataError, match="incomplete"):
         ParallelFileSystemReader(tmp_path).read_metadata()
     assert time.monotonic() - started > 0.17  # three pauses, of which half is random
 

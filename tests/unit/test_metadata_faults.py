@@ -31,7 +31,7 @@ def cut(data):
 @pytest.mark.parametrize(
     ("damage", "kind", "words"),
     [
-        (lambda _: None, MissingMetadataError, ["no such file", "there are no files here"]),
+        (lambda _: None, MissingMetadataError, ["no such file", "incomplete checkpoint?"]),
         (lambda _: b"", MetadataError, ["empty", "incomplete checkpoint?"]),
         (cut, MetadataError, ["cannot be unpickled (truncated: ", "damaged"]),
         (lambda data: data[:-1], MetadataError, ["cannot be unpickled", "damaged"]),
@@ -59,7 +59,7 @@ def test_a_file_that_is_not_metadata_is_a_typed_error(tmp_path, damage, kind, wo
 
 
 def test_a_missing_file_is_a_file_not_found_error_too(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there are no files here"):
+    with pytest.raises(FileNotFoundError, match="incomplete checkpoint"):
         ParallelFileSystemReader(tmp_path).read_metadata()
     with pytest.raises(FileNotFoundError, match="its folder does not exist either"):
         ParallelFileSystemReader(tmp_path / "nowhere").read_metadata()

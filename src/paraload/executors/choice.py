@@ -126,7 +126,7 @@ def choose_ramp(path: str | None, requests_in_flight: int | None = None) -> Ramp
     cores = _cores()
     start, limit = min(_START, max(2, cores)), _LIMIT
     if requests_in_flight is not None:
-        start = limit = requests_in_flight
+        start, limit = min(_LIMIT, requests_in_flight), requests_in_flight
     elif path is not None and resources.is_network_path(path):
         start, limit = _START, _NETWORK_LIMIT
     return RampLimits(start=start, limit=limit, cores=cores).at_most(_affordable(_THREAD_BYTES))

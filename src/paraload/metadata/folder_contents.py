@@ -28,7 +28,7 @@ def instead_of_metadata(names: Sequence[str]) -> str:
     "its newest checkpoint, of 2, is 'step-10': load that folder"
     """
     if not names:
-        return "there are no files here"
+        return "there are no files here; an incomplete checkpoint?"
     if ".metadata.tmp" in names:
         return "'.metadata.tmp' shows that the save did not finish: save again, or load another one"
     below = [name for name in names if "/" in name and name.endswith(_CHECKPOINT_FILES)]
