@@ -210,10 +210,14 @@ def _with_bar(arms: Sequence[Arm], what: str) -> Iterator[Arm]:
     """Yield ``arms``, with a progress bar on a terminal that disappears at the end."""
     text = "{bar:20} {n_fmt}/{total_fmt}, {remaining} left, {desc}"
     hidden = not is_terminal(sys.stderr)
-    # tqdm would count the quick runs between two refreshes late.
-    every = {"mininterval": 0, "miniters": 1}
     with _Bar(
-        arms, leave=False, disable=hidden, dynamic_ncols=True, bar_format=text, **every
+        arms,
+        leave=False,
+        disable=hidden,
+        dynamic_ncols=True,
+        bar_format=text,
+        mininterval=0,  # or quick runs would be counted late
+        miniters=1,
     ) as bar:
         for arm in bar:
             bar.set_description_str(f"{what}: {arm.name}")
