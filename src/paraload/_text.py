@@ -1,7 +1,5 @@
 """Text for people: counted nouns, hints after sentences, names that are safe for a terminal."""
 
-import re
-
 
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -25,12 +23,3 @@ def printable(text: str) -> str:
 
 def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
-
-
-def without_credentials(url: str) -> str:
-    """``url`` without its user, password and query, which may hold a signature.
-
-    >>> without_credentials("https://me:secret@host/step-1000?sig=secret")
-    'https://host/step-1000'
-    """
-    return re.sub(r"(?<=://)[^/]*@|[?#].*", "", url)

@@ -8,10 +8,10 @@ import torch.distributed.checkpoint as dcp
 
 import paraload
 from paraload import CheckpointReadError
-from paraload._text import without_credentials
 from paraload.adapters.dcp import load as load_module
 from paraload.adapters.dcp.readers import SourceReader
 from paraload.errors import ChangedFileError, MetadataError, MissingMetadataError
+from paraload.sources.credentials import without_credentials
 from tests.integration import support
 from tests.sources import RemoteLikeSource, UnavailableError
 

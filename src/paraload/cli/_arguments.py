@@ -8,10 +8,10 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, Final
 
-from paraload._text import without_credentials
 from paraload.errors import InvalidOptionError
 from paraload.options import ReadOptions, parse_bytes
 from paraload.progress import is_terminal
+from paraload.sources.credentials import without_credentials
 
 STANDARD_OUTPUT: Final = "-"
 #: Checkpoints that are a file.

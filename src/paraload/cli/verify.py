@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from paraload._text import sentence, without_credentials
+from paraload._text import sentence
 from paraload.cli._arguments import (
     STANDARD_OUTPUT,
     UsageError,
@@ -18,6 +18,7 @@ from paraload.cli._arguments import (
 )
 from paraload.cli._output import Table, file_errors, say, show_tables, warn, write_json
 from paraload.errors import MetadataError
+from paraload.sources.credentials import without_credentials
 from paraload.verification.report import Finding, VerifyReport
 
 _LISTED: Final = 50

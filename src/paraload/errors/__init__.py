@@ -13,7 +13,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from paraload._text import counted, printable, printable_lines, with_hint
 from paraload.errors.causes import lines_of
@@ -126,6 +126,19 @@ class CoverageError(ItemReadError, ValueError):
 
 class ShortFileError(ItemReadError, EOFError):
     """A file ends before the bytes that the metadata promises."""
+
+    @classmethod
+    def past_end(cls, path: str, start: int, end: int, size: int) -> Self:
+        """The error of reading bytes ``[start, end)`` of a file of ``size`` bytes."""
+        return cls(
+            "file ends too early",
+            path=path,
+            start=start,
+            end=end,
+            expected=f"at least {end} bytes",
+            got=f"{size} bytes",
+            hint="The file was cut, or is still being written",
+        )
 
 
 class StorageReadError(ItemReadError, OSError):

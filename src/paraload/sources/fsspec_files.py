@@ -19,7 +19,6 @@ from functools import partial
 from typing import IO, Any, Final, TypeVar
 from urllib.parse import quote, unquote
 
-from paraload._text import without_credentials
 from paraload.errors import (
     FormatError,
     MissingFileError,
@@ -27,8 +26,10 @@ from paraload.errors import (
     StorageReadError,
 )
 from paraload.sources import FileStat, Read, ReadStats
+from paraload.sources.buffers import scatter
+from paraload.sources.credentials import without_credentials
 from paraload.sources.fsspec_errors import Redaction, TransientError, error_of, status_of
-from paraload.sources.fsspec_http import BEYOND_THE_END, NO_RANGES_HINT, copy_body, scatter
+from paraload.sources.fsspec_http import BEYOND_THE_END, NO_RANGES_HINT, copy_body
 from paraload.sources.fsspec_kinds import Kind, fsspec_class, module
 from paraload.sources.range_stream import range_stream
 
@@ -206,15 +207,7 @@ class FsspecSource:
         size = self.stat(path).size
         if end <= size:
             raise TransientError(f"only {got} of {end - start} bytes arrived")
-        raise ShortFileError(
-            "file ends too early",
-            path=path,
-            start=start,
-            end=end,
-            expected=f"at least {end} bytes",
-            got=f"{size} bytes",
-            hint="The file was cut, or is still being written",
-        )
+        raise ShortFileError.past_end(path, start, end, size)
 
     def _file_system(self) -> tuple[Any, str]:
         opened = self._opened

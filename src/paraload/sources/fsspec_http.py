@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 from paraload.errors import StorageReadError
+from paraload.sources.buffers import scatter
 
 Answer = TypeVar("Answer")
 
@@ -70,15 +71,3 @@ def _require_range(response: Any, start: int, end: int) -> None:
             got=f"{response.status} with {response.headers.get('Content-Range', 'the whole file')}",
             hint=NO_RANGES_HINT,
         )
-
-
-def scatter(data: memoryview, left: list[memoryview]) -> None:
-    """Copy ``data`` into the buffers ``left``, and remove those that are full."""
-    while left and len(data):
-        nbytes = min(len(data), len(left[0]))
-        left[0][:nbytes] = data[:nbytes]
-        data = data[nbytes:]
-        if nbytes < len(left[0]):
-            left[0] = left[0][nbytes:]
-        else:
-            del left[0]

@@ -177,15 +177,8 @@ class LocalSource:
             return ReadStats(handle.read_into(start, buffers))
         except EOFError:
             end = start + sum(map(len, buffers))
-            raise ShortFileError(
-                "file ends too early",
-                path=path,
-                start=start,
-                end=end,
-                expected=f"at least {end} bytes",
-                got=f"{os.fstat(handle.fd).st_size} bytes",
-                hint="The file was cut, or is still being written",
-            ) from None
+            size = os.fstat(handle.fd).st_size
+            raise ShortFileError.past_end(path, start, end, size) from None
 
     def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> ReadStats | None:
         """Copy the rows out of the page cache, if they are there."""

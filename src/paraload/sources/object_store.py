@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from paraload.errors import InvalidOptionError, ShortFileError, StorageReadError
 from paraload.sources import FileStat, Read, ReadStats, SourceLimits
+from paraload.sources.buffers import scatter
 from paraload.sources.obstore_errors import known_error, public_name, public_text
 
 Answer = TypeVar("Answer")
@@ -257,17 +258,8 @@ def _short(path: str, start: int, end: int, size: int) -> ShortFileError:
 
 def _fill(buffers: Sequence[memoryview], pieces: Iterable[bytes]) -> int:
     """Copy ``pieces`` to ``buffers``, as far as they fit; returns the length of all pieces."""
-    rest, buffer = iter(buffers), memoryview(b"")
-    got = 0
+    left, got = list(buffers), 0
     for piece in pieces:
         got += len(piece)
-        left = memoryview(piece)
-        while left:
-            if not buffer:
-                if (following := next(rest, None)) is None:
-                    break
-                buffer = following
-            nbytes = min(len(left), len(buffer))
-            buffer[:nbytes] = left[:nbytes]
-            buffer, left = buffer[nbytes:], left[nbytes:]
+        scatter(memoryview(piece), left)
     return got

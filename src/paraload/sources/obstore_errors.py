@@ -9,8 +9,8 @@ import errno
 import re
 from typing import Any, Final
 
-from paraload._text import without_credentials
 from paraload.errors import MissingFileError, StorageReadError
+from paraload.sources.credentials import without_credentials
 
 _STATUS: Final = re.compile(r"status code: (\d{3})([\w ]*)")
 _CODE: Final = re.compile(r"<Code>(\w{1,40})</Code>")  # of S3, Azure and GCS

@@ -3,12 +3,12 @@
 import os
 from typing import Any
 
-from paraload._text import without_credentials
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import SourceReader
 from paraload.errors import InvalidOptionError
 from paraload.options import ReadOptions, split_keywords
 from paraload.sources import ByteSource
+from paraload.sources.credentials import without_credentials
 from paraload.sources.opening import open_fsspec, open_source
 
 

@@ -11,16 +11,16 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from paraload._text import without_credentials
 from paraload.adapters.dcp.hf_open_file import OpenFile
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
-from paraload.adapters.dcp.urls import is_url, split_file, url_reader
+from paraload.adapters.dcp.urls import dcp_reader, is_url, split_file
 from paraload.formats import ItemFormat
 from paraload.formats.safetensors import SafetensorsFormat
 from paraload.metadata.safetensors_folder import read_safetensors_metadata
 from paraload.options import ReadOptions, split_keywords
 from paraload.sources import ByteSource
+from paraload.sources.credentials import without_credentials
 
 
 class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageReader):
@@ -94,7 +94,7 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
     def _make_source(self) -> ByteSource:
         if self._url is None:
             return super()._make_source()
-        reader = url_reader(self._url, direct_io=self.options.direct_io, **self._storage_options)
+        reader = dcp_reader(self._url, direct_io=self.options.direct_io, **self._storage_options)
         return reader._make_source()  # noqa: SLF001 - a step of readers
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's

@@ -8,7 +8,7 @@ from typing import Any
 from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
-from paraload.adapters.dcp.urls import is_url, local_path, split_file, url_reader
+from paraload.adapters.dcp.urls import dcp_reader, local_path, split_file
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.folder import FolderMetadata, folder_metadata
 from paraload.metadata.listing import files_without_metadata
@@ -27,11 +27,7 @@ def reader_for(path: str | os.PathLike[str], **keywords: Any) -> Reader:
     if split_file(path)[1] is not None:
         return ParallelHuggingFaceReader(path, **keywords)
     path = local_path(path)
-    reader: Reader
-    if is_url(path):
-        reader = url_reader(os.fspath(path), **keywords)
-    else:
-        reader = ParallelFileSystemReader(path, **keywords)
+    reader = dcp_reader(path, **keywords)
     options = options_of(reader)
     with closing(make_source(reader)) as source:
         names = files_without_metadata(

@@ -21,7 +21,6 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from paraload._text import without_credentials
 from paraload.adapters.dcp.plan_items import create_tasks
 from paraload.adapters.dcp.read_data import read_with
 from paraload.adapters.dcp.reader_config import options_of
@@ -42,6 +41,7 @@ from paraload.metadata.safetensors_records import holds_safetensors, locate_safe
 from paraload.options import ReadOptions
 from paraload.report import ReadReport
 from paraload.sources import ByteSource, FileStat
+from paraload.sources.credentials import without_credentials
 from paraload.sources.opening import open_source
 
 

@@ -7,10 +7,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from paraload._text import without_credentials
 from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
 from paraload.errors import InvalidOptionError
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
+from paraload.sources.credentials import without_credentials
 
 #: Schemes that obstore reads. fsspec could read most of them, but more slowly.
 _OBJECT_STORES: Final = frozenset(
@@ -48,8 +48,10 @@ def split_file(path: str | os.PathLike[str]) -> tuple[str, str | None]:
     return folder + mark + query, name
 
 
-def url_reader(url: str, **keywords: Any) -> ParallelFileSystemReader | SourceReader:
-    """The reader for the DCP checkpoint at ``url``.
+def dcp_reader(
+    path: str | os.PathLike[str], **keywords: Any
+) -> ParallelFileSystemReader | SourceReader:
+    """The reader for the DCP checkpoint at a path or URL.
 
     ``keywords`` are fields of ``ReadOptions`` and options of the storage, by the names of obstore
     (S3, GCS, Azure, HTTP) or of the fsspec file system (all others).
@@ -57,8 +59,10 @@ def url_reader(url: str, **keywords: Any) -> ParallelFileSystemReader | SourceRe
     Raises:
         InvalidOptionError: an option is invalid, or the package that reads this URL is missing.
     """
-    if not is_url(path := local_path(url)):
+    path = local_path(path)
+    if not is_url(path):
         return ParallelFileSystemReader(path, **keywords)
+    url = os.fspath(path)
     if urlsplit(url).scheme.lower() in _OBJECT_STORES:
         if importlib.util.find_spec("obstore") is None:
             raise InvalidOptionError(
