@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from paraload import CheckpointReadError, ParallelFileSystemReader
-from paraload.adapters.dcp.readers import SourceReader
+from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.errors import FormatError, MissingFileError, UnsafePathError
 from tests.integration import support
 from tests.sources import RemoteLikeSource

@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 import paraload
 from paraload import CheckpointReadError
 from paraload.adapters.dcp import load as load_module
-from paraload.adapters.dcp.readers import SourceReader
+from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.errors import ChangedFileError, MetadataError, MissingMetadataError
 from paraload.sources.credentials import without_credentials
 from tests.integration import support

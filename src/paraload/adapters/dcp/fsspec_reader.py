@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from paraload.adapters.dcp.reader_config import options_of
-from paraload.adapters.dcp.readers import SourceReader
+from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.errors import InvalidOptionError
 from paraload.options import ReadOptions, split_keywords
 from paraload.sources import ByteSource

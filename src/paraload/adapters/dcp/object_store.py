@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from paraload.adapters.dcp.readers import SourceReader
+from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.options import ReadOptions, split_keywords
 from paraload.sources.object_store import ObjectStoreSource
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
 from paraload.adapters.dcp.reader_config import options_of
-from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
+from paraload.adapters.dcp.readers import ParallelFileSystemReader
+from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.adapters.dcp.urls import dcp_reader, local_path, split_file
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.folder import FolderMetadata, folder_metadata

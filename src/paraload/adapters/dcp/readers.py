@@ -10,12 +10,10 @@ these methods, and has to set ``path`` and ``storage_data`` only.
 
 import io
 import os
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
 from typing import Any
 
-from torch.distributed.checkpoint import FileSystemReader, StorageReader
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
@@ -24,6 +22,7 @@ from torch.futures import Future
 from paraload.adapters.dcp.plan_items import create_tasks
 from paraload.adapters.dcp.read_data import read_with
 from paraload.adapters.dcp.reader_config import options_of
+from paraload.adapters.dcp.reader_metadata import read_metadata_with
 from paraload.core.tasks import ReadTask
 from paraload.destinations.base import Destination
 from paraload.destinations.conversion import HostDestination
@@ -34,10 +33,7 @@ from paraload.formats.torch_zip import TorchZipFormat
 from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import descriptors_of
 from paraload.metadata.file_bytes import MetadataFile
-from paraload.metadata.listing import files_of
-from paraload.metadata.rank_files import rank_files, rank_files_among
-from paraload.metadata.reading import read_metadata
-from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
+from paraload.metadata.rank_files import rank_files
 from paraload.options import ReadOptions
 from paraload.report import ReadReport
 from paraload.sources import ByteSource, FileStat
@@ -265,7 +261,7 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         fs = None if type(self.fs) is FileSystem else self.fs
         file = MetadataFile.at(self._get_metadata_path(kwargs.get("rank")), fs)
         seen: dict[str, FileStat] = {}
-        metadata = _read_metadata(self, file, seen)
+        metadata = read_metadata_with(self, file, seen)
         if getattr(self._make_source, "__func__", None) is vars(ParallelFileReader)["_make_source"]:
             self._metadata_before = seen  # another source may have other versions
         return metadata
@@ -273,108 +269,6 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
     def ranks_with_metadata(self) -> Collection[int]:
         """The ranks that have metadata of their own, saved with ``use_collectives=False``."""
         return rank_files(self.path)
-
-
-class SourceReader(ParallelFileReader, StorageReader):
-    """A reader of DCP checkpoints in any storage: a subclass overrides ``_make_source``.
-
-    Metadata are read through the same source as data. ``path`` is for people: it appears in errors
-    and reports, so it must not contain credentials.
-
-    Args:
-        path: of the checkpoint.
-        options: a complete :class:`~paraload.ReadOptions`, or its fields as keywords.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        options: ReadOptions | None = None,
-        **keywords: Any,
-    ) -> None:
-        super().__init__(options=options, **keywords)
-        self.path = path
-        self.storage_data: Any = {}
-        self.load_id = str(uuid.uuid4())
-        self._entries: Mapping[str, Any] | None = None
-        self._metadata_before: dict[str, FileStat] = {}
-
-    @property
-    def checkpoint_id(self) -> str | os.PathLike[str]:
-        """The checkpoint that is read."""
-        path: str | os.PathLike[str] = self.path
-        return path
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether ``checkpoint_id`` is a URL."""
-        return "://" in os.fspath(checkpoint_id)
-
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Begin a new load, of another checkpoint if ``checkpoint_id`` is given."""
-        self.storage_data = {}
-        if checkpoint_id:
-            self.path = checkpoint_id
-        self.load_id = str(uuid.uuid4())
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's
-        """Read the checkpoint's metadata; see :meth:`ParallelFileSystemReader.read_metadata`."""
-        self._metadata_before = {}
-        file = MetadataFile.of(self._make_source(), kwargs.get("rank"), str(self.path))
-        return _read_metadata(self, file, self._metadata_before)
-
-    def ranks_with_metadata(self) -> Collection[int]:
-        """The ranks that have metadata of their own, saved with ``use_collectives=False``."""
-        options = options_of(self)
-        with closing(self._make_source()) as source:
-            files = files_of(
-                source,
-                path=str(self.path),
-                retries=options.retries,
-                stall_timeout_s=options.stall_timeout_s,
-            )
-        return rank_files_among(files)
-
-    def set_up_storage_reader(
-        self,
-        metadata: Metadata,
-        is_coordinator: bool,  # noqa: ARG002, FBT001 - torch's
-        *args: Any,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Keep what ``metadata`` says of places and stored tensors."""
-        self.storage_data = metadata.storage_data
-        self._entries = metadata.state_dict_metadata
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Return ``plan``."""
-        return plan
-
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Return ``plans``."""
-        return plans
-
-
-def _read_metadata(reader: Any, file: MetadataFile, seen: dict[str, FileStat]) -> Metadata:
-    options = options_of(reader)
-    metadata = read_metadata(
-        file,
-        allow_globals=options.allow_globals,
-        load_id=reader.load_id,
-        retries=options.retries,
-        stall_timeout_s=options.stall_timeout_s,
-        seen=seen,
-    )
-    if holds_safetensors(metadata):
-        locate_safetensors(
-            metadata,
-            reader._make_source,  # noqa: SLF001 - a step
-            path=str(reader.path),
-            retries=options.retries,
-            stall_timeout_s=options.stall_timeout_s,
-        )
-    return metadata
 
 
 def read_data_parallel(

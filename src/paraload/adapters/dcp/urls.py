@@ -7,7 +7,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from paraload.adapters.dcp.readers import ParallelFileSystemReader, SourceReader
+from paraload.adapters.dcp.readers import ParallelFileSystemReader
+from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.errors import InvalidOptionError
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
 from paraload.sources.credentials import without_credentials

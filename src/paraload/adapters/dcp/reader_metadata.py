@@ -1,0 +1,32 @@
+"""The metadata of a DCP checkpoint, read with the options of a reader."""
+
+from typing import Any
+
+from torch.distributed.checkpoint.metadata import Metadata
+
+from paraload.adapters.dcp.reader_config import options_of
+from paraload.metadata.file_bytes import MetadataFile
+from paraload.metadata.reading import read_metadata
+from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
+from paraload.sources import FileStat
+
+
+def read_metadata_with(reader: Any, file: MetadataFile, seen: dict[str, FileStat]) -> Metadata:
+    options = options_of(reader)
+    metadata = read_metadata(
+        file,
+        allow_globals=options.allow_globals,
+        load_id=reader.load_id,
+        retries=options.retries,
+        stall_timeout_s=options.stall_timeout_s,
+        seen=seen,
+    )
+    if holds_safetensors(metadata):
+        locate_safetensors(
+            metadata,
+            reader._make_source,  # noqa: SLF001 - a step
+            path=str(reader.path),
+            retries=options.retries,
+            stall_timeout_s=options.stall_timeout_s,
+        )
+    return metadata
