@@ -8,9 +8,11 @@ STAMP  := $(VENV)/.made-from-pyproject-and-constraints
 RIVALS       := .venv-rivals
 RIVALS_STAMP := $(RIVALS)/.made-from-requirements
 RIVALS_PINS  := benchmarks/rivals/requirements.txt
+# An environment that has the wheel and nothing of the source tree.
+WHEEL        := .venv-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check reliability fuzz fuzz-long soak bench bench-against bench-rivals \
+.PHONY: help venv demo test test-wheel check reliability fuzz fuzz-long soak bench bench-against bench-rivals \
   format clean
 
 help: ## show this list
@@ -31,6 +33,20 @@ demo: $(STAMP) ## save a sharded model, load it with torch and with paraload, co
 
 test: $(STAMP) ## the whole test suite
 	$(BIN)/python -m pytest
+
+WHEEL_TESTS ?= tests/unit/test_packaging.py tests/unit/test_cli.py tests/unit/test_docstrings.py \
+  tests/contract tests/integration/test_readme.py tests/integration/test_load.py \
+  tests/integration/test_interface.py
+
+# -I keeps the current folder off sys.path: what is imported is what the wheel installed.
+test-wheel: $(STAMP) ## build sdist and wheel, install the wheel in a clean environment, test it
+	rm -rf dist $(WHEEL)
+	$(BIN)/python -m build --outdir dist . >/dev/null
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt "$$(ls dist/*.whl)[cli,zstd,test]"
+	$(WHEEL)/bin/python -I -c 'import paraload; assert "site-packages" in paraload.__file__'
+	$(WHEEL)/bin/python -m pytest $(WHEEL_TESTS)
 
 reliability: $(STAMP) ## every fault with every reader; rewrites docs/reliability.md
 	mkdir -p docs
@@ -65,7 +81,7 @@ soak: $(STAMP) ## SOAK_SECONDS of loads with faults and cancellations; nothing m
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m tests.soak
 
 bench: $(STAMP) ## measure against torch's reader and the raw limit; rewrites benchmarks/README.md
-	$(BIN)/python -m benchmarks --readme benchmarks/README.md
+	$(BIN)/python -m benchmarks --readme benchmarks/README.md --front README.md
 
 REV ?=
 
@@ -91,5 +107,5 @@ $(RIVALS_STAMP): pyproject.toml constraints.txt $(RIVALS_PINS)
 	@touch $@
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(RIVALS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(RIVALS) $(WHEEL) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

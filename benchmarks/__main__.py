@@ -13,6 +13,7 @@ from benchmarks import (
     big,
     cold,
     fresh,
+    headlines,
     memory,
     metadata,
     planning,
@@ -90,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(notes, file=out)
     if options.readme:
         BENCH.rewrite(options.readme, BENCH.section(tables, notes))
+    for page in options.front:
+        headlines.PLACE.rewrite(page, headlines.table(page, sections, machine_text()))
     if options.json:
         write_json(options.json, _figures(sections))
     return int(options.check and not all(bar.passed for bar in bars))
@@ -111,7 +114,17 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--readme", metavar="FILE.md", type=BENCH.page, help="rewrite the part between two comments"
     )
+    parser.add_argument(
+        "--front",
+        metavar="FILE.md",
+        type=headlines.PLACE.page,
+        action="append",
+        default=[],
+        help="put the headlines between the two comments of this page",
+    )
     options = parser.parse_args(arguments)
+    if options.front and not set(headlines.PARTS) <= set(options.only):
+        parser.error(f"--front wants the parts {', '.join(headlines.PARTS)}")
     if options.readme is not None and set(options.only) != set(_SECTIONS):
         parser.error("--readme wants everything: leave --only out")
     return options

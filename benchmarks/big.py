@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from benchmarks.checkpoints import Checkpoints
     from benchmarks.rounds import Timing
 
-__all__ = ["measure"]
+__all__ = ["HEADLINE", "measure"]
 
 _ROUNDS: Final = 7
 _FILES: Final = (8, 1)
@@ -23,6 +23,8 @@ _FILES: Final = (8, 1)
 _STOCK: Final = arms.stock()
 _RAW: Final = arms.raw()
 _THREADS: Final = arms.parallel("threads")
+#: torch and paraload, for the front page.
+HEADLINE: Final = (_STOCK.name, _THREADS.name)
 _UNCHECKED: Final = arms.parallel("threads", verify=False)
 _PROCESSES: Final = arms.parallel("processes")
 _POOL: Final = arms.parallel("pool")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from benchmarks.checkpoints import Checkpoints
     from benchmarks.rounds import Timing
 
-__all__ = ["measure"]
+__all__ = ["HEADLINE", "measure"]
 
 _ROUNDS: Final = 3
 _CONNECTIONS: Final = 8
@@ -46,6 +46,8 @@ _START_S: Final = 10.0
 _TORCH: Final = "torch FsspecReader"
 _OURS: Final = f"paraload, {_CONNECTIONS} connections"
 _DEFAULT: Final = "paraload"
+#: torch and paraload, for the front page.
+HEADLINE: Final = (_TORCH, _DEFAULT)
 _RAW: Final = f"obstore ranges, {_CONNECTIONS} connections"
 
 #: Files, and how many times as fast as torch's reader 8 connections of that rate must be.

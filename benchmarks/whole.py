@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from benchmarks.cases import Case
     from benchmarks.checkpoints import Checkpoints
 
-__all__ = ["measure"]
+__all__ = ["HEADLINE", "measure"]
 
 _ROUNDS: Final = 3
 _STOCK: Final = "dcp.load, torch FileSystemReader"
 _PARALOAD: Final = "paraload.load"
+#: torch and paraload, for the front page.
+HEADLINE: Final = (_STOCK, _PARALOAD)
 
 
 def _loading(name: str, load: Callable[[Path, dict[str, torch.Tensor]], object]) -> Arm:
