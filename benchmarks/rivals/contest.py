@@ -7,18 +7,16 @@ measure   check bit by bit, then interleaved rounds (benchmarks.rounds), in one 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import psutil
-
 from benchmarks.arms import Arm
 from benchmarks.page_cache import ensure_cold, ensure_warm, files_below
 from benchmarks.rivals.formats import in_format
 from benchmarks.rounds import Timing, measure_arms, time_rounds
+from paraload.cli.bench.others import Others
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +100,7 @@ def measure(
 
     Fast ones run in more rounds, since a few milliseconds decide between them.
     """
-    others = _Others()
+    others = Others()
     arms = [_from(cache, contestant) for contestant in contestants]
     timings = dict(measure_arms(arms, case, rounds=rounds).timings)
     brief = {
@@ -121,24 +119,6 @@ def measure(
         timings=timings,
         others_cores=others.cores(),
     )
-
-
-class _Others:
-    """What others take of the processors: threads that wait for each other suffer most from it."""
-
-    def __init__(self) -> None:
-        self._began = self._now()
-
-    def cores(self) -> float:
-        """Cores that others kept busy since the beginning, on average."""
-        (began_s, began_busy_s), (now_s, busy_s) = self._began, self._now()
-        return max(0.0, (busy_s - began_busy_s) / (now_s - began_s))
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        machine, own = psutil.cpu_times(), os.times()
-        busy_s = sum(machine) - machine.idle - machine.iowait - machine.guest - machine.guest_nice
-        return own.elapsed, busy_s - sum(own[:4])
 
 
 def bring(cache: Cache, case: Case) -> None:

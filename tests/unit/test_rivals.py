@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -75,17 +74,6 @@ def case(tmp_path):
 
 def contestant(name, load, **fields):
     return Contestant(arm=copying(name, load), group="test", **fields)
-
-
-class Processors(NamedTuple):
-    """Like psutil's ``cpu_times()``: seconds since the machine was started."""
-
-    user: float
-    system: float
-    idle: float
-    iowait: float
-    guest: float
-    guest_nice: float
 
 
 def importing(_folder):
@@ -237,15 +225,6 @@ def test_a_contestant_that_loads_other_bytes_ends_the_run(case):
     wrong = contestant("wrong", load, file_format=TORCH_SAVE)
     with pytest.raises(RuntimeError, match="'wrong' loaded other bytes into 'w0'"):
         measure([STOCK, wrong], case, files=2, cache=Cache.WARM, rounds=1)
-
-
-def test_memory_of_other_programs_is_reported(monkeypatch):
-    clock = iter([os.times_result((1, 1, 0, 0, 100)), os.times_result((6, 2, 1, 1, 110))])
-    total = iter([Processors(50, 20, 5, 5, 4, 1), Processors(65, 22, 6, 7, 6, 1)])
-    monkeypatch.setattr(contest.os, "times", lambda: next(clock))
-    monkeypatch.setattr(contest.psutil, "cpu_times", lambda: next(total))
-    # In ten seconds the machine was busy for 17 and this process, with its children, for 8.
-    assert contest._Others().cores() == pytest.approx(0.9)
 
 
 def test_the_page_cache_is_emptied_and_filled_for_given_files_only(tmp_path, whole_cache):

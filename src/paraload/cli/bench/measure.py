@@ -28,6 +28,7 @@ from paraload.cli._arguments import UsageError
 from paraload.cli._checkpoint import require_memory
 from paraload.cli.bench.advice import AUTO, Advice, Setting, advise
 from paraload.cli.bench.case import Case, chosen, pieces_of
+from paraload.cli.bench.others import Others
 from paraload.cli.bench.page_cache import drop, try_drop
 from paraload.errors import CheckpointReadError
 from paraload.metadata.index import CheckpointIndex
@@ -103,11 +104,13 @@ class Bench:
             "free_memory_bytes": free_bytes,
             "file_system": file_system_of(str(path)),
             "torch": torch.__version__,
+            "torch_threads": torch.get_num_threads(),
             "paraload": __version__,
         }
         self.arms = _arms(path, given)  # torch's reader first
         self.rounds: int = given.rounds
         self.states: dict[str, str] = {}  # of the page cache as measured, and how each was made
+        self.others_cores = 0.0  # that other programs kept busy meanwhile
         self.not_cold = "--no-cold" if given.no_cold else ""
         self.advice: Advice | None = None  # None if no setting of paraload was measured
 
@@ -146,6 +149,7 @@ def measure(bench: Bench) -> None:
             reason = "no setting of paraload can read this checkpoint"
             bench.states["warm"] = bench.not_cold = reason
             return
+        others = Others()
         bench.states["warm"] = "every arm has just read it"
         _run_all(bench, "warm", lambda: None)
         is_cold, how = (False, bench.not_cold) if bench.not_cold else try_drop(files)
@@ -154,6 +158,7 @@ def measure(bench: Bench) -> None:
             _run_all(bench, "cold", partial(drop, files))
         else:
             bench.not_cold = how
+        bench.others_cores = others.cores()
     settings = {arm.setting: arm.seconds for arm in bench.arms if arm.setting is not None}
     bench.advice = advise(settings, bench.arms[0].seconds)
 

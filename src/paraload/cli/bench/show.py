@@ -18,6 +18,8 @@ _GIB: Final = 1 << 30
 _NOTHING: Final = "-"
 #: Fewer bytes are read before the workers of some arms have started.
 _LITTLE_BYTES: Final = 64 << 20
+#: Less than this is the system itself.
+_BUSY_CORES: Final = 0.2
 
 
 def show_plan(bench: Bench) -> None:
@@ -36,8 +38,8 @@ def show_plan(bench: Bench) -> None:
         " torch's FileSystemReader, paraload with each setting\n"
         f"  machine  {counted(machine['cores'], 'core')},"
         f" {format_bytes(machine['free_memory_bytes'])} free,"
-        f" {machine['file_system'] or 'unknown file system'}, torch {machine['torch']},"
-        f" paraload {machine['paraload']}"
+        f" {machine['file_system'] or 'unknown file system'}, torch {machine['torch']} with"
+        f" {counted(machine['torch_threads'], 'thread')}, paraload {machine['paraload']}"
     )
 
 
@@ -77,6 +79,15 @@ def _notes(bench: Bench) -> Iterator[str]:
     yield from (f"{state}: {how}" for state, how in bench.states.items())
     if bench.not_cold:
         yield f"not measured cold: {bench.not_cold}"
+    if bench.others_cores >= _BUSY_CORES:
+        yield (
+            f"other programs kept {bench.others_cores:.1f} of {bench.machine['cores']} cores busy:"
+            " run this again on a quiet machine"
+        )
+    yield (
+        f"torch's reader copies with {counted(bench.machine['torch_threads'], 'thread')}:"
+        " set OMP_NUM_THREADS as your job does (torchrun sets it to 1)"
+    )
     if (nbytes := bench.case.nbytes) < _LITTLE_BYTES:
         yield f"{format_bytes(nbytes)} are little: this compares start-up more than reading"
 
@@ -137,7 +148,7 @@ def to_dict(bench: Bench) -> dict[str, Any]:
             "speedup_over_torch": advice.speedups,
             "torch_is_faster": advice.torch_is_faster,
         }
-    same = ("machine", "part", "rounds", "states", "not_cold")
+    same = ("machine", "part", "rounds", "states", "not_cold", "others_cores")
     return {
         "ok": all(arm.error is None for arm in bench.arms),
         "path": str(bench.case.folder),
