@@ -34,10 +34,9 @@ from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any, Final
 
 import torch
-from torch.distributed._shard.sharded_tensor import metadata as old_properties
-from torch.distributed.checkpoint import filesystem, metadata, planner
-from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
+from torch.distributed.checkpoint import metadata, planner
 
+from paraload.core import compat
 from paraload.core.pickle_names import is_class_of_package
 from paraload.core.pickle_scan import require_bounded_memory
 
@@ -206,21 +205,13 @@ _DATA_CLASSES: Final[tuple[type, ...]] = (
     metadata.TensorStorageMetadata,
     metadata.BytesStorageMetadata,
     metadata.ChunkStorageMetadata,
-    filesystem._StorageInfo,  # noqa: SLF001 - the name that is in every file
-    _HFStorageInfo,
     # Megatron keeps its save plans in the metadata.
-    filesystem._StoragePrefix,  # noqa: SLF001
     planner.SavePlan,
     planner.TensorWriteData,
-    planner.BytesIOWriteData,
 )
-#: ``old_properties`` is of torch before 2.3.
-_PROPERTIES: Final = (metadata.TensorProperties, old_properties.TensorProperties)
-_ENUMS: Final[tuple[type[Enum], ...]] = (
-    metadata._MEM_FORMAT_ENCODING,  # noqa: SLF001 - as above
-    old_properties.MEM_FORMAT_ENCODING,
-    planner.WriteItemType,
-)
+#: The same, of :mod:`paraload.core.compat`: not every torch has them.
+_OTHER_DATA_CLASSES: Final = ("StorageInfo", "HFStorageInfo", "StoragePrefix", "BytesIOWriteData")
+_ENUMS: Final = ("MemoryFormatEncoding", "OldMemoryFormatEncoding")
 #: Classes of other writers that only hold attributes.
 _OF_OTHERS: Final = {
     "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata",
@@ -231,8 +222,13 @@ _OF_OTHERS: Final = {
 def _stand_ins() -> dict[str, Any]:
     """Full name -> stand-in; "*" stands for any module."""
     table: dict[str, Any] = {_full_name(kind): _empty(kind) for kind in _DATA_CLASSES}
-    table |= {_full_name(kind): _late(kind) for kind in _PROPERTIES}
-    table |= {_full_name(kind): _members(kind) for kind in _ENUMS}
+    table |= {
+        compat.torch_name(name): _empty(getattr(compat, name)) for name in _OTHER_DATA_CLASSES
+    }
+    table[_full_name(metadata.TensorProperties)] = _late(metadata.TensorProperties)
+    table[compat.torch_name("OldTensorProperties")] = _late(compat.OldTensorProperties)
+    table |= {compat.torch_name(name): _members(getattr(compat, name)) for name in _ENUMS}
+    table[_full_name(planner.WriteItemType)] = _members(planner.WriteItemType)
     table[_full_name(planner.WriteItem)] = _empty(_LateWriteItem)
     # Files of old torch versions name the package's first home. Importing that alias would make a
     # second set of classes; the file means the first.

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
@@ -15,6 +14,7 @@ from paraload.adapters.dcp.hf_open_file import OpenFile
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.urls import dcp_reader, is_url, split_file
+from paraload.core.compat import HuggingFaceStorageReader, stock_process_read_request
 from paraload.formats import ItemFormat
 from paraload.formats.safetensors import SafetensorsFormat
 from paraload.metadata.safetensors_folder import read_safetensors_metadata
@@ -140,8 +140,8 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         progress_callback: Callable[[int, int], object] | None = None,
     ) -> Future[None]:
         """As :meth:`ParallelFileReader.read_data_with_progress` does."""
-        torchs = HuggingFaceStorageReader._process_read_request  # noqa: SLF001 - subclasses override it
-        if type(self)._process_read_request is torchs:  # noqa: SLF001
+        step = getattr(type(self), "_process_read_request", None)
+        if step is stock_process_read_request:  # subclasses override it
             return super().read_data_with_progress(plan, planner, progress_callback)
         by_file: defaultdict[str, list[ReadItem]] = defaultdict(list)
         for item in plan.items:

@@ -21,7 +21,6 @@ from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
@@ -29,6 +28,7 @@ from torch.futures import Future
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.adapters.dcp.reader_choice import Reader, reader_for
+from paraload.core.compat import load_state_dict
 from paraload.errors import (
     CheckpointReadError,
     InvalidOptionError,
@@ -134,7 +134,7 @@ def _load(
     """
     try:
         with collector_paused(), misplanned_named(planner, str(reader.path)):
-            _load_state_dict(
+            load_state_dict(
                 values,
                 cast("StorageReader", reader),  # it has all that this calls
                 process_group=process_group,

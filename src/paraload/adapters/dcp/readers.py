@@ -23,6 +23,7 @@ from paraload.adapters.dcp.plan_items import create_tasks
 from paraload.adapters.dcp.read_data import read_with
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.reader_metadata import read_metadata_with
+from paraload.core.compat import init_file_system_reader, metadata_path
 from paraload.core.tasks import ReadTask
 from paraload.destinations.base import Destination
 from paraload.destinations.conversion import HostDestination
@@ -215,7 +216,7 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
     ) -> None:
         ParallelFileReader.__init__(self, options=options, **keywords)
         self._require_no_url(path)
-        FileSystemReader.__init__(self, path, _extension_registry)
+        init_file_system_reader(self, path, _extension_registry)
         self._entries: Mapping[str, Any] | None = None
         self._metadata_before: dict[str, FileStat] = {}
 
@@ -259,7 +260,7 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         """
         self._metadata_before = {}
         fs = None if type(self.fs) is FileSystem else self.fs
-        file = MetadataFile.at(self._get_metadata_path(kwargs.get("rank")), fs)
+        file = MetadataFile.at(metadata_path(self, kwargs.get("rank")), fs)
         seen: dict[str, FileStat] = {}
         metadata = read_metadata_with(self, file, seen)
         if getattr(self._make_source, "__func__", None) is vars(ParallelFileReader)["_make_source"]:
