@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 import obstore
 import torch.distributed.checkpoint as dcp
 from obstore.store import HTTPStore
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 
 import paraload
 from benchmarks import arms
 from benchmarks.cases import whole_case
 from benchmarks.results import Bar, Section, Table
 from benchmarks.rounds import check_arms, time_rounds
+from paraload.core.compat import FsspecReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

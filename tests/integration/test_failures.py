@@ -11,10 +11,10 @@ import time
 
 import pytest
 import torch
-from torch.distributed.checkpoint._extension import StreamTransformExtension, ZStandard
 
 import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
+from paraload.core.compat import ExtensionRegistry, StreamTransformExtension, ZStandard
 from paraload.errors import (
     ChecksumMismatchError,
     FormatError,
@@ -238,8 +238,6 @@ class Rotating:
 
 
 def registry():
-    from torch.distributed.checkpoint._extension import ExtensionRegistry
-
     known = ExtensionRegistry()
     known.extensions["stream.rot"] = Rot
     return known

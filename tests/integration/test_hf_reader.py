@@ -15,17 +15,13 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
-from torch.distributed.checkpoint import (
-    DefaultLoadPlanner,
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-    QuantizedHuggingFaceStorageReader,
-)
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from paraload import CheckpointReadError, ParallelHuggingFaceReader
 from paraload.adapters.dcp import hf_open_file
+from paraload.core.compat import HuggingFaceStorageReader
 from paraload.errors import (
     ChangedFileError,
     CoverageError,
@@ -40,6 +36,11 @@ from paraload.errors import (
 )
 from paraload.formats.torch_load import narrow_tensor
 from tests.integration import support
+from tests.old_torch import (
+    HuggingFaceStorageWriter,
+    QuantizedHuggingFaceStorageReader,
+    needs_hf_reader,
+)
 from tests.sources import MIB, RemoteLikeSource
 
 INDEX = "model.safetensors.index.json"
@@ -501,6 +502,7 @@ class QuantizedReader(QuantizedHuggingFaceStorageReader, ParallelHuggingFaceRead
     pass
 
 
+@needs_hf_reader
 @pytest.mark.parametrize("source_of_scales", [1, 2])
 def test_quantized_tensors(tmp_path, source_of_scales):
     shape = (300, 500)
@@ -522,6 +524,7 @@ def test_quantized_tensors(tmp_path, source_of_scales):
     assert loaded[1]["a.weight"].count_nonzero() > 1000
 
 
+@needs_hf_reader
 def test_a_subclass_reads_ahead_in_batches(tmp_path, monkeypatch):
     class Reader(ParallelHuggingFaceReader):
         def _process_read_request(self, f, req, planner):

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 import paraload
 from paraload import ParallelFileSystemReader
 from paraload.cli import main
+from paraload.core.compat import HFStorageInfo
 from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
 from paraload.metadata import reading as metadata
 from paraload.metadata.folder import folder_metadata
@@ -317,7 +317,7 @@ def test_a_stray_file_with_a_huge_number_makes_no_huge_list(one):
 
 def test_metadata_without_byte_ranges_is_an_error_of_the_tools(one, capsys):
     made = metadata.read_metadata(one / "__0.metadata")
-    info = _HFStorageInfo("x.safetensors", torch.Size([3]), torch.float32)
+    info = HFStorageInfo("x.safetensors", torch.Size([3]), torch.float32)
     for storage in (None, dict.fromkeys(made.storage_data, info)):
         made.storage_data = storage
         (one / "__0.metadata").write_bytes(pickle.dumps(made))

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from paraload import ParallelFileSystemReader
+from paraload.core.compat import ZStandard
 from paraload.errors import MetadataError, MissingMetadataError
 from paraload.metadata import reading as metadata
 from paraload.metadata.unpickler import unpickle
@@ -58,8 +59,6 @@ STATES = {
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize("extensions", [False, True])
 def test_checkpoints_of_torch(tmp_path, name, extensions):
-    from torch.distributed.checkpoint._extension import ZStandard
-
     writer = FileSystemWriter(
         tmp_path, thread_count=2, _extensions=[ZStandard()] if extensions else None
     )

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed._shard.sharded_tensor.metadata import TensorProperties as OldProperties
-from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 from torch.distributed.checkpoint.filesystem import _StoragePrefix
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -24,7 +23,6 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
-    BytesIOWriteData,
     SavePlan,
     TensorWriteData,
     WriteItem,
@@ -33,6 +31,7 @@ from torch.distributed.checkpoint.planner import (
 
 import paraload
 from paraload import ParallelFileSystemReader
+from paraload.core.compat import BytesIOWriteData, HFStorageInfo
 from paraload.errors import MetadataError, UnsafeMetadataError
 from paraload.metadata import reading as metadata
 from paraload.metadata.unpickler import unpickle
@@ -205,7 +204,7 @@ def test_values_beside_torch_s_own(tmp_path):
 
 
 def test_storage_infos_of_hugging_face(tmp_path):
-    info = _HFStorageInfo("x.safetensors", torch.Size([3]), torch.float32)
+    info = HFStorageInfo("x.safetensors", torch.Size([3]), torch.float32)
     made = Metadata({"w": tensor((3,), ())}, None, {MetadataIndex("w", (0,)): info})
     same(metadata.read_metadata(write(tmp_path, made)), made)
 

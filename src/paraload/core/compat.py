@@ -115,6 +115,12 @@ _NAMES: Final = {
         f"{_DCP}._extension", "StreamTransformExtension", (2, 7), _NoTransforms, _EXTENSIONS
     ),
     "ZStandard": _Name(f"{_DCP}._extension", "ZStandard", (2, 7), _ZStandard),
+    "FsspecReader": _Name(
+        f"{_DCP}.fsspec_filesystem",
+        "FsspecReader",
+        (2, 15),
+        (f"{_DCP}._fsspec_filesystem", "FsspecReader"),
+    ),
     # Base classes of readers, and their steps that subclasses override.
     "HuggingFaceStorageReader": _Name(
         _DCP,

@@ -30,10 +30,8 @@ class ParallelFsspecReader(SourceReader):
         path: without user, password and query of the URL.
 
     >>> import torch, torch.distributed.checkpoint as dcp
-    >>> from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
     >>> from paraload import ParallelFsspecReader
-    >>> writer = FsspecWriter("memory://step-1000")
-    >>> dcp.save({"w": torch.arange(4.0)}, storage_writer=writer, no_dist=True)
+    >>> dcp.save({"w": torch.arange(4.0)}, checkpoint_id="memory://step-1000", no_dist=True)
     Metadata(...
     >>> state = {"w": torch.zeros(4)}
     >>> dcp.load(state, storage_reader=ParallelFsspecReader("memory://step-1000"), no_dist=True)
