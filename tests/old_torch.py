@@ -19,6 +19,7 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed.checkpoint as dcp
 
 from paraload.core.compat import release
@@ -53,6 +54,11 @@ HuggingFaceStorageWriter = getattr(dcp, "HuggingFaceStorageWriter", None)
 QuantizedHuggingFaceStorageReader = getattr(
     dcp, "QuantizedHuggingFaceStorageReader", type("Missing", (), {})
 )
+
+
+def bytes_as(dtype: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The bytes ``values`` as a dtype that this torch may not have, instead of which they stay."""
+    return values.clone().view(getattr(torch, dtype, torch.uint8)).reshape(shape)
 
 
 def skip_without_extensions() -> None:

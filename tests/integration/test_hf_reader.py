@@ -39,6 +39,7 @@ from tests.integration import support
 from tests.old_torch import (
     HuggingFaceStorageWriter,
     QuantizedHuggingFaceStorageReader,
+    bytes_as,
     needs_hf_reader,
 )
 from tests.sources import MIB, RemoteLikeSource
@@ -99,8 +100,8 @@ def model():
         "none": torch.zeros(0, 3),
         "flag": torch.tensor([True, False]),
         "f8": filled(torch.float8_e4m3fn, (33, 5)),
-        "e8": filled(torch.float8_e8m0fnu, (4, 7)),
-        "f4": torch.arange(24, dtype=torch.uint8).view(torch.float4_e2m1fn_x2).reshape(4, 6),
+        "e8": bytes_as("float8_e8m0fnu", torch.arange(28, dtype=torch.uint8), (4, 7)),
+        "f4": bytes_as("float4_e2m1fn_x2", torch.arange(24, dtype=torch.uint8), (4, 6)),
         "last": torch.zeros(0),
     }
 

@@ -1,0 +1,162 @@
+"""Checkpoints of every torch version, read by this one; and a torch without a name of torch."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorProperties, TensorStorageMetadata
+
+import paraload
+from paraload import ParallelFileSystemReader
+from paraload.core import compat
+from paraload.errors import TorchVersionWarning, UnsupportedTorchError
+from tests.integration import support
+from tests.torch_versions.saved import FOLDER, state
+
+SAVED = sorted(path.parent for path in FOLDER.rglob("*.metadata"))
+VERSIONS = {folder.relative_to(FOLDER).parts[0] for folder in SAVED}
+
+
+def flat(nested):
+    return dcp._nested_dict.flatten_state_dict(nested)[0]
+
+
+def blank():
+    return support.empty_like(flat(state()))
+
+
+def test_every_version_and_kind_is_there():
+    kinds = [(folder.parent.name, folder.name) for folder in SAVED]
+    assert len(VERSIONS) == 6
+    assert len(kinds) == 6 * 3 - 3, "no zstd before 2.7, no ranks before 2.9"
+
+
+@pytest.mark.parametrize("executor", ["threads", "processes"])
+@pytest.mark.parametrize("folder", SAVED, ids=lambda it: str(it.relative_to(FOLDER)))
+def test_it_loads(folder, executor):
+    targets = blank()
+    report = paraload.load(targets, folder, executor=executor, max_workers=2)
+    support.assert_same(targets, flat(state()))
+    assert targets["model.transposed"].dtype == torch.float32
+    assert report.unverified == {}
+    if executor == "threads":
+        assert paraload.verify(folder).ok
+    if folder.name != "ranks":  # these belong to one rank each, so read() refuses them
+        support.assert_same(paraload.read(folder), flat(state()))
+
+
+@pytest.mark.parametrize("folder", SAVED, ids=lambda it: str(it.relative_to(FOLDER)))
+def test_its_metadata_are_those_that_torch_reads(folder):
+    """Where torch can: up to 2.14 it cannot read those of 2.15."""
+    [path] = folder.glob("*.metadata")
+    entries = (
+        ParallelFileSystemReader(folder)
+        .read_metadata(**({} if path.name == ".metadata" else {"rank": 0}))
+        .state_dict_metadata
+    )
+    kept = {field.name for field in TensorProperties.__dataclass_fields__.values()}
+    for entry in entries.values():
+        if isinstance(entry, TensorStorageMetadata):
+            assert vars(entry.properties).keys() == kept
+    if "strides" not in kept and folder.is_relative_to(FOLDER / "2.15.0"):
+        with pytest.raises(ValueError, match="too many values to unpack"):
+            pickle.loads(path.read_bytes())
+    else:
+        assert entries == pickle.loads(path.read_bytes()).state_dict_metadata
+    assert list(entries) == list(flat(state()))
+
+
+# -------------------------------------------------------------------------------- missing names
+
+
+@pytest.fixture
+def forgotten():
+    """``paraload.core.compat`` before it has looked anything up."""
+    found = {name: vars(compat).pop(name) for name in compat._NAMES if name in vars(compat)}
+    yield compat
+    for name in compat._NAMES:
+        vars(compat).pop(name, None)
+    vars(compat).update(found)
+
+
+def hide(monkeypatch, name):
+    *parents, last = compat._NAMES[name].path.split(".")
+    try:
+        where = importlib.import_module(compat._NAMES[name].module)
+        for part in parents:
+            where = getattr(where, part)
+    except (ImportError, AttributeError):
+        return  # this torch does not have it
+    monkeypatch.delattr(where, last, raising=False)
+
+
+@pytest.mark.parametrize("name", compat._NAMES)
+@pytest.mark.filterwarnings("ignore:torch.distributed.checkpoint._fsspec_filesystem is deprecated")
+def test_a_torch_without_the_name(forgotten, monkeypatch, name):
+    entry = compat._NAMES[name]
+    hide(monkeypatch, name)
+    monkeypatch.setattr(compat, "release", lambda: (99, 0))
+    if entry.instead is compat._NOTHING:
+        with pytest.raises(UnsupportedTorchError) as caught:
+            getattr(forgotten, name)
+        message = str(caught.value)
+    elif entry.lost:
+        with pytest.warns(TorchVersionWarning) as warned:
+            getattr(forgotten, name)
+        [message] = [str(warning.message) for warning in warned]
+        with warnings.catch_warnings(action="error"):
+            getattr(forgotten, name)  # once is enough
+        assert entry.lost in message
+    else:
+        assert getattr(forgotten, name) is not None
+        return
+    assert f"torch {torch.__version__} has no {compat.torch_name(name)}" in message
+
+
+def test_a_torch_from_before_the_name_is_no_reason_to_warn(forgotten, monkeypatch):
+    hide(monkeypatch, "ExtensionRegistry")
+    monkeypatch.setattr(compat, "release", lambda: (2, 6))
+    assert forgotten.ExtensionRegistry is compat._Registry
+
+
+def test_the_warning_points_at_the_importing_module(forgotten, monkeypatch, tmp_path):
+    hide(monkeypatch, "stock_slice_file")
+    monkeypatch.setattr(compat, "release", lambda: (99, 0))
+    with pytest.warns(TorchVersionWarning) as warned:
+        from paraload.core.compat import stock_slice_file
+    assert stock_slice_file is None
+    assert [Path(warning.filename) for warning in warned] == [Path(__file__)]
+
+
+def test_loads_go_on_without_the_optional_names(tmp_path):
+    """In a new process, where every module looks its names up."""
+    support.save(tmp_path, {"w": torch.arange(5.0)})
+    code = """if True:
+        import sys, warnings, torch
+        from paraload.core import compat
+        optional = [it for it in compat._NAMES.values() if it.instead is not compat._NOTHING]
+        find = compat._find
+        def without(module, path):
+            if any((it.module, it.path) == (module, path) for it in optional):
+                raise AttributeError(path)
+            return find(module, path)
+        compat._find = without
+        warnings.simplefilter("ignore")
+        import paraload
+        state = {"w": torch.zeros(5)}
+        paraload.load(state, sys.argv[1])
+        assert paraload.verify(sys.argv[1]).ok
+        print(state["w"].tolist(), compat.HFStorageInfo.__module__)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "[0.0, 1.0, 2.0, 3.0, 4.0] paraload.core.compat\n"
