@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,25 +26,36 @@ from paraload.core.compat import release
 
 RELEASE = release()
 
-_EXTENSIONS = (2, 7), "stream transforms"
-_SAFETENSORS = (2, 8), "safetensors in .distcp files"
-_OWN_METADATA = (2, 9), "metadata for each rank"
-_HF_READER = (2, 9), "the reader and writer of Hugging Face folders that are compared"
+
+class Feature(NamedTuple):
+    """What only newer torch has."""
+
+    since: tuple[int, int]
+    what: str
+
+    @property
+    def is_here(self) -> bool:
+        return self.since <= RELEASE
+
+    @property
+    def reason(self) -> str:
+        return f"needs torch {self.since[0]}.{self.since[1]}: {self.what}"
+
+    @property
+    def needed(self) -> pytest.MarkDecorator:
+        """A mark for tests that need it."""
+        return pytest.mark.skipif(not self.is_here, reason=self.reason)
+
+    def require(self) -> None:
+        """Skip the running test without it."""
+        if not self.is_here:
+            pytest.skip(self.reason)
 
 
-def _reason(since: tuple[int, int], what: str) -> str:
-    return f"needs torch {since[0]}.{since[1]}: {what}"
-
-
-def _needs(since: tuple[int, int], what: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(since > RELEASE, reason=_reason(since, what))
-
-
-needs_extensions = _needs(*_EXTENSIONS)
-needs_safetensors_in_distcp = _needs(*_SAFETENSORS)
-needs_own_metadata = _needs(*_OWN_METADATA)
-needs_hf_reader = _needs(*_HF_READER)
-HAS_EXTENSIONS = _EXTENSIONS[0] <= RELEASE
+EXTENSIONS = Feature((2, 7), "stream transforms")
+SAFETENSORS_FORMAT = Feature((2, 8), "safetensors in .distcp files")
+OWN_METADATA = Feature((2, 9), "metadata for each rank")
+HF_READER = Feature((2, 9), "the reader of Hugging Face folders as it is since")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of torch 2.15, where it has another name
@@ -61,13 +72,7 @@ def bytes_as(dtype: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.
     return values.clone().view(getattr(torch, dtype, torch.uint8)).reshape(shape)
 
 
-def skip_without_extensions() -> None:
-    """Skip the running test where torch has no stream transforms."""
-    if not HAS_EXTENSIONS:
-        pytest.skip(_reason(*_EXTENSIONS))
-
-
-def _without(function: Any, features: dict[str, tuple[tuple[int, int], str] | None]) -> Any:
+def _without(function: Any, features: dict[str, Feature | None]) -> Any:
     """``function`` with keywords that it does not have: dropped, or a reason to skip the test."""
     missing = features.keys() - inspect.signature(function).parameters.keys()
     if not missing:
@@ -78,15 +83,15 @@ def _without(function: Any, features: dict[str, tuple[tuple[int, int], str] | No
         for name in missing & keywords.keys():
             feature = features[name]
             if keywords.pop(name) is not None and feature is not None:
-                pytest.skip(_reason(*feature))
+                pytest.skip(feature.reason)
         return function(*args, **keywords)
 
     return wrapped
 
 
-dcp.save = _without(dcp.save, {"no_dist": None, "use_collectives": _OWN_METADATA})
+dcp.save = _without(dcp.save, {"no_dist": None, "use_collectives": OWN_METADATA})
 dcp.load = _without(dcp.load, {"no_dist": None})
 dcp.FileSystemWriter.__init__ = _without(
     dcp.FileSystemWriter.__init__,
-    {"_extensions": _EXTENSIONS, "serialization_format": _SAFETENSORS},
+    {"_extensions": EXTENSIONS, "serialization_format": SAFETENSORS_FORMAT},
 )

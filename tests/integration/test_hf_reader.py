@@ -37,10 +37,10 @@ from paraload.errors import (
 from paraload.formats.torch_load import narrow_tensor
 from tests.integration import support
 from tests.old_torch import (
+    HF_READER,
     HuggingFaceStorageWriter,
     QuantizedHuggingFaceStorageReader,
     bytes_as,
-    needs_hf_reader,
 )
 from tests.sources import MIB, RemoteLikeSource
 
@@ -503,7 +503,7 @@ class QuantizedReader(QuantizedHuggingFaceStorageReader, ParallelHuggingFaceRead
     pass
 
 
-@needs_hf_reader
+@HF_READER.needed
 @pytest.mark.parametrize("source_of_scales", [1, 2])
 def test_quantized_tensors(tmp_path, source_of_scales):
     shape = (300, 500)
@@ -525,7 +525,7 @@ def test_quantized_tensors(tmp_path, source_of_scales):
     assert loaded[1]["a.weight"].count_nonzero() > 1000
 
 
-@needs_hf_reader
+@HF_READER.needed
 def test_a_subclass_reads_ahead_in_batches(tmp_path, monkeypatch):
     class Reader(ParallelHuggingFaceReader):
         def _process_read_request(self, f, req, planner):

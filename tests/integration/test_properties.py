@@ -44,7 +44,7 @@ from paraload.planning import read_tasks as _plan
 from paraload.sources import local as _local
 from paraload.sources.row_copy import copy_rows
 from paraload.workers import run_task as _worker
-from tests.old_torch import HAS_EXTENSIONS
+from tests.old_torch import EXTENSIONS
 
 DTYPES = [
     getattr(torch, name, torch.float8_e5m2)  # torch 2.6 lacks the last
@@ -204,7 +204,7 @@ WRITINGS = st.builds(
     Writing,
     threads=st.integers(1, 3),
     single_file_per_rank=st.booleans(),
-    zstd=st.sampled_from([False, False, HAS_EXTENSIONS]),
+    zstd=st.sampled_from([False, False, EXTENSIONS.is_here]),
 )
 
 

@@ -24,6 +24,7 @@ from paraload.metadata import reading as metadata
 from paraload.metadata.folder import folder_metadata
 from paraload.sources.local import LocalSource
 from tests.integration.ranks import run_ranks
+from tests.old_torch import OWN_METADATA
 
 PROCESSES = {"executor": "processes", "max_workers": 2}
 
@@ -52,6 +53,7 @@ def same(state, rank):
 
 def save(folder, *ranks):
     """As ``dcp.save(..., use_collectives=False)`` does on each of these ranks."""
+    OWN_METADATA.require()
     for rank in reversed(ranks):  # torch warns where it finds rank 0
         planner, writer = dcp.DefaultSavePlanner(), FileSystemWriter(folder)
         writer.set_up_storage_writer(True, rank=rank, use_collectives=False)
@@ -214,6 +216,7 @@ def fail_on_one_rank(folder):
     return None
 
 
+@OWN_METADATA.needed
 def test_each_of_two_ranks_loads_its_own(tmp_path):
     assert run_ranks(save_and_load, tmp_path) == [[True] * 4] * 2
 

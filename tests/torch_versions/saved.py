@@ -12,7 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from paraload.core.compat import release
-from tests.old_torch import HAS_EXTENSIONS
+from tests.old_torch import EXTENSIONS
 
 __all__ = ["FOLDER", "state"]
 
@@ -45,7 +45,7 @@ def main() -> None:
     (FOLDER / version).mkdir(parents=True, exist_ok=True)
     os.chdir(FOLDER / version)
     save("plain")
-    if HAS_EXTENSIONS:
+    if EXTENSIONS.is_here:
         from torch.distributed.checkpoint._extension import ZStandard
 
         save("zstd", _extensions=[ZStandard()])
