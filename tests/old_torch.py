@@ -53,6 +53,7 @@ class Feature(NamedTuple):
 
 
 EXTENSIONS = Feature((2, 7), "stream transforms")
+FSDP2_ON_CPU = Feature((2, 7), "FSDP2 without a GPU")
 SAFETENSORS_FORMAT = Feature((2, 8), "safetensors in .distcp files")
 OWN_METADATA = Feature((2, 9), "metadata for each rank")
 HF_READER = Feature((2, 9), "the reader of Hugging Face folders as it is since")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -19,8 +22,11 @@ from paraload import ParallelFileSystemReader
 from paraload.core import compat
 from paraload.errors import TorchVersionWarning, UnsupportedTorchError
 from tests.integration import support
+from tests.torch_versions import __main__ as page
+from tests.torch_versions import environment
 from tests.torch_versions.saved import FOLDER, state
 
+REPOSITORY = Path(__file__).parents[2]
 SAVED = sorted(path.parent for path in FOLDER.rglob("*.metadata"))
 VERSIONS = {folder.relative_to(FOLDER).parts[0] for folder in SAVED}
 
@@ -72,6 +78,83 @@ def test_its_metadata_are_those_that_torch_reads(folder):
     else:
         assert entries == pickle.loads(path.read_bytes()).state_dict_metadata
     assert list(entries) == list(flat(state()))
+
+
+# ------------------------------------------------------------------------------ the versions
+
+
+def makefile(name):
+    text = (REPOSITORY / "Makefile").read_text()
+    return re.search(rf"^{name} \?= (.+)$", text, re.MULTILINE)[1].split()
+
+
+def test_the_lower_bound_is_the_oldest_that_is_tested_and_there_is_no_upper_one():
+    [bound] = [
+        line
+        for line in tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"][
+            "dependencies"
+        ]
+        if line.startswith("torch")
+    ]
+    oldest, *_, newest = sorted(VERSIONS, key=lambda it: [int(part) for part in it.split(".")])
+    assert bound == f"torch>={oldest.removesuffix('.0')}"
+    assert makefile("SMOKE_TORCH") == [oldest, newest]
+    assert all((REPOSITORY / name).exists() for name in makefile("SMOKE_TESTS")[:-1])
+
+
+def test_the_environment_has_all_pins_but_torch():
+    pins = (REPOSITORY / "constraints.txt").read_text()
+    kept = environment.pinned(pins)
+    assert len(pins.splitlines(keepends=True)) - len(kept) == len(environment.NOT_PINNED)
+    assert not [line for line in kept if line.startswith("torch==")]
+
+
+@pytest.mark.parametrize(
+    ("raised", "found"),
+    [
+        ("", None),
+        (
+            "raise OSError('libcufft.so.11: cannot open shared object file: No such')",
+            "libcufft.so.11",
+        ),
+        (
+            "raise ValueError('libcublas.so.*[0-9] not found in the system path')",
+            "libcublas.so.*[0-9]",
+        ),
+        ("raise ImportError('something else')", RuntimeError),
+    ],
+)
+def test_only_missing_libraries_are_stood_in_for(tmp_path, monkeypatch, raised, found):
+    (tmp_path / "torch.py").write_text(raised)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if found is RuntimeError:
+        with pytest.raises(RuntimeError, match="something else"):
+            environment.missing_library(sys.executable)
+    else:
+        assert environment.missing_library(sys.executable) == found
+
+
+def test_the_tables_are_those_of_the_results(tmp_path, monkeypatch):
+    for version, skipped in (("2.10.0", {"no npm": 2}), ("2.6.0", {"needs torch 2.7: it": 3})):
+        result = {"torch": version, "python": "3.11.7", "passed": 5, "failures": 1}
+        result |= {"failed": ["tests/a.py::b"], "skipped": skipped}
+        (tmp_path / f"{version}.json").write_text(json.dumps(result))
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    found = page.results()
+    assert page.summary(found).splitlines()[2:] == [
+        "| 2.6.0 | 3.11.7 | 5 | 1 | 3 |",
+        "| 2.10.0 | 3.11.7 | 5 | 1 | 2 |",
+    ]
+    assert page.reasons(found).splitlines()[2:] == [
+        "| needs torch 2.7: it | 3 | 0 |",
+        "| the machine lacks something | 0 | 2 |",
+    ]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/torch-versions.md"])
+def test_the_pages_have_the_last_results(name):
+    text = page.PLACE.require_in(REPOSITORY / name)
+    assert not page.results() or page.summary(page.results()) in text
 
 
 # -------------------------------------------------------------------------------- missing names

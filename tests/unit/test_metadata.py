@@ -89,22 +89,33 @@ entries = st.one_of(
     st.builds(TensorStorageMetadata, properties, sizes, chunk_lists),
     st.builds(BytesStorageMetadata),
 )
+
+
+def with_attributes(made, **attributes):
+    """Older torch has no fields for some of them."""
+    vars(made).update(attributes)
+    return made
+
+
 infos = st.builds(
-    _StorageInfo,
+    lambda *place, transforms: with_attributes(
+        _StorageInfo(*place), transform_descriptors=transforms
+    ),
     st.sampled_from(["__0_0.distcp", "../x", "/etc/passwd", ""]),
     st.integers(-(1 << 70), 1 << 70),
     st.integers(-1, 1 << 62),
-    st.none() | st.lists(names, max_size=2),
+    transforms=st.none() | st.lists(names, max_size=2),
 )
 paths = st.tuples() | st.tuples(names) | st.tuples(names, st.integers(), names)
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | names
 planner_data = st.none() | st.dictionaries(names, paths, max_size=3) | st.lists(leaves | paths)
+
 metas = st.none() | st.builds(
-    StorageMeta,
+    lambda *values, modules: with_attributes(StorageMeta(*values), modules=modules),
     st.sampled_from([None, "id", Path("/a/b"), PurePosixPath("c"), PureWindowsPath("d")]),
     st.none() | names,
     st.none() | names,
-    st.lists(names, max_size=2),
+    modules=st.lists(names, max_size=2),
 )
 
 
@@ -113,13 +124,13 @@ def all_metadata(draw):
     found = draw(st.dictionaries(names, entries, max_size=4))
     known = st.sampled_from([*found, "unknown"])
     indices = st.builds(MetadataIndex, known, st.none() | sizes, st.none() | st.integers(0, 3))
-    return Metadata(
+    made = Metadata(
         found,
         draw(planner_data),
         draw(st.none() | st.dictionaries(indices, infos, max_size=4)),
         draw(metas),
-        draw(st.none() | names),
     )
+    return with_attributes(made, version=draw(st.none() | names))
 
 
 @given(all_metadata(), st.sampled_from([2, 3, 4, 5]))

@@ -133,7 +133,9 @@ def _metadata_of(pieces: Sequence[Piece]) -> Metadata:
             offset, size = torch.Size([0] * len(shape)), torch.Size(shape)
             chunks = [ChunkStorageMetadata(offset, size)]
             entries[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
-        info = StorageInfo(path, start, end - start, descriptors or None)
+        info = StorageInfo(path, start, end - start)
+        if descriptors:
+            info.transform_descriptors = descriptors  # no argument in torch 2.6
         storage[MetadataIndex(name, offset)] = info
     return Metadata(entries, storage_data=storage)
 
