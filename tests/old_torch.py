@@ -22,7 +22,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from paraload.core.compat import release
+from paraload.core.compat import HFStorageInfo, release
 
 RELEASE = release()
 
@@ -55,6 +55,7 @@ class Feature(NamedTuple):
 EXTENSIONS = Feature((2, 7), "stream transforms")
 FSDP2_ON_CPU = Feature((2, 7), "FSDP2 without a GPU")
 SAFETENSORS_FORMAT = Feature((2, 8), "safetensors in .distcp files")
+HF_CLASSES = Feature((2, 8), "classes that newer writers put into .metadata")
 OWN_METADATA = Feature((2, 9), "metadata for each rank")
 HF_READER = Feature((2, 9), "the reader of Hugging Face folders as it is since")
 
@@ -71,6 +72,15 @@ QuantizedHuggingFaceStorageReader = getattr(
 def bytes_as(dtype: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """The bytes ``values`` as a dtype that this torch may not have, instead of which they stay."""
     return values.clone().view(getattr(torch, dtype, torch.uint8)).reshape(shape)
+
+
+def storage_info_of_hugging_face() -> Any:
+    """Without a byte range, which some versions have."""
+    HF_CLASSES.require()
+    made = object.__new__(HFStorageInfo)
+    shape, dtype = torch.Size([3]), torch.float32
+    vars(made).update(relative_path="x.safetensors", shape=shape, dtype=dtype)
+    return made
 
 
 def _without(function: Any, features: dict[str, Feature | None]) -> Any:

@@ -18,13 +18,12 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 import paraload
 from paraload import ParallelFileSystemReader
 from paraload.cli import main
-from paraload.core.compat import HFStorageInfo
 from paraload.errors import MetadataError, MissingMetadataError, UnsafeMetadataError
 from paraload.metadata import reading as metadata
 from paraload.metadata.folder import folder_metadata
 from paraload.sources.local import LocalSource
 from tests.integration.ranks import run_ranks
-from tests.old_torch import OWN_METADATA
+from tests.old_torch import OWN_METADATA, storage_info_of_hugging_face
 
 PROCESSES = {"executor": "processes", "max_workers": 2}
 
@@ -320,7 +319,7 @@ def test_a_stray_file_with_a_huge_number_makes_no_huge_list(one):
 
 def test_metadata_without_byte_ranges_is_an_error_of_the_tools(one, capsys):
     made = metadata.read_metadata(one / "__0.metadata")
-    info = HFStorageInfo("x.safetensors", torch.Size([3]), torch.float32)
+    info = storage_info_of_hugging_face()
     for storage in (None, dict.fromkeys(made.storage_data, info)):
         made.storage_data = storage
         (one / "__0.metadata").write_bytes(pickle.dumps(made))
