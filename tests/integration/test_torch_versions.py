@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import pickle
 import re
@@ -171,14 +170,16 @@ def forgotten():
 
 
 def hide(monkeypatch, name):
-    *parents, last = compat._NAMES[name].path.split(".")
-    try:
-        where = importlib.import_module(compat._NAMES[name].module)
-        for part in parents:
-            where = getattr(where, part)
-    except (ImportError, AttributeError):
-        return  # this torch does not have it
-    monkeypatch.delattr(where, last, raising=False)
+    """Looked up, it is not there."""
+    really = compat._find
+    hidden = compat._NAMES[name][:2]
+
+    def find(*where):
+        if where == hidden:
+            raise AttributeError(where[1])
+        return really(*where)
+
+    monkeypatch.setattr(compat, "_find", find)
 
 
 @pytest.mark.parametrize("name", compat._NAMES)

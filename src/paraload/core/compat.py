@@ -87,6 +87,7 @@ _NAMES: Final = {
     "unflatten_state_dict": _Name(f"{_DCP}._nested_dict", "unflatten_state_dict"),
     "set_element": _Name(f"{_DCP}._nested_dict", "set_element"),
     "is_fake": _Name("torch._subclasses.fake_tensor", "is_fake"),
+    "is_zero_tensor": _Name("torch", "Tensor._is_zerotensor"),
     "count_dispatch_modes": _Name("torch._C", "_len_torch_dispatch_stack"),
     "disable_dispatch_modes": _Name("torch.utils._python_dispatch", "_disable_current_modes"),
     "ArchiveReader": _Name("torch._C", "PyTorchFileReader"),

@@ -13,7 +13,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from paraload.core.compat import count_dispatch_modes, disable_dispatch_modes, is_fake
+from paraload.core.compat import (
+    count_dispatch_modes,
+    disable_dispatch_modes,
+    is_fake,
+    is_zero_tensor,
+)
 from paraload.core.results import Staged
 from paraload.geometry import runs as geometry
 
@@ -123,7 +128,7 @@ def memory_fault(tensor: torch.Tensor) -> str | None:
 
 
 def _storage_fault(tensor: torch.Tensor) -> str | None:
-    if tensor._is_zerotensor():  # noqa: SLF001 - torch has no public function for it
+    if is_zero_tensor(tensor):
         return "it is a zero tensor without storage"
     extent_bytes = geometry.extent_bytes(tensor.shape, tensor.stride(), tensor.itemsize)
     needed_bytes = tensor.storage_offset() * tensor.itemsize + extent_bytes
