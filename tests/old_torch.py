@@ -53,6 +53,7 @@ class Feature(NamedTuple):
 
 
 EXTENSIONS = Feature((2, 7), "stream transforms")
+READS_ALL_KEYS = Feature((2, 7), "_load_state_dict_from_keys() that reads all entries")
 FSDP2_ON_CPU = Feature((2, 7), "FSDP2 without a GPU")
 SAFETENSORS_FORMAT = Feature((2, 8), "safetensors in .distcp files")
 HF_CLASSES = Feature((2, 8), "classes that newer writers put into .metadata")
