@@ -41,7 +41,8 @@ def make(version: str, folder: Path) -> None:
     # Constraints of the machine may name another torch; these are the ones that count.
     environment = os.environ | {"PIP_CONSTRAINT": str(pins)}
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, "--no-deps", f"torch=={version}", env=environment)
+    # Compiling all modules of torch takes longer than the tests that use a few of them.
+    run(*pip, "--no-deps", "--no-compile", f"torch=={version}", env=environment)
     run(*pip, "--no-deps", "--requirement", pins, env=environment)
     run(*pip, *ADDED, env=environment)
     run(*pip, "--no-deps", "--editable", REPOSITORY, env=environment)

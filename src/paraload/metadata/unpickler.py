@@ -172,8 +172,8 @@ class _LateWriteItem(planner.WriteItem):
 def _late(kind: type) -> _Inert:
     """A stand-in for tensor properties that a newer torch may have written.
 
-    Their state is a tuple without names, to which torch appends: up to torch 2.13 it has 5 values,
-    later ones may add a sixth (``strides``). torch's ``__setstate__`` reads the states of older
+    Their state is a tuple without names, to which torch appends: up to torch 2.14 it has 5 values,
+    2.15 adds ``strides``. torch's ``__setstate__`` reads the states of older
     versions but not of newer ones, so it gets as many values as this torch has fields. The rest is
     safe to drop: dtype and shape come first, and each record in the files describes itself.
     """
