@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import re
@@ -10,6 +11,7 @@ import sys
 import tomllib
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from torch.distributed.checkpoint.metadata import TensorProperties, TensorStorag
 import paraload
 from paraload import ParallelFileSystemReader
 from paraload.core import compat
-from paraload.errors import TorchVersionWarning, UnsupportedTorchError
+from paraload.errors import InvalidOptionError, TorchVersionWarning, UnsupportedTorchError
 from tests.integration import support
 from tests.torch_versions import __main__ as page
 from tests.torch_versions import environment
@@ -247,3 +249,43 @@ def test_loads_go_on_without_the_optional_names(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True
     )
     assert done.stdout == "[0.0, 1.0, 2.0, 3.0, 4.0] paraload.core.compat {'shape': 7}\n"
+
+
+# ------------------------------------------------------------------- as torch before 2.7 and 2.9
+
+
+def test_a_read_without_a_size_ends_with_the_item_before_torch_2_7(monkeypatch):
+    stream = io.BytesIO(b"0123456789")
+    assert compat.sliceable(stream, 5) is stream or compat.release() < (2, 7)
+    monkeypatch.setattr(compat, "release", lambda: (2, 6))
+    ending = compat.sliceable(stream, 5)
+    ending.seek(2)
+    assert (ending.read(), ending.read(), ending.read(2), ending.read(None)) == (
+        *(b"234", b"", b"56"),
+        b"",
+    )
+
+
+def test_the_registry_before_torch_2_7_knows_zstd_alone(monkeypatch):
+    known = compat._Registry()
+    assert len(known.from_descriptor_list(["stream.zstd/1", "stream.zstd/1.2"])) == 2
+    for unknown in ("stream.zstd/2", "stream.zstd", "stream.rot/1"):
+        with pytest.raises(ValueError, match="unknown extension"):
+            known.from_descriptor_list(["stream.zstd/1", unknown])
+    monkeypatch.setattr(compat, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="unknown extension"):
+        known.from_descriptor_list(["stream.zstd/1"])
+
+
+def test_a_registry_of_the_user_needs_torch_2_7(monkeypatch, tmp_path):
+    monkeypatch.setattr(compat, "release", lambda: (2, 6))
+    assert compat.save_alone() == {}
+    with pytest.raises(InvalidOptionError, match=r"_extension_registry= needs torch 2\.7"):
+        ParallelFileSystemReader(tmp_path, compat._Registry())
+
+
+def test_the_path_of_metadata_is_torch_s_own():
+    reader = ParallelFileSystemReader("folder")
+    fields = SimpleNamespace(fs=reader.fs, path=reader.path)  # as before 2.9, without the method
+    for rank in (None, 0, 3):
+        assert compat.metadata_path(fields, rank) == compat.metadata_path(reader, rank)

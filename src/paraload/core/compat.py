@@ -51,9 +51,11 @@ class _Registry:
     """What torch's ``ExtensionRegistry`` finds, unless the user registers more."""
 
     def from_descriptor_list(self, descriptors: list[str]) -> list[_ZStandard]:
-        known = "stream.zstd/1" if find_spec("zstandard") else ""
-        if any(name.partition(".")[0] != known for name in descriptors):
-            raise ValueError(f"unknown extension in {descriptors}")
+        for descriptor in descriptors:
+            name, _, version = descriptor.partition("/")
+            is_known = name == "stream.zstd" and version.partition(".")[0] == "1"
+            if not is_known or find_spec("zstandard") is None:
+                raise ValueError(f"unknown extension {descriptor!r}")
         return [_ZStandard() for _ in descriptors]
 
 
