@@ -93,13 +93,14 @@ bench-against: $(STAMP) ## what is slower now than at the revision REV=...
 bench-rivals: $(RIVALS_STAMP) ## measure against every other reader; rewrites tables and plot of benchmarks/
 	$(RIVALS)/bin/python -m benchmarks.rivals \
 	  --plot benchmarks/rivals.png --readme benchmarks/README.md
+	$(RIVALS)/bin/python -m benchmarks.rivals.s3 --readme benchmarks/README.md
 
 # One package that is not to be had must not keep the others from running: then each is tried alone,
 # and the table tells what is missing.
 $(RIVALS_STAMP): pyproject.toml constraints.txt $(RIVALS_PINS)
 	test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
 	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[bench]'
+	  --constraint constraints.txt --editable '.[bench,object-store]'
 	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --requirement $(RIVALS_PINS) \
 	  || grep -E '^[^#]' $(RIVALS_PINS) | xargs -n 1 $(RIVALS)/bin/python -m pip install --quiet \
