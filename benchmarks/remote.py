@@ -16,9 +16,11 @@ from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 import paraload
 from benchmarks import arms
 from benchmarks.cases import whole_case
+from benchmarks.latency import delayed
 from benchmarks.nginx import nginx
 from benchmarks.results import Bar, Section, Table
 from benchmarks.rounds import check_arms, time_rounds
+from paraload.sources.object_store import ObjectStoreSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,41 +46,69 @@ RAW: Final = f"obstore ranges, {CONNECTIONS} connections"
 #: Files, and how many times as fast as torch's reader 8 connections of that rate must be.
 _RATED: Final = {1: 8.0, 4: 8.0, 8: 9.0, 16: 9.0}
 _UNLIMITED: Final = (1, 8)
+_COLUMNS: Final = (
+    "files",
+    f"{_TORCH} s",
+    f"{RAW} s",
+    f"{_OURS} s",
+    "x torch",
+    "of raw",
+    "min..max s",
+    f"{_DEFAULT} s",
+    "x torch",
+)
+
+_LATENCY_S: Final = 0.05
 
 
 def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
-    """Load 258 MiB from 1 to 16 files."""
+    """Load 258 MiB from 1 to 16 files, and 10,000 tensors from far away."""
+    rounds = rounds or _ROUNDS
     tables, bars, figures = [], list[Bar](), {}
     with nginx(checkpoints.folder, bytes_per_second=MIB_PER_SECOND << 20) as url:
         for place, layouts in (("rated", tuple(_RATED)), ("full", _UNLIMITED)):
             rows = []
             for files in layouts:
                 case = whole_case(checkpoints.remote(files=files))
-                timings = _timings(f"{url}/{place}", case, rounds or _ROUNDS)
-                rows += _rows(files, timings, case.payload_bytes)
+                timings = _timings(f"{url}/{place}", case, rounds)
+                rows.append(_row(files, timings))
                 bars += _bars(place, files, timings)
                 figures[f"{place}, {files}"] = {n: t.to_dict() for n, t in timings.items()}
             rate = f"{MIB_PER_SECOND} MiB/s for each connection" if place == "rated" else "no limit"
             mib = case.payload_bytes / (1 << 20)
-            tables.append(
-                Table(
-                    title=f"{mib:.0f} MiB over HTTP, whole loads, {rate}",
-                    columns=(
-                        "files",
-                        "arm",
-                        "median s",
-                        "MiB/s",
-                        "x torch",
-                        "of raw",
-                        "min..max s",
-                    ),
-                    rows=tuple(rows),
-                )
-            )
+            title = f"{mib:.0f} MiB over HTTP, whole loads, {rate}"
+            tables.append(Table(title=title, columns=_COLUMNS, rows=tuple(rows)))
+        case = whole_case(checkpoints.medium())
+        requests: dict[str, int] = {}
+        with delayed(url, latency_s=_LATENCY_S) as (far, count):
+            timings = _timings(f"{far}/full", case, rounds, partial(_counted, requests, count))
+    ideal = _fewest_requests(case)
+    tables.append(_latency_table(timings, requests, ideal, len(case.targets)))
+    bars += _latency_bars(timings, requests, ideal)
+    figures["latency"] = {n: t.to_dict() | {"requests": requests[n]} for n, t in timings.items()}
     return Section(tables=tuple(tables), bars=tuple(bars), figures=figures)
 
 
-def _timings(url: str, case: Case, rounds: int) -> dict[str, Timing]:
+def _counted(
+    requests: dict[str, int], count: Callable[[], int], name: str, run: Callable[[], object]
+) -> None:
+    before = count()
+    run()
+    requests[name] = count() - before
+
+
+def _fewest_requests(case: Case) -> int:
+    """One for the size of each file, and then as few as the longest ones allow."""
+    longest = ObjectStoreSource.limits.max_request_bytes
+    return sum(1 - -file.stat().st_size // longest for file in case.folder.iterdir())
+
+
+def _timings(
+    url: str,
+    case: Case,
+    rounds: int,
+    around: Callable[[str, Callable[[], object]], None] | None = None,
+) -> dict[str, Timing]:
     def ours(**options: Any) -> None:
         paraload.load(dict(case.targets), f"{url}/{case.folder.name}", no_dist=True, **options)
 
@@ -90,13 +120,17 @@ def _timings(url: str, case: Case, rounds: int) -> dict[str, Timing]:
         _TORCH: stock,
         _OURS: partial(ours, max_workers=CONNECTIONS),
         _DEFAULT: ours,
+        RAW: raw_download(url, case),
     }
+    if around is not None:
+        runs = {name: partial(around, name, run) for name, run in runs.items()}
     contestants = [
-        arms.Arm(name=name, prepare=partial(_prepared, run)) for name, run in runs.items()
+        arms.Arm(name=name, prepare=partial(_prepared, run))
+        for name, run in runs.items()
+        if name != RAW  # which downloads into memory of its own
     ]
     _, checked = check_arms(contestants, case)
     del runs[_TORCH]  # which takes so long that this run is enough
-    runs[RAW] = raw_download(url, case)
     timed = time_rounds({name: partial(_itself, run) for name, run in runs.items()}, rounds=rounds)
     return {_TORCH: checked[_TORCH]} | timed
 
@@ -137,18 +171,59 @@ def raw_download(url: str, case: Case) -> Callable[[], object]:
     return run
 
 
-def _rows(files: int, timings: Mapping[str, Timing], nbytes: int) -> list[tuple[str, ...]]:
+def _row(files: int, timings: Mapping[str, Timing]) -> tuple[str, ...]:
+    stock, raw, ours, default = (timings[name] for name in (_TORCH, RAW, _OURS, _DEFAULT))
+    return (
+        str(files),
+        f"{stock.median_s:.2f}",
+        f"{raw.median_s:.2f}",
+        f"{ours.median_s:.2f}",
+        f"{stock.median_s / ours.median_s:.1f}",
+        f"{raw.median_s / ours.median_s:.2f}",
+        ours.spread,
+        f"{default.median_s:.2f}",
+        f"{stock.median_s / default.median_s:.1f}",
+    )
+
+
+def _latency_table(
+    timings: Mapping[str, Timing], requests: Mapping[str, int], ideal: int, tensors: int
+) -> Table:
+    return Table(
+        title=(
+            f"{tensors:,} tensors of 64 KiB in 8 files over HTTP, whole loads, "
+            f"{_LATENCY_S * 1000:.0f} ms for each request, {ideal} of which would do"
+        ),
+        columns=("arm", "median s", "x torch", "of raw", "requests", "x fewest", "min..max s"),
+        rows=tuple(
+            (
+                name,
+                f"{timing.median_s:.3f}",
+                f"{timings[_TORCH].median_s / timing.median_s:.1f}",
+                f"{timings[RAW].median_s / timing.median_s:.2f}",
+                str(requests[name]),
+                f"{requests[name] / ideal:.2f}",
+                timing.spread,
+            )
+            for name, timing in timings.items()
+        ),
+    )
+
+
+def _latency_bars(
+    timings: Mapping[str, Timing], requests: Mapping[str, int], ideal: int
+) -> list[Bar]:
+    name = f"HTTP, {_LATENCY_S * 1000:.0f} ms for each request"
+    value = timings[_TORCH].median_s / timings[_DEFAULT].median_s
     return [
-        (
-            str(files),
-            name,
-            f"{timing.median_s:.3f}",
-            f"{nbytes / (1 << 20) / timing.median_s:.0f}",
-            f"{timings[_TORCH].median_s / timing.median_s:.2f}",
-            f"{timings[RAW].median_s / timing.median_s:.2f}",
-            timing.spread,
-        )
-        for name, timing in timings.items()
+        Bar(name=name, value=value, limit=10.0, unit="x torch"),
+        Bar(
+            name=name,
+            value=requests[_DEFAULT] / ideal,
+            limit=1.1,
+            unit="x the fewest requests",
+            at_most=True,
+        ),
     ]
 
 

@@ -72,12 +72,14 @@ class _Processes:
         self._endpoint = endpoint
         self._pools: dict[str, ProcessPoolExecutor] = {}
 
+    def load(self, name: str, bucket: str, folder: Path) -> _Load:
+        return _Load(name, self._endpoint, bucket, folder)
+
     def ask(self, question: Callable[[_Load], Any], name: str, bucket: str, folder: Path) -> Any:
         """Let the process of that contestant answer; raises what it raises."""
         if name not in self._pools:
             self._pools[name] = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        load = _Load(name, self._endpoint, bucket, folder)
-        return self._pools[name].submit(question, load).result()
+        return self._pools[name].submit(question, self.load(name, bucket, folder)).result()
 
     def close(self) -> None:
         for pool in self._pools.values():
