@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from multiprocessing import resource_tracker
 from types import SimpleNamespace
 from urllib.request import urlopen
 
@@ -27,7 +26,6 @@ def test_the_proxy_delays_and_counts_each_request():
                 assert time.monotonic() - started >= 0.2
                 assert count() == number
         assert len(server.requests) == 2
-    resource_tracker._resource_tracker._stop()  # Python keeps it for more processes
 
 
 def test_the_fewest_requests_are_one_for_the_size_and_the_longest_ranges(tmp_path):
