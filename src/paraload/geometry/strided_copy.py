@@ -102,7 +102,8 @@ def gather(
     first = min(run.src for run, _ in wanted)
     width = max(run.src + run.nbytes for run, _ in wanted) - first
     per_block = min(n_rows, max(1, max(_SCRATCH_BYTES, least_bytes) // step))
-    scratch = memoryview(empty((per_block - 1) * step + width, uint8))  # zeros would take time
+    # Not a bytearray, which is zeroed first.
+    scratch = empty((per_block - 1) * step + width, uint8).data
     for row in range(0, n_rows, per_block):
         count = min(per_block, n_rows - row)
         block = scratch[: (count - 1) * step + width]
