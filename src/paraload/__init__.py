@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paraload.adapters.dcp.fsspec_reader import ParallelFsspecReader
     from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
+    from paraload.adapters.dcp.install import install, installed, uninstall
     from paraload.adapters.dcp.load import load
     from paraload.adapters.dcp.object_store import ParallelObjectStoreReader
     from paraload.adapters.dcp.read import read
@@ -38,8 +39,11 @@ __all__ = [
     "ReadProgress",
     "ReadReport",
     "SafeLoadPlanner",
+    "install",
+    "installed",
     "load",
     "read",
+    "uninstall",
     "verify",
 ]
 
@@ -56,8 +60,11 @@ _HOMES = {
     "ReadProgress": "paraload.progress",
     "ReadReport": "paraload.report",
     "SafeLoadPlanner": "paraload.adapters.dcp.safe_planner",
+    "install": "paraload.adapters.dcp.install",
+    "installed": "paraload.adapters.dcp.install",
     "load": "paraload.adapters.dcp.load",
     "read": "paraload.adapters.dcp.read",
+    "uninstall": "paraload.adapters.dcp.install",
     "verify": "paraload.verification.verify",
 }
 

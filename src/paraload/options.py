@@ -248,6 +248,18 @@ _ENVIRONMENT: Final[dict[str, tuple[str, Callable[[str], Any], str]]] = {
 }
 
 
+def flag_in(environ: Mapping[str, str], variable: str) -> bool:
+    """The value of an environment variable that is 1 or 0; ``False`` if it is not set.
+
+    Raises:
+        InvalidOptionError: the value is something else.
+    """
+    text = environ.get(variable, "").strip()
+    if text.lower() not in {"", *_FLAGS}:
+        raise InvalidOptionError(f"environment variable {variable}={text!r}: expected 1 or 0")
+    return bool(text) and _FLAGS[text.lower()]
+
+
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, (field, parse, expected) in _ENVIRONMENT.items():

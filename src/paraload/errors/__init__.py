@@ -220,6 +220,10 @@ class InvalidOptionError(ValueError):
     """An option has an invalid value: the call is wrong, not the checkpoint."""
 
 
+class IncompatibleTorchError(RuntimeError):
+    """This version of torch lacks something that paraload needs, or has changed it."""
+
+
 class HookNotPicklableError(InvalidOptionError, TypeError):
     """A hook cannot be sent to worker processes because it does not pickle."""
 

@@ -140,18 +140,34 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         progress_callback: Callable[[int, int], object] | None = None,
     ) -> Future[None]:
         """As :meth:`ParallelFileReader.read_data_with_progress` does."""
-        torchs = HuggingFaceStorageReader._process_read_request  # noqa: SLF001 - subclasses override it
-        if type(self)._process_read_request is torchs:  # noqa: SLF001
+        if reads_as_torch(self):
             return super().read_data_with_progress(plan, planner, progress_callback)
-        by_file: defaultdict[str, list[ReadItem]] = defaultdict(list)
-        for item in plan.items:
-            by_file[self.storage_data[item.storage_index].relative_path].append(item)
-        for number, (path, items) in enumerate(by_file.items(), 1):
-            file = OpenFile(self, path)
-            for item in file.ahead(items):
-                self._process_read_request(file, item, planner)
-            if progress_callback is not None:
-                progress_callback(number, len(by_file))
+        read_in_turn(self, self, plan, planner, progress_callback)
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+
+def reads_as_torch(reader: Any) -> bool:
+    """Whether the reader handles items as torch's ``HuggingFaceStorageReader`` does."""
+    torchs = HuggingFaceStorageReader._process_read_request  # noqa: SLF001 - subclasses override it
+    return type(reader)._process_read_request is torchs  # noqa: SLF001
+
+
+def read_in_turn(
+    owner: Any,
+    reader: ParallelHuggingFaceReader,
+    plan: LoadPlan,
+    planner: LoadPlanner,
+    progress_callback: Callable[[int, int], object] | None = None,
+) -> None:
+    """Pass tensors that ``reader`` reads to ``owner._process_read_request``, item by item."""
+    by_file: defaultdict[str, list[ReadItem]] = defaultdict(list)
+    for item in plan.items:
+        by_file[reader.storage_data[item.storage_index].relative_path].append(item)
+    for number, (path, items) in enumerate(by_file.items(), 1):
+        file = OpenFile(reader, path)
+        for item in file.ahead(items):
+            owner._process_read_request(file, item, planner)  # noqa: SLF001 - overridden
+        if progress_callback is not None:
+            progress_callback(number, len(by_file))

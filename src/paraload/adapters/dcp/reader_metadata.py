@@ -1,5 +1,6 @@
 """The metadata of a DCP checkpoint, read with the options of a reader."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata
@@ -8,10 +9,15 @@ from paraload.adapters.dcp.reader_config import options_of
 from paraload.metadata.file_bytes import MetadataFile
 from paraload.metadata.reading import read_metadata
 from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
-from paraload.sources import FileStat
+from paraload.sources import ByteSource, FileStat
 
 
-def read_metadata_with(reader: Any, file: MetadataFile, seen: dict[str, FileStat]) -> Metadata:
+def read_metadata_with(
+    reader: Any,
+    file: MetadataFile,
+    seen: dict[str, FileStat],
+    make_source: Callable[[], ByteSource],
+) -> Metadata:
     options = options_of(reader)
     metadata = read_metadata(
         file,
@@ -24,7 +30,7 @@ def read_metadata_with(reader: Any, file: MetadataFile, seen: dict[str, FileStat
     if holds_safetensors(metadata):
         locate_safetensors(
             metadata,
-            reader._make_source,  # noqa: SLF001 - a step
+            make_source,
             path=str(reader.path),
             retries=options.retries,
             stall_timeout_s=options.stall_timeout_s,

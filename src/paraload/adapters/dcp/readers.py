@@ -21,7 +21,7 @@ from torch.futures import Future
 
 from paraload.adapters.dcp.plan_items import create_tasks
 from paraload.adapters.dcp.read_data import read_with
-from paraload.adapters.dcp.reader_config import options_of
+from paraload.adapters.dcp.reader_config import options_of, step_of
 from paraload.adapters.dcp.reader_metadata import read_metadata_with
 from paraload.core.tasks import ReadTask
 from paraload.destinations.base import Destination
@@ -257,18 +257,24 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         Raises:
             MetadataError: the file is missing, damaged, or names a class that is not allowed.
         """
-        self._metadata_before = {}
-        fs = None if type(self.fs) is FileSystem else self.fs
-        file = MetadataFile.at(self._get_metadata_path(kwargs.get("rank")), fs)
-        seen: dict[str, FileStat] = {}
-        metadata = read_metadata_with(self, file, seen)
-        if getattr(self._make_source, "__func__", None) is vars(ParallelFileReader)["_make_source"]:
-            self._metadata_before = seen  # another source may have other versions
-        return metadata
+        return read_folder_metadata(self, kwargs.get("rank"))
 
     def ranks_with_metadata(self) -> Collection[int]:
         """The ranks that have metadata of their own, saved with ``use_collectives=False``."""
         return rank_files(self.path)
+
+
+def read_folder_metadata(reader: Any, rank: int | None) -> Metadata:
+    """The metadata of any ``FileSystemReader``, of all ranks or of one."""
+    reader._metadata_before = {}  # noqa: SLF001 - not part of torch's interface
+    fs = None if type(reader.fs) is FileSystem else reader.fs
+    file = MetadataFile.at(reader._get_metadata_path(rank), fs)  # noqa: SLF001 - torch's
+    seen: dict[str, FileStat] = {}
+    make_source = step_of(reader, ParallelFileReader, "_make_source")
+    metadata = read_metadata_with(reader, file, seen, make_source)
+    if getattr(make_source, "__func__", None) is vars(ParallelFileReader)["_make_source"]:
+        reader._metadata_before = seen  # noqa: SLF001 - another source may have other versions
+    return metadata
 
 
 def read_data_parallel(

@@ -67,7 +67,7 @@ class SourceReader(ParallelFileReader, StorageReader):
         """Read the checkpoint's metadata; see :meth:`ParallelFileSystemReader.read_metadata`."""
         self._metadata_before = {}
         file = MetadataFile.of(self._make_source(), kwargs.get("rank"), str(self.path))
-        return read_metadata_with(self, file, self._metadata_before)
+        return read_metadata_with(self, file, self._metadata_before, self._make_source)
 
     def ranks_with_metadata(self) -> Collection[int]:
         """The ranks that have metadata of their own, saved with ``use_collectives=False``."""
