@@ -26,14 +26,12 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from
 import paraload
 from paraload import cli
 from paraload.adapters.dcp import install as module
-from paraload.adapters.dcp import readers
 from paraload.errors import (
     ChecksumMismatchError,
     IncompatibleTorchError,
     InvalidOptionError,
     UnsafeMetadataError,
 )
-from paraload.metadata.unpickler import GlobalRefusedError
 from tests.integration import support
 from tests.integration.ranks import run_ranks
 
@@ -320,7 +318,6 @@ def test_metadata_run_no_code(saved, folder):
         FileSystemReader(folder).read_metadata()
     with paraload.installed(allow_globals=[Foreign]):
         FileSystemReader(folder).read_metadata()
-    assert issubclass(GlobalRefusedError, Exception)
 
 
 def test_another_torch_is_one_error_with_its_version(monkeypatch):
@@ -473,9 +470,10 @@ def main(folder):
     state = {"w": torch.zeros(1000)}
     dcp.load(state, checkpoint_id=folder)
     assert torch.equal(state["w"], torch.arange(1000.0))
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        in_child = pool.map(is_here, [0])[0]
+    in_child = None
+    if "RANK" not in os.environ:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            in_child = pool.map(is_here, [0])[0]
     here = is_here(0), in_child, __name__, sys.argv, sys.path[0]
     print(json.dumps(here), flush=True)
     if "RANK" in os.environ:
@@ -513,7 +511,7 @@ def started(tmp_path):
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            timeout=100,
+            timeout=110,
         )
         assert done.returncode == status, done.stderr
         return done
@@ -539,15 +537,16 @@ def test_an_unchanged_module(program, started):
 
 
 def test_the_variable_is_enough(program, started):
-    for value, expected in (("1", OURS), ("0", FileSystemReader.__module__), ("", None)):
-        done = started("program.py", program / "ckpt", PARALOAD_INSTALL=value)
-        [(here, in_child, *_)] = answers(done)
-        assert here == in_child == (expected or FileSystemReader.__module__)
+    [(here, in_child, *_)] = answers(started("program.py", program / "ckpt", PARALOAD_INSTALL="1"))
+    assert here == in_child == OURS
 
 
 def test_without_the_variable_nothing_is_imported(started):
     code = "import sys; print([name for name in sys.modules if name.startswith('paraload')])"
-    assert started("-c", code).stdout == "[]\n"
+    for environment in ({}, {"PARALOAD_INSTALL": ""}, {"PARALOAD_INSTALL": "0"}):
+        assert started("-c", code, **environment).stdout == "[]\n"
+    code = "import sys; print([finder for finder in sys.meta_path if 'paraload' in repr(finder)])"
+    assert started("-c", code, PARALOAD_INSTALL="off").stdout == "[]\n"
     code = "import sys; print('torch' in sys.modules, 'paraload' in sys.modules)"
     assert started("-c", code, PARALOAD_INSTALL="1").stdout == "False True\n"
 
@@ -592,7 +591,7 @@ def test_torchrun(program, started):
     words = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     words += ["-m", "paraload", "run", program / "program.py", program / "ckpt"]
     found = answers(started(*words, OMP_NUM_THREADS="1"))
-    assert [here[:2] for here in found] == [[OURS, OURS]] * 2
+    assert [here[0] for here in found] == [OURS, OURS]
 
 
 # --------------------------------------------------------------------------------------- ranks
@@ -613,7 +612,3 @@ def test_two_ranks(tmp_path):
     state = {"w0": torch.zeros(100), "w1": torch.ones(100), "both": torch.ones(3, 4)}
     dcp.save(state, checkpoint_id=tmp_path / "ckpt", no_dist=True)
     assert run_ranks(load_on_ranks, tmp_path) == [[True, 2, FileSystemReader.__module__]] * 2
-
-
-def test_readers_and_the_installed_methods_share_their_code():
-    assert readers.ParallelFileSystemReader.read_metadata is not module._read_metadata

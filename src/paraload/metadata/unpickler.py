@@ -187,6 +187,17 @@ def _late(kind: type) -> _Inert:
     return _empty(type(kind.__name__, (kind,), {"__setstate__": set_state}))
 
 
+class OtherPath:
+    """A path of another library, as the text that it was saved with."""
+
+    _path = ""
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+    __str__ = __fspath__
+
+
 def _of_loaded(full: str) -> _Inert | None:
     """A stand-in for a class in ``_OF_OTHERS``; nothing is imported because a file names it."""
     if full not in _OF_OTHERS:
@@ -221,6 +232,12 @@ _ENUMS: Final[tuple[type[Enum], ...]] = (
     old_properties.MEM_FORMAT_ENCODING,
     planner.WriteItemType,
 )
+#: Classes of other writers, and what stands for them, so that reading needs no package of theirs.
+_INSTEAD: Final[dict[str, type]] = {
+    "multistorageclient.pathlib.MultiStoragePath": OtherPath,
+    # The same attributes as torch's.
+    "olmo_core.distributed.checkpoint.filesystem._StorageInfo": filesystem._StorageInfo,  # noqa: SLF001
+}
 #: Classes of other writers that only hold attributes.
 _OF_OTHERS: Final = {
     "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata",
@@ -231,6 +248,7 @@ _OF_OTHERS: Final = {
 def _stand_ins() -> dict[str, Any]:
     """Full name -> stand-in; "*" stands for any module."""
     table: dict[str, Any] = {_full_name(kind): _empty(kind) for kind in _DATA_CLASSES}
+    table |= {name: _empty(kind) for name, kind in _INSTEAD.items()}
     table |= {_full_name(kind): _late(kind) for kind in _PROPERTIES}
     table |= {_full_name(kind): _members(kind) for kind in _ENUMS}
     table[_full_name(planner.WriteItem)] = _empty(_LateWriteItem)
