@@ -10,10 +10,14 @@ RIVALS_STAMP := $(RIVALS)/.made-from-requirements
 RIVALS_PINS  := benchmarks/rivals/requirements.txt
 # An environment that has the wheel and nothing of the source tree.
 WHEEL        := .venv-wheel
+# The training libraries that load through paraload are no dependencies either.
+CLIENTS       := .venv-clients
+CLIENTS_STAMP := $(CLIENTS)/.made-from-requirements
+CLIENTS_PINS  := tests/clients/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-wheel check reliability fuzz fuzz-long soak bench bench-against bench-rivals \
-  format clean
+.PHONY: help venv demo test test-wheel test-clients check reliability fuzz fuzz-long soak bench \
+  bench-against bench-rivals format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,6 +51,20 @@ test-wheel: $(STAMP) ## build sdist and wheel, install the wheel in a clean envi
 	  --constraint constraints.txt "$$(ls dist/*.whl)[cli,zstd,test]"
 	$(WHEEL)/bin/python -I -c 'import paraload; assert "site-packages" in paraload.__file__'
 	$(WHEEL)/bin/python -m pytest $(WHEEL_TESTS)
+
+test-clients: $(CLIENTS_STAMP) ## real training libraries load through paraload; rewrites docs/clients.md
+	$(CLIENTS)/bin/python -m tests.clients --write docs/clients.md
+
+# A package that cannot be installed must not stop the others: the page says which one is missing.
+$(CLIENTS_STAMP): pyproject.toml constraints.txt $(CLIENTS_PINS)
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[test]'
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --requirement $(CLIENTS_PINS) \
+	  || grep -E '^[^#]' $(CLIENTS_PINS) | xargs -n 1 $(CLIENTS)/bin/python -m pip install --quiet \
+	       --disable-pip-version-check --no-deps || true
+	@touch $@
 
 reliability: $(STAMP) ## every fault with every reader; rewrites docs/reliability.md
 	mkdir -p docs
@@ -108,5 +126,5 @@ $(RIVALS_STAMP): pyproject.toml constraints.txt $(RIVALS_PINS)
 	@touch $@
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(RIVALS) $(WHEEL) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(RIVALS) $(WHEEL) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

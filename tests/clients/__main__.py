@@ -20,10 +20,10 @@ PATIENCE_S = 300
 PAGE = """# Programs that load through paraload
 
 `make test-clients` wrote this page, with Python {python}, torch {torch} and the packages of
-`tests/clients/requirements.txt` on a machine without a GPU. Each client saves a small checkpoint and
-loads it, with its own calls and without knowing paraload, first with torch's readers and then after
-`paraload.install()`. Every tensor must have the same bits, a report must show that paraload read it,
-and `paraload.uninstall()` must leave every attribute of every reader class as it was.
+`tests/clients/requirements.txt`, on a machine without a GPU. Each client saves a small checkpoint
+and loads it with its own calls and without knowing paraload: first with torch's readers, then after
+`paraload.install()`. Every tensor must have the same bits, a report must show that paraload read
+it, and `paraload.uninstall()` must leave every attribute of every reader class as it was.
 
 {table}
 
