@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import sys
 import warnings
 
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemReader, HuggingFaceStorageReader
 
 import paraload
-from tests.clients.programs._common import digests
+from tests.clients.programs._common import digests, leave
 
 
 def readers():
@@ -76,10 +75,8 @@ def main():
         "slow": sorted({reason for report in reports for reason in report.fallbacks}),
         "left": left,
     }
-    print("answer:", json.dumps(answer), flush=True)
-    dist.barrier()
-    sys.stderr.flush()
-    os._exit(0)  # threads of gloo sometimes abort the exit of the interpreter
+    print("answer:", json.dumps(answer))
+    leave()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import IO, TYPE_CHECKING
 
+import torch.distributed.checkpoint as dcp
+
 import paraload
 from paraload import (
     CheckpointReadError,
@@ -67,6 +69,16 @@ def load_everything(path: Path, state_dict: dict[str, torch.Tensor]) -> ReadRepo
     report.write_trace(path / "trace.json")
     del seconds, reasons, workers
     return report
+
+
+def load_with_torch(path: str, state_dict: dict[str, torch.Tensor]) -> ReadReport | None:
+    paraload.install(ReadOptions(direct_io=True), max_workers=4)
+    paraload.uninstall()
+    with paraload.installed(progress=show) as installation:
+        options: ReadOptions = installation.options
+        dcp.load(state_dict, checkpoint_id=path)
+    del options
+    return installation.last_report
 
 
 class MyReader(ParallelFileReader):

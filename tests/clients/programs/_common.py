@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import sys
 
@@ -52,7 +53,15 @@ def main(save, load):
         save(folder)
     else:
         print("digests:", json.dumps(digests(load(folder))), flush=True)
+    leave()
+
+
+def leave():
+    """End this rank: at once, since threads of gloo sometimes abort the exit of the interpreter."""
     dist.barrier()
+    for child in multiprocessing.active_children():  # Megatron leaves one that serves a queue
+        child.terminate()
+        child.join()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # threads of gloo sometimes abort the exit of the interpreter
+    os._exit(0)
