@@ -56,7 +56,8 @@ def row_of(path):
     """Package, version, what the program does, ranks, what the reports say, the result."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package, ranks = _constants(tree)
-    what = ast.get_docstring(tree).partition(": ")[2].rstrip(".").replace("\n", " ")
+    what = ast.get_docstring(tree).partition(": ")[2].partition("\n\n")[0]
+    what = what.rstrip(".").replace("``", "`").replace("\n", " ")
     try:
         found = version(package)
     except PackageNotFoundError:

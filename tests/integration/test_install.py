@@ -554,7 +554,11 @@ def test_without_the_variable_nothing_is_imported(started):
 
 @pytest.mark.parametrize(
     "first",
-    ["torch.distributed.checkpoint.filesystem", "paraload.adapters.dcp.reader_config", "torch"],
+    [
+        "torch.distributed.checkpoint.filesystem",
+        "paraload.adapters.dcp.reader_config",
+        "paraload.adapters.dcp.install",
+    ],
 )
 def test_whatever_is_imported_first(started, first):
     code = (

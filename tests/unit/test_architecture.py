@@ -21,6 +21,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 #: A worker process imports these, and they must not bring torch (2 s, 270 MB) with them.
 TORCH_FREE = [
     "paraload",
+    "paraload.adapters.dcp.startup",
     "paraload.engine.scheduler",
     "paraload.engine.statistics",
     "paraload.executors.choice",

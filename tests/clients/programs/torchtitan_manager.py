@@ -51,7 +51,9 @@ def managed(seed, folder):
     optimizers = Optimizers(model, optimizer)
     states = {"train_state": Steps(7 - seed)}
     manager = CheckpointManager(
-        CheckpointManager.Config(enable=True, folder="steps", interval=1, last_save_model_only=False),
+        CheckpointManager.Config(
+            enable=True, folder="steps", interval=1, last_save_model_only=False
+        ),
         dataloader=None,
         model_parts=[model],
         optimizers=optimizers,

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
+from paraload.adapters.dcp import startup
 from paraload.errors import IncompatibleTorchError
 from paraload.options import ReadOptions
 from paraload.report import ReadReport
@@ -135,14 +136,6 @@ def installed(options: ReadOptions | None = None, **keywords: Any) -> Iterator[I
     finally:
         with _lock:
             _deactivate(installation)
-
-
-def install_after_import() -> None:
-    """:func:`install`, while modules of paraload may be half imported."""
-    with _lock:
-        if _state.permanent is None:
-            _activate(installation := Installation(ReadOptions.resolve()))
-            _state.permanent = installation
 
 
 def stock(kind: type) -> type:
@@ -268,8 +261,8 @@ def _require_known_readers() -> None:
 def _require_engine() -> None:
     """Import the readers, so that what they miss of torch is an error now.
 
-    The methods import them again, since :func:`install_after_import` may run while these modules
-    are importing torch.
+    The methods import them again, because with ``PARALOAD_INSTALL=1`` this module may be imported
+    while those import torch.
     """
     try:
         from paraload.adapters.dcp import hf_stock, readers  # noqa: F401, PLC0415
@@ -282,3 +275,15 @@ def _incompatible(problem: str) -> IncompatibleTorchError:
         f"paraload cannot replace the readers of torch {torch.__version__}: {problem}. Nothing was"
         " changed. Update paraload, or pass one of its readers to dcp.load"
     )
+
+
+def install_at_startup() -> None:
+    """:func:`install`, unless it was called; modules of paraload may be half imported."""
+    with _lock:
+        if _state.permanent is None:
+            _activate(installation := Installation(ReadOptions.resolve()))
+            _state.permanent = installation
+
+
+if startup.is_due:
+    install_at_startup()

@@ -7,6 +7,7 @@ torch is imported when the program imports it, and not before. The variable also
 processes, such as those of ``multiprocessing`` and torchrun.
 """
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -20,6 +21,9 @@ from paraload.options import flag_in
 
 VARIABLE: Final = "PARALOAD_INSTALL"
 _DCP: Final = "torch.distributed.checkpoint"
+
+#: Whether ``adapters.dcp.install`` installs at the end of its import, which imports DCP too.
+is_due = False
 
 
 class _AfterImport(MetaPathFinder):
@@ -47,9 +51,11 @@ class _AfterImport(MetaPathFinder):
 
 
 def _install() -> None:
-    from paraload.adapters.dcp.install import install_after_import  # noqa: PLC0415 - imports torch
-
-    install_after_import()
+    global is_due  # noqa: PLW0603 - one installation for the process
+    is_due = True
+    module = importlib.import_module("paraload.adapters.dcp.install")
+    if hasattr(module, "install_at_startup"):  # else it is being imported, and calls it itself
+        module.install_at_startup()
 
 
 def install_when_imported() -> None:
