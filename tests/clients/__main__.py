@@ -27,8 +27,8 @@ it, and `paraload.uninstall()` must leave every attribute of every reader class 
 
 {table}
 
-"unchanged script" starts the same program with `torchrun` alone and with
-`torchrun -m paraload run`, and compares what each rank has loaded.
+"unchanged script too": the same program, started on each rank by `python -m paraload run` with the
+environment of torchrun, has logged that paraload read, and has loaded the same bits as without.
 """
 
 
