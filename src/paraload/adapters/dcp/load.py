@@ -12,9 +12,10 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from traceback import StackSummary
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from torch import distributed
 from torch.distributed import ProcessGroup
@@ -28,6 +29,7 @@ from torch.futures import Future
 
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
+from paraload.adapters.dcp.rank_errors import ranks_error
 from paraload.adapters.dcp.reader_choice import Reader, reader_for
 from paraload.errors import (
     CheckpointReadError,
@@ -36,7 +38,7 @@ from paraload.errors import (
     MissingMetadataError,
     UnsafeMetadataError,
 )
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
 from paraload.runtime.gc_pause import collector_paused, collector_resumed
 from paraload.runtime.interrupts import carried, stopped_by_signals
@@ -52,7 +54,8 @@ def load(
     process_group: ProcessGroup | None = None,
     no_dist: bool = False,
     options: ReadOptions | None = None,
-    **keywords: Any,
+    storage_options: Mapping[str, Any] | None = None,
+    **keywords: Unpack[ReadOptionsDict],
 ) -> ReadReport:
     """Load a checkpoint into ``state_dict``, in place, as ``dcp.load`` does.
 
@@ -64,18 +67,23 @@ def load(
         process_group: the ranks that load together; by default the default process group.
         no_dist: load in this process alone, even if there is a process group.
         options: a :class:`~paraload.ReadOptions`, instead of keywords.
+        storage_options: options of the storage of a URL, by the names of obstore or of the fsspec
+            file system.
         **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``. For a URL,
-            also options of its storage.
+            any other keyword is an option of its storage.
 
     Returns:
         What was read, and how.
 
     Raises:
         CheckpointReadError: something could not be read. The error names every item that failed.
-            The targets must not be used unless it says that nothing was read.
+            The targets must not be used unless its ``nothing_was_read`` is true. Under a process
+            group every rank raises it, with the failures of all ranks; it is torch's
+            ``CheckpointException`` too, and its ``by_rank`` has the error of each rank.
         InvalidOptionError: an option has an invalid value.
-        torch.distributed.checkpoint.api.CheckpointException: under a process group; it holds the
-            errors of all ranks, such as the two above.
+        torch.distributed.checkpoint.api.CheckpointException: under a process group, on ranks that
+            succeeded, for an error of another rank that is no ``CheckpointReadError``, such as one
+            of a planner or an interrupt.
 
     >>> import tempfile, torch, paraload, torch.distributed.checkpoint as dcp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +95,13 @@ def load(
     """
     is_alone = no_dist or not (distributed.is_available() and distributed.is_initialized())
     rank = 0 if is_alone else distributed.get_rank(process_group)
-    reader = reader_for(path, options=options, **keywords)
+    reader: Any
+    try:
+        reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
+    except Exception as error:
+        if is_alone:
+            raise
+        reader = _NoReader(os.fspath(path), error)
     planner = QuickLoadPlanner() if planner is None else planner
     stateful: dict[str, Stateful] = {}
     values: dict[str, Any] = {}
@@ -128,10 +142,7 @@ def _load(
     process_group: ProcessGroup | None,
     is_alone: bool,
 ) -> ReadReport | BaseException:
-    """Load in place. Returns the report, or the error to raise, without torch's frames.
-
-    That is torch's error with the original errors of all ranks, or for a single process its own.
-    """
+    """Load in place. Returns the report, or the error to raise, without torch's frames."""
     try:
         with collector_paused(), misplanned_named(planner, str(reader.path)):
             _load_state_dict(
@@ -142,17 +153,45 @@ def _load(
                 planner=planner,
             )
     except CheckpointException as error:
-        for rank, (raised, trace) in error.failures.items():
-            original = raised.args[0] if isinstance(raised, _UnreadableError) else carried(raised)
-            if isinstance(original, CheckpointReadError | InvalidOptionError):
-                # The text is complete, and every rank would print the tracebacks of all ranks.
-                error.failures[rank] = original.with_traceback(None), StackSummary()
-            else:
-                error.failures[rank] = original, trace
-        # torch wraps every error, Ctrl-C included, even if there is only one rank.
-        return error.failures[0][0] if is_alone else error.with_traceback(None)
+        return _told(error, reader, process_group=process_group, is_alone=is_alone)
     report: ReadReport | None = reader.last_report
     return report or RuntimeError("the load ended without a call of read_data")
+
+
+def _told(
+    error: CheckpointException,
+    reader: _LoadReader,
+    *,
+    process_group: ProcessGroup | None,
+    is_alone: bool,
+) -> BaseException:
+    """The error to raise for what torch has collected from the ranks."""
+    failures = error.failures
+    for rank, (raised, trace) in failures.items():
+        original = raised.args[0] if isinstance(raised, _UnreadableError) else carried(raised)
+        if isinstance(original, CheckpointReadError | InvalidOptionError):
+            # The text is complete, and every rank would print the tracebacks of all ranks.
+            failures[rank] = original.with_traceback(None), StackSummary()
+        else:
+            failures[rank] = original, trace
+    own = failures[reader.rank][0] if reader.rank in failures else None
+    # torch wraps every error, Ctrl-C included, even if there is only one rank.
+    if own is not None and (is_alone or not isinstance(own, Exception)):
+        return own
+    raised_by = [raised for raised, _ in failures.values()]
+    # "except Exception" must not catch an interrupt, not even one of another rank.
+    if any(isinstance(it, CheckpointReadError) for it in raised_by) and all(
+        isinstance(it, Exception) for it in raised_by
+    ):
+        return ranks_error(
+            failures,
+            path=str(reader.path),
+            world=distributed.get_world_size(process_group),
+            before_reading=error.args[0] == "plan",
+        )
+    if isinstance(own, InvalidOptionError | ImportError):
+        return own
+    return error.with_traceback(None)
 
 
 class _LoadReader:
@@ -160,7 +199,7 @@ class _LoadReader:
 
     def __init__(self, reader: Reader, *, rank: int = 0, metadata: Metadata | None = None) -> None:
         self.reader = reader
-        self._rank = rank
+        self.rank = rank
         self._metadata = metadata
         self._resumed = collector_resumed if gc.isenabled() else nullcontext
 
@@ -184,17 +223,30 @@ class _LoadReader:
             except MetadataError as error:
                 is_missing = isinstance(error, MissingMetadataError)
                 ranks = reader.ranks_with_metadata()
-                if not (ranks if is_missing else self._rank in ranks):
+                if not (ranks if is_missing else self.rank in ranks):
                     raise
                 if not is_missing:
-                    _log.warning("%s. Reading the metadata of rank %d instead", error, self._rank)
-            return reader.read_metadata(rank=self._rank)
+                    _log.warning("%s. Reading the metadata of rank %d instead", error, self.rank)
+            return reader.read_metadata(rank=self.rank)
         except Exception as error:  # noqa: BLE001 - raised again after torch
             raise _UnreadableError(error) from None
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         with self._resumed():
             return self.reader.read_data(plan, planner)
+
+
+class _NoReader:
+    """Raises the error of making a reader where the other ranks hear of it.
+
+    The environment of one host may have a wrong option, or lack the package of a storage.
+    """
+
+    def __init__(self, path: str, error: Exception) -> None:
+        self.path, self._error = path, error
+
+    def read_metadata(self) -> Metadata:
+        raise self._error
 
 
 class _UnreadableError(BaseException):
