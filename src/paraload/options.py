@@ -7,13 +7,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from paraload.errors import InvalidOptionError
 from paraload.hooks import NarrowTensor, SliceFile, Transform
 from paraload.progress import ProgressHook
 
-__all__ = ["EXECUTORS", "ReadOptions", "parse_bytes"]
+__all__ = ["EXECUTORS", "ReadOptions", "ReadOptionsDict", "parse_bytes"]
 
 EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
 
@@ -199,15 +199,46 @@ class ReadOptions:
         return cls(**(_from_environment(os.environ if environ is None else environ) | overrides))
 
 
-def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of :class:`ReadOptions` among ``keywords``, and all others.
+class MixinOptionsDict(TypedDict, total=False):
+    """The keywords of ``ParallelFileReader`` that have no parameter of their own."""
+
+    executor: str
+    memory_budget_bytes: int | None
+    verify: bool
+    progress: bool | ProgressHook | None
+    slice_file: SliceFile | None
+    narrow_tensor: NarrowTensor | None
+    transform: Transform | None
+    retries: int
+    stall_timeout_s: float | None
+    direct_io: bool
+    strict: bool
+    allow_outside_paths: bool
+    allow_globals: tuple[str | Callable[..., Any], ...]
+
+
+class ReadOptionsDict(MixinOptionsDict, total=False):
+    """The fields of :class:`ReadOptions` as keywords, for ``**keywords: Unpack[...]``.
+
+    Type checkers cannot derive it from the dataclass; a test compares the two.
+    """
+
+    enable_parallel: bool
+    max_workers: int | None
+
+
+def split_keywords(
+    keywords: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of :class:`ReadOptions` among ``keywords``, and all others for the storage.
 
     >>> split_keywords({"max_workers": 4, "region": "eu-west-1"})
     ({'max_workers': 4}, {'region': 'eu-west-1'})
     """
     names = {field.name for field in dataclasses.fields(ReadOptions)}
     reading = {name: value for name, value in keywords.items() if name in names}
-    return reading, {name: value for name, value in keywords.items() if name not in names}
+    others = {name: value for name, value in keywords.items() if name not in names}
+    return reading, others | dict(storage_options or {})
 
 
 def parse_bytes(text: str) -> int:

@@ -147,3 +147,11 @@ def test_every_public_name_can_be_imported():
     assert len(paraload.__all__) <= 15
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = paraload.nonsense
+
+
+@pytest.mark.parametrize("module", ["errors", "formats", "hooks", "manifest", "sources", "testing"])
+def test_public_modules_are_attributes(module):
+    code = f"import paraload; assert '{module}' in dir(paraload); assert paraload.{module}.__doc__"
+    if module == "errors":
+        code += "; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from paraload.adapters.dcp.reader_choice import make_source, metadata_of_all, reader_for
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.engine.file_checks import look_at_files, path_failures
 from paraload.errors import ItemReadError
 from paraload.metadata.folder import FolderMetadata
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.runtime.gc_pause import collector_paused
 from paraload.runtime.interrupts import stopped_by_signals
@@ -38,7 +38,8 @@ def verify(
     manifest: str | os.PathLike[str] | None = None,
     key: bytes | None = None,
     options: ReadOptions | None = None,
-    **keywords: Any,
+    storage_options: Mapping[str, Any] | None = None,
+    **keywords: Unpack[ReadOptionsDict],
 ) -> VerifyReport:
     """Check every file and checksum of a checkpoint, and compare them with its metadata.
 
@@ -47,9 +48,10 @@ def verify(
         manifest: also compare every file with this manifest; see :mod:`paraload.manifest`.
         key: the key of the manifest.
         options: a :class:`~paraload.ReadOptions`, instead of keywords.
-        **keywords: options of the storage, and fields of :class:`~paraload.ReadOptions`. These
-            have an effect: ``max_workers``, ``progress``, ``retries``, ``stall_timeout_s``,
-            ``direct_io``, ``allow_globals``, ``allow_outside_paths``.
+        storage_options: options of the storage of a URL; see :func:`paraload.load`.
+        **keywords: fields of :class:`~paraload.ReadOptions`. These have an effect: ``max_workers``,
+            ``progress``, ``retries``, ``stall_timeout_s``, ``direct_io``, ``allow_globals``,
+            ``allow_outside_paths``.
 
     Returns:
         The findings. Damage does not raise, except damage of the metadata itself.
@@ -67,7 +69,7 @@ def verify(
     (True, 1)
     """
     started_s = time.monotonic()
-    reader = reader_for(path, options=options, **keywords)
+    reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
     options, shown = options_of(reader), str(reader.path)
     found = metadata_of_all(reader)
     with collector_paused():

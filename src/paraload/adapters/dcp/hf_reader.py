@@ -2,9 +2,9 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, Unpack
 
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -15,10 +15,11 @@ from paraload.adapters.dcp.hf_open_file import OpenFile
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.urls import dcp_reader, is_url, split_file
+from paraload.errors import InvalidOptionError
 from paraload.formats import ItemFormat
 from paraload.formats.safetensors import SafetensorsFormat
 from paraload.metadata.safetensors_folder import read_safetensors_metadata
-from paraload.options import ReadOptions, split_keywords
+from paraload.options import ReadOptions, ReadOptionsDict, split_keywords
 from paraload.sources import ByteSource
 from paraload.sources.credentials import without_credentials
 
@@ -34,7 +35,7 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         path: path or URL of a folder, a ``.safetensors`` file, or a ``.safetensors.index.json``.
         thread_count: for compatibility with torch's reader; unused, see ``max_workers``.
         options: a complete :class:`~paraload.ReadOptions`, or its fields as keywords.
-        **keywords: for a URL, also options of its storage.
+        storage_options: options of the storage of a URL; see :func:`paraload.load`.
 
     A subclass of torch's reader that transforms tensors, as ``QuantizedHuggingFaceStorageReader``
     does, is listed first. Its ``_process_read_request`` is called for one item after the other,
@@ -64,11 +65,14 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         thread_count: int = 1,
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        storage_options: Mapping[str, Any] | None = None,
+        **keywords: Unpack[ReadOptionsDict],
     ) -> None:
-        reading = keywords
+        reading: dict[str, Any] = {**keywords}
         if is_url(path):
-            reading, self._storage_options = split_keywords(keywords)
+            reading, self._storage_options = split_keywords(keywords, storage_options)
+        elif storage_options:
+            raise InvalidOptionError(f"storage_options= are for URLs, and {path!r} is none")
         ParallelFileSystemReader.__init__(self, ".", options=options, **reading)
         self.thread_count = thread_count
         self._set_path(path)
@@ -94,7 +98,9 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
     def _make_source(self) -> ByteSource:
         if self._url is None:
             return super()._make_source()
-        reader = dcp_reader(self._url, direct_io=self.options.direct_io, **self._storage_options)
+        reader = dcp_reader(
+            self._url, direct_io=self.options.direct_io, storage_options=self._storage_options
+        )
         return reader._make_source()  # noqa: SLF001 - a step of readers
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's

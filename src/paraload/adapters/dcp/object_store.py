@@ -1,9 +1,10 @@
 """The reader of checkpoints in object stores and on web servers."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 from paraload.adapters.dcp.source_reader import SourceReader
-from paraload.options import ReadOptions, split_keywords
+from paraload.options import ReadOptions, ReadOptionsDict, split_keywords
 from paraload.sources.object_store import ObjectStoreSource
 
 
@@ -18,9 +19,10 @@ class ParallelObjectStoreReader(SourceReader):
             folder, or an obstore store.
         prefix: folder below ``url``.
         options: a complete :class:`~paraload.ReadOptions`.
-        **keywords: fields of :class:`~paraload.ReadOptions`; every other name is an option of
-            ``obstore.store.from_url``, such as ``region``, ``endpoint``, ``skip_signature``,
-            ``credential_provider``, ``client_options`` or ``retry_config``.
+        storage_options: options of ``obstore.store.from_url``, such as ``region``, ``endpoint``,
+            ``skip_signature``, ``credential_provider``, ``client_options`` or ``retry_config``.
+        **keywords: fields of :class:`~paraload.ReadOptions`; every other name is one of
+            ``storage_options``.
 
     Raises:
         InvalidOptionError: an option is invalid, or unknown to both.
@@ -43,9 +45,10 @@ class ParallelObjectStoreReader(SourceReader):
         prefix: str = "",
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        storage_options: Mapping[str, Any] | None = None,
+        **keywords: Unpack[ReadOptionsDict],
     ) -> None:
-        reading, store_options = split_keywords(keywords)
+        reading, store_options = split_keywords(keywords, storage_options)
         self._url, self._prefix, self._store_options = url, prefix, store_options
         super().__init__(self._make_source().name, options=options, **reading)
 

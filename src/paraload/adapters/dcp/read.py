@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict, unflatten_state_dict
@@ -21,7 +21,7 @@ from paraload.adapters.dcp.reader_choice import reader_for
 from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
 from paraload.adapters.dcp.urls import is_url, local_path, split_file
 from paraload.errors import FormatError, InvalidOptionError, UnsafeObjectError
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.sources.retrying import storage_error
 
 Keys = str | Iterable[str] | Callable[[str], bool]
@@ -35,7 +35,8 @@ def read(
     *,
     nested: bool = False,
     options: ReadOptions | None = None,
-    **keywords: Any,
+    storage_options: Mapping[str, Any] | None = None,
+    **keywords: Unpack[ReadOptionsDict],
 ) -> dict[str, Any]:
     """Read a checkpoint, or some of its entries, into new tensors.
 
@@ -52,8 +53,8 @@ def read(
         dtype: for floating-point tensors; by default that of the checkpoint.
         nested: rebuild the dicts and lists that were saved, instead of one flat dict.
         options: a :class:`~paraload.ReadOptions`, instead of keywords.
-        **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``. For a URL,
-            also options of its storage.
+        storage_options: options of the storage of a URL; see :func:`paraload.load`.
+        **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``.
 
     Returns:
         Tensors and objects, by name in the order of the checkpoint; all ranks get all of them.
@@ -75,7 +76,7 @@ def read(
         values, paths = _torch_saved(os.fspath(path))
         copied = {name: _copy(values[name], device, dtype) for name in _selected(values, keys)}
         return _nested(copied, paths) if nested else copied
-    reader = reader_for(path, options=options, **keywords)
+    reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
     metadata = reader.read_metadata()
     names = _selected(metadata.state_dict_metadata, keys)
     state = {name: _empty(metadata.state_dict_metadata[name], device, dtype) for name in names}

@@ -23,7 +23,8 @@ Reader = ParallelFileSystemReader | SourceReader
 def reader_for(path: str | os.PathLike[str], **keywords: Any) -> Reader:
     """A reader of the checkpoint at ``path``: DCP's, or safetensors.
 
-    ``keywords`` are fields of ``ReadOptions``, and for a URL options of its storage.
+    ``keywords`` are fields of ``ReadOptions``, ``storage_options``, and for a URL also the options
+    of its storage themselves.
     """
     if split_file(path)[1] is not None:
         return ParallelHuggingFaceReader(path, **keywords)

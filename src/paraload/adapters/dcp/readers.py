@@ -11,7 +11,7 @@ these methods, and has to set ``path`` and ``storage_data`` only.
 import io
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import FileSystem
@@ -34,7 +34,7 @@ from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import descriptors_of
 from paraload.metadata.file_bytes import MetadataFile
 from paraload.metadata.rank_files import rank_files
-from paraload.options import ReadOptions
+from paraload.options import MixinOptionsDict, ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
 from paraload.sources import ByteSource, FileStat
 from paraload.sources.credentials import without_credentials
@@ -72,13 +72,14 @@ class ParallelFileReader:
         max_workers: int | None = None,
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        **keywords: Unpack[MixinOptionsDict],
     ) -> None:
+        given: dict[str, Any] = {**keywords}
         if enable_parallel is not None:
-            keywords["enable_parallel"] = enable_parallel
+            given["enable_parallel"] = enable_parallel
         if max_workers is not None:
-            keywords["max_workers"] = max_workers
-        self.options = ReadOptions.resolve(options, keywords)
+            given["max_workers"] = max_workers
+        self.options = ReadOptions.resolve(options, given)
         self.enable_parallel = self.options.enable_parallel
         self.max_workers = self.options.max_workers
         self.last_report = None
@@ -211,7 +212,7 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         _extension_registry: Any = None,
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        **keywords: Unpack[ReadOptionsDict],
     ) -> None:
         ParallelFileReader.__init__(self, options=options, **keywords)
         self._require_no_url(path)

@@ -4,7 +4,7 @@ import os
 import uuid
 from collections.abc import Collection, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, Unpack
 
 from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.metadata import Metadata
@@ -16,7 +16,7 @@ from paraload.adapters.dcp.readers import ParallelFileReader
 from paraload.metadata.file_bytes import MetadataFile
 from paraload.metadata.listing import files_of
 from paraload.metadata.rank_files import rank_files_among
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.sources import FileStat
 
 
@@ -36,7 +36,7 @@ class SourceReader(ParallelFileReader, StorageReader):
         path: str | os.PathLike[str],
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        **keywords: Unpack[ReadOptionsDict],
     ) -> None:
         super().__init__(options=options, **keywords)
         self.path = path

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -50,7 +51,10 @@ def split_file(path: str | os.PathLike[str]) -> tuple[str, str | None]:
 
 
 def dcp_reader(
-    path: str | os.PathLike[str], **keywords: Any
+    path: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> ParallelFileSystemReader | SourceReader:
     """The reader for the DCP checkpoint at a path or URL.
 
@@ -62,6 +66,8 @@ def dcp_reader(
     """
     path = local_path(path)
     if not is_url(path):
+        if storage_options:
+            raise InvalidOptionError(f"storage_options= are for URLs, and {path!r} is none")
         return ParallelFileSystemReader(path, **keywords)
     url = os.fspath(path)
     if urlsplit(url).scheme.lower() in _OBJECT_STORES:
@@ -74,7 +80,7 @@ def dcp_reader(
             ParallelObjectStoreReader,
         )
 
-        return ParallelObjectStoreReader(url, **keywords)
+        return ParallelObjectStoreReader(url, storage_options=storage_options, **keywords)
     from paraload.adapters.dcp.fsspec_reader import ParallelFsspecReader  # noqa: PLC0415 - likewise
 
-    return ParallelFsspecReader(url, **keywords)
+    return ParallelFsspecReader(url, storage_options=storage_options, **keywords)
