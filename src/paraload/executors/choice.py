@@ -23,13 +23,15 @@ _MAX_SLOT_BYTES: Final = 4 << 20
 _MIN_SLOT_BYTES: Final = 1 << 18
 _IN_PROCESSES: Final = frozenset({"processes", "pool"})
 
-#: Most threads at the start. On a network file system, where each waits for a server, also the
-#: fewest; no page cache was faster with more.
+#: Most threads at the start, of all ranks of the host. On a network file system, where each waits
+#: for a server, also the fewest; no page cache was faster with more.
 _START: Final = 16
-#: Most threads later: one stream of a shared file system gave 2.0 GiB/s, 32 gave 8.5. Distant
-#: servers need more.
+#: Most threads later, of all ranks: one stream of a shared file system gave 2.0 GiB/s, 32 gave 8.5.
+#: Distant servers need more.
 _LIMIT: Final = 32
 _NETWORK_LIMIT: Final = 64
+#: One thread alone would be the sequential executor, which cannot become more.
+_FEWEST: Final = 2
 #: Memory of a thread (a block of small records and its results) and of a process with two slots.
 _THREAD_BYTES: Final = 8 << 20
 _PROCESS_BYTES: Final = 40 << 20
@@ -123,13 +125,16 @@ def choose_ramp(path: str | None, requests_in_flight: int | None = None) -> Ramp
 
     ``path``: a folder, if the storage is a file system; ``requests_in_flight``: its own number.
     """
-    cores = _cores()
-    start, limit = min(_START, max(2, cores)), _LIMIT
+    cores, ranks = _cores(), resources.local_ranks()
+    start, limit = min(_START, cores), _LIMIT // ranks
     if requests_in_flight is not None:
-        start, limit = min(_LIMIT, requests_in_flight), requests_in_flight
+        # Each connection has a rate of its own, so ranks may have more of them together.
+        start, limit = min(_LIMIT, requests_in_flight) // ranks, requests_in_flight
     elif path is not None and resources.is_network_path(path):
-        start, limit = _START, _NETWORK_LIMIT
-    return RampLimits(start=start, limit=limit, cores=cores).at_most(_affordable(_THREAD_BYTES))
+        start, limit = _START // ranks, _NETWORK_LIMIT // ranks
+    start = max(_FEWEST, start)
+    ramp = RampLimits(start=start, limit=max(start, limit), cores=cores)
+    return ramp.at_most(_affordable(_THREAD_BYTES))
 
 
 def choose_processes() -> int:
