@@ -63,9 +63,11 @@ class ReadOptions:
         verify: check the CRC-32 of every record that is read whole, before its tensor is committed.
             Default ``True``. Records that are read in part cannot be checked; the report counts
             them.
-        progress: ``True`` draws a progress bar on a terminal. A callable is called on the caller's
-            thread with a :class:`~paraload.ReadProgress` after each task; an exception in it ends
-            the load. Default ``None``.
+        progress: ``True`` shows progress on rank 0: a bar on a terminal or in Jupyter; elsewhere a
+            line every 10 s and one at the end, at level INFO of the logger ``paraload``, or on
+            standard error if that logger does not show them. A callable is called on the caller's
+            thread, on every rank that has one, with a :class:`~paraload.ReadProgress` after each
+            task; an exception in it ends the load. Default ``None``.
         slice_file: hook ``(stream, item_metadata) -> stream`` that finds an item's bytes in a
             stream of its file. ``item_metadata`` is a :class:`~paraload.hooks.StorageItem`. Hooks
             read items whole, and must pickle with ``"processes"`` and ``"pool"``.

@@ -153,10 +153,9 @@ def everything_has_a_type(path: Path) -> tuple[VerifyReport, dict[str, torch.Ten
     missing: type[paraload.errors.CheckpointReadError] = paraload.errors.MissingFileError
     source: type[paraload.sources.FileStat] = paraload.sources.FileStat
     fmt: type[paraload.formats.NeedBytes] = paraload.formats.NeedBytes
-    hook: type[paraload.hooks.StorageItem] = paraload.hooks.StorageItem
     suite: type[paraload.testing.SourceContract] = paraload.testing.SourceContract
     paraload.manifest.write_manifest(path, path / "manifest.json")
-    del finding, missing, source, fmt, hook, suite
+    del finding, missing, source, fmt, suite
     return report, paraload.read(path)
 
 

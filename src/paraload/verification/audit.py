@@ -68,7 +68,7 @@ def audit(
         ),
         started_s=time.monotonic(),
     )
-    with progress_hook(options.progress, None) as hook:
+    with progress_hook(options.progress, None, doing="verifying") as hook:
         load = Load(setup, process=lambda _: None, on_progress=hook)
         load.prepare()
         report, failures = load.run()

@@ -89,7 +89,8 @@ def ranks_error(by_rank: ByRank, *, path: str, world: int, before_reading: bool)
         *lines_of(failures, ranks=errors),
         *_lines_without_items(errors),
     ]
-    advice = "".join(dict.fromkeys(getattr(error, "advice", "") for error in errors.values()))
+    advised = (getattr(error, "advice", "").split("\n") for error in errors.values())
+    advice = "\n".join(dict.fromkeys(chain.from_iterable(advised)))
     head = f"{which} could not load the checkpoint {path!r}; {state}:"
     text = "\n".join([head, *(f"  - {line}" for line in lines)])
     made = RanksReadError(f"{text}{advice}", RankFailures(failures, by_rank))
