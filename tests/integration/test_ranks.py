@@ -30,7 +30,9 @@ from paraload.errors import (
 from tests.integration.ranks import run_ranks
 
 MOST_LINES = 12
-MOST_SECONDS = 10
+#: Of the processor: the clock of a busy machine says nothing of this program. A rank that waits
+#: for another one without end runs into the time-out of ``run_ranks``.
+MOST_SECONDS = 3
 
 
 def sharded(tensors=400):
@@ -47,11 +49,11 @@ def sharded(tensors=400):
 
 def failed(load):
     """What a rank sees of a load that fails, with ``except`` as in a program."""
-    started = time.monotonic()
+    started = time.process_time()
     try:
         load()
     except CheckpointReadError as error:
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
         back = pickle.loads(pickle.dumps(error))
         return {
             "is torch's too": isinstance(error, CheckpointException),
