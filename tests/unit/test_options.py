@@ -8,6 +8,7 @@ import pytest
 
 import paraload
 from paraload import CheckpointReadError, ReadOptions
+from paraload.adapters.dcp.urls import dcp_reader
 from paraload.errors import InvalidOptionError
 from paraload.options import MixinOptionsDict, ReadOptionsDict, parse_bytes, split_keywords
 
@@ -146,3 +147,14 @@ def test_storage_options_are_kept_apart():
 def test_storage_options_of_a_folder_are_an_error(tmp_path, call):
     with pytest.raises(InvalidOptionError, match="storage_options= are for URLs"):
         call(tmp_path, storage_options={"region": "x"})
+
+
+def test_storage_options_reach_the_storage_of_a_url():
+    reader = paraload.ParallelFsspecReader("memory://a", storage_options={"retries": 9}, retries=1)
+    assert (reader.options.retries, reader._storage_options) == (1, {"retries": 9})
+    assert dcp_reader("memory://a", storage_options={"x": 1})._storage_options == {"x": 1}
+    reader = paraload.ParallelHuggingFaceReader("memory://a", storage_options={"x": 1})
+    assert reader._storage_options == {"x": 1}
+    options = {"region": "eu-west-1", "skip_signature": True}
+    reader = paraload.ParallelObjectStoreReader("s3://bucket/a", storage_options=options)
+    assert reader._store_options == options
