@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import time
@@ -17,6 +18,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import paraload
 from paraload._text import ranks_text
+from paraload.adapters.dcp.load import _plans_alone
+from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.adapters.dcp.rank_errors import RanksReadError, ranks_error
 from paraload.errors import (
     CheckpointReadError,
@@ -71,7 +74,7 @@ def run_all(folder):
     steps = [lose_a_file_of_one_rank, lose_the_file_of_all]
     if dist.get_world_size() == 2:
         steps += [ask_for_what_is_not_there, lose_metadata_of_one_rank]
-        steps += [give_one_rank_a_wrong_option, interrupt_one_rank]
+        steps += [give_one_rank_a_wrong_option, plan_for_all_ranks, interrupt_one_rank]
     return {step.__name__: step(folder) for step in steps}
 
 
@@ -207,6 +210,36 @@ def test_a_wrong_option_of_one_rank_does_not_leave_the_others_waiting(two):
     ]
 
 
+class GlobalPlanner(dcp.DefaultLoadPlanner):
+    def create_global_plan(self, global_plan):
+        return [dataclasses.replace(plan, planner_data="seen") for plan in global_plan]
+
+    def finish_plan(self, central_plan):
+        assert central_plan.planner_data == "seen"
+        return central_plan
+
+
+def plan_for_all_ranks(folder):
+    path = f"{folder}/fit/ckpt"
+    for planner in (GlobalPlanner(), dcp.DefaultLoadPlanner(), paraload.SafeLoadPlanner(), None):
+        state = {"n": torch.zeros(3)}
+        paraload.load(state, path, planner=planner)
+        assert state["n"].tolist() == [1, 1, 1]
+        assert planner is None or "create_global_plan" not in vars(planner)
+    planner = None if dist.get_rank() else GlobalPlanner()
+    try:
+        paraload.load({"n": torch.zeros(3)}, path, planner=planner)
+    except (InvalidOptionError, CheckpointException) as error:
+        return [type(error).__name__, "pass it on all" in str(error)]
+
+
+def test_a_planner_that_plans_for_all_ranks_gets_all_plans_or_is_an_error(two):
+    assert two("plan_for_all_ranks") == [
+        ["InvalidOptionError", True],
+        ["CheckpointException", True],
+    ]
+
+
 def interrupt_one_rank(folder):
     class Planner(dcp.DefaultLoadPlanner):
         def finish_plan(self, plan):
@@ -224,6 +257,22 @@ def interrupt_one_rank(folder):
 
 def test_an_interrupt_is_no_error_of_reading(two):
     assert two("interrupt_one_rank") == ["CheckpointException", "KeyboardInterrupt"]
+
+
+@pytest.mark.parametrize(
+    ("planner", "alone"),
+    [
+        (QuickLoadPlanner(), True),
+        (dcp.DefaultLoadPlanner(), True),
+        (paraload.SafeLoadPlanner(), True),
+        (GlobalPlanner(), False),
+        (type("Finishing", (QuickLoadPlanner,), {"finish_plan": lambda self, plan: plan})(), False),
+    ],
+)
+def test_only_planners_without_steps_of_their_own_keep_their_plans(planner, alone):
+    assert _plans_alone(planner) is alone
+    planner.create_global_plan = lambda plans: plans
+    assert not _plans_alone(planner)
 
 
 # ------------------------------------------------------------------------- the text, without ranks
