@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from traceback import StackSummary
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -27,14 +27,6 @@ class RankFailures(tuple[ItemReadError, ...]):  # noqa: SLOT001 - a tuple cannot
 
     by_rank: ByRank
 
-    def __new__(cls, failures: Iterable[ItemReadError], by_rank: ByRank) -> Self:
-        made = super().__new__(cls, failures)
-        made.by_rank = by_rank
-        return made
-
-    def __getnewargs__(self) -> tuple[Any, ...]:
-        return tuple(self), self.by_rank
-
     def keys(self) -> Iterable[int]:
         return self.by_rank.keys()
 
@@ -54,7 +46,7 @@ class RanksReadError(CheckpointReadError, CheckpointException):
     """
 
     # Hides torch's property of this name, which cannot be set.
-    failures = RankFailures((), {})  # type: ignore[assignment]
+    failures = RankFailures()  # type: ignore[assignment]
 
     def __init__(self, message: str, failures: RankFailures) -> None:
         CheckpointReadError.__init__(self, message, failures)
@@ -93,7 +85,9 @@ def ranks_error(by_rank: ByRank, *, path: str, world: int, before_reading: bool)
     advice = "\n".join(dict.fromkeys(chain.from_iterable(advised)))
     head = f"{which} could not load the checkpoint {path!r}; {state}:"
     text = "\n".join([head, *(f"  - {line}" for line in lines)])
-    made = RanksReadError(f"{text}{advice}", RankFailures(failures, by_rank))
+    found = RankFailures(failures)
+    found.by_rank = by_rank
+    made = RanksReadError(f"{text}{advice}", found)
     made.nothing_was_read, made.advice = is_untouched, advice
     # Of one rank: the notes are tracebacks, and all ranks together may have hundreds.
     noted = (getattr(error, "__notes__", None) for error in errors.values())
