@@ -112,10 +112,12 @@ def _load(case: Case, address: str, endpoint: str, options: dict[str, Any]) -> o
         dict(case.targets),
         address,
         no_dist=True,
-        endpoint=endpoint,
-        region=_REGION,
-        skip_signature=True,
-        client_options={"allow_http": True},
+        storage_options={
+            "endpoint": endpoint,
+            "region": _REGION,
+            "skip_signature": True,
+            "client_options": {"allow_http": True},
+        },
         **options,
     )
 
