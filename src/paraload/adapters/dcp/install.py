@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
@@ -26,7 +26,7 @@ from torch.futures import Future
 
 from paraload.adapters.dcp import startup
 from paraload.errors import IncompatibleTorchError
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
 
 try:
@@ -64,7 +64,9 @@ _lock: Final = threading.RLock()
 _state: Final = _State()
 
 
-def install(options: ReadOptions | None = None, **keywords: Any) -> Installation:
+def install(
+    options: ReadOptions | None = None, **keywords: Unpack[ReadOptionsDict]
+) -> Installation:
     """Make torch's own readers read through paraload, in the whole process.
 
     This reaches every ``dcp.load`` with ``checkpoint_id=``, and every ``FileSystemReader``,
@@ -116,7 +118,9 @@ def uninstall() -> None:
 
 
 @contextmanager
-def installed(options: ReadOptions | None = None, **keywords: Any) -> Iterator[Installation]:
+def installed(
+    options: ReadOptions | None = None, **keywords: Unpack[ReadOptionsDict]
+) -> Iterator[Installation]:
     """:func:`install` for the duration of a ``with`` block.
 
     Blocks may be nested, and may overlap in several threads: torch's methods return when the last
