@@ -14,10 +14,12 @@ WHEEL        := .venv-wheel
 CLIENTS       := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.made-from-requirements
 CLIENTS_PINS  := tests/clients/requirements.txt
+# The Azure server of the tests is a program of node's.
+AZURITE := .node/.made-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-wheel test-clients check reliability fuzz fuzz-long soak bench \
-  bench-against bench-rivals format clean
+.PHONY: help venv demo test azurite test-wheel test-clients check reliability fuzz \
+  fuzz-long soak bench bench-against bench-rivals format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -64,6 +66,14 @@ $(CLIENTS_STAMP): pyproject.toml constraints.txt $(CLIENTS_PINS)
 	  --requirement $(CLIENTS_PINS) \
 	  || grep -E '^[^#]' $(CLIENTS_PINS) | xargs -n 1 $(CLIENTS)/bin/python -m pip install --quiet \
 	       --disable-pip-version-check --no-deps || true
+	@touch $@
+
+azurite: $(AZURITE) ## install the Azure server that some tests need (with npm)
+
+$(AZURITE): tests/node/package.json tests/node/package-lock.json
+	mkdir -p $(@D)
+	cp $^ $(@D)/
+	npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 reliability: $(STAMP) ## every fault with every reader; rewrites docs/reliability.md
@@ -126,5 +136,5 @@ $(RIVALS_STAMP): pyproject.toml constraints.txt $(RIVALS_PINS)
 	@touch $@
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(RIVALS) $(WHEEL) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(RIVALS) $(WHEEL) $(dir $(AZURITE)) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

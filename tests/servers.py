@@ -1,7 +1,8 @@
-"""HTTP servers on the loopback: a range server that fails on demand, and moto's S3."""
+"""HTTP servers on the loopback: a range server that fails on demand, moto's S3, and nginx."""
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import struct
@@ -13,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from benchmarks.nginx import INSTALL, nginx, program
+
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 BUCKET = "bucket"
 S3_KEYS = {
@@ -20,6 +23,13 @@ S3_KEYS = {
     "secret_access_key": "very-secret",
     "region": "eu-west-1",
 }
+
+
+def require(found, what, command):
+    """Skip the test unless a server is ``found``; where tests must be complete, fail it."""
+    if not found:
+        complete = os.environ.get("CI", "false").lower() not in {"", "0", "false"}
+        (pytest.fail if complete else pytest.skip)(f"needs {what}: {command}")
 
 
 class FaultyServer(ThreadingHTTPServer):
@@ -199,6 +209,14 @@ def faulty_server(files):
             with server.lock:
                 for connection in server.connections:
                     connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def nginx_server(root, *, bytes_per_second=1 << 20):
+    """The URL of nginx, which serves the folders in ``root`` as :mod:`benchmarks.nginx` says."""
+    require(program(), "nginx", INSTALL)
+    with nginx(root, bytes_per_second=bytes_per_second) as url:
+        yield url
 
 
 @contextmanager

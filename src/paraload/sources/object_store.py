@@ -108,20 +108,21 @@ class ObjectStoreSource:
         return ReadStats(requests=len(reads))
 
     def _read(self, path: str, start: int, end: int, buffers: Sequence[memoryview]) -> None:
-        def get(store: Any) -> None:
+        def get(store: Any) -> Exception | None:
             answer = store.get(self._key(path), options={"range": (start, end)})
             error = self._change(path, answer.meta)
             if error is None and answer.range != (start, end):
                 error = _short(path, start, end, answer.meta["size"])
             if error is not None:
-                del answer  # a traceback would keep its connection open
-                raise error
+                return error  # a traceback from here would keep the connection open
             got = _fill(buffers, answer.stream(min_chunk_size=_PIECE_BYTES))
             if got != end - start:
-                raise ConnectionError(f"{self.name}: body of {got} bytes, not {end - start}")
+                return ConnectionError(f"{self.name}: body of {got} bytes, not {end - start}")
+            return None
 
         try:
-            self._ask(path, get)
+            if (error := self._ask(path, get)) is not None:
+                raise error
         except StorageReadError:
             # Each store has another error for a range past the end.
             if (size := self.stat(path).size) < end:
@@ -176,7 +177,12 @@ class ObjectStoreSource:
             is_denied = isinstance(failure, OSError) and failure.errno == errno.EACCES
             if not (may_renew and is_denied and self._is_renewed(store)):
                 break
-        raise failure  # not in the except block: tracebacks would show the original error
+        try:
+            raise failure  # not in the except block: tracebacks would show the original error
+        finally:
+            # This frame belongs to the traceback, so both would live until the garbage collector
+            # runs, and with the store its connections.
+            del failure, store
 
     def _opened(self) -> Any:
         with self._lock:
