@@ -37,8 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## save a sharded model, load it with torch and with paraload, compare
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## the whole test suite
-	$(BIN)/python -m pytest
+# Files stay whole, so that each server, checkpoint and process pool of a module is made once.
+test: $(STAMP) ## the whole test suite, on up to 4 cores
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 WHEEL_TESTS ?= tests/unit/test_packaging.py tests/unit/test_cli.py tests/unit/test_docstrings.py \
   tests/contract tests/integration/test_readme.py tests/integration/test_load.py \
