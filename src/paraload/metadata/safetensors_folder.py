@@ -29,6 +29,7 @@ from paraload.errors import (
     MissingMetadataError,
     UnsafePathError,
 )
+from paraload.metadata.folder_contents import names_in_folder, names_of_parent
 from paraload.metadata.safetensors_chunks import SafetensorsFile, metadata_of
 from paraload.metadata.safetensors_headers import FileReader
 from paraload.runtime.gc_pause import collector_paused
@@ -100,7 +101,7 @@ def _files(reader: FileReader) -> tuple[str | None, list[str]]:
     """The index of the folder, or else its files."""
     if not hasattr(reader.source, "list_files"):
         return _unlisted(reader)
-    names = reader.names()
+    names = reader.names(names_in_folder)
     top = {name for name in names if "/" not in name}
     indexes = sorted(name for name in top if name.endswith(INDEX_SUFFIX))
     if INDEX in indexes:
@@ -112,7 +113,7 @@ def _files(reader: FileReader) -> tuple[str | None, list[str]]:
         return indexes[0], []
     files = sorted(name for name in top if name.endswith(SUFFIX))
     if not files:
-        raise MissingMetadataError(_why_none(names), reader.path)
+        raise MissingMetadataError(_why_none(reader.names(names_of_parent)), reader.path)
     if missing := _missing_numbers(files):
         raise MissingFileError(
             f"the checkpoint {reader.path!r} lacks {counted(len(missing), 'file')}",

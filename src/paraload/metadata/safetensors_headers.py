@@ -81,10 +81,9 @@ class FileReader:
         found: dict[str, str] = self.whole(self.answers([path], self._index))[0]
         return found
 
-    def names(self) -> set[str]:
-        """All files, also those in subfolders."""
-        listing: Any = self.source
-        answers = self.answers([self.path], lambda *_: set(listing.list_files()))
+    def names(self, listed: Callable[[Any], Iterable[str]]) -> set[str]:
+        """The files of the folder, as ``listed`` returns them."""
+        answers = self.answers([self.path], lambda *_: set(listed(self.source)))
         found: set[str] = self.whole(answers)[0]
         return found
 

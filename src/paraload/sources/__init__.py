@@ -210,6 +210,24 @@ class ListingSource(Protocol):
         """The paths of all files, in any order."""
 
 
+class FolderSource(Protocol):
+    """A single folder can be listed without everything below it."""
+
+    def list_folder(self, folder: str) -> Iterator[str]:
+        """The names in ``folder``, which is "" or ends with "/"; those of folders end with "/"."""
+
+
+class PinningSource(Protocol):
+    """Reads fail unless the file still has the version of the last ``stat``.
+
+    This also holds for copies in other processes that are made after it. So files need no second
+    ``stat`` after a load.
+    """
+
+    def is_pinned(self, path: str, stat: FileStat) -> bool:
+        """Whether all reads of the file since ``stat`` are of that version."""
+
+
 class InProcessSource(Protocol):
     """Other processes cannot read the files; ``not_in_processes`` says why, or is ""."""
 

@@ -83,23 +83,32 @@ class ObjectStoreSource:
         self._accepted: Any = None  # the store, once it has answered
         self._store: Any = self._made()
         if type(self._store).__name__ != "HTTPStore":  # it lists by WebDAV, which few servers have
-            self.list_files = self._list_files
+            self.list_files, self.list_folder = self._list_files, self._list_folder
 
     def __repr__(self) -> str:
         return f"ObjectStoreSource({self.name!r})"
 
-    def __reduce__(self) -> tuple[Callable[..., ObjectStoreSource], tuple[Any, str]]:
-        return partial(ObjectStoreSource, **self._options), (self._where, self._prefix)
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., ObjectStoreSource], tuple[Any, str], dict[str, Any]]:
+        make = partial(ObjectStoreSource, **self._options)
+        return make, (self._where, self._prefix), {"_versions": dict(self._versions)}
 
     def is_transient(self, error: Exception) -> bool:
         # Not StalledReadError, which is a TimeoutError too.
         return self._is_retried and type(error) in {ConnectionError, TimeoutError}
 
     def stat(self, path: str) -> FileStat:
+        found = self._stat(path)
+        self._versions[path] = found.version
+        return found
+
+    def _stat(self, path: str) -> FileStat:
         meta = self._ask(path, lambda store: store.head(self._key(path)))
-        version = _version(meta)
-        self._versions.setdefault(path, version)
-        return FileStat(meta["size"], version)
+        return FileStat(meta["size"], _version(meta))
+
+    def is_pinned(self, path: str, stat: FileStat) -> bool:
+        return stat.version is not None and self._versions.get(path) == stat.version
 
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
         for start, buffers in reads:
@@ -124,15 +133,15 @@ class ObjectStoreSource:
             self._ask(path, get)
         except StorageReadError:
             # Each store has another error for a range past the end.
-            if (size := self.stat(path).size) < end:
+            if (size := self._stat(path).size) < end:
                 raise _short(path, start, end, size) from None
             raise
 
     def _change(self, path: str, meta: Any) -> Exception | None:
-        """The error if this is not the version of the first response.
+        """The error if this is not the version of the last ``stat``, or else the first response.
 
-        The engine compares versions after the load, too. Checking each response ends a long load
-        early, and notices replicas that differ. ``If-Match`` needs the server's support.
+        Checking each response ends a long load early, notices replicas that differ, and saves a
+        second look at each file. ``If-Match`` needs the server's support.
         """
         version = _version(meta)
         first = self._versions.setdefault(path, version)
@@ -156,6 +165,13 @@ class ObjectStoreSource:
         skip = len(self._prefix) + 1 if self._prefix else 0
         for metas in self._ask(None, lambda store: list(store.list(self._prefix or None))):
             yield from (meta["path"][skip:] for meta in metas)
+
+    def _list_folder(self, folder: str) -> Iterator[str]:
+        prefix = self._key(folder)
+        skip = len(prefix)
+        found = self._ask(None, lambda store: store.list_with_delimiter(prefix or None))
+        yield from (meta["path"][skip:].lstrip("/") for meta in found["objects"])
+        yield from (f"{name[skip:].strip('/')}/" for name in found["common_prefixes"])
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path

@@ -6,9 +6,17 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.metadata.file_bytes import MetadataFile
+from paraload.metadata.listing import Look
 from paraload.metadata.reading import read_metadata
 from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
 from paraload.sources import FileStat
+
+
+def taken_look(reader: Any) -> Look | None:
+    """What choosing ``reader`` found, for one use: later, the files may be others."""
+    look: Look | None
+    look, reader._look = reader._look, None  # noqa: SLF001
+    return look
 
 
 def read_metadata_with(reader: Any, file: MetadataFile, seen: dict[str, FileStat]) -> Metadata:
@@ -24,7 +32,7 @@ def read_metadata_with(reader: Any, file: MetadataFile, seen: dict[str, FileStat
     if holds_safetensors(metadata):
         locate_safetensors(
             metadata,
-            reader._make_source,  # noqa: SLF001 - a step
+            reader._source_of_load,  # noqa: SLF001
             path=str(reader.path),
             retries=options.retries,
             stall_timeout_s=options.stall_timeout_s,
