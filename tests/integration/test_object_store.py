@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import time
 
 import pytest
 import torch
@@ -199,6 +200,18 @@ def test_a_server_that_dies_for_good_is_one_error(server, small):
         reader.read_data(*plan)
     assert {failure.fqn for failure in caught.value.failures} == set(small)
     assert {type(failure) for failure in caught.value.failures} == {StorageReadError}
+
+
+def test_a_dead_server_is_an_error_within_the_deadline(server, small):
+    reader = ParallelObjectStoreReader(server.url, stall_timeout_s=2)
+    plan = support.plan_for(reader, support.empty_like(small))
+    server.always = 503
+    started_s = time.monotonic()
+    with pytest.raises(CheckpointReadError, match="503 Service Unavailable") as caught:
+        reader.read_data(*plan)
+    assert time.monotonic() - started_s < 2
+    assert {type(failure) for failure in caught.value.failures} == {StorageReadError}
+    assert len(server.gets) < 500
 
 
 def test_an_object_that_changes_during_the_load_is_an_error(server, small):

@@ -59,7 +59,7 @@ def seen_files(
     thread: DaemonThreads,
     *,
     path: str,
-    retries: int,
+    retries: int | None,
 ) -> dict[str, FileStat]:
     """Size and version of each file. Refuse files that are missing, unreadable or too short.
 
@@ -72,7 +72,7 @@ def seen_files(
 
 
 def look_at_files(
-    source: ByteSource, specs: Sequence[RecordSpec], thread: DaemonThreads, *, retries: int
+    source: ByteSource, specs: Sequence[RecordSpec], thread: DaemonThreads, *, retries: int | None
 ) -> tuple[dict[str, FileStat], dict[int, ItemReadError]]:
     """What :func:`seen_files` returns, and its errors by item."""
     if source.limits.forward_only:
@@ -131,7 +131,7 @@ def unpinned(
 
 
 def changed_files(
-    source: ByteSource, seen: Mapping[str, FileStat], thread: DaemonThreads, *, retries: int
+    source: ByteSource, seen: Mapping[str, FileStat], thread: DaemonThreads, *, retries: int | None
 ) -> ChangedFileError | None:
     """The error for files that differ from what was ``seen``; ``None`` if all are the same."""
     answers, _ = _answers(source, source.stat, seen, thread, retries)
@@ -167,12 +167,16 @@ def _change(source: ByteSource, before: FileStat, after: FileStat | Exception) -
 
 
 def _answers(
-    source: ByteSource, stat: Stat, paths: Collection[str], thread: DaemonThreads, retries: int
+    source: ByteSource,
+    stat: Stat,
+    paths: Collection[str],
+    thread: DaemonThreads,
+    retries: int | None,
 ) -> tuple[Answers, int]:
     """The answer for each file, after retries of transient errors; and the number of tries."""
     answers: Answers = {}
     tries = 0
-    for _ in chain((1,), pauses(retries)):
+    for _ in chain((1,), pauses(retries, policy=source.limits.retry)):
         tries += 1
         answers |= _ask(stat, paths, thread, source.limits.requests_in_flight or _THREADS)
         errors = {path: it for path, it in answers.items() if isinstance(it, Exception)}

@@ -111,7 +111,7 @@ class MetadataFile:
 def read_metadata_bytes(
     file: MetadataFile,
     *,
-    retries: int,
+    retries: int | None,
     stall_timeout_s: float | None,
     seen: dict[str, FileStat] | None = None,
 ) -> bytes:

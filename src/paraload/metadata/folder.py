@@ -79,7 +79,7 @@ def folder_metadata(
     source: ByteSource | None = None,
     look: Look | None = None,
     allow_globals: Iterable[Any] = (),
-    retries: int = 0,
+    retries: int | None = 0,
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
 ) -> FolderMetadata:
     """Read the metadata of the checkpoint in ``folder``; see ``reading.read_metadata``.

@@ -33,7 +33,9 @@ class Look:
     error: Exception | None = None
 
 
-def look_at(source: ByteSource, *, path: str, retries: int, stall_timeout_s: float | None) -> Look:
+def look_at(
+    source: ByteSource, *, path: str, retries: int | None, stall_timeout_s: float | None
+) -> Look:
     """Whether there is a ``.metadata``, and otherwise the files of the folder.
 
     A storage that cannot list its files is asked for the usual names of safetensors. After an error
@@ -52,7 +54,7 @@ def looked(
     call: Callable[[ByteSource], Answer],
     path: str,
     *,
-    retries: int,
+    retries: int | None,
     stall_timeout_s: float | None,
 ) -> Answer:
     """Call with ``source``, the storage of the checkpoint at ``path``."""

@@ -54,7 +54,7 @@ def read_safetensors_metadata(
     file: str | None = None,
     *,
     path: str,
-    retries: int,
+    retries: int | None,
     stall_timeout_s: float | None,
     seen: dict[str, FileStat] | None = None,
 ) -> Metadata:
@@ -64,7 +64,7 @@ def read_safetensors_metadata(
         source: of the checkpoint's folder.
         file: one ``.safetensors`` file or index in it; ``None`` looks at the whole folder.
         path: of the checkpoint, for errors.
-        retries: how often to retry transient read errors.
+        retries: how often to retry transient read errors; ``None`` as often as suits the storage.
         stall_timeout_s: seconds without progress before a stalled read becomes an error; ``None``
             waits forever.
         seen: receives the stat of each file before it is read, by its path in the source.

@@ -8,22 +8,34 @@ from importlib import import_module
 from typing import Any, Final
 
 from paraload.errors import InvalidOptionError
-from paraload.sources import SourceLimits
+from paraload.sources import SERVER_RETRIES, SourceLimits
 
 _MIB: Final = 1 << 20
 _LOCAL: Final = SourceLimits()
 #: 8 MiB take a connection about as long as ten round trips. Bodies are complete in memory before
 #: they are copied, up to sixteen at once.
 _REMOTE: Final = SourceLimits(
-    max_request_bytes=8 * _MIB, max_gap_bytes=_MIB, head_bytes=64 << 10, requests_in_flight=16
+    max_request_bytes=8 * _MIB,
+    max_gap_bytes=_MIB,
+    head_bytes=64 << 10,
+    requests_in_flight=16,
+    retry=SERVER_RETRIES,
 )
 #: Bodies of HTTP are copied as they arrive.
 _HTTP: Final = SourceLimits(
-    max_request_bytes=8 * _MIB, max_gap_bytes=_MIB, head_bytes=64 << 10, requests_in_flight=32
+    max_request_bytes=8 * _MIB,
+    max_gap_bytes=_MIB,
+    head_bytes=64 << 10,
+    requests_in_flight=32,
+    retry=SERVER_RETRIES,
 )
 #: Members of an archive share one file position, and FTP has one connection.
 _SERIAL: Final = SourceLimits(
-    max_request_bytes=32 * _MIB, max_gap_bytes=_MIB, head_bytes=64 << 10, requests_in_flight=1
+    max_request_bytes=32 * _MIB,
+    max_gap_bytes=_MIB,
+    head_bytes=64 << 10,
+    requests_in_flight=1,
+    retry=SERVER_RETRIES,
 )
 
 #: These retry by themselves, as those with an attribute ``retries`` do (s3fs, gcsfs).

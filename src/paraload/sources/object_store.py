@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from paraload.errors import InvalidOptionError, ShortFileError, StorageReadError
-from paraload.sources import FileStat, Read, ReadStats, SourceLimits
+from paraload.sources import SERVER_RETRIES, FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.buffers import scatter
 from paraload.sources.obstore_errors import known_error, public_name, public_text
 
@@ -71,6 +71,7 @@ class ObjectStoreSource:
         max_gap_bytes=1 << 20,
         head_bytes=64 << 10,
         requests_in_flight=32,
+        retry=SERVER_RETRIES,
     )
 
     def __init__(self, where: Any, prefix: str = "", **store_options: Any) -> None:
