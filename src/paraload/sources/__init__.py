@@ -126,6 +126,8 @@ class SourceLimits:
         head_bytes: read at first of a record whose header says where its data begin.
         requests_in_flight: how many concurrent requests suit the storage, if that does not depend
             on this machine; ``None`` finds out by trial, beginning with the number of cores.
+        body_bytes: memory that a request in flight needs besides the buffers that it fills. There
+            are no more requests at once than half of the memory budget allows.
         forward_only: files are streams that may only go forward. Each file has one reader, which
             continues where the last task ended; such a source has ``open_stream``. Loads do not
             call its ``stat``, so missing and short files are found when they are read.
@@ -137,6 +139,7 @@ class SourceLimits:
     max_buffers: int = 1000
     head_bytes: int = 1 << 10
     requests_in_flight: int | None = None
+    body_bytes: int = 0
     forward_only: bool = False
     retry: RetryPolicy = RetryPolicy()
 
