@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
@@ -225,6 +227,91 @@ def test_an_object_that_changes_during_the_load_is_an_error(server, small):
     with pytest.raises(CheckpointReadError, match="replaced while it was read") as caught:
         reader.read_data(*plan)
     assert {failure.path for failure in caught.value.failures} == {changed}
+
+
+class Credentials:
+    """An obstore credential provider, and whether a server accepts what it gave.
+
+    Attributes:
+        calls: of the provider; call n gives the access key "key-n".
+        first: the first key that the server accepts.
+    """
+
+    def __init__(self, lifetime_s=None):
+        self.lifetime_s, self.calls, self.first = lifetime_s, 0, 1
+        self.ends_s = {}
+
+    def __call__(self):
+        self.calls += 1
+        expires_at = None
+        if self.lifetime_s is not None:
+            expires_at = datetime.now(UTC) + timedelta(seconds=self.lifetime_s)
+            self.ends_s[self.calls] = time.monotonic() + self.lifetime_s
+        return {
+            "access_key_id": f"key-{self.calls}",
+            "secret_access_key": "very-secret",
+            "token": None,
+            "expires_at": expires_at,
+        }
+
+    def are_valid(self, headers):
+        number = int(headers["Authorization"].partition("Credential=key-")[2].partition("/")[0])
+        return number >= self.first and time.monotonic() < self.ends_s.get(number, math.inf)
+
+
+def reader_with(credentials, server, **options):
+    """A reader of an S3 bucket that is the server's folder."""
+    server.files = {f"{BUCKET}/run/{path}": data for path, data in server.files.items()}
+    server.allows = credentials.are_valid
+    return ParallelObjectStoreReader(
+        f"s3://{BUCKET}/run",
+        endpoint=server.url,
+        region="eu-west-1",
+        credential_provider=credentials,
+        **options,
+    )
+
+
+def test_credentials_that_expire_during_the_load_are_renewed(server, small):
+    credentials = Credentials(lifetime_s=1.0)
+    server.latency_s = 0.1
+    reader = reader_with(credentials, server, max_workers=2)
+    targets = support.empty_like(small)
+    started_s = time.monotonic()
+    support.load(reader, targets)
+    assert time.monotonic() - started_s > 2, "long enough for two expiries"
+    support.assert_same(targets, small)
+    assert credentials.calls > 2
+    assert reader.last_report.retries == 0
+
+
+def test_credentials_that_are_revoked_during_the_load_are_renewed(server, small):
+    credentials = Credentials()
+    reader = reader_with(
+        credentials, server, progress=lambda _: setattr(credentials, "first", 2), max_workers=2
+    )
+    targets = support.empty_like(small)
+    support.load(reader, targets)
+    support.assert_same(targets, small)
+    assert credentials.calls == 2
+    assert reader.last_report.retries == 0
+
+
+def test_access_that_is_denied_for_good_is_an_error_at_once(server, small):
+    credentials = Credentials()
+    reader = reader_with(
+        credentials, server, progress=lambda _: setattr(credentials, "first", 99), max_workers=2
+    )
+    plan = support.plan_for(reader, support.empty_like(small))
+    with pytest.raises(CheckpointReadError, match=f"s3://{BUCKET}/run denies access") as caught:
+        reader.read_data(*plan)
+    assert credentials.calls == 2, "tried once with fresh ones"
+    failure = caught.value.failures[0]
+    assert type(failure) is StorageReadError
+    assert failure.path.endswith(".distcp")
+    assert failure.path in str(failure)
+    assert "Check the credentials" in str(failure)
+    assert "very-secret" not in str(caught.value)
 
 
 def test_a_missing_checkpoint_is_named(server):
