@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 import paraload
-from paraload import CheckpointReadError
+from paraload import CheckpointReadError, ParallelObjectStoreReader
 from paraload.cli import main
 from paraload.errors import InvalidOptionError, MissingMetadataError, StalledReadError
 from paraload.manifest import write_manifest
+from paraload.metadata.folder_contents import names_of_parent
+from paraload.sources.object_store import ObjectStoreSource
 from tests.integration import support
 from tests.servers import BUCKET, S3_KEYS, faulty_server, s3_options, s3_server
 
@@ -168,6 +170,14 @@ def web(tmp_path):
         yield it
 
 
+@pytest.fixture
+def web_dcp(tmp_path):
+    """A server of a DCP checkpoint."""
+    save_dcp(tmp_path)
+    with faulty_server({f"ckpt/{it.name}": it.read_bytes() for it in tmp_path.iterdir()}) as it:
+        yield it
+
+
 @pytest.mark.parametrize(
     "path", ["hub", "hub?download=true", "hub/model.safetensors?download=true"]
 )
@@ -206,6 +216,39 @@ def test_the_parent_of_checkpoints_names_the_newest(tmp_path):
             paraload.read(f"s3://{BUCKET}/run", **storage)
         with pytest.raises(CheckpointReadError, match="Check the name of the bucket"):
             paraload.load({}, "s3://another/run", no_dist=True, **storage)
+
+
+def test_what_is_below_a_folder_is_not_listed(tmp_path):
+    """A prefix without ``.metadata`` may have millions of objects below it."""
+    for run in range(30):
+        folder = tmp_path / f"run-{run}"
+        (folder / "logs").mkdir(parents=True)
+        for number in range(10):
+            (folder / "logs" / str(number)).touch()
+    save_dcp(tmp_path / "run-7")
+    save_dcp(tmp_path / "run-25")
+    source = ObjectStoreSource(tmp_path.as_uri())
+    names = names_of_parent(source)
+    assert names == [*(f"run-{n}/logs/" for n in range(10, 25)), *names[15:]]
+    assert "run-25/.metadata" in names
+    with pytest.raises(MissingMetadataError, match="its only checkpoint is 'run-25'"):
+        ParallelObjectStoreReader(tmp_path.as_uri()).read_metadata()
+
+
+def test_what_choosing_a_reader_found_is_not_asked_again(web_dcp, capsys):
+    url = f"{web_dcp.url}/ckpt"
+    files = [path for path in web_dcp.files if path.endswith(".distcp")]
+
+    def looks(call, *args):
+        web_dcp.requests.clear()
+        call(*args)
+        found = [path for method, path, *_ in web_dcp.requests if method == "HEAD"]
+        return found.count("ckpt/.metadata"), {found.count(path) for path in files}
+
+    assert looks(paraload.read, url) == (2, {1}), "the metadata before and after the load"
+    assert looks(paraload.verify, url) == (1, {1})
+    assert looks(main, ["inspect", url]) == (1, {1})
+    assert looks(main, ["load", url]) == (2, {1})
 
 
 @pytest.mark.parametrize("as_url", [False, True], ids=["path", "URL"])

@@ -84,7 +84,7 @@ def verify(
             doing, files_of = f"{shown!r} was being listed", getattr(source, "list_files", tuple)
             present = looker.call(lambda: doing, lambda: sorted(files_of()))
         readable = [spec for spec in inside if spec.item not in missing]
-        read, statistics, damaged = audit(source, readable, options, path=shown)
+        read, statistics, damaged = audit(source, readable, files, options, path=shown)
     problems += _file_problems(failures | missing, parts)
     for item, error in damaged.items():
         start, end = specs[item].start, specs[item].end
