@@ -14,7 +14,13 @@ from safetensors.torch import save_file
 import paraload
 from paraload import CheckpointReadError, ParallelObjectStoreReader
 from paraload.cli import main
-from paraload.errors import InvalidOptionError, MissingMetadataError, StalledReadError
+from paraload.errors import (
+    FormatError,
+    InvalidOptionError,
+    MissingFileError,
+    MissingMetadataError,
+    StalledReadError,
+)
 from paraload.manifest import write_manifest
 from paraload.metadata.folder_contents import names_of_parent
 from paraload.sources.object_store import ObjectStoreSource
@@ -145,6 +151,36 @@ def test_one_safetensors_file(tmp_path, capsys):
     support.assert_same(paraload.read(file), TENSORS)
     assert main(["inspect", str(file)]) == 0
     assert "big" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_archive", [True, False], ids=["archive", "legacy"])
+def test_one_file_of_torch_save(tmp_path, is_archive):
+    def save(state):
+        torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=is_archive)
+        return (tmp_path / "model.pt").read_bytes()
+
+    save(DCP)
+    (tmp_path / "empty.pth").touch()
+    with in_s3(tmp_path) as (url, storage):
+        support.assert_same(paraload.read(f"{url}/model.pt", **storage), DCP)
+        assert list(paraload.read(f"{url}/model.pt", "sm*", **storage)) == ["small"]
+        with pytest.raises(FormatError, match="EOFError") as caught:
+            paraload.read(f"{url}/empty.pth", **storage)
+        assert caught.value.path == f"{url}/empty.pth"
+        with pytest.raises(MissingFileError, match=f"'other.pt'.*{url}"):
+            paraload.read(f"{url}/other.pt", **storage)
+    state = {**DCP, "longer than a request": torch.randn(3 << 20)}
+    data = save(state)
+    with faulty_server({"hub/model.pt": data}) as server:
+        server.faults = [503, "cut"]
+        url = f"{server.url.replace('//', '//me:s3cret@')}/hub/model.pt?download=true"
+        support.assert_same(paraload.read(url), state)
+        assert len(server.ranges) >= len(data) // (8 << 20) + 2
+        assert server.queries == {"download=true"}
+        server.files["hub/model.pt"] = data[:-100]
+        with pytest.raises(FormatError, match="a dict of tensors") as caught:
+            paraload.read(url)
+        assert caught.value.path == f"{server.url}/hub/model.pt"
 
 
 def test_bench_says_that_it_needs_a_folder(capsys):

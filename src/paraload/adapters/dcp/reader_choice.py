@@ -13,10 +13,10 @@ from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.adapters.dcp.urls import dcp_reader, local_path, split_file
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.folder import FolderMetadata, folder_metadata
-from paraload.metadata.listing import look_at
+from paraload.metadata.listing import look_at, looked
 from paraload.metadata.rank_files import GLOBAL_METADATA, rank_files_among
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
-from paraload.sources import ByteSource
+from paraload.sources import ByteSource, FileStat
 
 Reader = ParallelFileSystemReader | SourceReader
 
@@ -56,6 +56,18 @@ def _is_safetensors(names: Sequence[str]) -> bool:
 def source_of(reader: Reader) -> ByteSource:
     """The source of the reader's files; the caller closes it when the last one has been read."""
     return reader._source_of_load()  # noqa: SLF001
+
+
+def file_stat(reader: Reader, name: str) -> FileStat:
+    """Size and version of a file in the folder of ``reader``."""
+    options = options_of(reader)
+    return looked(
+        source_of(reader),
+        lambda source: source.stat(name),
+        str(reader.path),
+        retries=options.retries,
+        stall_timeout_s=options.stall_timeout_s,
+    )
 
 
 def metadata_of_all(reader: Reader) -> FolderMetadata:
