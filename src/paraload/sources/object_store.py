@@ -222,7 +222,8 @@ class ObjectStoreSource:
             from obstore.store import from_url  # noqa: PLC0415
         except ImportError:
             raise InvalidOptionError(
-                f"reading {self.name} needs obstore: pip install 'paraload[object-store]'"
+                f"reading {self.name} needs obstore: pip install 'paraload[object-store]'. Or read"
+                " it with ParallelFsspecReader"
             ) from None
         # obstore refuses http:// unless ``allow_http`` is set.
         named = (self._options.get(it) or os.environ.get(it.upper()) for it in _ENDPOINTS)

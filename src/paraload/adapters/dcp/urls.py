@@ -1,6 +1,5 @@
 """Which reader suits a URL."""
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -9,9 +8,7 @@ from urllib.request import url2pathname
 
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.source_reader import SourceReader
-from paraload.errors import InvalidOptionError
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
-from paraload.sources.credentials import without_credentials
 
 #: Schemes that obstore reads. fsspec could read most of them, but more slowly.
 _OBJECT_STORES: Final = frozenset(
@@ -65,11 +62,6 @@ def dcp_reader(
         return ParallelFileSystemReader(path, **keywords)
     url = os.fspath(path)
     if urlsplit(url).scheme.lower() in _OBJECT_STORES:
-        if importlib.util.find_spec("obstore") is None:
-            raise InvalidOptionError(
-                f"{without_credentials(url)!r} is read with obstore:"
-                " pip install 'paraload[object-store]'. Or read it with ParallelFsspecReader"
-            )
         from paraload.adapters.dcp.object_store import (  # noqa: PLC0415 - an extra
             ParallelObjectStoreReader,
         )
