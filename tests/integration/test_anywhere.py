@@ -183,6 +183,19 @@ def test_one_file_of_torch_save(tmp_path, is_archive):
         assert caught.value.path == f"{server.url}/hub/model.pt"
 
 
+def test_connections_are_closed_after_errors_too(web_dcp):
+    for load in (
+        lambda: paraload.read(f"{web_dcp.url}/ckpt", "nothing like this"),
+        lambda: paraload.load({"not there": torch.ones(1)}, f"{web_dcp.url}/ckpt", no_dist=True),
+    ):
+        with pytest.raises((InvalidOptionError, CheckpointReadError)) as caught:
+            load()
+        until_s = time.monotonic() + 5
+        while web_dcp.connections and time.monotonic() < until_s:
+            time.sleep(0.01)
+        assert web_dcp.connections == set(), caught
+
+
 def test_bench_says_that_it_needs_a_folder(capsys):
     assert main(["bench", "s3://me:secret@bucket/step"]) == 2
     err = capsys.readouterr().err

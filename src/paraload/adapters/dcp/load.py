@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from traceback import StackSummary
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from torch.futures import Future
 
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
-from paraload.adapters.dcp.reader_choice import Reader, reader_for
+from paraload.adapters.dcp.reader_choice import Reader, reader_for, source_of
 from paraload.errors import (
     CheckpointReadError,
     InvalidOptionError,
@@ -97,7 +97,8 @@ def load(
         if hasattr(value, "state_dict") and isinstance(value, Stateful):
             stateful[name], values[name] = value, value.state_dict()
     wrapped = _LoadReader(reader, rank=rank)
-    done = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
+    with closing(source_of(reader)):  # also if no data are read
+        done = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
     if isinstance(done, BaseException):
         raise done
     for name in sorted(state_dict):

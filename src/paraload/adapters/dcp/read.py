@@ -10,6 +10,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -21,7 +22,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
 from paraload.adapters.dcp.load import load_alone
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
-from paraload.adapters.dcp.reader_choice import file_stat, reader_for
+from paraload.adapters.dcp.reader_choice import file_stat, reader_for, source_of
 from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
 from paraload.adapters.dcp.urls import is_url, local_path, split_file
 from paraload.core.records import TensorRecord
@@ -93,10 +94,12 @@ def read(
         data = _fetched(ParallelHuggingFaceReader(url, options=options, **keywords), name)
         return _of_torch_save(data, without_credentials(place), keys, device, dtype, nested=nested)
     reader = reader_for(path, options=options, **keywords)
-    metadata = reader.read_metadata()
-    names = _selected(metadata.state_dict_metadata, keys)
-    state = {name: _empty(metadata.state_dict_metadata[name], device, dtype) for name in names}
-    load_alone(state, reader, SafeLoadPlanner(), metadata=metadata)
+    with closing(source_of(reader)):  # also if no data are read
+        metadata = reader.read_metadata()
+        entries = metadata.state_dict_metadata
+        names = _selected(entries, keys)
+        state = {name: _empty(entries[name], device, dtype) for name in names}
+        load_alone(state, reader, SafeLoadPlanner(), metadata=metadata)
     return _nested(state, metadata.planner_data or {}) if nested else state
 
 
