@@ -158,6 +158,20 @@ def test_a_record_below_the_size_of_a_request_is_one_request(tmp_path, server):
     assert [nbytes >= size for _, nbytes in requests_of(server)] == [True] * 4
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_long_record_is_requested_in_parts_that_are_no_shorter_than_needed(
+    tmp_path, server, verify
+):
+    state = {"w": torch.ones(64 * MIB, dtype=torch.uint8)}
+    support.save(tmp_path, state)
+    server.files |= content(tmp_path)
+    reader = ParallelObjectStoreReader(server.url, max_workers=2, verify=verify)
+    support.assert_same(support.load(reader, support.empty_like(state)), state)
+    lengths = sorted(nbytes for _, nbytes in requests_of(server))
+    assert lengths[0] <= 64 << 10, "the header"
+    assert lengths[2] >= REQUEST_BYTES // 4, "one may be the rest of the record"
+
+
 # Faults
 
 
