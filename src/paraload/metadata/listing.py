@@ -41,8 +41,9 @@ def look_at(
     A storage that cannot list its files is asked for the usual names of safetensors. After an error
     nothing is known: reading the metadata raises it again, where other ranks hear of it.
     """
+    doing = f"'{path}/{GLOBAL_METADATA}' was being read"
     try:
-        return looked(source, _look, path, retries=retries, stall_timeout_s=stall_timeout_s)
+        return looked(source, _look, doing, retries=retries, stall_timeout_s=stall_timeout_s)
     except Exception as error:  # noqa: BLE001 - raised later
         # Waiting for it a second time would double the deadline.
         has_waited = isinstance(error, StalledReadError) or is_transient(source, error)
@@ -52,14 +53,14 @@ def look_at(
 def looked(
     source: ByteSource,
     call: Callable[[ByteSource], Answer],
-    path: str,
+    doing: str,
     *,
     retries: int | None,
     stall_timeout_s: float | None,
 ) -> Answer:
-    """Call with ``source``, the storage of the checkpoint at ``path``."""
+    """Call with ``source``; ``doing`` is a clause that says during what it has stalled."""
     with DaemonThreads.for_looks(stall_timeout_s) as thread:
-        look = partial(thread.call, lambda: f"{path!r} was being listed", call, source)
+        look = partial(thread.call, lambda: doing, call, source)
         answer: Answer = again(source, look, retries)
     return answer
 

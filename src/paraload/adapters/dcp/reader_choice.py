@@ -64,7 +64,7 @@ def file_stat(reader: Reader, name: str) -> FileStat:
     return looked(
         source_of(reader),
         lambda source: source.stat(name),
-        str(reader.path),
+        f"{name!r} was being checked",
         retries=options.retries,
         stall_timeout_s=options.stall_timeout_s,
     )

@@ -85,7 +85,7 @@ class SourceReader(ParallelFileReader, StorageReader):
             files = looked(
                 source,
                 names_in_folder,
-                str(self.path),
+                f"{self.path!r} was being listed",
                 retries=options.retries,
                 stall_timeout_s=options.stall_timeout_s,
             )
