@@ -42,6 +42,7 @@ class FaultyServer(ThreadingHTTPServer):
         faults: of the next GET requests, one after the other: a status, "cut", "reset", "stall",
             "ignore" (the range), "shifted" (range), "short" (a body shorter than its range).
         always: the fault of all other GET requests.
+        allows: called with the headers of each request; 403 if it returns false.
         head_faults: of the next HEAD requests: statuses.
         requests: ``(method, path, start, end)`` of each, in the order of their beginnings; without
             a range, ``end`` is ``None``.
@@ -59,6 +60,7 @@ class FaultyServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict(files)
         self.choose_fault = lambda *_: None
+        self.allows = lambda _: True
         self.faults, self.always, self.head_faults = [], None, []
         self.requests, self.headers, self.queries = [], {}, set()
         self.most_in_flight = self._in_flight = 0
@@ -145,6 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
                 server.headers = self.headers
         server.ended.wait(server.latency_s)
         fault = server.next_fault(method, path, bool(wanted))
+        if not server.allows(self.headers):
+            fault = 403
         data = server.files.get(path)
         if data is None and fault is None and (listing := self._listing(path)):
             self._send(200, listing if method == "GET" else b"", {"Content-Type": "text/html"})

@@ -76,8 +76,10 @@ class ReadOptions:
         transform: hook ``(read_item, transform_descriptors, stream) -> stream`` that decodes an
             item. ``read_item`` is a :class:`~paraload.hooks.ReadItemInfo`.
         retries: retries of a read after a transient error of the storage (EIO, ESTALE, EAGAIN and
-            the like; 408, 429, 5xx, time-outs and cut bodies of a server). Default 3, with pauses
-            of up to 50, 100 and 200 ms; the pause doubles up to 5 s.
+            the like; 408, 429, 5xx, time-outs and cut bodies of a server). The default suits the
+            storage: 3 for files, with pauses of up to 50, 100 and 200 ms; 10 for servers, with
+            pauses of up to 0.1 s, doubled up to 15 s, 56 s in all. Calls of a server that has
+            answered nothing for 120 s, or half of ``stall_timeout_s``, fail at once.
         stall_timeout_s: seconds without progress before a stalled read becomes a
             :class:`~paraload.errors.StalledReadError`. Default 300; ``None`` waits forever. A task
             reads at most 32 MiB, or one record if a hook needs it whole, so only a storage slower
@@ -115,7 +117,7 @@ class ReadOptions:
     slice_file: SliceFile | None = None
     narrow_tensor: NarrowTensor | None = None
     transform: Transform | None = None
-    retries: int = 3
+    retries: int | None = None
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S
     direct_io: bool = False
     strict: bool = False
@@ -131,7 +133,8 @@ class ReadOptions:
             self._require_count("max_workers", 1, MOST_WORKERS)
         if self.memory_budget_bytes is not None:
             self._require_count("memory_budget_bytes", MIN_MEMORY_BUDGET_BYTES, sys.maxsize)
-        self._require_count("retries", 0, sys.maxsize)
+        if self.retries is not None:
+            self._require_count("retries", 0, sys.maxsize)
         timeout_s: Any = self.stall_timeout_s
         is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
         is_valid = timeout_s is None or (is_number and timeout_s > 0)

@@ -73,18 +73,15 @@ def choose_execution(
         downgrade = f"threads instead of {name}: {not_in_processes}"
         name = "threads"
     in_processes = name in _IN_PROCESSES
-    workers, slot_bytes, ramp = 1, 0, None
-    if options.is_sequential or total_bytes < _SHARE_FROM_BYTES:
-        pass
-    elif options.max_workers is not None:
-        workers = options.max_workers
-    elif in_processes:
-        workers = choose_processes()
-    else:
-        ramp = choose_ramp(getattr(source, "root", None), source.limits.requests_in_flight)
-        if options.direct_io:  # each thread has a buffer of its own
-            ramp = ramp.at_most(budget_bytes // DIRECT_READ_BYTES)
-        workers = ramp.start
+    workers, ramp = _workers(options, source, total_bytes, budget_bytes, in_processes=in_processes)
+    slot_bytes = 0
+    if body_bytes := source.limits.body_bytes:
+        most = max(1, budget_bytes // 2 // body_bytes)
+        if workers > most and options.max_workers is not None:
+            downgrade = downgrade or f"{most} readers, whose responses fit into the budget"
+        workers, ramp = min(workers, most), ramp and ramp.at_most(most)
+        held_bytes = body_bytes * (ramp.limit if ramp else workers)
+        budget_bytes = max(budget_bytes - held_bytes, budget_bytes // 2)
     if in_processes:
         # Slots get one half of the budget, staging behind them the other.
         workers = max(1, min(workers, budget_bytes // 2 // SLOTS_PER_WORKER // _MIN_SLOT_BYTES))
@@ -101,6 +98,27 @@ def choose_execution(
         task_limit_bytes=slot_bytes or sys.maxsize,
         downgrade=downgrade,
     )
+
+
+def _workers(
+    options: ReadOptions,
+    source: ByteSource,
+    total_bytes: int,
+    budget_bytes: int,
+    *,
+    in_processes: bool,
+) -> tuple[int, RampLimits | None]:
+    """The number of workers at the start, and its limits if it adapts."""
+    if options.is_sequential or total_bytes < _SHARE_FROM_BYTES:
+        return 1, None
+    if options.max_workers is not None:
+        return options.max_workers, None
+    if in_processes:
+        return choose_processes(), None
+    ramp = choose_ramp(getattr(source, "root", None), source.limits.requests_in_flight)
+    if options.direct_io:  # each thread has a buffer of its own
+        ramp = ramp.at_most(budget_bytes // DIRECT_READ_BYTES)
+    return ramp.start, ramp
 
 
 def make_executor(

@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any, Final, Unpack
 
-from paraload.adapters.dcp.reader_choice import make_source, metadata_of_all, reader_for
+from paraload.adapters.dcp.reader_choice import metadata_of_all, reader_for, source_of
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.engine.file_checks import look_at_files, path_failures
 from paraload.errors import ItemReadError
@@ -78,7 +78,7 @@ def verify(
         parts = [Part.of(chunk) for _, chunk in records]
         problems = [*_metadata_problems(found)]
     data_files = {spec.path for spec in specs}
-    with closing(make_source(reader)) as source:
+    with closing(source_of(reader)) as source:
         failures = {} if options.allow_outside_paths else path_failures(specs)
         inside = [spec for spec in specs if spec.item not in failures]
         with DaemonThreads.for_looks(options.stall_timeout_s) as looker:
@@ -86,7 +86,7 @@ def verify(
             doing, files_of = f"{shown!r} was being listed", getattr(source, "list_files", tuple)
             present = looker.call(lambda: doing, lambda: sorted(files_of()))
         readable = [spec for spec in inside if spec.item not in missing]
-        read, statistics, damaged = audit(source, readable, options, path=shown)
+        read, statistics, damaged = audit(source, readable, files, options, path=shown)
     problems += _file_problems(failures | missing, parts)
     for item, error in damaged.items():
         start, end = specs[item].start, specs[item].end
@@ -94,7 +94,7 @@ def verify(
     known = {*found.files, *data_files}
     if manifest is not None:
         timeout_s = options.stall_timeout_s
-        problems += compare(make_source(reader), manifest, key=key, stall_timeout_s=timeout_s)
+        problems += compare(source_of(reader), manifest, key=key, stall_timeout_s=timeout_s)
         known.add(relative_name(manifest, source))
     sizes = {name: file.size for name, file in files.items()}
     orphan_files = [name for name in present if name not in known]

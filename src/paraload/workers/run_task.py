@@ -167,8 +167,8 @@ def _read_into(
     """
     crc = 0
     step = reader.limits.max_request_bytes
-    if task.checksum:
-        step = min(step, max(CHECKED_READ_BYTES, reader.limits.efficient_bytes))
+    if task.checksum and reader.limits.requests_in_flight is None:  # elsewhere, requests cost more
+        step = min(step, CHECKED_READ_BYTES)
 
     def read(start: int, buffers: Sequence[memoryview]) -> None:
         nonlocal crc, trailer

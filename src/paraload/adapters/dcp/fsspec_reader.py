@@ -65,7 +65,7 @@ class ParallelFsspecReader(SourceReader):
 
     @path.setter
     def path(self, path: str | os.PathLike[str]) -> None:
-        self._url = os.fspath(path)
+        self._url, self._kept = os.fspath(path), None
 
     def _make_source(self) -> ByteSource:
         direct_io = options_of(self).direct_io

@@ -3,7 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any, Unpack
 
 from torch.distributed.checkpoint import HuggingFaceStorageReader
@@ -90,6 +90,8 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
     def _set_path(self, path: str | os.PathLike[str]) -> None:
         folder, self._file = split_file(path)
         self._url = folder if is_url(folder) else None
+        self._is_remote = self._url is not None
+        self._kept = None
         if self._url is None:
             self.path = self.fs.init_path(folder or ".")
         else:
@@ -101,7 +103,7 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         reader = dcp_reader(
             self._url, direct_io=self.options.direct_io, storage_options=self._storage_options
         )
-        return reader._make_source()  # noqa: SLF001 - a step of readers
+        return reader._source_of_load()  # noqa: SLF001
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's
         """Read the headers of all files, in parallel.
@@ -120,7 +122,8 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         """
         self._metadata_before = {}
         options = options_of(self)
-        with closing(self._make_source()) as source:
+        source = self._source_of_load()
+        with nullcontext() if self._is_remote else closing(source):
             metadata = read_safetensors_metadata(
                 source,
                 self._file,

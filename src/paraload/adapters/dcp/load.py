@@ -13,7 +13,7 @@ import gc
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from traceback import StackSummary
 from typing import Any, Final, Unpack, cast
 
@@ -31,7 +31,7 @@ from torch.futures import Future
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.adapters.dcp.rank_errors import ranks_error
-from paraload.adapters.dcp.reader_choice import Reader, reader_for
+from paraload.adapters.dcp.reader_choice import Reader, reader_for, source_of
 from paraload.errors import (
     CheckpointReadError,
     InvalidOptionError,
@@ -115,7 +115,9 @@ def load(
         if hasattr(value, "state_dict") and isinstance(value, Stateful):
             stateful[name], values[name] = value, value.state_dict()
     wrapped = _LoadReader(reader, rank=rank, keeps_plan=not is_alone and _plans_alone(planner))
-    done = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
+    # Closed also if no data are read.
+    with nullcontext() if isinstance(reader, _NoReader) else closing(source_of(reader)):
+        done = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
     if isinstance(done, BaseException):
         raise done
     for name in sorted(state_dict):

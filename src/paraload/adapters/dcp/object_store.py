@@ -50,14 +50,19 @@ class ParallelObjectStoreReader(SourceReader):
     ) -> None:
         reading, store_options = split_keywords(keywords, storage_options)
         self._url, self._prefix, self._store_options = url, prefix, store_options
-        super().__init__(self._make_source().name, options=options, **reading)
+        source = self._make_source()
+        super().__init__(source.name, options=options, **reading)
+        self._kept = source
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Begin a new load, of the checkpoint at another URL if ``checkpoint_id`` is given."""
+        source = None
         if checkpoint_id and checkpoint_id != self.path:
             self._url, self._prefix = checkpoint_id, ""
-            checkpoint_id = self._make_source().name
+            source = self._make_source()
+            checkpoint_id = source.name
         super().reset(checkpoint_id)
+        self._kept = source
 
     def _make_source(self) -> ObjectStoreSource:
         return ObjectStoreSource(self._url, self._prefix, **self._store_options)

@@ -53,7 +53,8 @@ class ReaderConfig:
         )
         self.options = options_of(reader, **overrides)
         self.entries: Mapping[str, Any] | None = getattr(reader, "_entries", None)
-        self.source: ByteSource = self.step("_make_source")()
+        keeps = getattr(reader, "_source_of_load", None)
+        self.source: ByteSource = (keeps or self.step("_make_source"))()
         self.slice_file: Callable[..., Any] | None = self.options.slice_file
         stock_slice = FileSystemReader._slice_file  # noqa: SLF001 - subclasses override it
         own_slice = getattr(type(reader), "_slice_file", stock_slice) is not stock_slice

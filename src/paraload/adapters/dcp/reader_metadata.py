@@ -7,9 +7,18 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.metadata.file_bytes import MetadataFile
+from paraload.metadata.listing import Look
 from paraload.metadata.reading import read_metadata
 from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
 from paraload.sources import ByteSource, FileStat
+
+
+def taken_look(reader: Any) -> Look | None:
+    """What choosing ``reader`` found, for one use: later, the files may be others."""
+    look: Look | None = getattr(reader, "_look", None)
+    if look is not None:
+        reader._look = None  # noqa: SLF001
+    return look
 
 
 def read_metadata_with(

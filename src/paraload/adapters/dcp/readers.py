@@ -22,7 +22,7 @@ from torch.futures import Future
 from paraload.adapters.dcp.plan_items import create_tasks
 from paraload.adapters.dcp.read_data import read_with
 from paraload.adapters.dcp.reader_config import options_of, step_of
-from paraload.adapters.dcp.reader_metadata import read_metadata_with
+from paraload.adapters.dcp.reader_metadata import read_metadata_with, taken_look
 from paraload.core.tasks import ReadTask
 from paraload.destinations.base import Destination
 from paraload.destinations.conversion import HostDestination
@@ -33,6 +33,7 @@ from paraload.formats.torch_zip import TorchZipFormat
 from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import descriptors_of
 from paraload.metadata.file_bytes import MetadataFile
+from paraload.metadata.listing import Look
 from paraload.metadata.rank_files import rank_files
 from paraload.options import MixinOptionsDict, ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
@@ -65,6 +66,9 @@ class ParallelFileReader:
     path: Any
     storage_data: Any
     last_report: ReadReport | None
+    _is_remote = False
+    _kept: ByteSource | None = None
+    _look: Look | None = None
 
     def __init__(
         self,
@@ -158,6 +162,17 @@ class ParallelFileReader:
         fs = getattr(self, "fs", None)
         fs = None if type(fs) is FileSystem else fs
         return open_source(self.path, fs=fs, direct_io=options_of(self).direct_io)
+
+    def _source_of_load(self) -> ByteSource:
+        """The source of the load in progress, whose end closes it.
+
+        Metadata and data of a remote checkpoint have the same one, so that they share connections.
+        """
+        if not self._is_remote:
+            return self._make_source()
+        if self._kept is None:
+            self._kept = self._make_source()
+        return self._kept
 
     def _make_format(self) -> ItemFormat:
         """Create the parser of records' headers; a reader for another format returns its own."""
@@ -269,7 +284,8 @@ def read_folder_metadata(reader: Any, rank: int | None) -> Metadata:
     """The metadata of any ``FileSystemReader``, of all ranks or of one."""
     reader._metadata_before = {}  # noqa: SLF001 - not part of torch's interface
     fs = None if type(reader.fs) is FileSystem else reader.fs
-    file = MetadataFile.at(reader._get_metadata_path(rank), fs)  # noqa: SLF001 - torch's
+    path = reader._get_metadata_path(rank)  # noqa: SLF001 - torch's
+    file = MetadataFile.at(path, fs, look=taken_look(reader))
     seen: dict[str, FileStat] = {}
     make_source = step_of(reader, ParallelFileReader, "_make_source")
     metadata = read_metadata_with(reader, file, seen, make_source)
