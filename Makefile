@@ -10,10 +10,17 @@ RIVALS_STAMP := $(RIVALS)/.made-from-requirements
 RIVALS_PINS  := benchmarks/rivals/requirements.txt
 # An environment that has the wheel and nothing of the source tree.
 WHEEL        := .venv-wheel
+# The training libraries that load through paraload are no dependencies either.
+CLIENTS       := .venv-clients
+CLIENTS_STAMP := $(CLIENTS)/.made-from-requirements
+CLIENTS_PINS  := tests/clients/requirements.txt
+# The Azure server of the tests is a program of node's.
+AZURITE := .node/.made-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-wheel check reliability fuzz fuzz-long soak bench bench-against bench-rivals \
-  format clean test-torch test-torch-smoke torch-versions
+.PHONY: help venv demo test azurite test-wheel test-clients check reliability fuzz \
+  fuzz-long soak bench bench-against bench-rivals format clean \
+  test-torch test-torch-smoke torch-versions
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,8 +38,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## save a sharded model, load it with torch and with paraload, compare
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## the whole test suite
-	$(BIN)/python -m pytest
+# Files stay whole, so that each server, checkpoint and process pool of a module is made once.
+test: $(STAMP) ## the whole test suite, on up to 4 cores
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # Each torch has an environment of its own; they are made for the CPU, as the suite needs no GPU.
 TORCH ?=
@@ -49,7 +57,8 @@ test-torch: ## the whole test suite with another torch: make test-torch TORCH=2.
 	@test -n "$(TORCH)" \
 	  || { echo "which version of torch? for example: make test-torch TORCH=2.8.0"; exit 1; }
 	$(MAKE) .venv-torch-$(TORCH)/.made-from-pyproject-and-constraints
-	.venv-torch-$(TORCH)/bin/python -m pytest -p tests.torch_versions.record
+	.venv-torch-$(TORCH)/bin/python -m pytest -p tests.torch_versions.record \
+	  --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-torch-smoke: ## a few tests with the oldest and the newest torch
 	for torch in $(SMOKE_TORCH); do \
@@ -72,6 +81,28 @@ test-wheel: $(STAMP) ## build sdist and wheel, install the wheel in a clean envi
 	  --constraint constraints.txt "$$(ls dist/*.whl)[cli,zstd,test]"
 	$(WHEEL)/bin/python -I -c 'import paraload; assert "site-packages" in paraload.__file__'
 	$(WHEEL)/bin/python -m pytest $(WHEEL_TESTS)
+
+test-clients: $(CLIENTS_STAMP) ## real training libraries load through paraload; rewrites docs/clients.md
+	$(CLIENTS)/bin/python -m tests.clients --write docs/clients.md
+
+# A package that cannot be installed must not stop the others: the page says which one is missing.
+$(CLIENTS_STAMP): pyproject.toml constraints.txt $(CLIENTS_PINS)
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[test]'
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --requirement $(CLIENTS_PINS) \
+	  || grep -E '^[^#]' $(CLIENTS_PINS) | xargs -n 1 $(CLIENTS)/bin/python -m pip install --quiet \
+	       --disable-pip-version-check --no-deps || true
+	@touch $@
+
+azurite: $(AZURITE) ## install the Azure server that some tests need (with npm)
+
+$(AZURITE): tests/node/package.json tests/node/package-lock.json
+	mkdir -p $(@D)
+	cp $^ $(@D)/
+	npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
 
 reliability: $(STAMP) ## every fault with every reader; rewrites docs/reliability.md
 	mkdir -p docs
@@ -118,13 +149,14 @@ bench-against: $(STAMP) ## what is slower now than at the revision REV=...
 bench-rivals: $(RIVALS_STAMP) ## measure against every other reader; rewrites tables and plot of benchmarks/
 	$(RIVALS)/bin/python -m benchmarks.rivals \
 	  --plot benchmarks/rivals.png --readme benchmarks/README.md
+	$(RIVALS)/bin/python -m benchmarks.rivals.s3 --readme benchmarks/README.md
 
 # One package that is not to be had must not keep the others from running: then each is tried alone,
 # and the table tells what is missing.
 $(RIVALS_STAMP): pyproject.toml constraints.txt $(RIVALS_PINS)
 	test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
 	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[bench]'
+	  --constraint constraints.txt --editable '.[bench,object-store]'
 	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --requirement $(RIVALS_PINS) \
 	  || grep -E '^[^#]' $(RIVALS_PINS) | xargs -n 1 $(RIVALS)/bin/python -m pip install --quiet \
@@ -132,5 +164,5 @@ $(RIVALS_STAMP): pyproject.toml constraints.txt $(RIVALS_PINS)
 	@touch $@
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) .venv-torch-* $(RIVALS) $(WHEEL) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-torch-* $(RIVALS) $(WHEEL) $(dir $(AZURITE)) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

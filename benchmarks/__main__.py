@@ -17,6 +17,7 @@ from benchmarks import (
     memory,
     metadata,
     planning,
+    ranks,
     rated_table,
     remote,
     safetensors_files,
@@ -54,6 +55,7 @@ _SECTIONS: Final[dict[str, Callable[[Checkpoints, int | None], Section]]] = {
     "zstd": zstd.measure,
     "verify": verifying.measure,
     "planning": planning.measure,
+    "ranks": ranks.measure,
     "rated": rated_table.measure,
     "remote": remote.measure,
 }

@@ -33,6 +33,7 @@ _HIDDEN: Final = 5632
 _VOCABULARY: Final = 32_000
 
 _SMALL_TENSORS: Final = 50_000
+_MEDIUM_TENSORS: Final = 10_000
 _SLICED_SHAPE: Final = (4096, 5632)
 _SLICED_TENSORS: Final = 12
 _COMPRESSED_TENSORS: Final = 64
@@ -71,6 +72,10 @@ class Checkpoints:
     def remote(self, *, files: int) -> Path:
         """258 MiB of bf16 in the shapes of a Llama, in ``files`` files."""
         return _written(self.folder / f"remote-{files}", "remote", files)
+
+    def medium(self) -> Path:
+        """10,000 tensors of 64 KiB in 8 files."""
+        return _written(self.folder / "medium", "medium", 8)
 
     def tiny(self) -> Path:
         """16 MiB in 8 files: nothing to read, so that only the start-up counts."""
@@ -135,6 +140,7 @@ _SHAPES: Final[dict[str, Callable[[], dict[str, tuple[int, ...]]]]] = {
     "table": lambda: llama_shapes(4, 1024, 2816, 8192),
     "remote": lambda: llama_shapes(2, _WIDTH, _HIDDEN, _VOCABULARY // 2),
     "small": lambda: {f"small.{n:05}": (2048,) for n in range(_SMALL_TENSORS)},
+    "medium": lambda: {f"medium.{n:04}": (32_768,) for n in range(_MEDIUM_TENSORS)},
     "sliced": lambda: {f"matrix.{n:02}": _SLICED_SHAPE for n in range(_SLICED_TENSORS)},
     "weights": lambda: {f"weights.{n:02}": (2048, 1024) for n in range(_COMPRESSED_TENSORS)},
     "tiny": lambda: {f"tiny.{n}": (1024, 1024) for n in range(8)},

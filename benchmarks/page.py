@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from benchmarks.results import Table
 
-__all__ = ["BENCH", "RIVALS", "Place", "seen_from"]
+__all__ = ["BENCH", "RIVALS", "RIVALS_S3", "Place", "seen_from"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,7 @@ class Place:
 
 BENCH: Final = Place("bench", "make bench")
 RIVALS: Final = Place("rivals", "make bench-rivals")
+RIVALS_S3: Final = Place("rivals over S3", "make bench-rivals")
 
 
 def seen_from(page: Path, picture: Path) -> str:

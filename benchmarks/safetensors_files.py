@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +24,7 @@ from benchmarks.rounds import measure_arms
 from paraload import ParallelHuggingFaceReader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from benchmarks.checkpoints import Checkpoints
@@ -42,16 +45,17 @@ _PARALOAD: Final = arms.reading("paraload", ParallelHuggingFaceReader)
 
 
 def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
-    """Load 1.1 GiB whole, and one eighth of it by rows and by columns."""
+    """Load 1.6 GiB whole, also with a busy core, and one eighth of it by rows and by columns."""
     tables, bars, figures = [], list[Bar](), {}
     for files in _FILES:
         folder = _written(checkpoints.folder / f"safetensors-{files}", files)
-        for what in ("whole", "rows", "columns"):
+        for what in ("whole", "whole, one core busy", "rows", "columns"):
             case = _case(folder, what)
             contestants = (
                 (_STOCK, _raw(folder), _PARALOAD) if what == "whole" else (_STOCK, _PARALOAD)
             )
-            timings = measure_arms(contestants, case, rounds=rounds or _ROUNDS).timings
+            with _busy_core() if "busy" in what else nullcontext():
+                timings = measure_arms(contestants, case, rounds=rounds or _ROUNDS).timings
             title = f"{what}, {files} file{'s' * (files > 1)}"
             tables.append(_table(title, timings, case.payload_bytes))
             if what != "columns":  # torch copies them out of a mapping: fast, and SIGBUS if cut
@@ -60,12 +64,21 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     return Section(tables=tuple(tables), bars=tuple(bars), figures=figures)
 
 
+@contextmanager
+def _busy_core() -> Iterator[None]:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as spinning:
+        try:
+            yield
+        finally:
+            spinning.kill()
+
+
 @cache
 def _written(folder: Path, files: int) -> Path:
     """Random bf16 in the shapes of a Llama, in files of about equal size."""
     folder.mkdir()
     parts: list[dict[str, torch.Tensor]] = [{} for _ in range(files)]
-    for name, shape in llama_shapes(9, 2048, 5632, 32_000).items():
+    for name, shape in llama_shapes(15, 2048, 5632, 32_000).items():
         if len(shape) == 1:
             shape = (1, *shape)  # noqa: PLW2901 - so that each tensor has rows and columns
         least = min(parts, key=lambda part: sum(tensor.nbytes for tensor in part.values()))
@@ -86,7 +99,7 @@ def _case(folder: Path, what: str) -> Case:
             raise TypeError(f"{name!r} is no tensor")
         (rows, columns), dtype = entry.size, entry.properties.dtype
         offsets, lengths = [0, 0], [rows, columns]
-        if what != "whole" and rows > 1:
+        if what in {"rows", "columns"} and rows > 1:
             dim = 0 if what == "rows" else 1
             lengths[dim] //= _PART
             offsets[dim] = 3 * lengths[dim]

@@ -1,7 +1,8 @@
-"""HTTP servers on the loopback: a range server that fails on demand, and moto's S3."""
+"""HTTP servers on the loopback: a range server that fails on demand, moto's S3, and nginx."""
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import struct
@@ -13,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from benchmarks.nginx import INSTALL, nginx, program
+
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 BUCKET = "bucket"
 S3_KEYS = {
@@ -20,6 +23,13 @@ S3_KEYS = {
     "secret_access_key": "very-secret",
     "region": "eu-west-1",
 }
+
+
+def require(found, what, command):
+    """Skip the test unless a server is ``found``; where tests must be complete, fail it."""
+    if not found:
+        complete = os.environ.get("CI", "false").lower() not in {"", "0", "false"}
+        (pytest.fail if complete else pytest.skip)(f"needs {what}: {command}")
 
 
 class FaultyServer(ThreadingHTTPServer):
@@ -32,6 +42,7 @@ class FaultyServer(ThreadingHTTPServer):
         faults: of the next GET requests, one after the other: a status, "cut", "reset", "stall",
             "ignore" (the range), "shifted" (range), "short" (a body shorter than its range).
         always: the fault of all other GET requests.
+        allows: called with the headers of each request; 403 if it returns false.
         head_faults: of the next HEAD requests: statuses.
         requests: ``(method, path, start, end)`` of each, in the order of their beginnings; without
             a range, ``end`` is ``None``.
@@ -49,6 +60,7 @@ class FaultyServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict(files)
         self.choose_fault = lambda *_: None
+        self.allows = lambda _: True
         self.faults, self.always, self.head_faults = [], None, []
         self.requests, self.headers, self.queries = [], {}, set()
         self.most_in_flight = self._in_flight = 0
@@ -135,6 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
                 server.headers = self.headers
         server.ended.wait(server.latency_s)
         fault = server.next_fault(method, path, bool(wanted))
+        if not server.allows(self.headers):
+            fault = 403
         data = server.files.get(path)
         if data is None and fault is None and (listing := self._listing(path)):
             self._send(200, listing if method == "GET" else b"", {"Content-Type": "text/html"})
@@ -199,6 +213,14 @@ def faulty_server(files):
             with server.lock:
                 for connection in server.connections:
                     connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def nginx_server(root, *, bytes_per_second=1 << 20):
+    """The URL of nginx, which serves the folders in ``root`` as :mod:`benchmarks.nginx` says."""
+    require(program(), "nginx", INSTALL)
+    with nginx(root, bytes_per_second=bytes_per_second) as url:
+        yield url
 
 
 @contextmanager

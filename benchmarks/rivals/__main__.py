@@ -7,20 +7,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from benchmarks.cases import whole_case
 from benchmarks.checkpoints import Checkpoints
-from benchmarks.command import count, machine, machine_text, quiet_torch, write_json
+from benchmarks.command import count, machine_text, quiet_torch, write_json
 from benchmarks.page import RIVALS, seen_from
 from benchmarks.rivals.chart import draw
 from benchmarks.rivals.contest import Cache, bring, measure, probe
 from benchmarks.rivals.contestants import ALWAYS, CONTESTANTS
-from benchmarks.rivals.report import rivals_table
+from benchmarks.rivals.report import figures, rivals_table
 from benchmarks.table import print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from benchmarks.rivals.contest import Result
     from benchmarks.rivals.contestants import Contestant
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_table(tables[-1], out)
     print(f"{'; '.join(notes)}; {time.perf_counter() - started:.0f} s in all", file=out)
     if options.json:
-        write_json(options.json, _figures(results, chosen, failures) | {"notes": notes})
+        write_json(options.json, figures(results, chosen, failures) | {"notes": notes})
     if options.plot:
         draw(options.plot, [result for result in results if result.files > 1], chosen)
     if options.readme:
@@ -82,20 +82,6 @@ def _results(
                 able = [c for c in runnable if cache is Cache.WARM or not c.arm.is_slow]
                 rounds = options.rounds or _ROUNDS[cache]
                 yield measure(able, case, files=files, cache=cache, rounds=rounds)
-
-
-def _figures(
-    results: Sequence[Result], chosen: Sequence[Contestant], failures: Mapping[str, str]
-) -> dict[str, Any]:
-    return {
-        "machine": machine(),
-        "readers": {
-            c.name: {"package": c.package, "version": c.version, "reads": c.file_format}
-            for c in chosen
-        },
-        "not run": dict(failures),
-        "results": [result.to_dict() for result in results],
-    }
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

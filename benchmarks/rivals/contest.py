@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.cases import Case
     from benchmarks.rivals.contestants import Contestant
 
-__all__ = ["Cache", "Result", "bring", "measure", "probe"]
+__all__ = ["Cache", "Result", "bring", "measure", "prepare", "probe"]
 
 _BRIEF_S: Final = 0.25
 _MORE_ROUNDS: Final = 2
@@ -44,14 +44,14 @@ class Result:
 
     Attributes:
         files: how many the checkpoint has.
-        cache: where they were before each run.
+        place: where they were before each run.
         payload_bytes: what was loaded.
         timings: by name of the contestant.
         others_cores: cores that the rest of the machine kept busy meanwhile.
     """
 
     files: int
-    cache: Cache
+    place: str
     payload_bytes: int
     timings: Mapping[str, Timing]
     others_cores: float
@@ -61,7 +61,7 @@ class Result:
         """For tables and pictures."""
         files = f"{self.files} file{'s' * (self.files > 1)}"
         gib = self.payload_bytes / (1 << 30)
-        return f"{gib:.2f} GiB of bf16 in {files}, page cache {self.cache}"
+        return f"{gib:.2f} GiB of bf16 in {files}, {self.place}"
 
     def gib_per_s(self, name: str) -> float:
         """The median of one contestant."""
@@ -71,7 +71,7 @@ class Result:
         """Plain types for JSON."""
         return {
             "files": self.files,
-            "page cache": str(self.cache),
+            "place": self.place,
             "bytes": self.payload_bytes,
             "cores kept busy by others": self.others_cores,
             "timings": {name: timing.to_dict() for name, timing in self.timings.items()},
@@ -87,7 +87,7 @@ def probe(contestants: Sequence[Contestant], case: Case) -> dict[str, str]:
     failures = {}
     for contestant in contestants:
         try:
-            _prepare(contestant, case).run()
+            prepare(contestant, case).run()
         except Exception as error:  # noqa: BLE001 - any error of a foreign library is its row
             failures[contestant.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return failures
@@ -114,7 +114,7 @@ def measure(
         timings[name] = Timing(seconds=timings[name].seconds + timing.seconds)
     return Result(
         files=files,
-        cache=cache,
+        place=f"page cache {cache}",
         payload_bytes=case.payload_bytes,
         timings=timings,
         others_cores=others.cores(),
@@ -131,16 +131,17 @@ def _ready(arm: Arm, case: Case) -> Callable[[], object]:
     return arm.prepare(case).run
 
 
-def _prepare(contestant: Contestant, case: Case) -> Prepared:
+def prepare(contestant: Contestant, case: Case) -> Prepared:
+    """Make a contestant ready for a case, in the format that it reads."""
     return contestant.arm.prepare(in_format(case, contestant.file_format))
 
 
 def _from(cache: Cache, contestant: Contestant) -> Arm:
     """The contestant's arm, whose files are in that state whenever it begins."""
 
-    def prepare(case: Case) -> Prepared:
-        prepared = _prepare(contestant, case)
+    def ready(case: Case) -> Prepared:
+        prepared = prepare(contestant, case)
         bring(cache, in_format(case, contestant.file_format))
         return prepared
 
-    return Arm(name=contestant.name, prepare=prepare, is_slow=contestant.arm.is_slow)
+    return Arm(name=contestant.name, prepare=ready, is_slow=contestant.arm.is_slow)

@@ -159,8 +159,8 @@ CONTESTANTS: Final[tuple[Contestant, ...]] = (
         "runai",
         "runai-model-streamer",
         SAFETENSORS,
-        _copying("Run:ai model streamer", loaders.run_ai),
-        _copying("Run:ai, sync_buffered", loaders.run_ai, _SYNC_BUFFERED),
+        _copying("Run:ai model streamer", loaders.run_ai()),
+        _copying("Run:ai, sync_buffered", loaders.run_ai(), _SYNC_BUFFERED),
     ),
     *_loading(
         "torch_checkpointing",

@@ -40,10 +40,12 @@ TORCH_CHECKPOINTING: Final = "torch_checkpointing"
 
 @cache
 def in_format(case: Case, name: str) -> Case:
-    """The same load from another format, which is written when it is first asked for."""
+    """The same load from another format, which is written if it is not there."""
     if name == DCP:
         return case
     folder = case.folder.with_name(f"{case.folder.name}-{name}")
+    if folder.exists():  # another process wrote it
+        return dataclasses.replace(case, folder=folder)
     folder.mkdir()
     try:
         _WRITERS[name](folder, _parts(case))

@@ -109,12 +109,21 @@ def fastsafetensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
             yield key, opened.get_tensor(key)
 
 
-def run_ai(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """All files at once; its buffers are used again, since every tensor is copied at once."""
-    streamer = import_module("runai_model_streamer").SafetensorsStreamer
-    with streamer() as stream:
-        stream.stream_files(_named(folder, ".safetensors"), device="cpu", owned=False)
-        yield from stream.get_tensors()
+def run_ai(address: Callable[[str], str] = str) -> Loader:
+    """All files at once; its buffers are used again, since every tensor is copied at once.
+
+    Args:
+        address: where a local file is read from.
+    """
+
+    def load(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+        streamer = import_module("runai_model_streamer").SafetensorsStreamer
+        files = [address(file) for file in _named(folder, ".safetensors")]
+        with streamer() as stream:
+            stream.stream_files(files, device="cpu", owned=False)
+            yield from stream.get_tensors()
+
+    return load
 
 
 def checkpoint_manager_arm(name: str) -> Arm:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from benchmarks.command import machine
 from benchmarks.results import Table
 from benchmarks.rivals.contestants import RAW
 
@@ -13,16 +14,20 @@ if TYPE_CHECKING:
     from benchmarks.rivals.contest import Result
     from benchmarks.rivals.contestants import Contestant
 
-__all__ = ["fastest_first", "rivals_table"]
+__all__ = ["fastest_first", "figures", "rivals_table"]
 
 _COLUMNS = ("reader", "version", "reads", "median s", "GiB/s", "of raw", "min..max s")
 
 
 def rivals_table(
-    result: Result, contestants: Sequence[Contestant], failures: Mapping[str, str]
+    result: Result,
+    contestants: Sequence[Contestant],
+    failures: Mapping[str, str],
+    *,
+    limit: str = RAW,
 ) -> Table:
-    """One row for each contestant."""
-    raw_s = result.timings[RAW].median_s
+    """One row for each contestant, compared with the one that is the limit."""
+    raw_s = result.timings[limit].median_s
     rows = []
     for contestant in fastest_first(result, contestants):
         timing = result.timings[contestant.name]
@@ -49,6 +54,21 @@ def fastest_first(result: Result, contestants: Sequence[Contestant]) -> list[Con
     """Those that were measured, by their medians."""
     measured = [contestant for contestant in contestants if contestant.name in result.timings]
     return sorted(measured, key=lambda contestant: result.timings[contestant.name].median_s)
+
+
+def figures(
+    results: Sequence[Result], contestants: Sequence[Contestant], failures: Mapping[str, str]
+) -> dict[str, Any]:
+    """All of it for JSON."""
+    return {
+        "machine": machine(),
+        "readers": {
+            c.name: {"package": c.package, "version": c.version, "reads": c.file_format}
+            for c in contestants
+        },
+        "not run": dict(failures),
+        "results": [result.to_dict() for result in results],
+    }
 
 
 def _identity(contestant: Contestant) -> tuple[str, str, str]:

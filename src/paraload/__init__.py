@@ -14,8 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paraload import errors as errors
+    from paraload import formats as formats
+    from paraload import manifest as manifest
+    from paraload import sources as sources
+    from paraload import testing as testing
     from paraload.adapters.dcp.fsspec_reader import ParallelFsspecReader
     from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
+    from paraload.adapters.dcp.install import install, installed, uninstall
     from paraload.adapters.dcp.load import load
     from paraload.adapters.dcp.object_store import ParallelObjectStoreReader
     from paraload.adapters.dcp.read import read
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from paraload.options import ReadOptions
     from paraload.progress import ReadProgress
     from paraload.report import ReadReport
+    from paraload.verification.report import VerifyReport
     from paraload.verification.verify import verify
 
 __all__ = [
@@ -38,8 +45,12 @@ __all__ = [
     "ReadProgress",
     "ReadReport",
     "SafeLoadPlanner",
+    "VerifyReport",
+    "install",
+    "installed",
     "load",
     "read",
+    "uninstall",
     "verify",
 ]
 
@@ -56,13 +67,21 @@ _HOMES = {
     "ReadProgress": "paraload.progress",
     "ReadReport": "paraload.report",
     "SafeLoadPlanner": "paraload.adapters.dcp.safe_planner",
+    "VerifyReport": "paraload.verification.report",
+    "install": "paraload.adapters.dcp.install",
+    "installed": "paraload.adapters.dcp.install",
     "load": "paraload.adapters.dcp.load",
     "read": "paraload.adapters.dcp.read",
+    "uninstall": "paraload.adapters.dcp.install",
     "verify": "paraload.verification.verify",
 }
+#: Not in ``__all__``: ``from paraload import *`` must not import pytest.
+_MODULES = {"errors", "formats", "manifest", "sources", "testing"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"paraload.{name}")  # which sets the attribute
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'paraload' has no attribute {name!r}")
@@ -72,4 +91,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -1,8 +1,27 @@
 """Text for people: counted nouns, hints after sentences, names that are safe for a terminal."""
 
+from collections.abc import Iterable
+
 
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def ranks_text(ranks: Iterable[int]) -> str:
+    """``ranks`` in words, with ranges for those that follow each other.
+
+    >>> ranks_text([7, 0, 1, 2]), ranks_text([1])
+    ('ranks 0-2, 7', 'rank 1')
+    """
+    ordered = sorted(set(ranks))
+    runs: list[list[int]] = []
+    for rank in ordered:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1][1:] = [rank]
+        else:
+            runs.append([rank])
+    shown = ", ".join("-".join(map(str, run)) for run in runs)
+    return f"rank {shown}" if len(ordered) == 1 else f"ranks {shown}"
 
 
 def with_hint(text: str, hint: str | None) -> str:

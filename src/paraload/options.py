@@ -7,13 +7,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from paraload.errors import InvalidOptionError
 from paraload.hooks import NarrowTensor, SliceFile, Transform
 from paraload.progress import ProgressHook
 
-__all__ = ["EXECUTORS", "ReadOptions", "parse_bytes"]
+__all__ = ["EXECUTORS", "ReadOptions", "ReadOptionsDict", "parse_bytes"]
 
 EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
 
@@ -63,9 +63,11 @@ class ReadOptions:
         verify: check the CRC-32 of every record that is read whole, before its tensor is committed.
             Default ``True``. Records that are read in part cannot be checked; the report counts
             them.
-        progress: ``True`` draws a progress bar on a terminal. A callable is called on the caller's
-            thread with a :class:`~paraload.ReadProgress` after each task; an exception in it ends
-            the load. Default ``None``.
+        progress: ``True`` shows progress on rank 0: a bar on a terminal or in Jupyter; elsewhere a
+            line every 10 s and one at the end, at level INFO of the logger ``paraload``, or on
+            standard error if that logger does not show them. A callable is called on the caller's
+            thread, on every rank that has one, with a :class:`~paraload.ReadProgress` after each
+            task; an exception in it ends the load. Default ``None``.
         slice_file: hook ``(stream, item_metadata) -> stream`` that finds an item's bytes in a
             stream of its file. ``item_metadata`` is a :class:`~paraload.hooks.StorageItem`. Hooks
             read items whole, and must pickle with ``"processes"`` and ``"pool"``.
@@ -74,8 +76,10 @@ class ReadOptions:
         transform: hook ``(read_item, transform_descriptors, stream) -> stream`` that decodes an
             item. ``read_item`` is a :class:`~paraload.hooks.ReadItemInfo`.
         retries: retries of a read after a transient error of the storage (EIO, ESTALE, EAGAIN and
-            the like; 408, 429, 5xx, time-outs and cut bodies of a server). Default 3, with pauses
-            of up to 50, 100 and 200 ms; the pause doubles up to 5 s.
+            the like; 408, 429, 5xx, time-outs and cut bodies of a server). The default suits the
+            storage: 3 for files, with pauses of up to 50, 100 and 200 ms; 10 for servers, with
+            pauses of up to 0.1 s, doubled up to 15 s, 56 s in all. Calls of a server that has
+            answered nothing for 120 s, or half of ``stall_timeout_s``, fail at once.
         stall_timeout_s: seconds without progress before a stalled read becomes a
             :class:`~paraload.errors.StalledReadError`. Default 300; ``None`` waits forever. A task
             reads at most 32 MiB, or one record if a hook needs it whole, so only a storage slower
@@ -113,7 +117,7 @@ class ReadOptions:
     slice_file: SliceFile | None = None
     narrow_tensor: NarrowTensor | None = None
     transform: Transform | None = None
-    retries: int = 3
+    retries: int | None = None
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S
     direct_io: bool = False
     strict: bool = False
@@ -129,7 +133,8 @@ class ReadOptions:
             self._require_count("max_workers", 1, MOST_WORKERS)
         if self.memory_budget_bytes is not None:
             self._require_count("memory_budget_bytes", MIN_MEMORY_BUDGET_BYTES, sys.maxsize)
-        self._require_count("retries", 0, sys.maxsize)
+        if self.retries is not None:
+            self._require_count("retries", 0, sys.maxsize)
         timeout_s: Any = self.stall_timeout_s
         is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
         is_valid = timeout_s is None or (is_number and timeout_s > 0)
@@ -199,15 +204,46 @@ class ReadOptions:
         return cls(**(_from_environment(os.environ if environ is None else environ) | overrides))
 
 
-def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of :class:`ReadOptions` among ``keywords``, and all others.
+class MixinOptionsDict(TypedDict, total=False):
+    """The keywords of ``ParallelFileReader`` that have no parameter of their own."""
+
+    executor: str
+    memory_budget_bytes: int | None
+    verify: bool
+    progress: bool | ProgressHook | None
+    slice_file: SliceFile | None
+    narrow_tensor: NarrowTensor | None
+    transform: Transform | None
+    retries: int
+    stall_timeout_s: float | None
+    direct_io: bool
+    strict: bool
+    allow_outside_paths: bool
+    allow_globals: tuple[str | Callable[..., Any], ...]
+
+
+class ReadOptionsDict(MixinOptionsDict, total=False):
+    """The fields of :class:`ReadOptions` as keywords, for ``**keywords: Unpack[...]``.
+
+    Type checkers cannot derive it from the dataclass; a test compares the two.
+    """
+
+    enable_parallel: bool
+    max_workers: int | None
+
+
+def split_keywords(
+    keywords: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of :class:`ReadOptions` among ``keywords``, and all others for the storage.
 
     >>> split_keywords({"max_workers": 4, "region": "eu-west-1"})
     ({'max_workers': 4}, {'region': 'eu-west-1'})
     """
     names = {field.name for field in dataclasses.fields(ReadOptions)}
     reading = {name: value for name, value in keywords.items() if name in names}
-    return reading, {name: value for name, value in keywords.items() if name not in names}
+    others = {name: value for name, value in keywords.items() if name not in names}
+    return reading, others | dict(storage_options or {})
 
 
 def parse_bytes(text: str) -> int:
@@ -246,6 +282,18 @@ _ENVIRONMENT: Final[dict[str, tuple[str, Callable[[str], Any], str]]] = {
     "PARALOAD_DIRECT_IO": ("direct_io", lambda text: _FLAGS[text.lower()], "1 or 0"),
     "PARALOAD_ALLOW_GLOBALS": ("allow_globals", _names_in, ""),
 }
+
+
+def flag_in(environ: Mapping[str, str], variable: str) -> bool:
+    """The value of an environment variable that is 1 or 0; ``False`` if it is not set.
+
+    Raises:
+        InvalidOptionError: the value is something else.
+    """
+    text = environ.get(variable, "").strip()
+    if text.lower() not in {"", *_FLAGS}:
+        raise InvalidOptionError(f"environment variable {variable}={text!r}: expected 1 or 0")
+    return bool(text) and _FLAGS[text.lower()]
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

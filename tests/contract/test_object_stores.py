@@ -10,8 +10,9 @@ from obstore.store import MemoryStore, from_url
 from paraload.sources import Read
 from paraload.sources.object_store import ObjectStoreSource
 from paraload.testing import FILES, SourceContract
+from tests.azure import KEY, azure_options, azure_server
 from tests.contract.test_sources import written
-from tests.servers import BUCKET, S3_KEYS, faulty_server, s3_options, s3_server
+from tests.servers import BUCKET, S3_KEYS, faulty_server, nginx_server, s3_options, s3_server
 
 
 class TestMemoryStore(SourceContract):
@@ -83,6 +84,53 @@ class TestHttp(SourceContract):
 
     def test_it_cannot_list(self, source):
         assert not hasattr(source, "list_files")
+
+
+@pytest.fixture(scope="module")
+def nginx(tmp_path_factory):
+    root = tmp_path_factory.mktemp("nginx")
+    (root / "step-1").mkdir()
+    written(root / "step-1")
+    with nginx_server(root) as url:
+        yield url
+
+
+class TestNginx(SourceContract):
+    @pytest.fixture
+    def source(self, nginx):
+        source = ObjectStoreSource(f"{nginx}/full/step-1")
+        yield source
+        source.close()
+
+
+@pytest.fixture(scope="module")
+def azure():
+    with azure_server() as endpoint:
+        store = from_url(
+            f"az://{BUCKET}/step-1", **azure_options(endpoint), client_options={"allow_http": True}
+        )
+        for path, data in FILES.items():
+            store.put(path, data)
+        del store
+        yield endpoint
+
+
+class TestAzure(SourceContract):
+    @pytest.fixture
+    def source(self, azure):
+        source = ObjectStoreSource(f"az://{BUCKET}/step-1", **azure_options(azure))
+        yield source
+        source.close()
+
+    def test_a_missing_container_is_named(self, azure):
+        source = ObjectStoreSource("az://other/x", **azure_options(azure))
+        with pytest.raises(FileNotFoundError, match=r"'small'.*az://other/x"):
+            source.read("small", [Read(0, [memoryview(bytearray(1))])])
+        source.close()
+
+    def test_credentials_are_shown_nowhere(self, source):
+        assert KEY not in repr(source)
+        assert KEY.encode() in pickle.dumps(source), "workers need them"
 
 
 class TestStoreOfTheCaller(SourceContract):

@@ -107,6 +107,7 @@ def test_a_leak_is_what_every_check_finds(monkeypatch):
         return Counter(["shared memory ours", f"shared memory of another program, {next(checks)}"])
 
     monkeypatch.setattr(_resources, "resources", busy_machine)
+    monkeypatch.setattr(_resources, "_mapped_by", lambda _: set())
     assert leaked(Counter(), grace_s=0.1) == ["shared memory ours"]
     assert next(checks) > 2
     started = time.monotonic()
@@ -278,15 +279,30 @@ def test_the_executor_suite_finds_a_wrong_executor(tmp_path, fault, test):
         os.close(executor.kept)
 
 
-def test_the_shared_memory_of_other_programs_does_not_count():
-    holding = (
-        "from multiprocessing.shared_memory import SharedMemory\n"
-        "segment = SharedMemory(create=True, size=4096)\n"
-        "print(segment.name, flush=True)\n"
-        "input()\n"
-        "segment.close()\n"
-        "segment.unlink()\n"
-    )
+@pytest.mark.parametrize(
+    ("make", "end"),
+    [
+        (
+            (
+                "from multiprocessing.shared_memory import SharedMemory\n"
+                "segment = SharedMemory(create=True, size=4096)\n"
+                "print(segment.name, flush=True)\n"
+            ),
+            "segment.close()\nsegment.unlink()\n",
+        ),
+        (
+            (
+                "import multiprocessing\n"
+                "lock = multiprocessing.get_context('spawn').Lock()\n"
+                "print('sem.' + lock._semlock.name[1:], flush=True)\n"
+            ),
+            "del lock\n",
+        ),
+    ],
+    ids=["segment", "semaphore"],
+)
+def test_the_shared_memory_of_other_programs_does_not_count(make, end):
+    holding = f"{make}input()\n{end}"
     # A process that is not a child of this one, as another program's.
     other = "import os, sys\nif os.fork():\n os._exit(0)\n" + holding
     before = resources()

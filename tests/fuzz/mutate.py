@@ -359,10 +359,9 @@ def mutated_safetensors(data, chance):
 
 
 def _other_header_field(header, chance):
-    names = sorted(header)
-    if not isinstance(header, dict) or not names:
+    if not isinstance(header, dict) or not header:
         return
-    name = chance.choice(names)
+    name = chance.choice(sorted(header))
     entry = header[name]
     kind = chance.randint(0, 8)
     if kind == 0 or not isinstance(entry, dict):

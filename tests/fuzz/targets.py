@@ -61,8 +61,8 @@ def _mutator(mutated, atheris):
         try:
             if chance.randint(0, 1):
                 return mutated(data, chance)[:max_size]
-        except ValueError:
-            pass  # no pickle any more
+        except (ValueError, RecursionError):
+            pass  # no longer a pickle or JSON
         return atheris.Mutate(data, max_size)
 
     return mutate_one

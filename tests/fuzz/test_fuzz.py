@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,12 @@ def test_safetensors(data, chance):
 @fuzz(500)
 def test_safetensors_of_any_bytes(data, has_length):
     oracle.check_safetensors((len(data).to_bytes(8, "little") if has_length else b"") + data)
+
+
+@pytest.mark.parametrize("text", [b"7", b"null", b"[1]", b'"x"', b"{}"])
+def test_headers_without_tensors_are_mutated_too(text):
+    for seed in range(20):
+        mutate.mutated_safetensors(len(text).to_bytes(8, "little") + text, random.Random(seed))
 
 
 def test_findings_stay_fixed():

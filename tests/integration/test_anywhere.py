@@ -12,10 +12,18 @@ import torch
 from safetensors.torch import save_file
 
 import paraload
-from paraload import CheckpointReadError
+from paraload import CheckpointReadError, ParallelObjectStoreReader
 from paraload.cli import main
-from paraload.errors import InvalidOptionError, MissingMetadataError, StalledReadError
+from paraload.errors import (
+    FormatError,
+    InvalidOptionError,
+    MissingFileError,
+    MissingMetadataError,
+    StalledReadError,
+)
 from paraload.manifest import write_manifest
+from paraload.metadata.folder_contents import names_of_parent
+from paraload.sources.object_store import ObjectStoreSource
 from tests.integration import support
 from tests.servers import BUCKET, S3_KEYS, faulty_server, s3_options, s3_server
 
@@ -145,6 +153,49 @@ def test_one_safetensors_file(tmp_path, capsys):
     assert "big" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("is_archive", [True, False], ids=["archive", "legacy"])
+def test_one_file_of_torch_save(tmp_path, is_archive):
+    def save(state):
+        torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=is_archive)
+        return (tmp_path / "model.pt").read_bytes()
+
+    save(DCP)
+    (tmp_path / "empty.pth").touch()
+    with in_s3(tmp_path) as (url, storage):
+        support.assert_same(paraload.read(f"{url}/model.pt", **storage), DCP)
+        assert list(paraload.read(f"{url}/model.pt", "sm*", **storage)) == ["small"]
+        with pytest.raises(FormatError, match="EOFError") as caught:
+            paraload.read(f"{url}/empty.pth", **storage)
+        assert caught.value.path == f"{url}/empty.pth"
+        with pytest.raises(MissingFileError, match=f"'other.pt'.*{url}"):
+            paraload.read(f"{url}/other.pt", **storage)
+    state = {**DCP, "longer than a request": torch.randn(3 << 20)}
+    data = save(state)
+    with faulty_server({"hub/model.pt": data}) as server:
+        server.faults = [503, "cut"]
+        url = f"{server.url.replace('//', '//me:s3cret@')}/hub/model.pt?download=true"
+        support.assert_same(paraload.read(url), state)
+        assert len(server.ranges) >= len(data) // (8 << 20) + 2
+        assert server.queries == {"download=true"}
+        server.files["hub/model.pt"] = data[:-100]
+        with pytest.raises(FormatError, match="a dict of tensors") as caught:
+            paraload.read(url)
+        assert caught.value.path == f"{server.url}/hub/model.pt"
+
+
+def test_connections_are_closed_after_errors_too(web_dcp):
+    for load in (
+        lambda: paraload.read(f"{web_dcp.url}/ckpt", "nothing like this"),
+        lambda: paraload.load({"not there": torch.ones(1)}, f"{web_dcp.url}/ckpt", no_dist=True),
+    ):
+        with pytest.raises((InvalidOptionError, CheckpointReadError)) as caught:
+            load()
+        until_s = time.monotonic() + 5
+        while web_dcp.connections and time.monotonic() < until_s:
+            time.sleep(0.01)
+        assert web_dcp.connections == set(), caught
+
+
 def test_bench_says_that_it_needs_a_folder(capsys):
     assert main(["bench", "s3://me:secret@bucket/step"]) == 2
     err = capsys.readouterr().err
@@ -168,6 +219,14 @@ def web(tmp_path):
         yield it
 
 
+@pytest.fixture
+def web_dcp(tmp_path):
+    """A server of a DCP checkpoint."""
+    save_dcp(tmp_path)
+    with faulty_server({f"ckpt/{it.name}": it.read_bytes() for it in tmp_path.iterdir()}) as it:
+        yield it
+
+
 @pytest.mark.parametrize(
     "path", ["hub", "hub?download=true", "hub/model.safetensors?download=true"]
 )
@@ -186,8 +245,9 @@ def test_a_server_that_does_not_answer_is_not_awaited_for_longer_than_asked(web)
     web.latency_s = 60
     started_s = time.monotonic()
     with pytest.raises(StalledReadError, match=r"hub/\.metadata' was being read"):
-        paraload.read(f"{web.url}/hub", stall_timeout_s=0.2)
-    assert time.monotonic() - started_s < 10
+        paraload.read(f"{web.url}/hub", stall_timeout_s=1)
+    assert time.monotonic() - started_s < 2.5, "choosing the reader has waited for it already"
+    assert len(web.requests) == 1
 
 
 def test_the_parent_of_checkpoints_names_the_newest(tmp_path):
@@ -205,6 +265,39 @@ def test_the_parent_of_checkpoints_names_the_newest(tmp_path):
             paraload.read(f"s3://{BUCKET}/run", **storage)
         with pytest.raises(CheckpointReadError, match="Check the name of the bucket"):
             paraload.load({}, "s3://another/run", no_dist=True, **storage)
+
+
+def test_what_is_below_a_folder_is_not_listed(tmp_path):
+    """A prefix without ``.metadata`` may have millions of objects below it."""
+    for run in range(30):
+        folder = tmp_path / f"run-{run}"
+        (folder / "logs").mkdir(parents=True)
+        for number in range(10):
+            (folder / "logs" / str(number)).touch()
+    save_dcp(tmp_path / "run-7")
+    save_dcp(tmp_path / "run-25")
+    source = ObjectStoreSource(tmp_path.as_uri())
+    names = names_of_parent(source)
+    assert names == [*(f"run-{n}/logs/" for n in range(10, 25)), *names[15:]]
+    assert "run-25/.metadata" in names
+    with pytest.raises(MissingMetadataError, match="its only checkpoint is 'run-25'"):
+        ParallelObjectStoreReader(tmp_path.as_uri()).read_metadata()
+
+
+def test_what_choosing_a_reader_found_is_not_asked_again(web_dcp, capsys):
+    url = f"{web_dcp.url}/ckpt"
+    files = [path for path in web_dcp.files if path.endswith(".distcp")]
+
+    def looks(call, *args):
+        web_dcp.requests.clear()
+        call(*args)
+        found = [path for method, path, *_ in web_dcp.requests if method == "HEAD"]
+        return found.count("ckpt/.metadata"), {found.count(path) for path in files}
+
+    assert looks(paraload.read, url) == (2, {1}), "the metadata before and after the load"
+    assert looks(paraload.verify, url) == (1, {1})
+    assert looks(main, ["inspect", url]) == (1, {1})
+    assert looks(main, ["load", url]) == (2, {1})
 
 
 @pytest.mark.parametrize("as_url", [False, True], ids=["path", "URL"])

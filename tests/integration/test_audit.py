@@ -199,7 +199,7 @@ def test_a_slow_storage_gets_more_threads_unless_their_number_is_given(tmp_path,
         "paraload.executors.choice.choose_ramp", lambda *_: RampLimits(start=2, limit=8, cores=2)
     )
     monkeypatch.setattr(
-        "paraload.verification.verify.make_source",
+        "paraload.verification.verify.source_of",
         lambda reader: RatedSource(LocalSource(reader.path), bytes_per_second_per_stream=40e6),
     )
     at_once = []

@@ -8,6 +8,7 @@ import traceback
 import uuid
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -48,7 +49,9 @@ def _event_loop():
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch):
-    monkeypatch.setattr("paraload.sources.retrying._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(
+        "paraload.sources.retrying.random", SimpleNamespace(uniform=lambda *_: 0.001)
+    )
 
 
 def contents(folder, below="ckpt/"):

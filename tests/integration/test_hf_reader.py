@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import pickle
@@ -35,6 +36,7 @@ from paraload.errors import (
     UnsafePathError,
 )
 from paraload.formats.torch_load import narrow_tensor
+from paraload.testing import FaultySource
 from tests.integration import support
 from tests.old_torch import (
     HF_READER,
@@ -155,6 +157,30 @@ def test_one_file_by_its_own_path_its_folder_s_or_its_index_s(tmp_path, path):
         (tmp_path / "other.safetensors").write_bytes(b"not named by the index")
     reader = ParallelHuggingFaceReader(tmp_path / path)
     assert_identical(load(reader, saved), load_file(tmp_path / "a.safetensors"))
+
+
+class FaultyReader(ParallelHuggingFaceReader):
+    """Its second read fails."""
+
+    def _make_source(self):
+        return FaultySource(super()._make_source(), fail_at=2, error=OSError(errno.EIO, "bad"))
+
+
+def test_tensors_that_share_a_task_fail_alone(tmp_path):
+    saved = {f"w{n:02}": torch.randn(300, 256) for n in range(40)}
+    save_file(saved, tmp_path / "model.safetensors")
+    targets = poisoned(saved)
+    reader = FaultyReader(tmp_path, max_workers=2, retries=0)
+    plan, planner = support.plan_for(reader, targets)
+    with pytest.raises(CheckpointReadError) as caught:
+        reader.read_data(plan, planner)
+    [failure] = caught.value.failures
+    targets[failure.fqn] = saved[failure.fqn]
+    assert_identical(targets, saved)
+
+    reader = ParallelHuggingFaceReader(tmp_path, max_workers=2)
+    assert_identical(load(reader, saved), saved)
+    assert reader.last_report.tasks < len(saved)
 
 
 def test_the_next_load_may_be_of_another_path(tmp_path):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
+import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
@@ -142,7 +145,7 @@ def test_many_small_records_take_few_requests(tmp_path, server):
     assert ideal <= len(requests) <= 1.1 * ideal
     assert reader.last_report.reads == len(requests)
     looks = [path for method, path, *_ in server.requests if method == "HEAD"]
-    assert len(looks) == 2 * 8 + 1 + 1, "each file before and after the load, and the metadata"
+    assert len(looks) == 8 + 2, "each file once, and the metadata also after the load"
 
 
 def test_a_record_below_the_size_of_a_request_is_one_request(tmp_path, server):
@@ -153,6 +156,20 @@ def test_a_record_below_the_size_of_a_request_is_one_request(tmp_path, server):
     reader = ParallelObjectStoreReader(server.url)
     support.assert_same(support.load(reader, support.empty_like(state)), state)
     assert [nbytes >= size for _, nbytes in requests_of(server)] == [True] * 4
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_long_record_is_requested_in_parts_that_are_no_shorter_than_needed(
+    tmp_path, server, verify
+):
+    state = {"w": torch.ones(64 * MIB, dtype=torch.uint8)}
+    support.save(tmp_path, state)
+    server.files |= content(tmp_path)
+    reader = ParallelObjectStoreReader(server.url, max_workers=2, verify=verify)
+    support.assert_same(support.load(reader, support.empty_like(state)), state)
+    lengths = sorted(nbytes for _, nbytes in requests_of(server))
+    assert lengths[0] <= 64 << 10, "the header"
+    assert lengths[2] >= REQUEST_BYTES // 4, "one may be the rest of the record"
 
 
 # Faults
@@ -201,6 +218,18 @@ def test_a_server_that_dies_for_good_is_one_error(server, small):
     assert {type(failure) for failure in caught.value.failures} == {StorageReadError}
 
 
+def test_a_dead_server_is_an_error_within_the_deadline(server, small):
+    reader = ParallelObjectStoreReader(server.url, stall_timeout_s=2)
+    plan = support.plan_for(reader, support.empty_like(small))
+    server.always = 503
+    started_s = time.monotonic()
+    with pytest.raises(CheckpointReadError, match="503 Service Unavailable") as caught:
+        reader.read_data(*plan)
+    assert time.monotonic() - started_s < 2
+    assert {type(failure) for failure in caught.value.failures} == {StorageReadError}
+    assert len(server.gets) < 500
+
+
 def test_an_object_that_changes_during_the_load_is_an_error(server, small):
     changed = min(path for path in server.files if path.endswith(".distcp"))
     reader = ParallelObjectStoreReader(
@@ -212,6 +241,91 @@ def test_an_object_that_changes_during_the_load_is_an_error(server, small):
     with pytest.raises(CheckpointReadError, match="replaced while it was read") as caught:
         reader.read_data(*plan)
     assert {failure.path for failure in caught.value.failures} == {changed}
+
+
+class Credentials:
+    """An obstore credential provider, and whether a server accepts what it gave.
+
+    Attributes:
+        calls: of the provider; call n gives the access key "key-n".
+        first: the first key that the server accepts.
+    """
+
+    def __init__(self, lifetime_s=None):
+        self.lifetime_s, self.calls, self.first = lifetime_s, 0, 1
+        self.ends_s = {}
+
+    def __call__(self):
+        self.calls += 1
+        expires_at = None
+        if self.lifetime_s is not None:
+            expires_at = datetime.now(UTC) + timedelta(seconds=self.lifetime_s)
+            self.ends_s[self.calls] = time.monotonic() + self.lifetime_s
+        return {
+            "access_key_id": f"key-{self.calls}",
+            "secret_access_key": "very-secret",
+            "token": None,
+            "expires_at": expires_at,
+        }
+
+    def are_valid(self, headers):
+        number = int(headers["Authorization"].partition("Credential=key-")[2].partition("/")[0])
+        return number >= self.first and time.monotonic() < self.ends_s.get(number, math.inf)
+
+
+def reader_with(credentials, server, **options):
+    """A reader of an S3 bucket that is the server's folder."""
+    server.files = {f"{BUCKET}/run/{path}": data for path, data in server.files.items()}
+    server.allows = credentials.are_valid
+    return ParallelObjectStoreReader(
+        f"s3://{BUCKET}/run",
+        endpoint=server.url,
+        region="eu-west-1",
+        credential_provider=credentials,
+        **options,
+    )
+
+
+def test_credentials_that_expire_during_the_load_are_renewed(server, small):
+    credentials = Credentials(lifetime_s=1.0)
+    server.latency_s = 0.1
+    reader = reader_with(credentials, server, max_workers=2)
+    targets = support.empty_like(small)
+    started_s = time.monotonic()
+    support.load(reader, targets)
+    assert time.monotonic() - started_s > 2, "long enough for two expiries"
+    support.assert_same(targets, small)
+    assert credentials.calls > 2
+    assert reader.last_report.retries == 0
+
+
+def test_credentials_that_are_revoked_during_the_load_are_renewed(server, small):
+    credentials = Credentials()
+    reader = reader_with(
+        credentials, server, progress=lambda _: setattr(credentials, "first", 2), max_workers=2
+    )
+    targets = support.empty_like(small)
+    support.load(reader, targets)
+    support.assert_same(targets, small)
+    assert credentials.calls == 2
+    assert reader.last_report.retries == 0
+
+
+def test_access_that_is_denied_for_good_is_an_error_at_once(server, small):
+    credentials = Credentials()
+    reader = reader_with(
+        credentials, server, progress=lambda _: setattr(credentials, "first", 99), max_workers=2
+    )
+    plan = support.plan_for(reader, support.empty_like(small))
+    with pytest.raises(CheckpointReadError, match=f"s3://{BUCKET}/run denies access") as caught:
+        reader.read_data(*plan)
+    assert credentials.calls == 2, "tried once with fresh ones"
+    failure = caught.value.failures[0]
+    assert type(failure) is StorageReadError
+    assert failure.path.endswith(".distcp")
+    assert failure.path in str(failure)
+    assert "Check the credentials" in str(failure)
+    assert "very-secret" not in str(caught.value)
 
 
 def test_a_missing_checkpoint_is_named(server):

@@ -21,6 +21,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 #: A worker process imports these, and they must not bring torch (2 s, 270 MB) with them.
 TORCH_FREE = [
     "paraload",
+    "paraload.adapters.dcp.startup",
     "paraload.engine.scheduler",
     "paraload.engine.statistics",
     "paraload.executors.choice",
@@ -159,3 +160,11 @@ def test_every_public_name_can_be_imported():
     assert len(paraload.__all__) <= 15
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = paraload.nonsense
+
+
+@pytest.mark.parametrize("module", ["errors", "formats", "manifest", "sources", "testing"])
+def test_public_modules_are_attributes(module):
+    code = f"import paraload; assert '{module}' in dir(paraload); assert paraload.{module}.__doc__"
+    if module == "errors":
+        code += "; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,6 +16,7 @@ MODULES = [
     if not module.name.endswith("__main__")
 ]
 WITH_EXAMPLES = {
+    "paraload.adapters.dcp.install",
     "paraload.adapters.dcp.load",
     "paraload.options",
     "paraload.adapters.dcp.readers",

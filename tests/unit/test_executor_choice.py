@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from paraload.core.tasks import RecordSpec
@@ -89,6 +91,34 @@ def test_no_task_is_longer_than_a_request():
         not_in_processes="",
     )
     assert plan.sizes.next_split_bytes(record(0, 512 * MIB)) == 8 * MIB
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "ramp", "staging"),
+    [
+        ({}, 2, RAMP.at_most(16), 128),
+        ({"memory_budget_bytes": 1024 * MIB}, 2, RAMP, 1024 - 8 * RAMP.limit),
+        ({"memory_budget_bytes": 48 * MIB}, 2, RAMP.at_most(3), 24),
+        ({"max_workers": 5}, 5, None, 256 - 8 * 5),
+        ({"max_workers": 500}, 16, None, 128),
+        ({"max_workers": 500, "memory_budget_bytes": MIB}, 1, None, 0.5),
+    ],
+)
+def test_bodies_of_responses_are_in_the_budget(options, workers, ramp, staging):
+    source = RemoteLikeSource({})
+    source.limits = replace(source.limits, body_bytes=8 * MIB)
+    plan = choose_execution(
+        ReadOptions(**{"memory_budget_bytes": 256 * MIB, **options}),
+        source=source,
+        total_bytes=1 << 30,
+        not_in_processes="",
+    )
+    assert (plan.executor.workers, getattr(plan.executor, "_ramp", None)) == (workers, ramp)
+    assert plan.staging_bytes == staging * MIB
+    is_less = workers < options.get("max_workers", 0)
+    assert plan.downgrade == (
+        f"{workers} readers, whose responses fit into the budget" if is_less else ""
+    )
 
 
 def test_little_is_read_by_one():

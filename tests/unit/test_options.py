@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import typing
+
 import pytest
 
+import paraload
 from paraload import CheckpointReadError, ReadOptions
+from paraload.adapters.dcp.urls import dcp_reader
 from paraload.errors import InvalidOptionError
-from paraload.options import parse_bytes
+from paraload.options import MixinOptionsDict, ReadOptionsDict, parse_bytes, split_keywords
 
 
 @pytest.mark.parametrize(
@@ -120,3 +124,37 @@ def test_sizes_are_read_as_people_write_them(text, nbytes):
 def test_and_nothing_else_is_a_size(text):
     with pytest.raises(InvalidOptionError):
         parse_bytes(text)
+
+
+def test_the_typed_keywords_are_the_fields():
+    fields = typing.get_type_hints(ReadOptions)
+    assert typing.get_type_hints(ReadOptionsDict) == fields
+    own = {"enable_parallel", "max_workers"}  # parameters of the mixin
+    assert typing.get_type_hints(MixinOptionsDict).keys() == fields.keys() - own
+
+
+def test_storage_options_are_kept_apart():
+    keywords = {"retries": 1, "region": "x"}
+    assert split_keywords(keywords, {"retries": 9}) == (
+        {"retries": 1},
+        {"region": "x", "retries": 9},
+    )
+
+
+@pytest.mark.parametrize(
+    "call", [paraload.read, paraload.verify, paraload.ParallelHuggingFaceReader]
+)
+def test_storage_options_of_a_folder_are_an_error(tmp_path, call):
+    with pytest.raises(InvalidOptionError, match="storage_options= are for URLs"):
+        call(tmp_path, storage_options={"region": "x"})
+
+
+def test_storage_options_reach_the_storage_of_a_url():
+    reader = paraload.ParallelFsspecReader("memory://a", storage_options={"retries": 9}, retries=1)
+    assert (reader.options.retries, reader._storage_options) == (1, {"retries": 9})
+    assert dcp_reader("memory://a", storage_options={"x": 1})._storage_options == {"x": 1}
+    reader = paraload.ParallelHuggingFaceReader("memory://a", storage_options={"x": 1})
+    assert reader._storage_options == {"x": 1}
+    options = {"region": "eu-west-1", "skip_signature": True}
+    reader = paraload.ParallelObjectStoreReader("s3://bucket/a", storage_options=options)
+    assert reader._store_options == options

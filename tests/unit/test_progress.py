@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import importlib.util
 import io
 import json
+import logging
+import re
 import sys
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -43,13 +49,92 @@ def test_the_bar_shows_bytes_rate_and_files_on_a_terminal(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     text = drawn(monkeypatch, Terminal())
     assert "100%" in text
-    assert "4.00M/4.00M" in text
+    assert "Loading checkpoint: " in text
+    assert "4.00 MiB/4.00 MiB [" in text
     assert "1/2 files" in text
-    assert "iB/s" in text
+    assert re.search(r"[KMG]iB/s", text)
 
 
-def test_it_is_silent_where_there_is_no_terminal(monkeypatch):
-    assert drawn(monkeypatch, io.StringIO()) == ""
+def snapshots(*seconds):
+    """Of a load of 100 MiB that takes 100 s."""
+    for second in seconds:
+        yield dataclasses.replace(progress(second << 20, 100 << 20), seconds=float(second))
+
+
+def test_lines_are_logged_where_there_is_no_terminal(monkeypatch, caplog):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    caplog.set_level(logging.INFO, "paraload")
+    with ProgressBar() as bar:
+        for snapshot in snapshots(1, 9, 10, 11, 19, 20, 99, 100):
+            bar(snapshot)
+    first, _, last, end = [record.message for record in caplog.records]
+    assert first.startswith("loading checkpoint: 10.00 MiB of 100.00 MiB (10%), 0 of 2 files in ")
+    assert first.endswith(" 10.0 s (1.00 MiB/s, 90 s left)")
+    assert last.endswith(" 99.0 s (1.00 MiB/s, 1 s left)")
+    assert end.endswith(" (100%), 1 of 2 files in 100.0 s (1.00 MiB/s)")
+    assert sys.stderr.getvalue() == ""
+
+
+def test_lines_go_to_standard_error_where_the_log_shows_warnings_alone(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    text = drawn(monkeypatch, io.StringIO())
+    assert text.startswith("paraload: loading checkpoint: 4.00 MiB of 4.00 MiB (100%), ")
+    assert text.count("\n") == 1
+
+
+def test_an_empty_load_is_complete(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with ProgressBar("verifying") as bar:
+        bar(dataclasses.replace(progress(0, 0), seconds=0.0))
+    assert "verifying checkpoint: 0 B of 0 B (100%)" in sys.stderr.getvalue()
+
+
+class Kernel:
+    config = frozenset({"IPKernelApp"})
+
+
+@pytest.mark.parametrize("shell", [Kernel, None])
+def test_a_notebook_without_widgets_has_the_bar_as_text(monkeypatch, shell):
+    monkeypatch.delenv("RANK", raising=False)
+    ipython = SimpleNamespace(get_ipython=lambda: shell and shell())
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    text = drawn(monkeypatch, io.StringIO())
+    assert ("Loading checkpoint: 100%|" in text) == (shell is Kernel)
+
+
+def test_a_notebook_with_widgets_has_a_widget(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    ipython = SimpleNamespace(get_ipython=Kernel)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "tqdm.notebook", SimpleNamespace(tqdm=Widget))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "ipywidgets")
+    drawn(monkeypatch, io.StringIO())
+    assert Widget.shown == [(4 << 20, 4 << 20)]
+
+
+class Widget:
+    """In place of tqdm's, which needs ipywidgets."""
+
+    shown: ClassVar[list] = []
+    n = 0
+
+    def __init__(self, *, desc, total, bar_format):
+        self.total = total
+
+    def set_postfix_str(self, text, refresh):
+        pass
+
+    def update(self, more):
+        self.n += more
+
+    def refresh(self):
+        self.shown.append((self.n, self.total))
+
+    def close(self):
+        pass
 
 
 class Gone(Terminal):
@@ -101,10 +186,18 @@ def test_a_bar_whose_terminal_is_gone_at_its_end(monkeypatch):
     assert bar._bar.disable
 
 
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
 @pytest.mark.parametrize(("rank", "quiet"), [("", False), ("0", False), ("1", True), ("7", True)])
-def test_one_rank_of_a_job_shows_it(monkeypatch, rank, quiet):
-    monkeypatch.setenv("RANK", rank)
+def test_one_rank_of_a_job_shows_it(monkeypatch, variable, rank, quiet):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv(variable, rank)
     assert is_quiet_rank() is quiet
+
+
+def test_torchrun_counts_the_ranks_of_its_own_job(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert not is_quiet_rank()
 
 
 def test_other_ranks_draw_nothing(monkeypatch):

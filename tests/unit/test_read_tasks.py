@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paraload.core.records import TensorRecord
-from paraload.core.tasks import LocateTask, RecordSpec, RecordsTask, RunsTask, Wanted
+from paraload.core.tasks import LocateTask, RecordSpec, RecordsTask, RunsTask, SharedTask, Wanted
 from paraload.geometry.runs import Run
 from paraload.planning.read_tasks import (
     PlanKnobs,
@@ -183,12 +185,41 @@ def column(item, first, width, *, rows=100, step=1000, base=5000, path="a", chec
     ],
 )
 def test_columns_of_the_same_rows_share_a_read(tasks, expected):
-    shared = share_reads(tasks, limit_bytes=70_000)
+    shared = share_reads(tasks, limit_bytes=70_000, split_bytes=1)
     assert [task.items for task in shared] == expected
     for task in shared:
         if len(task.items) > 1:
             assert task.start == min(part.start for part in task.parts)
             assert task.end == max(part.end for part in task.parts)
+            assert task.same_rows
+
+
+def piece(item, start, nbytes, *, path="a"):
+    """All bytes of a record."""
+    return replace(
+        column(item, 0, nbytes, base=start, path=path),
+        end=start + nbytes,
+        runs=(Run(0, 0, nbytes),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ([piece(0, 0, 400), piece(1, 400, 600), piece(2, 1000, 1)], [(0, 1), (2,)]),
+        ([piece(0, 0, 400), piece(1, 4000, 600)], [(0, 1)]),  # not the bytes between them
+        ([piece(0, 0, 400, path="a"), piece(1, 400, 400, path="b")], [(0,), (1,)]),
+        ([piece(0, 0, 2000), piece(1, 2000, 1000), piece(2, 3000, 1)], [(0,), (1,), (2,)]),
+        ([column(0, 0, 100, rows=4), column(1, 300, 100), piece(2, 0, 9)], [(0,), (1,), (2,)]),
+        ([piece(0, 0, 9), column(1, 0, 100), column(2, 300, 100)], [(1, 2), (0,)]),
+    ],
+)
+def test_small_tasks_are_joined(tasks, expected):
+    joined = share_reads(tasks, limit_bytes=70_000, split_bytes=1000)
+    assert [task.items for task in joined] == expected
+    for task in joined:
+        parts = task.parts if isinstance(task, SharedTask) else [task]
+        assert [part.items for part in parts] == [(item,) for item in task.items]
 
 
 @pytest.mark.parametrize(("straight_through", "expected"), [(False, [5, 1]), (True, [3, 1, 1, 1])])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from paraload.executors import choice
+from paraload.options import ReadOptions
 from paraload.runtime import resources
+from paraload.sources.local import LocalSource
 
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A host with 64 cores and 100 GiB free, without control groups."""
-    for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"):
+    for name in (*resources._LOCAL_RANKS, "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(resources, "_CGROUP_V2", tmp_path / "v2")
     monkeypatch.setattr(resources, "_CGROUP_V1", tmp_path / "v1")
@@ -39,7 +42,68 @@ def test_local_ranks_share_the_cores(machine):
     machine.env.setenv("LOCAL_WORLD_SIZE", "8")
     assert choice.choose_processes() == 8
     ramp = choice.choose_ramp("/ckpt")
-    assert (ramp.start, ramp.limit, ramp.cores) == (8, 32, 8)
+    assert (ramp.start, ramp.limit, ramp.cores) == (8, 8, 8)
+    ramp = choice.choose_ramp("/nfs")
+    assert (ramp.start, ramp.limit) == (2, 8)
+    ramp = choice.choose_ramp(None, 32)
+    assert (ramp.start, ramp.limit) == (4, 32)
+
+
+def test_two_ranks_on_two_cores_can_still_become_more(machine):
+    (machine.v2 / "cpu.max").write_text("200000 100000\n")
+    machine.env.setenv("LOCAL_WORLD_SIZE", "2")
+    ramp = choice.choose_ramp("/ckpt")
+    assert (ramp.start, ramp.limit, ramp.cores) == (2, 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "node", "ranks"),
+    [
+        ("8", "0", 8),
+        ("8(x2),4", "1", 8),
+        ("8(x2),4", "2", 4),
+        ("2,4(x3)", "0", 2),
+        ("8(x2),4", "", 8),
+        ("8(x2),4", "9", 8),
+        ("", "0", 1),
+        ("many", "0", 1),
+        ("1(x999999999999)", "3", 1),
+    ],
+)
+def test_slurm_tells_the_ranks_of_each_node(machine, tasks, node, ranks):
+    machine.env.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    machine.env.setenv("SLURM_NODEID", node)
+    assert resources.local_ranks() == ranks
+    machine.env.setenv("LOCAL_WORLD_SIZE", "3")  # torchrun as the one task of a node
+    assert resources.local_ranks() == 3
+
+
+@pytest.mark.parametrize(
+    ("world", "devices", "ranks"),
+    [(8, 8, 8), (64, 8, 8), (2, 8, 2), (8, 0, 8), (512, 0, 64), (None, 8, 1)],
+)
+def test_ranks_without_a_launcher_are_taken_for_neighbours(machine, world, devices, ranks):
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(device_count=lambda: devices),
+        distributed=SimpleNamespace(
+            is_available=lambda: True,
+            is_initialized=lambda: world is not None,
+            get_world_size=lambda: world,
+        ),
+    )
+    machine.env.setitem(sys.modules, "torch", torch)
+    assert resources.local_ranks() == ranks
+
+
+def test_what_is_given_is_exact_on_each_rank(machine):
+    machine.env.setenv("LOCAL_WORLD_SIZE", "8")
+    plan = choice.choose_execution(
+        ReadOptions(max_workers=12, memory_budget_bytes=3 << 30),
+        source=LocalSource("/ckpt"),
+        total_bytes=1 << 30,
+        not_in_processes="",
+    )
+    assert (plan.executor.workers, plan.staging_bytes) == (12, 3 << 30)
 
 
 def test_the_limit_of_threads_has_nothing_to_do_with_cores(machine):

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from paraload.errors import MissingFileError, StorageReadError
-from paraload.sources import Read, SourceLimits
+from paraload.sources import Read, RetryPolicy, SourceLimits
 from paraload.sources import retrying as _retrying
-from paraload.sources.retrying import RetryingSource
+from paraload.sources.retrying import Retries, RetryingSource
 from paraload.workers.read_context import Cancelled, ReadContext, TaskReader
 from tests.sources import RemoteLikeSource, UnavailableError
 
@@ -24,7 +24,7 @@ def waits(monkeypatch):
     monkeypatch.setattr(
         _retrying,
         "pauses",
-        lambda retries, is_cancelled=None: seen.append(retries) or range(retries),
+        lambda retries, is_cancelled=None, **_: seen.append(retries) or range(retries),
     )
     return seen
 
@@ -138,6 +138,94 @@ def test_a_read_that_fails_after_the_load_ended_is_ignored(act):
         act(reader)
 
 
+# --------------------------------------------------------------------------------------- Retries
+
+
+@pytest.fixture
+def clock(monkeypatch, waits):
+    """A clock that only pauses move; pauses are never shorter than the longest."""
+    monkeypatch.undo()  # the fixture for all tests
+    clock = SimpleNamespace(now_s=0.0)
+
+    def sleep(seconds):
+        clock.now_s += seconds
+
+    fake = SimpleNamespace(monotonic=lambda: clock.now_s, sleep=sleep)
+    monkeypatch.setattr(_retrying, "time", fake)
+    monkeypatch.setattr(_retrying, "random", SimpleNamespace(uniform=lambda _, most: most))
+    return clock
+
+
+SERVER = RetryPolicy(retries=3, first_pause_s=1.0, longest_pause_s=8.0, outage_s=30.0)
+
+
+def server(**keywords):
+    source = RemoteLikeSource(dict.fromkeys("abc", DATA), latency_s=0, **keywords)
+    source.limits = SourceLimits(retry=SERVER)
+    return source
+
+
+def task_of(source, shared):
+    return RetryingSource(source, shared)
+
+
+def test_a_server_is_retried_for_longer_than_a_disk(clock):
+    source = task_of(server(busy=3), None)
+    source.read("a", ten())
+    assert (source.retried, clock.now_s) == (3, pytest.approx(1 + 2 + 4))
+
+
+def test_a_server_that_answers_nothing_is_given_up_by_all_tasks(clock):
+    source, shared = server(busy=10**6), Retries(SERVER)
+
+    def fail(path):
+        before = len(source.requests)
+        with pytest.raises(StorageReadError, match="503") as caught:
+            task_of(source, shared).read(path, ten())
+        assert (caught.value.start, caught.value.end) == (5, 15)
+        return len(source.requests) - before
+
+    assert fail("a") == 4
+    assert [fail("b"), fail("a")] == [1, 1], "one try, in case that it answers again"
+    clock.now_s = 29.9
+    assert fail("c") == 1
+    clock.now_s = 30.0
+    assert fail("c") == 0
+    assert clock.now_s == 30.0
+
+
+def test_a_file_that_cannot_be_read_is_given_up_alone(clock):
+    source, shared = server(busy=4), Retries(SERVER)
+    with pytest.raises(StorageReadError):
+        task_of(source, shared).read("a", ten())
+    task_of(source, shared).read("b", ten())
+    clock.now_s = 100.0
+    source._busy = 3
+    with pytest.raises(StorageReadError):
+        task_of(source, shared).read("a", ten())
+    source._busy = 3
+    task_of(source, shared).read("b", ten())
+
+
+def test_retries_end_with_the_deadline(clock):
+    for stall_timeout_s, most_s in ((None, 30.0), (1000, 30.0), (16, 8.0), (1, 0.5)):
+        clock.now_s = 0.0
+        with pytest.raises(StorageReadError):
+            task_of(server(busy=10**6), Retries(SERVER, 100, stall_timeout_s)).read("a", ten())
+        assert most_s / 2 <= clock.now_s + 0.5 <= most_s + 0.5
+    clock.now_s = 0.0
+    waits = [clock.now_s for _ in _retrying.pauses(100, policy=SERVER)]
+    assert waits == pytest.approx([1, 3, 7, 15, 23])
+
+
+def test_a_disk_is_retried_by_each_task_alone(clock):
+    source, shared = remote(busy=10**6), Retries(RetryPolicy())
+    for _ in range(2):
+        with pytest.raises(StorageReadError, match="4 times"):
+            task_of(source, shared).read("a", ten())
+        clock.now_s += 1000
+
+
 def test_pauses_grow_and_differ(monkeypatch):
     monkeypatch.undo()  # the fixture's
     now_s = 0.0
@@ -150,7 +238,7 @@ def test_pauses_grow_and_differ(monkeypatch):
     monkeypatch.setattr(_retrying, "time", fake)
 
     def waited():
-        ends = [now_s] + [now_s for _ in _retrying.pauses(9)]
+        ends = [now_s] + [now_s for _ in _retrying.pauses(9, policy=RetryPolicy())]
         return [after - before for before, after in pairwise(ends)]
 
     longest = [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
@@ -16,19 +18,22 @@ import torch.distributed.checkpoint as dcp
 from PIL import Image
 from torch.distributed.checkpoint import FileSystemWriter
 
-from benchmarks import page_cache
+from benchmarks import checkpoints, page_cache, remote
 from benchmarks.arms import Arm
 from benchmarks.cases import whole_case
 from benchmarks.checkpoints import Checkpoints
-from benchmarks.page import BENCH, RIVALS, seen_from
+from benchmarks.nginx import nginx
+from benchmarks.page import BENCH, RIVALS, RIVALS_S3, seen_from
 from benchmarks.rivals import __main__ as command
-from benchmarks.rivals import contest
+from benchmarks.rivals import contest, s3
+from benchmarks.rivals import s3_contestants as s3_contestants_module
 from benchmarks.rivals.chart import draw
 from benchmarks.rivals.contest import Cache, Result, measure, probe
 from benchmarks.rivals.contestants import ALWAYS, CONTESTANTS, RAW, Contestant, Side
 from benchmarks.rivals.formats import DCP, FLASHPACK, TORCH_SAVE, in_format
 from benchmarks.rivals.loaders import copying, torch_load
 from benchmarks.rivals.report import fastest_first, rivals_table
+from benchmarks.rivals.s3_contestants import s3_contestants
 from benchmarks.rounds import Timing
 
 REPOSITORY = Path(__file__).parents[2]
@@ -38,9 +43,12 @@ RIVAL_MODULES = {
     "multistorageclient",
     "olmo_core",
     "runai_model_streamer",
+    "s3fs",
+    "s3torchconnector",
     "safetensors",
     "torch_checkpointing",
 }
+S3_CONTESTANTS = s3_contestants("http://127.0.0.1:1", "bucket")
 STOCK, RAW_LIMIT, OURS = (
     next(c for c in CONTESTANTS if c.name == name)
     for name in ("torch FileSystemReader", RAW, "paraload threads")
@@ -88,7 +96,11 @@ MISSING = contestant("missing", importing, package="a-library-that-does-not-exis
 def result_of(**seconds):
     timings = {name.replace("_", " "): Timing(seconds=values) for name, values in seconds.items()}
     return Result(
-        files=8, cache=Cache.WARM, payload_bytes=3 << 30, timings=timings, others_cores=0.04
+        files=8,
+        place="page cache warm",
+        payload_bytes=3 << 30,
+        timings=timings,
+        others_cores=0.04,
     )
 
 
@@ -96,7 +108,8 @@ def result_of(**seconds):
 
 
 def test_nothing_of_a_rival_is_imported_before_it_runs():
-    code = "import sys, benchmarks.rivals.__main__; print(*{m.split('.')[0] for m in sys.modules})"
+    modules = "benchmarks.rivals.__main__, benchmarks.rivals.s3"
+    code = f"import sys, {modules}; print(*{{m.split('.')[0] for m in sys.modules}})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -110,12 +123,23 @@ def test_names_are_keys_and_the_reference_comes_first():
     assert {c.side for c in CONTESTANTS if c.group == "paraload"} == {Side.OURS}
 
 
+def test_names_over_s3_are_keys_and_the_limit_comes_first():
+    assert len({c.name for c in S3_CONTESTANTS}) == len(S3_CONTESTANTS)
+    assert [c.side for c in S3_CONTESTANTS][:2] == [Side.LIMIT, Side.OURS]
+    assert {c.group for c in S3_CONTESTANTS if c.side is Side.RIVAL} == {
+        "s3fs",
+        "s3torchconnector",
+        "runai",
+    }
+
+
 def test_every_package_is_pinned():
     lines = (REPOSITORY / "benchmarks/rivals/requirements.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._]+", pin) for pin in pins)
     pinned = {pin.partition("==")[0] for pin in pins}
-    assert {c.package for c in CONTESTANTS} - {None, "torch", "paraload"} <= pinned
+    everyone = (*CONTESTANTS, *S3_CONTESTANTS)
+    assert {c.package for c in everyone} - {None, "torch", "paraload"} <= pinned
     assert "torch" not in pinned  # constraints.txt has it
 
 
@@ -278,9 +302,9 @@ def test_the_table_has_the_fastest_first_and_the_absent_last():
 
 def test_the_picture_shows_ours_in_colour_and_is_small(tmp_path):
     timings = {c.name: Timing(seconds=(1.0 + (c.side is Side.RIVAL),)) for c in CONTESTANTS}
-    warm = Result(files=8, cache=Cache.WARM, payload_bytes=1 << 30, timings=timings, others_cores=0)
+    warm = Result(files=8, place="warm", payload_bytes=1 << 30, timings=timings, others_cores=0)
     target = tmp_path / "rivals.png"
-    draw(target, [warm, replace(warm, cache=Cache.COLD)], CONTESTANTS)
+    draw(target, [warm, replace(warm, place="cold")], CONTESTANTS)
     assert target.stat().st_size < 100 << 10
     with Image.open(target) as image:
         assert image.format == "PNG"
@@ -327,9 +351,9 @@ def test_a_page_without_one_place_is_left_alone(tmp_path, text):
     assert page.read_text() == text
 
 
-@pytest.mark.parametrize("place", [BENCH, RIVALS])
+@pytest.mark.parametrize("place", [BENCH, RIVALS, RIVALS_S3])
 def test_the_readme_has_the_places(place):
-    assert "rivals.png" in place.require_in(REPOSITORY / "benchmarks/README.md")
+    assert place.begin in place.require_in(REPOSITORY / "benchmarks/README.md")
 
 
 # --------------------------------------------------------------------------- the command
@@ -360,7 +384,7 @@ def test_one_command_makes_tables_picture_json_and_page(case, tmp_path, monkeypa
     assert content["readers"]["paraload threads"]["version"] == OURS.version
     assert list(content["not run"]) == ["missing"]
     warm, cold, _ = content["results"]
-    assert (warm["page cache"], cold["page cache"]) == ("warm", "cold")
+    assert (warm["place"], cold["place"]) == ("page cache warm", "page cache cold")
     assert len(warm["timings"]["once"]["seconds"]) == 1
     assert "once" not in cold["timings"]
     left = {path.name for path in tmp_path.iterdir()}
@@ -380,3 +404,84 @@ def test_a_cache_that_cannot_be_emptied_is_a_note(case, tmp_path, monkeypatch, c
     assert out.count("page cache warm") == 2
     reason = "[Errno 13] Permission denied: '/proc/sys/vm/drop_caches'"
     assert f"; page cache cold: not measured, {reason}; " in out
+
+
+# --------------------------------------------------------------------------- over S3
+
+
+@pytest.fixture
+def _small(monkeypatch):
+    shapes = {f"w{n}": (1000 + n,) for n in range(8)}
+    for kind in ("remote", "tiny"):
+        monkeypatch.setitem(checkpoints._SHAPES, kind, lambda: shapes)
+
+
+def choose(monkeypatch, *names):
+    """Let only these take part, and all in this process: each other one would import torch."""
+
+    def chosen(*where):
+        return tuple(c for c in s3_contestants(*where) if c.name in {remote.RAW, *names})
+
+    monkeypatch.setattr(s3, "s3_contestants", chosen)
+    monkeypatch.setattr(
+        s3._Processes,
+        "ask",
+        lambda self, question, *where, **more: question(self.load(*where, **more)),
+    )
+
+
+@pytest.mark.usefixtures("_small")
+def test_readers_of_s3_are_checked_and_timed(tmp_path, monkeypatch, capsys):
+    missing = "S3StorageReader of s3torchconnector"  # no part of the project
+    choose(monkeypatch, "paraload, DCP", "paraload, safetensors", missing)
+    page, figures = tmp_path / "page.md", tmp_path / "figures.json"
+    page.write_text(f"{RIVALS_S3.begin}\n{RIVALS_S3.end}\n")
+    options = ["--rounds", "2", "--folder", str(tmp_path)]
+    assert s3.main([*options, "--json", str(figures), "--readme", str(page)]) == 0
+    titles = [line for line in page.read_text().splitlines() if line.startswith("###")]
+    assert [title.partition(" (others")[0] for title in titles] == [
+        "### 0.00 GiB of bf16 in 8 files, S3, 32 MiB/s for each connection",
+        "### 0.00 GiB of bf16 in 1 file, S3, 32 MiB/s for each connection",
+        "### 0.00 GiB of bf16 in 8 files, S3, no limit",
+    ]
+    content = json.loads(figures.read_text())
+    reason = "ModuleNotFoundError: No module named 's3torchconnector'"
+    assert content["not run"] == {missing: reason}
+    for result in content["results"]:
+        rounds = {name: len(timing["seconds"]) for name, timing in result["timings"].items()}
+        assert rounds == {name: 2 for name in content["readers"] if name != missing}
+    assert capsys.readouterr().out.count(reason) == 3
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_reader_of_s3_that_loads_other_bytes_ends_the_run(tmp_path, monkeypatch):
+    choose(monkeypatch, "paraload, DCP")
+    monkeypatch.setattr(s3_contestants_module.paraload, "load", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match="'paraload, DCP' loaded other bytes into 'w0'"):
+        s3.main(["--folder", str(tmp_path)])
+
+
+def test_a_process_answers_for_its_contestant(case):
+    root = case.folder.parent
+    with (
+        nginx(root, bytes_per_second=1 << 30) as endpoint,
+        closing(s3._Processes(endpoint)) as processes,
+    ):
+        for question in (s3._checked, s3._seconds):
+            answer = processes.ask(question, "torch FsspecReader, s3fs", "full", case.folder)
+            assert answer
+    resource_tracker._resource_tracker._stop()  # Python keeps it for more processes
+
+
+def test_a_slow_reader_of_s3_runs_once():
+    seconds = {"fast": 1.0, "slow": 60.0}
+
+    def ask(question, name):
+        once = Timing(seconds=(seconds[name],))
+        return once if question is s3._checked else seconds[name] + 1
+
+    timings = s3._timings(ask, list(seconds), rounds=3)
+    assert {name: timing.seconds for name, timing in timings.items()} == {
+        "fast": (2.0, 2.0, 2.0),
+        "slow": (60.0,),
+    }

@@ -241,7 +241,8 @@ def test_threads_of_a_team_that_shrinks_and_grows_do_not_interfere(monkeypatch):
     from paraload.workers.read_context import ReadContext
     from paraload.workers.sinks import TargetSink
 
-    team = ThreadTeam(ReadContext(source=None, verify=True), TargetSink({}), [])
+    source = LocalSource("/")
+    team = ThreadTeam(ReadContext(source=source, verify=True), TargetSink({}), [])
     monkeypatch.setattr(team, "_run", lambda task: (task.wait(10), threading.get_ident())[1])
     tasks = [threading.Event() for _ in range(5)]
     try:

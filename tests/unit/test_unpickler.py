@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from enum import Enum
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     Metadata,
@@ -318,6 +320,24 @@ def test_classes_of_others_are_taken_only_where_they_are_loaded_and_inert(monkey
     module.MCoreMetadata = Acting
     with pytest.raises(pickle.UnpicklingError):
         unpickle(data)
+
+
+def pickled(value):
+    """The opcodes of a plain value, without PROTO, FRAME and STOP."""
+    return pickle.dumps(value, 3)[2:-1]
+
+
+def test_classes_of_others_that_need_no_package():
+    home = "olmo_core.distributed.checkpoint.filesystem"
+    state = {"relative_path": "__0_0.distcp", "offset": 8, "length": 16}
+    info = unpickle(pickle_of(built(made(named(home, "_StorageInfo")), pickled(state))))
+    assert info == _StorageInfo("__0_0.distcp", 8, 16)
+    path = named("multistorageclient.pathlib", "MultiStoragePath")
+    found = unpickle(pickle_of(built(made(path), pickled({"_path": "msc://bucket/step-7"}))))
+    assert os.fspath(found) == str(found) == "msc://bucket/step-7"
+    assert pickle.loads(pickle.dumps(found))._path == "msc://bucket/step-7"
+    assert "olmo_core" not in sys.modules
+    assert "multistorageclient" not in sys.modules
 
 
 # ------------------------------------------------------------------------ seen from outside

@@ -1,6 +1,7 @@
-"""The command line: ``paraload inspect|verify|load|bench PATH``.
+"""The command line: ``paraload inspect|verify|load|bench PATH``, ``paraload run SCRIPT``.
 
 Exit status: 0 all is well; 1 the checkpoint is bad; 2 the call is wrong; 130 stopped with Ctrl-C.
+``run`` ends as the program ends.
 
 Each command has a module with ``add_parser(commands)``, which imports torch only when it runs:
 ``--help``, ``--version`` and a mistyped option answer at once.
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from paraload import __version__
-from paraload.cli import bench, inspect, load, verify
+from paraload.cli import bench, inspect, load, run, verify
 from paraload.cli._arguments import UsageError
 from paraload.cli._output import discard_output, prepare_streams, printing, warn
 from paraload.errors import CheckpointReadError, InvalidOptionError
@@ -22,16 +23,27 @@ _BAD_CHECKPOINT, _BAD_CALL = 1, 2
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 
-@stopped_by_signals
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command ``argv``, by default that of the process; returns the exit status.
 
     Raises:
         SystemExit: argparse has answered: help, version, or a wrong call.
+        BaseException: from the program of ``paraload run``.
     """
-    prepare_streams()
+    answer = _command(argv)
+    if isinstance(answer, int):
+        return answer
+    answer.run()  # here, so that its errors and signals are its own
+    return 0
+
+
+@stopped_by_signals
+def _command(argv: Sequence[str] | None) -> int | run.Program:
     try:
         arguments = _parser().parse_args(argv)
+        if hasattr(arguments, "program"):
+            return run.program_of(arguments)
+        prepare_streams()
         status: int = arguments.run(arguments)
         if sys.stdout is not None:  # None if the shell has closed it
             with printing():
@@ -59,6 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"paraload {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (inspect, verify, load, bench):
+    for command in (inspect, verify, load, bench, run):
         command.add_parser(commands)
     return parser

@@ -87,7 +87,7 @@ def existing_folder(text: str) -> Path:
     if "://" in text:
         raise UsageError(
             f"{without_credentials(text)}: a URL; this command reads a folder of a mounted file"
-            " system"
+            " system. `paraload load` says how fast a URL is read"
         )
     path = Path(text)
     try:

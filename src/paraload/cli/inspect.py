@@ -38,13 +38,13 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from paraload.adapters.dcp.reader_choice import (  # noqa: PLC0415 - imports torch
-        make_source,
         metadata_of_all,
+        source_of,
     )
 
     reader = checkpoint.open_reader(arguments)
     found = metadata_of_all(reader)
-    with closing(make_source(reader)) as source:
+    with closing(source_of(reader)) as source:
         facts = _facts(found, source, str(reader.path))
     write_json(facts, arguments.json)
     if arguments.json != STANDARD_OUTPUT:

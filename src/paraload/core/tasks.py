@@ -4,7 +4,7 @@ ReadTask      work on one file: a half-open range, item numbers, a cost in bytes
   LocateTask    read the headers of big records and say where their payloads lie
   RecordsTask   read whole small (or transformed) records and cut items out of them
   RunsTask      read byte runs of one located record straight into the memory of its item
-  SharedTask    the same for several items that want columns of one record
+  SharedTask    several of these at once
 """
 
 from dataclasses import dataclass
@@ -135,6 +135,10 @@ class RunsTask(ReadTask):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedTask(ReadTask):
-    """Read the same rows once for several items: each part is one run, with equal row steps."""
+    """Several tasks of one file as one.
+
+    ``same_rows``: read the same rows once for all of them. Each part is one run, with equal steps.
+    """
 
     parts: tuple[RunsTask, ...]
+    same_rows: bool

@@ -3,7 +3,8 @@
     specs --> seen_files: one look at each file --> {path: FileStat}      before the first byte
     {path: FileStat} --> changed_files: the same look, compared            after the last one
 
-Files of a storage that only has streams are not checked; their reads fail one by one.
+Files of a storage that only has streams are not checked; their reads fail one by one. Files of a
+storage that checks the version with each read need no second look.
 """
 
 import copy
@@ -30,7 +31,7 @@ Answers = dict[str, FileStat | Exception]
 #: ``stat`` takes a millisecond on a network file system, and there may be thousands of files. On a
 #: disk it takes a few microseconds, and handing it to a thread a hundred. So one thread begins, and
 #: several share the rest if that is slow.
-_THREADS: Final = 8
+_THREADS: Final = 8  # where the storage does not say how many requests it wants in flight
 _QUICK_LOOK_S: Final = 1e-4
 _ALONE_S: Final = 2e-3
 _FILES_A_SIGN_OF_LIFE: Final = 256
@@ -58,7 +59,7 @@ def seen_files(
     thread: DaemonThreads,
     *,
     path: str,
-    retries: int,
+    retries: int | None,
 ) -> dict[str, FileStat]:
     """Size and version of each file. Refuse files that are missing, unreadable or too short.
 
@@ -71,7 +72,7 @@ def seen_files(
 
 
 def look_at_files(
-    source: ByteSource, specs: Sequence[RecordSpec], thread: DaemonThreads, *, retries: int
+    source: ByteSource, specs: Sequence[RecordSpec], thread: DaemonThreads, *, retries: int | None
 ) -> tuple[dict[str, FileStat], dict[int, ItemReadError]]:
     """What :func:`seen_files` returns, and its errors by item."""
     if source.limits.forward_only:
@@ -111,8 +112,26 @@ def look_at_files(
     return seen, failures
 
 
+def unpinned(
+    source: ByteSource, seen: Mapping[str, FileStat], before: Mapping[str, FileStat]
+) -> dict[str, FileStat]:
+    """The files to look at again after the load.
+
+    ``seen`` are those with data; ``before`` those whose metadata were read before.
+    """
+    looks = {**seen, **before}
+    if (is_pinned := getattr(source, "is_pinned", None)) is None:
+        return looks
+    # Of a file that is in both, ``before`` is the first look.
+    return {
+        path: stat
+        for path, stat in looks.items()
+        if stat != seen.get(path) or not is_pinned(path, stat)
+    }
+
+
 def changed_files(
-    source: ByteSource, seen: Mapping[str, FileStat], thread: DaemonThreads, *, retries: int
+    source: ByteSource, seen: Mapping[str, FileStat], thread: DaemonThreads, *, retries: int | None
 ) -> ChangedFileError | None:
     """The error for files that differ from what was ``seen``; ``None`` if all are the same."""
     answers, _ = _answers(source, source.stat, seen, thread, retries)
@@ -148,14 +167,18 @@ def _change(source: ByteSource, before: FileStat, after: FileStat | Exception) -
 
 
 def _answers(
-    source: ByteSource, stat: Stat, paths: Collection[str], thread: DaemonThreads, retries: int
+    source: ByteSource,
+    stat: Stat,
+    paths: Collection[str],
+    thread: DaemonThreads,
+    retries: int | None,
 ) -> tuple[Answers, int]:
     """The answer for each file, after retries of transient errors; and the number of tries."""
     answers: Answers = {}
     tries = 0
-    for _ in chain((1,), pauses(retries)):
+    for _ in chain((1,), pauses(retries, policy=source.limits.retry)):
         tries += 1
-        answers |= _ask(stat, paths, thread)
+        answers |= _ask(stat, paths, thread, source.limits.requests_in_flight or _THREADS)
         errors = {path: it for path, it in answers.items() if isinstance(it, Exception)}
         paths = [path for path, error in errors.items() if is_transient(source, error)]
         if not paths:
@@ -163,7 +186,7 @@ def _answers(
     return answers, tries
 
 
-def _ask(stat: Stat, paths: Collection[str], thread: DaemonThreads) -> Answers:
+def _ask(stat: Stat, paths: Collection[str], thread: DaemonThreads, most: int) -> Answers:
     answers: Answers = {}
     left = deque(paths)
 
@@ -186,7 +209,7 @@ def _ask(stat: Stat, paths: Collection[str], thread: DaemonThreads) -> Answers:
     waiting = dict.fromkeys(left)
     patience_s = PATIENCE_WITH_STALLED_S
     with DaemonThreads(
-        _THREADS, "paraload-look", timeout_s=thread.timeout_s, patience_s=patience_s
+        most, "paraload-look", timeout_s=thread.timeout_s, patience_s=patience_s
     ) as threads:
         for path in left:
             threads.submit(path, ask, path)

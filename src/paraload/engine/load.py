@@ -84,6 +84,7 @@ class Load:
         )
         self._executor = execution.executor
         self._task_limit_bytes = execution.task_limit_bytes
+        self._sizes = execution.sizes
         self._budget = budget = MemoryBudget(execution.staging_bytes)
         self._items = Items(setup.specs, setup.targets, setup.ordered)
         items_by_file = Counter([spec.path for spec in setup.specs])
@@ -115,7 +116,7 @@ class Load:
             targets=DirectTargets(setup.targets, setup.ordered),
             unit_names=itertools.count(setup.specs[-1].item + 1 if setup.specs else 0),
             verify=setup.read_context.verify and has_checksum,
-            split_bytes=execution.sizes.next_split_bytes,
+            split_bytes=self._sizes.next_split_bytes,
         )
         self._assemblies: dict[int, Assembly] = {}
         self._done: set[int] = set()
@@ -222,19 +223,20 @@ class Load:
     def _handle(self, result: TaskResult) -> None:
         task = result.task
         self.statistics.count(result)
-        for outcome in result.outcomes:
+        parts = task.parts if isinstance(task, SharedTask) else itertools.repeat(task)
+        for outcome, part in zip(result.outcomes, parts, strict=False):
             if isinstance(outcome, LandedItems):
                 self._take_landed(outcome, task.path)
                 continue
             item = self._items[outcome.item]
             self._attempt(item, self._handle_outcome, item, outcome)
-            for part in task.parts if isinstance(task, SharedTask) else (task,):
-                if isinstance(part, RunsTask) and part.items == (outcome.item,):
-                    assembly = self._assemblies[outcome.item]
-                    self._attempt(item, assembly.end_task, part)
-                    self._attempt(item, self._finish, assembly)
+            if isinstance(part, RunsTask):
+                assembly = self._assemblies[outcome.item]
+                self._attempt(item, assembly.end_task, part)
+                self._attempt(item, self._finish, assembly)
         if located := self._context.located:
-            self._scheduler.ready(share_reads(located, limit_bytes=self._task_limit_bytes))
+            limit, split = self._task_limit_bytes, self._sizes.split_bytes
+            self._scheduler.ready(share_reads(located, limit_bytes=limit, split_bytes=split))
             located.clear()
         self._take_turns()  # others may have waited for an item that has failed
 

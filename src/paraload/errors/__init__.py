@@ -11,7 +11,7 @@ workers travel as text.
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, Self
 
@@ -28,7 +28,19 @@ class CheckpointReadError(Exception):
     Args:
         message: what happened, for people.
         failures: an error for each item that failed; empty if the load failed as a whole.
+
+    Attributes:
+        nothing_was_read: whether the targets are known to be as they were before the load.
+        advice: what to do about all failures together, on lines of its own at the end of the text.
     """
+
+    nothing_was_read = False
+    advice = ""
+
+    @property
+    def by_rank(self) -> Mapping[int, BaseException]:
+        """The error of each rank that failed, if several ranks load together."""
+        return {}
 
     def __init__(self, message: str, failures: tuple[ItemReadError, ...] = ()) -> None:
         super().__init__(message)
@@ -58,7 +70,12 @@ class ItemReadError(CheckpointReadError):
         got: what is there.
         hint: the next step for the user.
         traceback_text: the traceback of the worker, if there is one.
+
+    Attributes:
+        ranks: the ranks that failed to read the item, if several load together.
     """
+
+    ranks: tuple[int, ...] = ()
 
     def __init__(  # noqa: PLR0913 - the parts of a load, each made elsewhere
         self,
@@ -180,6 +197,8 @@ class TransformError(ItemReadError):
 class MetadataError(CheckpointReadError):
     """The ``.metadata`` of a checkpoint, ``path``, cannot be read, or is not metadata."""
 
+    nothing_was_read = True
+
     def __init__(self, problem: str, path: str) -> None:
         super().__init__(f"{path}: {problem}")
         self.path = path
@@ -220,6 +239,10 @@ class InvalidOptionError(ValueError):
     """An option has an invalid value: the call is wrong, not the checkpoint."""
 
 
+class IncompatibleTorchError(RuntimeError):
+    """This version of torch lacks something that paraload needs, or has changed it."""
+
+
 class HookNotPicklableError(InvalidOptionError, TypeError):
     """A hook cannot be sent to worker processes because it does not pickle."""
 
@@ -246,19 +269,24 @@ def summarize(failures: list[ItemReadError], *, items: int, path: str) -> Checkp
 
 
 def refuse_to_begin(
-    failures: Sequence[ItemReadError], *, items: int, path: str
+    failures: Sequence[ItemReadError], *, items: int, path: str, advice: str = ""
 ) -> CheckpointReadError:
     """The error of a load that cannot succeed, raised before the first read."""
-    return _error_of(
+    error = _error_of(
         f"the checkpoint {path!r} cannot fill {len(failures)} of {counted(items, 'item')}; nothing"
         " was read, and the targets are as they were:",
         failures,
+        advice,
     )
+    error.nothing_was_read, error.advice = True, advice
+    return error
 
 
-def _error_of(head: str, failures: Sequence[ItemReadError]) -> CheckpointReadError:
+def _error_of(
+    head: str, failures: Sequence[ItemReadError], advice: str = ""
+) -> CheckpointReadError:
     lines = [head, *(f"  - {line}" for line in lines_of(failures))]
-    error = CheckpointReadError("\n".join(lines), tuple(failures))
+    error = CheckpointReadError("\n".join(lines) + advice, tuple(failures))
     noted: dict[str, str | None] = {}
     for failure in failures:
         if _wraps_another(failure) and (text := failure.traceback_text.strip()):

@@ -6,10 +6,10 @@ little in common: up to 10 get a line each, and more are listed by name.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
-from paraload._text import counted, printable, with_hint
+from paraload._text import counted, printable, ranks_text, with_hint
 
 #: An ``ItemReadError``, which is defined in a module that imports this one.
 Failure: TypeAlias = Any
@@ -25,8 +25,12 @@ _PUNCTUATION: Final = "'\"`.,:;()[]"
 _NUMBERS: Final = re.compile(r"[\d,()\[\] ]+")
 
 
-def lines_of(failures: Iterable[Failure]) -> list[str]:
-    """A bounded number of lines for ``failures``, in order."""
+def lines_of(failures: Iterable[Failure], *, ranks: Collection[int] = ()) -> list[str]:
+    """A bounded number of lines for ``failures``, in order.
+
+    ``ranks`` are those that the reader of the lines knows to have failed. A line names its own
+    ranks if they are others.
+    """
     groups: dict[Cause, list[Failure]] = {}
     for failure in failures:
         groups.setdefault(_cause(failure), []).append(failure)
@@ -35,7 +39,9 @@ def lines_of(failures: Iterable[Failure]) -> list[str]:
     for cause in groups:
         firsts.setdefault(cause[0], cause)
     shown = set(list(dict.fromkeys([*firsts.values(), *groups]))[:_LISTED_CAUSES])
-    lines = [line for cause, group in groups.items() if cause in shown for line in _lines(group)]
+    lines = [
+        line for cause, group in groups.items() if cause in shown for line in _lines(group, ranks)
+    ]
     if hidden := groups.keys() - shown:
         items = sum(len(groups[cause]) for cause in hidden)
         files = len({path for path, *_ in hidden} - {None})
@@ -53,13 +59,17 @@ def _cause(failure: Failure) -> Cause:
     return failure.path, type(failure), _NUMBERS.sub("", problem)
 
 
-def _lines(group: Sequence[Failure]) -> list[str]:
+def _lines(group: Sequence[Failure], ranks: Collection[int]) -> list[str]:
     first = group[0]
     names = list(dict.fromkeys(failure.fqn for failure in group if failure.fqn is not None))
     is_few = first.path is None and len(group) == len(names) <= _LINES_WITHOUT_FILE
     if len(group) == 1 or is_few:
-        return [f"{type(failure).__name__}: {failure}" for failure in group]
-    text = f"{type(first).__name__}: {first.problem} ({_where(group)}{_items(group, names)})"
+        return [
+            f"{_on(failure.ranks, ranks)}{type(failure).__name__}: {failure}" for failure in group
+        ]
+    own = [rank for failure in group for rank in failure.ranks]
+    text = f"{_on(own, ranks)}{type(first).__name__}: {first.problem}"
+    text += f" ({_where(group)}{_items(group, names)})"
     expected, got, hint = (_common(group, name) for name in ("expected", "got", "hint"))
     if expected is not None:
         text += f"; expected {expected}"
@@ -68,6 +78,10 @@ def _lines(group: Sequence[Failure]) -> list[str]:
     if expected is None and got is None and None not in (first.expected, first.got):
         text += f"; for {first.fqn!r}, expected {first.expected}, got {first.got}"
     return [printable(with_hint(text, hint))]
+
+
+def _on(own: Collection[int], ranks: Collection[int]) -> str:
+    return f"{ranks_text(own)}: " if {*own} != {*ranks} else ""
 
 
 def _common(group: Sequence[Failure], attribute: str) -> str | None:

@@ -23,13 +23,15 @@ _MAX_SLOT_BYTES: Final = 4 << 20
 _MIN_SLOT_BYTES: Final = 1 << 18
 _IN_PROCESSES: Final = frozenset({"processes", "pool"})
 
-#: Most threads at the start. On a network file system, where each waits for a server, also the
-#: fewest; no page cache was faster with more.
+#: Most threads at the start, of all ranks of the host. On a network file system, where each waits
+#: for a server, also the fewest; no page cache was faster with more.
 _START: Final = 16
-#: Most threads later: one stream of a shared file system gave 2.0 GiB/s, 32 gave 8.5. Distant
-#: servers need more.
+#: Most threads later, of all ranks: one stream of a shared file system gave 2.0 GiB/s, 32 gave 8.5.
+#: Distant servers need more.
 _LIMIT: Final = 32
 _NETWORK_LIMIT: Final = 64
+#: One thread alone would be the sequential executor, which cannot become more.
+_FEWEST: Final = 2
 #: Memory of a thread (a block of small records and its results) and of a process with two slots.
 _THREAD_BYTES: Final = 8 << 20
 _PROCESS_BYTES: Final = 40 << 20
@@ -71,18 +73,15 @@ def choose_execution(
         downgrade = f"threads instead of {name}: {not_in_processes}"
         name = "threads"
     in_processes = name in _IN_PROCESSES
-    workers, slot_bytes, ramp = 1, 0, None
-    if options.is_sequential or total_bytes < _SHARE_FROM_BYTES:
-        pass
-    elif options.max_workers is not None:
-        workers = options.max_workers
-    elif in_processes:
-        workers = choose_processes()
-    else:
-        ramp = choose_ramp(getattr(source, "root", None), source.limits.requests_in_flight)
-        if options.direct_io:  # each thread has a buffer of its own
-            ramp = ramp.at_most(budget_bytes // DIRECT_READ_BYTES)
-        workers = ramp.start
+    workers, ramp = _workers(options, source, total_bytes, budget_bytes, in_processes=in_processes)
+    slot_bytes = 0
+    if body_bytes := source.limits.body_bytes:
+        most = max(1, budget_bytes // 2 // body_bytes)
+        if workers > most and options.max_workers is not None:
+            downgrade = downgrade or f"{most} readers, whose responses fit into the budget"
+        workers, ramp = min(workers, most), ramp and ramp.at_most(most)
+        held_bytes = body_bytes * (ramp.limit if ramp else workers)
+        budget_bytes = max(budget_bytes - held_bytes, budget_bytes // 2)
     if in_processes:
         # Slots get one half of the budget, staging behind them the other.
         workers = max(1, min(workers, budget_bytes // 2 // SLOTS_PER_WORKER // _MIN_SLOT_BYTES))
@@ -99,6 +98,27 @@ def choose_execution(
         task_limit_bytes=slot_bytes or sys.maxsize,
         downgrade=downgrade,
     )
+
+
+def _workers(
+    options: ReadOptions,
+    source: ByteSource,
+    total_bytes: int,
+    budget_bytes: int,
+    *,
+    in_processes: bool,
+) -> tuple[int, RampLimits | None]:
+    """The number of workers at the start, and its limits if it adapts."""
+    if options.is_sequential or total_bytes < _SHARE_FROM_BYTES:
+        return 1, None
+    if options.max_workers is not None:
+        return options.max_workers, None
+    if in_processes:
+        return choose_processes(), None
+    ramp = choose_ramp(getattr(source, "root", None), source.limits.requests_in_flight)
+    if options.direct_io:  # each thread has a buffer of its own
+        ramp = ramp.at_most(budget_bytes // DIRECT_READ_BYTES)
+    return ramp.start, ramp
 
 
 def make_executor(
@@ -123,13 +143,16 @@ def choose_ramp(path: str | None, requests_in_flight: int | None = None) -> Ramp
 
     ``path``: a folder, if the storage is a file system; ``requests_in_flight``: its own number.
     """
-    cores = _cores()
-    start, limit = min(_START, max(2, cores)), _LIMIT
+    cores, ranks = _cores(), resources.local_ranks()
+    start, limit = min(_START, cores), _LIMIT // ranks
     if requests_in_flight is not None:
-        start, limit = min(_LIMIT, requests_in_flight), requests_in_flight
+        # Each connection has a rate of its own, so ranks may have more of them together.
+        start, limit = min(_LIMIT, requests_in_flight) // ranks, requests_in_flight
     elif path is not None and resources.is_network_path(path):
-        start, limit = _START, _NETWORK_LIMIT
-    return RampLimits(start=start, limit=limit, cores=cores).at_most(_affordable(_THREAD_BYTES))
+        start, limit = _START // ranks, _NETWORK_LIMIT // ranks
+    start = max(_FEWEST, start)
+    ramp = RampLimits(start=start, limit=max(start, limit), cores=cores)
+    return ramp.at_most(_affordable(_THREAD_BYTES))
 
 
 def choose_processes() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from paraload.errors import (
     ShortFileError,
     StalledReadError,
 )
-from paraload.metadata.folder_contents import in_natural_order
+from paraload.metadata.folder_contents import names_of_parent
+from paraload.metadata.listing import Look
 from paraload.metadata.rank_files import (
     may_appear,
     metadata_file,
@@ -43,22 +44,30 @@ class MetadataFile:
 
     Attributes:
         source: reads it.
+        stays_open: ``source`` is used after it.
         path: for ``source``.
         name: for errors.
         errors: what ``source`` raises if it cannot be read.
         may_appear: whether a missing file may be there in a moment.
         why_missing: the problem with a missing file.
+        stat: of the file, if it is known.
+        error: of a storage that has not answered before; it is not asked again.
     """
 
     source: ByteSource
+    stays_open: bool = False
     path: Any
     name: str
     errors: tuple[type[Exception], ...] = (OSError, MemoryError, ShortFileError)
     may_appear: Callable[[], bool]
     why_missing: Callable[[], str]
+    stat: FileStat | None = None
+    error: Exception | None = None
 
     @classmethod
-    def at(cls, path: str | os.PathLike[str], fs: Any = None) -> MetadataFile:
+    def at(
+        cls, path: str | os.PathLike[str], fs: Any = None, look: Look | None = None
+    ) -> MetadataFile:
         """The file ``path`` of torch's ``FileSystemBase``, or else of a mounted file system."""
         whole: Any = str(Path(path).absolute()) if fs is None else path
         return cls(
@@ -67,42 +76,55 @@ class MetadataFile:
             name=str(whole),
             may_appear=partial(may_appear, whole, fs),
             why_missing=partial(why_missing, str(whole), fs),
+            error=None if look is None else look.error,
         )
 
     @classmethod
-    def of(cls, source: ByteSource, rank: int | None, folder: str) -> MetadataFile:
-        """The file of ``rank`` in the checkpoint that ``source`` reads, called ``folder``."""
+    def of(
+        cls, source: ByteSource, rank: int | None, folder: str, look: Look | None = None
+    ) -> MetadataFile:
+        """The file of ``rank`` in the checkpoint that ``source`` reads, called ``folder``.
+
+        ``source`` stays open, for the data.
+        """
+        look = look or Look()
 
         def why_missing() -> str:
             if not hasattr(source, "list_files"):
                 return "no such file. Is this the URL of a checkpoint's folder?"
-            return why_missing_among(in_natural_order([*source.list_files()]), path)
+            return why_missing_among(names_of_parent(source), path)
 
         path = metadata_file(rank)
         return cls(
             source=source,
+            stays_open=True,
             path=path,
             name=f"{folder}/{path}",
             errors=(Exception,),  # clients of storages raise errors of their own
             may_appear=lambda: False,
             why_missing=why_missing,
+            stat=look.metadata if rank is None else None,
+            error=look.error,
         )
 
 
 def read_metadata_bytes(
     file: MetadataFile,
     *,
-    retries: int,
+    retries: int | None,
     stall_timeout_s: float | None,
     seen: dict[str, FileStat] | None = None,
 ) -> bytes:
-    """All bytes of ``file``, whose source is closed.
+    """All bytes of ``file``, whose source is closed unless it stays open.
 
     Arguments and errors are those of :func:`~paraload.metadata.reading.read_metadata`.
     """
     name = file.name
+    end = nullcontext() if file.stays_open else closing(file.source)
     try:
-        with closing(file.source), DaemonThreads.for_looks(stall_timeout_s) as thread:
+        if file.error is not None:
+            raise file.error
+        with end, DaemonThreads.for_looks(stall_timeout_s) as thread:
             read = partial(_read, file, seen, thread.goes_on)
             call = partial(thread.call, lambda: f"{name!r} was being read")
             data: bytes | None = again(file.source, partial(call, read), retries)
@@ -130,7 +152,7 @@ def _read(
     try:
         if source.limits.forward_only:
             return _read_stream(source, path, goes_on)
-        stat = source.stat(path)
+        stat = file.stat or source.stat(path)
         if seen is not None:
             seen[path] = stat
         return _read_pieces(source, path, stat.size, goes_on)

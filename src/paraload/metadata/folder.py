@@ -21,7 +21,7 @@ from paraload.errors import MetadataError
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.file_bytes import MetadataFile
 from paraload.metadata.index import CheckpointIndex
-from paraload.metadata.listing import files_without_metadata
+from paraload.metadata.listing import Look, look_at
 from paraload.metadata.rank_files import GLOBAL_METADATA, metadata_file, rank_files_among
 from paraload.metadata.reading import read_metadata
 from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
@@ -77,26 +77,27 @@ def folder_metadata(
     folder: str | os.PathLike[str],
     *,
     source: ByteSource | None = None,
+    look: Look | None = None,
     allow_globals: Iterable[Any] = (),
-    retries: int = 0,
+    retries: int | None = 0,
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
 ) -> FolderMetadata:
     """Read the metadata of the checkpoint in ``folder``; see ``reading.read_metadata``.
 
-    With a ``source``, it has the files, and ``folder`` is their name in errors.
+    With a ``source``, which stays open, it has the files, and ``folder`` is their name in errors.
+    ``look`` is what is known of the folder.
     """
     waiting: Any = {"retries": retries, "stall_timeout_s": stall_timeout_s}
-    names = files_without_metadata(
-        open_source(folder) if source is None else source, path=str(folder), **waiting
-    )
-    of_ranks = rank_files_among(names)
+    if look is None:
+        look = look_at(source or open_source(folder), path=str(folder), **waiting)
+    of_ranks = rank_files_among(look.names)
     seen: dict[str, FileStat] = {}
     found = []
     for rank in of_ranks or [None]:
         if source is None:
-            file = MetadataFile.at(Path(folder, metadata_file(rank)))
+            file = MetadataFile.at(Path(folder, metadata_file(rank)), look=look)
         else:
-            file = MetadataFile.of(source, rank, str(folder))
+            file = MetadataFile.of(source, rank, str(folder), look)
         metadata = read_metadata(
             file,
             allow_globals=tuple(allow_globals),
@@ -120,7 +121,7 @@ def folder_metadata(
         index=index,
         seen=seen,
         ranks=tuple(of_ranks),
-        missing=_missing(names, of_ranks) if of_ranks else (),
+        missing=_missing(look.names, of_ranks) if of_ranks else (),
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any, Final
 from paraload._text import counted
 
 _INCOMPLETE: Final = "an incomplete checkpoint? This file is written last"
+#: A folder of runs may have thousands of subfolders; the last ones are the newest checkpoints.
+_MOST_SUBFOLDERS: Final = 20
 _CHECKPOINT_FILES: Final = ("/.metadata", ".safetensors")
 #: By the ending of file names, in the order of preference.
 _OTHER_FORMATS: Final = {
@@ -48,6 +50,26 @@ def in_natural_order(names: Sequence[str]) -> list[str]:
         return [(int(part), "") if part.isdecimal() else (-1, part) for part in _parts(name)]
 
     return sorted(names, key=key)
+
+
+def names_in_folder(source: Any) -> list[str]:
+    """The files of a folder; of a storage that cannot list them, none.
+
+    Those of subfolders are among them only in storages that list nothing else.
+    """
+    if hasattr(source, "list_folder"):
+        return [*source.list_folder("")]
+    return [*source.list_files()] if hasattr(source, "list_files") else []
+
+
+def names_of_parent(source: Any) -> list[str]:
+    """The files of a folder, then those of its newest subfolders, the newest last."""
+    names = names_in_folder(source)
+    below = in_natural_order([name for name in names if name.endswith("/")])[-_MOST_SUBFOLDERS:]
+    return in_natural_order(
+        [name for name in names if not name.endswith("/")]
+        + [folder + name for folder in below for name in source.list_folder(folder)]
+    )
 
 
 def names_in(folder: Path) -> list[str]:

@@ -1,70 +1,80 @@
-"""Which files a checkpoint in any storage has, with retries and a deadline."""
+"""What a checkpoint's folder holds, in any storage, with retries and a deadline."""
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from paraload.errors import StalledReadError
+from paraload.metadata.folder_contents import names_in_folder
 from paraload.metadata.rank_files import GLOBAL_METADATA
 from paraload.metadata.safetensors_folder import INDEX, SINGLE
 from paraload.runtime.daemon_threads import DaemonThreads
-from paraload.sources import ByteSource
-from paraload.sources.retrying import again
+from paraload.sources import ByteSource, FileStat
+from paraload.sources.retrying import again, is_transient
 
 Answer = TypeVar("Answer")
 
 
-def files_of(
-    source: ByteSource, *, path: str, retries: int, stall_timeout_s: float | None
-) -> list[str]:
-    """All files; of a storage that cannot list them, none."""
-    return _looked(source, _listed, path, retries=retries, stall_timeout_s=stall_timeout_s)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What is known of a folder before its metadata are read.
 
-
-def files_without_metadata(
-    source: ByteSource, *, path: str, retries: int, stall_timeout_s: float | None
-) -> list[str]:
-    """All files if there is no ``.metadata``, otherwise none.
-
-    Of a mounted folder they are only those directly in it: a whole disk may lie below. A storage
-    that cannot list its files is asked for the usual names of safetensors. After an error the
-    result is empty too: reading the metadata raises it again, where other ranks hear of it.
+    Attributes:
+        metadata: the stat of ``.metadata``; ``None`` if it is missing.
+        names: the files, if it is missing; see :func:`names_in_folder`.
+        error: of a storage that has not answered in time; nothing else is known then.
     """
-    call = _listed_without_metadata
-    with suppress(Exception):
-        return _looked(source, call, path, retries=retries, stall_timeout_s=stall_timeout_s)
-    return []
+
+    metadata: FileStat | None = None
+    names: tuple[str, ...] = ()
+    error: Exception | None = None
 
 
-def _looked(
+def look_at(
+    source: ByteSource, *, path: str, retries: int | None, stall_timeout_s: float | None
+) -> Look:
+    """Whether there is a ``.metadata``, and otherwise the files of the folder.
+
+    A storage that cannot list its files is asked for the usual names of safetensors. After an error
+    nothing is known: reading the metadata raises it again, where other ranks hear of it.
+    """
+    doing = f"'{path}/{GLOBAL_METADATA}' was being read"
+    try:
+        return looked(source, _look, doing, retries=retries, stall_timeout_s=stall_timeout_s)
+    except Exception as error:  # noqa: BLE001 - raised later
+        # Waiting for it a second time would double the deadline.
+        has_waited = isinstance(error, StalledReadError) or is_transient(source, error)
+        return Look(error=error.with_traceback(None) if has_waited else None)
+
+
+def looked(
     source: ByteSource,
     call: Callable[[ByteSource], Answer],
-    path: str,
+    doing: str,
     *,
-    retries: int,
+    retries: int | None,
     stall_timeout_s: float | None,
 ) -> Answer:
+    """Call with ``source``; ``doing`` is a clause that says during what it has stalled."""
     with DaemonThreads.for_looks(stall_timeout_s) as thread:
-        look = partial(thread.call, lambda: f"{path!r} was being listed", call, source)
+        look = partial(thread.call, lambda: doing, call, source)
         answer: Answer = again(source, look, retries)
     return answer
 
 
-def _listed(source: ByteSource) -> list[str]:
-    return [*source.list_files()] if hasattr(source, "list_files") else []
-
-
-def _listed_without_metadata(source: ByteSource) -> list[str]:
-    if _has(source, GLOBAL_METADATA):
-        return []
+def _look(source: ByteSource) -> Look:
+    with suppress(FileNotFoundError):
+        return Look(metadata=source.stat(GLOBAL_METADATA))
     if (root := getattr(source, "root", None)) is not None:
         with suppress(FileNotFoundError):  # final, although it would be retried for a file
-            return [path.name for path in Path(root).iterdir()]
-        return []
+            return Look(names=tuple(path.name for path in Path(root).iterdir()))
+        return Look()
     if hasattr(source, "list_files"):
-        return _listed(source)
-    return [name for name in (INDEX, SINGLE) if _has(source, name)]
+        return Look(names=tuple(names_in_folder(source)))
+    return Look(names=tuple(name for name in (INDEX, SINGLE) if _has(source, name)))
 
 
 def _has(source: ByteSource, name: str) -> bool:

@@ -32,7 +32,7 @@ def read_metadata(
     *,
     allow_globals: Iterable[Any] = (),
     load_id: str | None = None,
-    retries: int = 0,
+    retries: int | None = 0,
     stall_timeout_s: float | None = DEFAULT_STALL_TIMEOUT_S,
     seen: dict[str, FileStat] | None = None,
 ) -> Metadata:
@@ -43,7 +43,7 @@ def read_metadata(
         allow_globals: what the file may name besides the classes of torch's own writers: names
             ("module.name"), or the classes and functions themselves.
         load_id: stored in ``storage_meta``, as torch's reader does.
-        retries: how often to retry transient read errors.
+        retries: how often to retry transient read errors; ``None`` as often as suits the storage.
         stall_timeout_s: seconds without progress before a stalled read becomes an error; ``None``
             waits forever.
         seen: receives the file's stat before it is read, by its path, which is absolute on a

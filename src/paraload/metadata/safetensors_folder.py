@@ -29,6 +29,7 @@ from paraload.errors import (
     MissingMetadataError,
     UnsafePathError,
 )
+from paraload.metadata.folder_contents import names_in_folder, names_of_parent
 from paraload.metadata.safetensors_chunks import SafetensorsFile, metadata_of
 from paraload.metadata.safetensors_headers import FileReader
 from paraload.runtime.gc_pause import collector_paused
@@ -53,7 +54,7 @@ def read_safetensors_metadata(
     file: str | None = None,
     *,
     path: str,
-    retries: int,
+    retries: int | None,
     stall_timeout_s: float | None,
     seen: dict[str, FileStat] | None = None,
 ) -> Metadata:
@@ -63,7 +64,7 @@ def read_safetensors_metadata(
         source: of the checkpoint's folder.
         file: one ``.safetensors`` file or index in it; ``None`` looks at the whole folder.
         path: of the checkpoint, for errors.
-        retries: how often to retry transient read errors.
+        retries: how often to retry transient read errors; ``None`` as often as suits the storage.
         stall_timeout_s: seconds without progress before a stalled read becomes an error; ``None``
             waits forever.
         seen: receives the stat of each file before it is read, by its path in the source.
@@ -100,7 +101,7 @@ def _files(reader: FileReader) -> tuple[str | None, list[str]]:
     """The index of the folder, or else its files."""
     if not hasattr(reader.source, "list_files"):
         return _unlisted(reader)
-    names = reader.names()
+    names = reader.names(names_in_folder)
     top = {name for name in names if "/" not in name}
     indexes = sorted(name for name in top if name.endswith(INDEX_SUFFIX))
     if INDEX in indexes:
@@ -112,7 +113,7 @@ def _files(reader: FileReader) -> tuple[str | None, list[str]]:
         return indexes[0], []
     files = sorted(name for name in top if name.endswith(SUFFIX))
     if not files:
-        raise MissingMetadataError(_why_none(names), reader.path)
+        raise MissingMetadataError(_why_none(reader.names(names_of_parent)), reader.path)
     if missing := _missing_numbers(files):
         raise MissingFileError(
             f"the checkpoint {reader.path!r} lacks {counted(len(missing), 'file')}",

@@ -20,7 +20,7 @@ from paraload.formats.safetensors import (
 )
 from paraload.runtime.daemon_threads import PATIENCE_WITH_STALLED_S, DaemonThreads
 from paraload.sources import ByteSource, FileStat, Read
-from paraload.sources.retrying import RetryingSource
+from paraload.sources.retrying import Retries, RetryingSource
 
 #: Files read at once where the storage does not say how many requests suit it.
 _THREADS: Final = 8
@@ -32,7 +32,7 @@ class FileReader:
     Args:
         source: of the checkpoint's folder.
         path: of the checkpoint, for errors.
-        retries: how often to retry transient read errors.
+        retries: how often to retry transient read errors; ``None`` as often as suits the storage.
         stall_timeout_s: seconds without progress before a stalled read becomes an error.
         starts: by path, where the safetensors begin in files that hold something else in front.
 
@@ -45,14 +45,14 @@ class FileReader:
         source: ByteSource,
         *,
         path: str,
-        retries: int,
+        retries: int | None,
         stall_timeout_s: float | None,
         starts: Mapping[str, int] | None = None,
     ) -> None:
         self.source = source
         self.path = path
         self.seen: dict[str, FileStat] = {}
-        self._retries = retries
+        self._retries = Retries(source.limits.retry, retries, stall_timeout_s)
         self._starts = {} if starts is None else starts
         self._threads = DaemonThreads(
             source.limits.requests_in_flight or _THREADS,
@@ -81,10 +81,9 @@ class FileReader:
         found: dict[str, str] = self.whole(self.answers([path], self._index))[0]
         return found
 
-    def names(self) -> set[str]:
-        """All files, also those in subfolders."""
-        listing: Any = self.source
-        answers = self.answers([self.path], lambda *_: set(listing.list_files()))
+    def names(self, listed: Callable[[Any], Iterable[str]]) -> set[str]:
+        """The files of the folder, as ``listed`` returns them."""
+        answers = self.answers([self.path], lambda *_: set(listed(self.source)))
         found: set[str] = self.whole(answers)[0]
         return found
 

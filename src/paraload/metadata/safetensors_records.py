@@ -42,7 +42,7 @@ def locate_safetensors(
     make_source: Callable[[], ByteSource],
     *,
     path: str,
-    retries: int,
+    retries: int | None,
     stall_timeout_s: float | None,
 ) -> None:
     """Replace the storage infos of all tensors by the places that the files' headers give.

@@ -186,6 +186,17 @@ def _late(kind: type) -> _Inert:
     return _empty(type(kind.__name__, (kind,), {"__setstate__": set_state}))
 
 
+class OtherPath:
+    """A path of another library, as the text that it was saved with."""
+
+    _path = ""
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+    __str__ = __fspath__
+
+
 def _of_loaded(full: str) -> _Inert | None:
     """A stand-in for a class in ``_OF_OTHERS``; nothing is imported because a file names it."""
     if full not in _OF_OTHERS:
@@ -212,6 +223,12 @@ _DATA_CLASSES: Final[tuple[type, ...]] = (
 #: The same, of :mod:`paraload.core.compat`: not every torch has them.
 _OTHER_DATA_CLASSES: Final = ("StorageInfo", "HFStorageInfo", "StoragePrefix", "BytesIOWriteData")
 _ENUMS: Final = ("MemoryFormatEncoding", "OldMemoryFormatEncoding")
+#: Classes of other writers, and what stands for them, so that reading needs no package of theirs.
+_INSTEAD: Final[dict[str, type]] = {
+    "multistorageclient.pathlib.MultiStoragePath": OtherPath,
+    # The same attributes as torch's.
+    "olmo_core.distributed.checkpoint.filesystem._StorageInfo": compat.StorageInfo,
+}
 #: Classes of other writers that only hold attributes.
 _OF_OTHERS: Final = {
     "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata",
@@ -225,6 +242,7 @@ def _stand_ins() -> dict[str, Any]:
     table |= {
         compat.torch_name(name): _empty(getattr(compat, name)) for name in _OTHER_DATA_CLASSES
     }
+    table |= {name: _empty(kind) for name, kind in _INSTEAD.items()}
     table[_full_name(metadata.TensorProperties)] = _late(metadata.TensorProperties)
     table[compat.torch_name("OldTensorProperties")] = _late(compat.OldTensorProperties)
     table |= {compat.torch_name(name): _members(getattr(compat, name)) for name in _ENUMS}

@@ -222,8 +222,12 @@ def runs_tasks(
     return tasks
 
 
-def share_reads(tasks: Iterable[RunsTask], *, limit_bytes: int) -> list[ReadTask]:
-    """Join tasks that read the same rows for different items, up to ``limit_bytes`` of payload."""
+def share_reads(tasks: Iterable[RunsTask], *, limit_bytes: int, split_bytes: int) -> list[ReadTask]:
+    """Join tasks that read the same rows for different items, up to ``limit_bytes`` of payload.
+
+    Others of one file are joined up to ``split_bytes`` to be read: handling a task costs 50 us, in
+    which the page cache gives half a MiB.
+    """
     groups: defaultdict[object, list[RunsTask]] = defaultdict(list)
     for task in tasks:
         groups[_rows_of(task)].append(task)
@@ -238,7 +242,22 @@ def share_reads(tasks: Iterable[RunsTask], *, limit_bytes: int) -> list[ReadTask
                 row_end, room = run.src + run.src_step, limit_bytes
             shared[-1].append(task)
             room -= nbytes
-    return [_joined(parts) for parts in shared]
+    joined: list[ReadTask] = []
+    small: list[RunsTask] = []
+    room = 0
+    for parts in shared:
+        if len(parts) > 1:
+            joined.append(_joined(parts, same_rows=True))
+            continue
+        nbytes = parts[0].end - parts[0].start
+        if small and (nbytes > room or parts[0].path != small[0].path):
+            joined.append(_joined(small))
+            small = []
+        if not small:
+            room = split_bytes
+        small += parts
+        room -= nbytes
+    return [*joined, _joined(small)] if small else joined
 
 
 def _rows_of(task: RunsTask) -> object:
@@ -249,7 +268,7 @@ def _rows_of(task: RunsTask) -> object:
     return task.path, task.base, run.count, run.src_step
 
 
-def _joined(parts: list[RunsTask]) -> ReadTask:
+def _joined(parts: list[RunsTask], *, same_rows: bool = False) -> ReadTask:
     if len(parts) == 1:
         return parts[0]
     return SharedTask(
@@ -258,4 +277,5 @@ def _joined(parts: list[RunsTask]) -> ReadTask:
         end=max(part.end for part in parts),
         items=tuple(part.items[0] for part in parts),
         parts=tuple(parts),
+        same_rows=same_rows,
     )

@@ -11,6 +11,9 @@ class TaskSizes:
 
     Large tasks cost least; small ones at the end let all readers finish at about the same time.
 
+    Attributes:
+        split_bytes: the size for the last record that was asked for.
+
     Args:
         total_bytes: of all records.
         limit_bytes: the most for one task.
@@ -25,13 +28,13 @@ class TaskSizes:
         self._limits = limit_bytes, least_bytes
         self._workers = workers
         self._record: tuple[str, int] | None = None
-        self._split_bytes = 0
+        self.split_bytes = 0
 
     def next_split_bytes(self, spec: RecordSpec) -> int:
         """The size for the record of ``spec``: one for all items of a record, which share reads."""
         record = spec.path, spec.start
         if record != self._record:
             self._record = record
-            self._split_bytes = split_bytes_for(self._left_bytes, self._workers(), *self._limits)
+            self.split_bytes = split_bytes_for(self._left_bytes, self._workers(), *self._limits)
             self._left_bytes -= spec.length
-        return self._split_bytes
+        return self.split_bytes

@@ -1,6 +1,8 @@
 """What this process may use: cores, memory, and how many ranks of the host share them."""
 
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -12,14 +14,41 @@ _NETWORK_FILE_SYSTEMS: Final = frozenset(
 )
 _CGROUP_V2: Final = Path("/sys/fs/cgroup")
 _CGROUP_V1: Final = Path("/sys/fs/cgroup/memory")
+_LOCAL_RANKS: Final = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+#: Slurm writes "8(x2),4" for two nodes with 8 tasks and one with 4.
+_SLURM_TASKS: Final = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+_MOST_NODES: Final = 1 << 20
 
 
 def local_ranks() -> int:
-    """Ranks of this job on this host, from the launcher's environment; 1 if it is not set."""
-    for variable in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"):
+    """Ranks of this job on this host, which share its cores and memory; 1 if nothing tells.
+
+    The launcher's environment says it. Ranks that were started in another way, such as by
+    ``torch.multiprocessing``, are taken for neighbours as far as the host has devices for them:
+    that needs no collective, which a rank could not run alone.
+    """
+    for variable in _LOCAL_RANKS:
         if (text := os.environ.get(variable, "")).isdigit():
             return max(1, int(text))
-    return 1
+    if tasks := _slurm_tasks():
+        return tasks
+    torch = sys.modules.get("torch")  # without it there is no process group
+    distributed = getattr(torch, "distributed", None)
+    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    devices = torch.cuda.device_count() or usable_cores()  # type: ignore[union-attr]
+    return max(1, min(int(distributed.get_world_size()), devices))
+
+
+def _slurm_tasks() -> int | None:
+    """Tasks of this Slurm step on this node; ``None`` outside of a step."""
+    tasks: list[int] = []
+    for text in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        if (match := _SLURM_TASKS.fullmatch(text)) is None:
+            return None
+        tasks += [int(match[1])] * min(int(match[2] or 1), _MOST_NODES)
+    node = os.environ.get("SLURM_NODEID", "")
+    return max(1, tasks[int(node)] if node.isdigit() and int(node) < len(tasks) else max(tasks))
 
 
 def usable_cores() -> int:

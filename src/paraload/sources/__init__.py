@@ -44,10 +44,11 @@ it. What only some storages can do is an optional member, each in a Protocol of 
 those that a source has.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, Final, NamedTuple, Protocol
 
 from paraload.geometry.runs import Run
 
@@ -87,6 +88,31 @@ class ReadStats(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How transient errors of a storage are retried. The default suits a file system.
+
+    Attributes:
+        retries: of one call, unless ``retries=`` says otherwise.
+        first_pause_s: before the first retry; doubled for each next one.
+        longest_pause_s: the longest pause.
+        outage_s: no retry begins later than this after the storage has last answered any call of
+            the load; calls that begin later fail at once. ``inf`` looks at each call alone.
+    """
+
+    retries: int = 3
+    first_pause_s: float = 0.05
+    longest_pause_s: float = 5.0
+    outage_s: float = math.inf
+
+
+#: Servers refuse requests for longer than disks do. obstore's own defaults are 10 retries with
+#: pauses from 0.1 to 15 s; all of them together take at most 56 s.
+SERVER_RETRIES: Final = RetryPolicy(
+    retries=10, first_pause_s=0.1, longest_pause_s=15.0, outage_s=120.0
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceLimits:
     """What suits a storage; planning derives its sizes from it.
 
@@ -100,9 +126,12 @@ class SourceLimits:
         head_bytes: read at first of a record whose header says where its data begin.
         requests_in_flight: how many concurrent requests suit the storage, if that does not depend
             on this machine; ``None`` finds out by trial, beginning with the number of cores.
+        body_bytes: memory that a request in flight needs besides the buffers that it fills. There
+            are no more requests at once than half of the memory budget allows.
         forward_only: files are streams that may only go forward. Each file has one reader, which
             continues where the last task ended; such a source has ``open_stream``. Loads do not
             call its ``stat``, so missing and short files are found when they are read.
+        retry: how transient errors are retried.
     """
 
     max_request_bytes: int = 1 << 30
@@ -110,7 +139,9 @@ class SourceLimits:
     max_buffers: int = 1000
     head_bytes: int = 1 << 10
     requests_in_flight: int | None = None
+    body_bytes: int = 0
     forward_only: bool = False
+    retry: RetryPolicy = RetryPolicy()
 
     @property
     def efficient_bytes(self) -> int:
@@ -208,6 +239,24 @@ class ListingSource(Protocol):
 
     def list_files(self) -> Iterator[str]:
         """The paths of all files, in any order."""
+
+
+class FolderSource(Protocol):
+    """A single folder can be listed without everything below it."""
+
+    def list_folder(self, folder: str) -> Iterator[str]:
+        """The names in ``folder``, which is "" or ends with "/"; those of folders end with "/"."""
+
+
+class PinningSource(Protocol):
+    """Reads fail unless the file still has the version of the last ``stat``.
+
+    This also holds for copies in other processes that are made after it. So files need no second
+    ``stat`` after a load.
+    """
+
+    def is_pinned(self, path: str, stat: FileStat) -> bool:
+        """Whether all reads of the file since ``stat`` are of that version."""
 
 
 class InProcessSource(Protocol):

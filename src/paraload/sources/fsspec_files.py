@@ -112,6 +112,16 @@ class FsspecSource:
             path = name.removeprefix(f"{root}/") if root else name
             yield unquote(path) if self._kind.is_http else path
 
+    def list_folder(self, folder: str) -> Iterator[str]:
+        try:
+            found = self._call(folder, _in_folder)
+        except (MissingFileError, StorageReadError):
+            if not self._kind.is_http:
+                raise
+            return
+        for name in found:
+            yield unquote(name) if self._kind.is_http else name
+
     def open_stream(self, path: str) -> io.BufferedReader:
         return range_stream(self, path)
 
@@ -258,6 +268,16 @@ def _found(fs: Any, folder: str) -> list[str]:
     fs.invalidate_cache(folder)
     found: list[str] = fs.find(folder)
     return found
+
+
+def _in_folder(fs: Any, folder: str) -> list[str]:
+    """The last parts of the names; those of folders end with a slash."""
+    fs.invalidate_cache(folder)
+    names = []
+    for entry in fs.ls(folder, detail=True):
+        name = entry["name"].partition("?")[0].rstrip("/").rpartition("/")[2]
+        names.append(name + "/" * (entry["type"] == "directory"))
+    return names
 
 
 def _open(fs: Any, full: str) -> IO[bytes]:

@@ -8,22 +8,38 @@ from importlib import import_module
 from typing import Any, Final
 
 from paraload.errors import InvalidOptionError
-from paraload.sources import SourceLimits
+from paraload.sources import SERVER_RETRIES, SourceLimits
 
 _MIB: Final = 1 << 20
 _LOCAL: Final = SourceLimits()
+#: ``memory://`` copies each range.
+_MEMORY: Final = SourceLimits(max_request_bytes=8 * _MIB, body_bytes=8 * _MIB)
 #: 8 MiB take a connection about as long as ten round trips. Bodies are complete in memory before
-#: they are copied, up to sixteen at once.
+#: they are copied.
 _REMOTE: Final = SourceLimits(
-    max_request_bytes=8 * _MIB, max_gap_bytes=_MIB, head_bytes=64 << 10, requests_in_flight=16
+    max_request_bytes=8 * _MIB,
+    max_gap_bytes=_MIB,
+    head_bytes=64 << 10,
+    requests_in_flight=16,
+    body_bytes=8 * _MIB,
+    retry=SERVER_RETRIES,
 )
 #: Bodies of HTTP are copied as they arrive.
 _HTTP: Final = SourceLimits(
-    max_request_bytes=8 * _MIB, max_gap_bytes=_MIB, head_bytes=64 << 10, requests_in_flight=32
+    max_request_bytes=8 * _MIB,
+    max_gap_bytes=_MIB,
+    head_bytes=64 << 10,
+    requests_in_flight=32,
+    body_bytes=_MIB,
+    retry=SERVER_RETRIES,
 )
 #: Members of an archive share one file position, and FTP has one connection.
 _SERIAL: Final = SourceLimits(
-    max_request_bytes=32 * _MIB, max_gap_bytes=_MIB, head_bytes=64 << 10, requests_in_flight=1
+    max_request_bytes=32 * _MIB,
+    max_gap_bytes=_MIB,
+    head_bytes=64 << 10,
+    requests_in_flight=1,
+    retry=SERVER_RETRIES,
 )
 
 #: These retry by themselves, as those with an attribute ``retries`` do (s3fs, gcsfs).
@@ -66,8 +82,10 @@ class Kind:
         limits = _HTTP if copies_bodies else _REMOTE
         if is_serial:
             limits = _SERIAL
-        elif protocols & {"file", "local", "memory"}:
+        elif protocols & {"file", "local"}:
             limits = _LOCAL
+        elif "memory" in protocols:
+            limits = _MEMORY
         is_memory = "memory" in protocols
         return cls(
             limits=limits,

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from paraload.errors import InvalidOptionError, ShortFileError, StorageReadError
-from paraload.sources import FileStat, Read, ReadStats, SourceLimits
+from paraload.sources import SERVER_RETRIES, FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.buffers import scatter
 from paraload.sources.obstore_errors import known_error, public_name, public_text
 
@@ -26,7 +26,7 @@ Answer = TypeVar("Answer")
 #: With room for what a file has around the 8 MiB of a tensor.
 _REQUEST_BYTES: Final = (8 << 20) + (64 << 10)
 #: Pieces in which a body arrives. With 128 connections, 512 KiB took 160 MiB of memory and this
-#: takes 90 MiB, at the same speed.
+#: takes 90 MiB (so ``body_bytes`` is 1 MiB), at the same speed.
 _PIECE_BYTES: Final = 256 << 10
 #: 8 MiB take longer than 120 s only below 70 KiB/s. ``read_timeout`` is shorter than the default of
 #: ``stall_timeout_s``, so that a stalled request is retried before the load gives up.
@@ -71,6 +71,8 @@ class ObjectStoreSource:
         max_gap_bytes=1 << 20,
         head_bytes=64 << 10,
         requests_in_flight=32,
+        body_bytes=1 << 20,
+        retry=SERVER_RETRIES,
     )
 
     def __init__(self, where: Any, prefix: str = "", **store_options: Any) -> None:
@@ -83,23 +85,32 @@ class ObjectStoreSource:
         self._accepted: Any = None  # the store, once it has answered
         self._store: Any = self._made()
         if type(self._store).__name__ != "HTTPStore":  # it lists by WebDAV, which few servers have
-            self.list_files = self._list_files
+            self.list_files, self.list_folder = self._list_files, self._list_folder
 
     def __repr__(self) -> str:
         return f"ObjectStoreSource({self.name!r})"
 
-    def __reduce__(self) -> tuple[Callable[..., ObjectStoreSource], tuple[Any, str]]:
-        return partial(ObjectStoreSource, **self._options), (self._where, self._prefix)
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., ObjectStoreSource], tuple[Any, str], dict[str, Any]]:
+        make = partial(ObjectStoreSource, **self._options)
+        return make, (self._where, self._prefix), {"_versions": dict(self._versions)}
 
     def is_transient(self, error: Exception) -> bool:
         # Not StalledReadError, which is a TimeoutError too.
         return self._is_retried and type(error) in {ConnectionError, TimeoutError}
 
     def stat(self, path: str) -> FileStat:
+        found = self._stat(path)
+        self._versions[path] = found.version
+        return found
+
+    def _stat(self, path: str) -> FileStat:
         meta = self._ask(path, lambda store: store.head(self._key(path)))
-        version = _version(meta)
-        self._versions.setdefault(path, version)
-        return FileStat(meta["size"], version)
+        return FileStat(meta["size"], _version(meta))
+
+    def is_pinned(self, path: str, stat: FileStat) -> bool:
+        return stat.version is not None and self._versions.get(path) == stat.version
 
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
         for start, buffers in reads:
@@ -108,31 +119,32 @@ class ObjectStoreSource:
         return ReadStats(requests=len(reads))
 
     def _read(self, path: str, start: int, end: int, buffers: Sequence[memoryview]) -> None:
-        def get(store: Any) -> None:
+        def get(store: Any) -> Exception | None:
             answer = store.get(self._key(path), options={"range": (start, end)})
             error = self._change(path, answer.meta)
             if error is None and answer.range != (start, end):
                 error = _short(path, start, end, answer.meta["size"])
             if error is not None:
-                del answer  # a traceback would keep its connection open
-                raise error
+                return error  # a traceback from here would keep the connection open
             got = _fill(buffers, answer.stream(min_chunk_size=_PIECE_BYTES))
             if got != end - start:
-                raise ConnectionError(f"{self.name}: body of {got} bytes, not {end - start}")
+                return ConnectionError(f"{self.name}: body of {got} bytes, not {end - start}")
+            return None
 
         try:
-            self._ask(path, get)
+            if (error := self._ask(path, get)) is not None:
+                raise error
         except StorageReadError:
             # Each store has another error for a range past the end.
-            if (size := self.stat(path).size) < end:
+            if (size := self._stat(path).size) < end:
                 raise _short(path, start, end, size) from None
             raise
 
     def _change(self, path: str, meta: Any) -> Exception | None:
-        """The error if this is not the version of the first response.
+        """The error if this is not the version of the last ``stat``, or else the first response.
 
-        The engine compares versions after the load, too. Checking each response ends a long load
-        early, and notices replicas that differ. ``If-Match`` needs the server's support.
+        Checking each response ends a long load early, notices replicas that differ, and saves a
+        second look at each file. ``If-Match`` needs the server's support.
         """
         version = _version(meta)
         first = self._versions.setdefault(path, version)
@@ -157,6 +169,13 @@ class ObjectStoreSource:
         for metas in self._ask(None, lambda store: list(store.list(self._prefix or None))):
             yield from (meta["path"][skip:] for meta in metas)
 
+    def _list_folder(self, folder: str) -> Iterator[str]:
+        prefix = self._key(folder)
+        skip = len(prefix)
+        found = self._ask(None, lambda store: store.list_with_delimiter(prefix or None))
+        yield from (meta["path"][skip:].lstrip("/") for meta in found["objects"])
+        yield from (f"{name[skip:].strip('/')}/" for name in found["common_prefixes"])
+
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
 
@@ -176,7 +195,12 @@ class ObjectStoreSource:
             is_denied = isinstance(failure, OSError) and failure.errno == errno.EACCES
             if not (may_renew and is_denied and self._is_renewed(store)):
                 break
-        raise failure  # not in the except block: tracebacks would show the original error
+        try:
+            raise failure  # not in the except block: tracebacks would show the original error
+        finally:
+            # This frame belongs to the traceback, so both would live until the garbage collector
+            # runs, and with the store its connections.
+            del failure, store
 
     def _opened(self) -> Any:
         with self._lock:
@@ -204,7 +228,8 @@ class ObjectStoreSource:
             from obstore.store import from_url  # noqa: PLC0415
         except ImportError:
             raise InvalidOptionError(
-                f"reading {self.name} needs obstore: pip install 'paraload[object-store]'"
+                f"reading {self.name} needs obstore: pip install 'paraload[object-store]'. Or read"
+                " it with ParallelFsspecReader"
             ) from None
         # obstore refuses http:// unless ``allow_http`` is set.
         named = (self._options.get(it) or os.environ.get(it.upper()) for it in _ENDPOINTS)

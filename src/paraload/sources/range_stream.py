@@ -1,20 +1,22 @@
-"""A seekable stream over any source, for ``slice_file`` hooks."""
+"""Ranges as seekable files, for ``slice_file`` hooks and zipfile."""
 
 import io
 import os
+from collections.abc import Callable
 from typing import Final
 
 from paraload.sources import ByteSource, Read
 
-#: Hooks read records in pieces; each piece must not be a request.
-_BUFFER_BYTES: Final = 1 << 20
+#: Callers read in small pieces; each piece must not be a request.
+BUFFER_BYTES: Final = 1 << 20
 
 
-class _RangeFile(io.RawIOBase):
-    def __init__(self, source: ByteSource, path: str) -> None:
-        self._source = source
-        self._path = path
-        self._size = source.stat(path).size
+class RangeFile(io.RawIOBase):
+    """A file of ``size`` bytes; ``fill(start, memory)`` reads from byte ``start`` on."""
+
+    def __init__(self, size: int, fill: Callable[[int, memoryview], object]) -> None:
+        self._size = size
+        self._fill = fill
         self._at = 0
 
     def readable(self) -> bool:
@@ -30,18 +32,20 @@ class _RangeFile(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # BufferedReader's
-        memory = memoryview(buffer).cast("B")
-        memory = memory[: max(0, self._size - self._at)]
-        for at in range(0, len(memory), most := self._source.limits.max_request_bytes):
-            self._source.read(self._path, [Read(self._at + at, [memory[at : at + most]])])
+        memory = memoryview(buffer).cast("B")[: max(0, self._size - self._at)]
+        if memory:
+            self._fill(self._at, memory)
         self._at += len(memory)
         return len(memory)
 
 
 def range_stream(source: ByteSource, path: str) -> io.BufferedReader:
     """A stream of the whole file. Reads raise the errors of ``source``."""
-    return io.BufferedReader(_RangeFile(source, path), _BUFFER_BYTES)
+    most = source.limits.max_request_bytes
+
+    def fill(start: int, memory: memoryview) -> None:
+        for at in range(0, len(memory), most):
+            source.read(path, [Read(start + at, [memory[at : at + most]])])
+
+    return io.BufferedReader(RangeFile(source.stat(path).size, fill), BUFFER_BYTES)

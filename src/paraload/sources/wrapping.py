@@ -15,8 +15,8 @@ class WrappedSource:
 
     passed_on: ClassVar[frozenset[str]] = frozenset(
         {
-            *("describe_change", "drop_handle", "is_transient", "list_files"),
-            *("open_stream", "require_readable", "root"),
+            *("describe_change", "drop_handle", "is_pinned", "is_transient", "list_files"),
+            *("list_folder", "open_stream", "require_readable", "root"),
         }
     )
 

@@ -169,3 +169,8 @@ class SourceContract:
     def test_files_of_all_folders_are_listed(self, source: Any) -> None:
         if hasattr(source, "list_files"):
             assert sorted(source.list_files()) == sorted(FILES)
+
+    def test_a_folder_is_listed_without_what_is_below_it(self, source: Any) -> None:
+        if hasattr(source, "list_folder"):
+            assert sorted(source.list_folder("")) == ["empty", "small", "sub/"]
+            assert list(source.list_folder("sub/")) == ["large"]

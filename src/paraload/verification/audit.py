@@ -4,7 +4,7 @@ A thread needs 1 MiB for this, whatever the size of a tensor.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -22,7 +22,7 @@ from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
 from paraload.progress import progress_hook
 from paraload.report import ReadReport
-from paraload.sources import ByteSource
+from paraload.sources import ByteSource, FileStat
 from paraload.workers.read_context import ReadContext
 
 #: Smaller blocks than a load's: large ones gain nothing when their bytes are only summed.
@@ -44,7 +44,12 @@ def audit_specs(records: Sequence[tuple[Place, Chunk]]) -> list[RecordSpec]:
 
 
 def audit(
-    source: ByteSource, specs: Sequence[RecordSpec], options: ReadOptions, *, path: str
+    source: ByteSource,
+    specs: Sequence[RecordSpec],
+    files: Mapping[str, FileStat],
+    options: ReadOptions,
+    *,
+    path: str,
 ) -> tuple[ReadReport, Statistics, dict[int, ItemReadError]]:
     """Read and check every byte of the records; returns the errors by item."""
     # From the front of each file to its back.
@@ -65,10 +70,11 @@ def audit(
             decoders=stock_decoders(spec.wanted.descriptors for spec in specs),
             retries=options.retries,
             stall_timeout_s=options.stall_timeout_s,
+            file_sizes={name: file.size for name, file in files.items()},
         ),
         started_s=time.monotonic(),
     )
-    with progress_hook(options.progress, None) as hook:
+    with progress_hook(options.progress, None, doing="verifying") as hook:
         load = Load(setup, process=lambda _: None, on_progress=hook)
         load.prepare()
         report, failures = load.run()

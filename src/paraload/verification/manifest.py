@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from paraload._text import counted
-from paraload.adapters.dcp.reader_choice import make_source, reader_for
+from paraload.adapters.dcp.reader_choice import reader_for, source_of
 from paraload.errors import FormatError, InvalidOptionError, MissingFileError
 from paraload.options import DEFAULT_STALL_TIMEOUT_S
 from paraload.runtime.daemon_threads import DaemonThreads
@@ -67,7 +67,7 @@ def write_manifest(
     >>> written, [finding.path for finding in found]
     (1, ['__0_0.distcp'])
     """
-    source = make_source(reader_for(path, **keywords))
+    source = source_of(reader_for(path, **keywords))
     files = _digests(source, relative_name(target, source), key, stall_timeout_s)
     manifest = {"version": _VERSION, "digest": _PLAIN if key is None else _KEYED, "files": files}
     if key is not None:
@@ -102,7 +102,7 @@ def compare_manifest(
         OSError: a file cannot be read.
         StalledReadError: the storage did not answer in time.
     """
-    source = make_source(reader_for(path, **keywords))
+    source = source_of(reader_for(path, **keywords))
     yield from compare(source, manifest, key=key, stall_timeout_s=stall_timeout_s)
 
 

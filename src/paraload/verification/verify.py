@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
-from paraload.adapters.dcp.reader_choice import make_source, metadata_of_all, reader_for
+from paraload.adapters.dcp.reader_choice import metadata_of_all, reader_for, source_of
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.engine.file_checks import look_at_files, path_failures
 from paraload.errors import ItemReadError
 from paraload.metadata.folder import FolderMetadata
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.runtime.gc_pause import collector_paused
 from paraload.runtime.interrupts import stopped_by_signals
@@ -38,7 +38,8 @@ def verify(
     manifest: str | os.PathLike[str] | None = None,
     key: bytes | None = None,
     options: ReadOptions | None = None,
-    **keywords: Any,
+    storage_options: Mapping[str, Any] | None = None,
+    **keywords: Unpack[ReadOptionsDict],
 ) -> VerifyReport:
     """Check every file and checksum of a checkpoint, and compare them with its metadata.
 
@@ -47,9 +48,10 @@ def verify(
         manifest: also compare every file with this manifest; see :mod:`paraload.manifest`.
         key: the key of the manifest.
         options: a :class:`~paraload.ReadOptions`, instead of keywords.
-        **keywords: options of the storage, and fields of :class:`~paraload.ReadOptions`. These
-            have an effect: ``max_workers``, ``progress``, ``retries``, ``stall_timeout_s``,
-            ``direct_io``, ``allow_globals``, ``allow_outside_paths``.
+        storage_options: options of the storage of a URL; see :func:`paraload.load`.
+        **keywords: fields of :class:`~paraload.ReadOptions`. These have an effect: ``max_workers``,
+            ``progress``, ``retries``, ``stall_timeout_s``, ``direct_io``, ``allow_globals``,
+            ``allow_outside_paths``.
 
     Returns:
         The findings. Damage does not raise, except damage of the metadata itself.
@@ -67,7 +69,7 @@ def verify(
     (True, 1)
     """
     started_s = time.monotonic()
-    reader = reader_for(path, options=options, **keywords)
+    reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
     options, shown = options_of(reader), str(reader.path)
     found = metadata_of_all(reader)
     with collector_paused():
@@ -76,7 +78,7 @@ def verify(
         parts = [Part.of(chunk) for _, chunk in records]
         problems = [*_metadata_problems(found)]
     data_files = {spec.path for spec in specs}
-    with closing(make_source(reader)) as source:
+    with closing(source_of(reader)) as source:
         failures = {} if options.allow_outside_paths else path_failures(specs)
         inside = [spec for spec in specs if spec.item not in failures]
         with DaemonThreads.for_looks(options.stall_timeout_s) as looker:
@@ -84,7 +86,7 @@ def verify(
             doing, files_of = f"{shown!r} was being listed", getattr(source, "list_files", tuple)
             present = looker.call(lambda: doing, lambda: sorted(files_of()))
         readable = [spec for spec in inside if spec.item not in missing]
-        read, statistics, damaged = audit(source, readable, options, path=shown)
+        read, statistics, damaged = audit(source, readable, files, options, path=shown)
     problems += _file_problems(failures | missing, parts)
     for item, error in damaged.items():
         start, end = specs[item].start, specs[item].end
@@ -92,7 +94,7 @@ def verify(
     known = {*found.files, *data_files}
     if manifest is not None:
         timeout_s = options.stall_timeout_s
-        problems += compare(make_source(reader), manifest, key=key, stall_timeout_s=timeout_s)
+        problems += compare(source_of(reader), manifest, key=key, stall_timeout_s=timeout_s)
         known.add(relative_name(manifest, source))
     sizes = {name: file.size for name, file in files.items()}
     orphan_files = [name for name in present if name not in known]

@@ -7,7 +7,6 @@ anything else    every entry, through zipfile, which reads the record piece by p
 
 import io
 from dataclasses import replace
-from typing import Any, Final
 
 from paraload.core.records import TensorRecord
 from paraload.core.results import Audited
@@ -16,10 +15,9 @@ from paraload.errors import DAMAGED_HINT, FormatError
 from paraload.formats import ItemFormat, Unsupported
 from paraload.formats.archive import Directory, check_entries
 from paraload.formats.record_checks import check_payload, check_range, trailer_crc
+from paraload.sources.range_stream import BUFFER_BYTES, RangeFile
 from paraload.workers.layout_cache import LayoutCache
 from paraload.workers.read_context import TaskReader
-
-_BUFFER_BYTES: Final = 1 << 20
 
 
 def audit_record(
@@ -33,8 +31,12 @@ def audit_record(
     check_range(spec, reader.size())
     if spec.layout is not None:  # the bytes are the payload alone, without a checksum
         return Audited(item=spec.item, verified_bytes=0, unverifiable_bytes=spec.length)
-    raw = _RecordFile(reader, spec) if data is None else io.BytesIO(data)
-    file = io.BufferedReader(raw, _BUFFER_BYTES)
+
+    def fill(at: int, memory: memoryview) -> None:
+        reader.read_into(spec.start + at, [memory])
+
+    raw = RangeFile(spec.length, fill) if data is None else io.BytesIO(data)
+    file = io.BufferedReader(raw, BUFFER_BYTES)
     nbytes = spec.length if data is None else len(data)
     if isinstance(found, Unsupported):
         checked = check_entries(file, nbytes)
@@ -93,35 +95,3 @@ def _payload_crc(fmt: ItemFormat, found: TensorRecord, tail: bytes, checked: Dir
             hint=DAMAGED_HINT,
         )
     return crc
-
-
-class _RecordFile(io.RawIOBase):
-    """A record as a file, for zipfile."""
-
-    def __init__(self, reader: TaskReader, spec: RecordSpec) -> None:
-        super().__init__()
-        self._reader = reader
-        self._spec = spec
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = (
-            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._spec.length}[whence]
-        )
-        if at < 0:
-            raise ValueError("seek before the start of the record")
-        self._at = at
-        return at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._spec.length - self._at)]
-        if view:
-            self._reader.read_into(self._spec.start + self._at, [view])
-        self._at += len(view)
-        return len(view)

@@ -14,7 +14,7 @@ from paraload.formats.torch_zip import TorchZipFormat
 from paraload.formats.transforms import Decoder
 from paraload.geometry.runs import Run
 from paraload.sources import ByteSource, Read, ReadStats
-from paraload.sources.retrying import RetryingSource
+from paraload.sources.retrying import Retries, RetryingSource
 
 Answer = TypeVar("Answer")
 
@@ -27,6 +27,7 @@ class ReadContext:
         audit: check every entry of each record, and keep nothing.
         decoders: by the transforms of a record: how to undo them, and those that have no decoder.
         file_sizes: in bytes, as far as this process knows them.
+        shared_retries: of all tasks in this process; made from the others.
     """
 
     source: ByteSource
@@ -40,9 +41,15 @@ class ReadContext:
     transform: Callable[..., Any] | None = None
     format: ItemFormat = field(default_factory=TorchZipFormat)
     is_cancelled: Callable[[], bool] | None = None
-    retries: int = 0
+    retries: int | None = 0
     stall_timeout_s: float | None = None
     file_sizes: dict[str, int] = field(default_factory=dict)
+    shared_retries: Retries | None = None
+
+    def __post_init__(self) -> None:
+        if self.shared_retries is None:
+            limits = self.source.limits
+            self.shared_retries = Retries(limits.retry, self.retries, self.stall_timeout_s)
 
     @property
     def hooks(self) -> dict[str, Callable[..., Any]]:
@@ -63,7 +70,7 @@ class TaskReader:
         self.path = path
         self.limits = context.source.limits
         self._tally = ReadTally()
-        self._source = RetryingSource(context.source, context.retries, context.is_cancelled)
+        self._source = RetryingSource(context.source, context.shared_retries, context.is_cancelled)
 
     @property
     def tally(self) -> ReadTally:

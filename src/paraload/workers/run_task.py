@@ -10,14 +10,14 @@ An error fails its item, and not the others of the task. No ``Exception`` leaves
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Final
 
 from paraload.core.checksum import crc32
 from paraload.core.records import TensorRecord
-from paraload.core.results import Landed, Located, Outcome, TaskResult
+from paraload.core.results import Failed, Landed, Located, Outcome, TaskResult
 from paraload.core.tasks import (
     DISCARDED,
     LocateTask,
@@ -58,8 +58,11 @@ def run_task(task: ReadTask, context: ReadContext, sink: Sink) -> TaskResult:
             outcomes = read_streams(task, reader, sink)
         case RecordsTask():
             outcomes = read_records(task, reader, sink)
-        case RunsTask() | SharedTask():
-            outcomes = _read_parts(task, reader, sink)
+        case RunsTask():
+            outcomes = tuple(_read_parts([task], reader, sink))
+        case SharedTask():
+            parts, same_rows = task.parts, task.same_rows
+            outcomes = tuple(_read_parts(parts, reader, sink, same_rows=same_rows))
         case _:
             raise TypeError(f"unknown task: {type(task).__name__}")
     return TaskResult(
@@ -97,15 +100,28 @@ def _read(reader: TaskReader, start: int, nbytes: int) -> bytes:
     return bytes(data)
 
 
-def _read_parts(task: RunsTask | SharedTask, reader: TaskReader, sink: Sink) -> Sequence[Outcome]:
-    try:
-        if isinstance(task, RunsTask):
-            return [_read_runs(task, reader, sink)]
-        return _read_shared(task, reader, sink)
-    except Exception as error:  # noqa: BLE001 - becomes the failure of each item
-        failure = item_error(error)
-        failure.locate(path=task.path, start=task.start, end=task.end)
-        return failures(failure, task.items)
+def _read_parts(
+    parts: Sequence[RunsTask], reader: TaskReader, sink: Sink, *, same_rows: bool = False
+) -> Iterator[Outcome]:
+    """An outcome for each part, in order."""
+    if same_rows:
+        try:
+            yield from _read_same_rows(parts, reader, sink)
+        except Exception as error:  # noqa: BLE001 - becomes the failure of each item
+            yield from _failures(error, parts)
+        return
+    for part in parts:
+        try:
+            yield _read_runs(part, reader, sink)
+        except Exception as error:  # noqa: BLE001 - the other parts can still be read
+            yield from _failures(error, [part])
+
+
+def _failures(error: Exception, parts: Sequence[RunsTask]) -> list[Failed]:
+    failure = item_error(error)
+    start, end = min(part.start for part in parts), max(part.end for part in parts)
+    failure.locate(path=parts[0].path, start=start, end=end)
+    return failures(failure, [item for part in parts for item in part.items])
 
 
 def _read_runs(task: RunsTask, reader: TaskReader, sink: Sink) -> Landed:
@@ -127,14 +143,13 @@ def _read_runs(task: RunsTask, reader: TaskReader, sink: Sink) -> Landed:
     )
 
 
-def _read_shared(task: SharedTask, reader: TaskReader, sink: Sink) -> list[Landed]:
-    wanted = [(run, memory) for memory, (run,) in map(sink.memory, task.parts)]
-    base = task.parts[0].base
+def _read_same_rows(parts: Sequence[RunsTask], reader: TaskReader, sink: Sink) -> list[Landed]:
+    wanted = [(run, memory) for memory, (run,) in map(sink.memory, parts)]
+    base = parts[0].base
     if not pick(wanted, reader.read_rows, base):
         gather(wanted, reader.read_into, base, least_bytes=reader.limits.efficient_bytes)
     return [
-        Landed(item=part.items[0], nbytes=part.needed_bytes, src=part.runs[0].src)
-        for part in task.parts
+        Landed(item=part.items[0], nbytes=part.needed_bytes, src=part.runs[0].src) for part in parts
     ]
 
 
@@ -152,8 +167,8 @@ def _read_into(
     """
     crc = 0
     step = reader.limits.max_request_bytes
-    if task.checksum:
-        step = min(step, max(CHECKED_READ_BYTES, reader.limits.efficient_bytes))
+    if task.checksum and reader.limits.requests_in_flight is None:  # elsewhere, requests cost more
+        step = min(step, CHECKED_READ_BYTES)
 
     def read(start: int, buffers: Sequence[memoryview]) -> None:
         nonlocal crc, trailer

@@ -1,12 +1,13 @@
 """The reader of checkpoints at URLs, over fsspec."""
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.errors import InvalidOptionError
-from paraload.options import ReadOptions, split_keywords
+from paraload.options import ReadOptions, ReadOptionsDict, split_keywords
 from paraload.sources import ByteSource
 from paraload.sources.credentials import without_credentials
 from paraload.sources.opening import open_fsspec, open_source
@@ -23,8 +24,9 @@ class ParallelFsspecReader(SourceReader):
             or a path of ``fs``.
         fs: an fsspec file system, or torch's ``FileSystemBase``. A subclass may also set it later.
         options: a complete :class:`~paraload.ReadOptions`.
-        **keywords: fields of :class:`~paraload.ReadOptions`; all others are storage options of the
-            file system, by fsspec's names.
+        storage_options: options of the file system, by fsspec's names.
+        **keywords: fields of :class:`~paraload.ReadOptions`; every other name is one of
+            ``storage_options``.
 
     Attributes:
         path: without user, password and query of the URL.
@@ -47,9 +49,10 @@ class ParallelFsspecReader(SourceReader):
         fs: Any = None,
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        storage_options: Mapping[str, Any] | None = None,
+        **keywords: Unpack[ReadOptionsDict],
     ) -> None:
-        reading, self._storage_options = split_keywords(keywords)
+        reading, self._storage_options = split_keywords(keywords, storage_options)
         self.fs = fs
         if fs is not None and self._storage_options:
             names = ", ".join(sorted(self._storage_options))
@@ -62,7 +65,7 @@ class ParallelFsspecReader(SourceReader):
 
     @path.setter
     def path(self, path: str | os.PathLike[str]) -> None:
-        self._url = os.fspath(path)
+        self._url, self._kept = os.fspath(path), None
 
     def _make_source(self) -> ByteSource:
         direct_io = options_of(self).direct_io

@@ -63,12 +63,13 @@ class OpenFile:
 
     def _batches(self, items: Sequence[ReadItem]) -> Iterator[list[ReadItem]]:
         batch: list[ReadItem] = []
-        room = _BATCH_BYTES
+        budget_bytes = self._reader.options.memory_budget_bytes
+        most = room = min(_BATCH_BYTES, budget_bytes // 2 if budget_bytes else _BATCH_BYTES)
         for item in items:
             nbytes = item.lengths.numel() * self.layout_of(item.storage_index).itemsize
             if batch and nbytes > room:
                 yield batch
-                batch, room = [], _BATCH_BYTES
+                batch, room = [], most
             batch.append(item)
             room -= nbytes
         if batch:

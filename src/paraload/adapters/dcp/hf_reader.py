@@ -2,9 +2,9 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import closing
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
+from typing import Any, Unpack
 
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
@@ -15,10 +15,11 @@ from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.urls import dcp_reader, is_url, split_file
 from paraload.core.compat import HuggingFaceStorageReader, stock_process_read_request
+from paraload.errors import InvalidOptionError
 from paraload.formats import ItemFormat
 from paraload.formats.safetensors import SafetensorsFormat
 from paraload.metadata.safetensors_folder import read_safetensors_metadata
-from paraload.options import ReadOptions, split_keywords
+from paraload.options import ReadOptions, ReadOptionsDict, split_keywords
 from paraload.sources import ByteSource
 from paraload.sources.credentials import without_credentials
 
@@ -34,7 +35,7 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         path: path or URL of a folder, a ``.safetensors`` file, or a ``.safetensors.index.json``.
         thread_count: for compatibility with torch's reader; unused, see ``max_workers``.
         options: a complete :class:`~paraload.ReadOptions`, or its fields as keywords.
-        **keywords: for a URL, also options of its storage.
+        storage_options: options of the storage of a URL; see :func:`paraload.load`.
 
     A subclass of torch's reader that transforms tensors, as ``QuantizedHuggingFaceStorageReader``
     does, is listed first. Its ``_process_read_request`` is called for one item after the other,
@@ -64,11 +65,14 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         thread_count: int = 1,
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        storage_options: Mapping[str, Any] | None = None,
+        **keywords: Unpack[ReadOptionsDict],
     ) -> None:
-        reading = keywords
+        reading: dict[str, Any] = {**keywords}
         if is_url(path):
-            reading, self._storage_options = split_keywords(keywords)
+            reading, self._storage_options = split_keywords(keywords, storage_options)
+        elif storage_options:
+            raise InvalidOptionError(f"storage_options= are for URLs, and {path!r} is none")
         ParallelFileSystemReader.__init__(self, ".", options=options, **reading)
         self.thread_count = thread_count
         self._set_path(path)
@@ -86,6 +90,8 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
     def _set_path(self, path: str | os.PathLike[str]) -> None:
         folder, self._file = split_file(path)
         self._url = folder if is_url(folder) else None
+        self._is_remote = self._url is not None
+        self._kept = None
         if self._url is None:
             self.path = self.fs.init_path(folder or ".")
         else:
@@ -94,8 +100,10 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
     def _make_source(self) -> ByteSource:
         if self._url is None:
             return super()._make_source()
-        reader = dcp_reader(self._url, direct_io=self.options.direct_io, **self._storage_options)
-        return reader._make_source()  # noqa: SLF001 - a step of readers
+        reader = dcp_reader(
+            self._url, direct_io=self.options.direct_io, storage_options=self._storage_options
+        )
+        return reader._source_of_load()  # noqa: SLF001
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's
         """Read the headers of all files, in parallel.
@@ -114,7 +122,8 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         """
         self._metadata_before = {}
         options = options_of(self)
-        with closing(self._make_source()) as source:
+        source = self._source_of_load()
+        with nullcontext() if self._is_remote else closing(source):
             metadata = read_safetensors_metadata(
                 source,
                 self._file,
@@ -140,18 +149,34 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         progress_callback: Callable[[int, int], object] | None = None,
     ) -> Future[None]:
         """As :meth:`ParallelFileReader.read_data_with_progress` does."""
-        step = getattr(type(self), "_process_read_request", None)
-        if step is stock_process_read_request:  # subclasses override it
+        if reads_as_torch(self):
             return super().read_data_with_progress(plan, planner, progress_callback)
-        by_file: defaultdict[str, list[ReadItem]] = defaultdict(list)
-        for item in plan.items:
-            by_file[self.storage_data[item.storage_index].relative_path].append(item)
-        for number, (path, items) in enumerate(by_file.items(), 1):
-            file = OpenFile(self, path)
-            for item in file.ahead(items):
-                self._process_read_request(file, item, planner)
-            if progress_callback is not None:
-                progress_callback(number, len(by_file))
+        read_in_turn(self, self, plan, planner, progress_callback)
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+
+def reads_as_torch(reader: Any) -> bool:
+    """Whether the reader handles items as torch's ``HuggingFaceStorageReader`` does."""
+    own = getattr(type(reader), "_process_read_request", None)
+    return own is stock_process_read_request  # subclasses override it
+
+
+def read_in_turn(
+    owner: Any,
+    reader: ParallelHuggingFaceReader,
+    plan: LoadPlan,
+    planner: LoadPlanner,
+    progress_callback: Callable[[int, int], object] | None = None,
+) -> None:
+    """Pass tensors that ``reader`` reads to ``owner._process_read_request``, item by item."""
+    by_file: defaultdict[str, list[ReadItem]] = defaultdict(list)
+    for item in plan.items:
+        by_file[reader.storage_data[item.storage_index].relative_path].append(item)
+    for number, (path, items) in enumerate(by_file.items(), 1):
+        file = OpenFile(reader, path)
+        for item in file.ahead(items):
+            owner._process_read_request(file, item, planner)  # noqa: SLF001 - overridden
+        if progress_callback is not None:
+            progress_callback(number, len(by_file))

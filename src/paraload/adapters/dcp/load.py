@@ -12,12 +12,14 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from traceback import StackSummary
-from typing import Any, cast
+from typing import Any, Final, Unpack, cast
 
 from torch import distributed
 from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
@@ -27,7 +29,8 @@ from torch.futures import Future
 
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
-from paraload.adapters.dcp.reader_choice import Reader, reader_for
+from paraload.adapters.dcp.rank_errors import ranks_error
+from paraload.adapters.dcp.reader_choice import Reader, reader_for, source_of
 from paraload.core.compat import load_state_dict
 from paraload.errors import (
     CheckpointReadError,
@@ -36,12 +39,15 @@ from paraload.errors import (
     MissingMetadataError,
     UnsafeMetadataError,
 )
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
 from paraload.runtime.gc_pause import collector_paused, collector_resumed
 from paraload.runtime.interrupts import carried, stopped_by_signals
 
 _log = logging.getLogger("paraload")
+
+#: Marks the empty plan of a rank that keeps its own.
+_KEPT: Final = "paraload: kept by its rank"
 
 
 def load(
@@ -52,7 +58,8 @@ def load(
     process_group: ProcessGroup | None = None,
     no_dist: bool = False,
     options: ReadOptions | None = None,
-    **keywords: Any,
+    storage_options: Mapping[str, Any] | None = None,
+    **keywords: Unpack[ReadOptionsDict],
 ) -> ReadReport:
     """Load a checkpoint into ``state_dict``, in place, as ``dcp.load`` does.
 
@@ -64,18 +71,23 @@ def load(
         process_group: the ranks that load together; by default the default process group.
         no_dist: load in this process alone, even if there is a process group.
         options: a :class:`~paraload.ReadOptions`, instead of keywords.
+        storage_options: options of the storage of a URL, by the names of obstore or of the fsspec
+            file system.
         **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``. For a URL,
-            also options of its storage.
+            any other keyword is an option of its storage.
 
     Returns:
         What was read, and how.
 
     Raises:
         CheckpointReadError: something could not be read. The error names every item that failed.
-            The targets must not be used unless it says that nothing was read.
+            The targets must not be used unless its ``nothing_was_read`` is true. Under a process
+            group every rank raises it, with the failures of all ranks; it is torch's
+            ``CheckpointException`` too, and its ``by_rank`` has the error of each rank.
         InvalidOptionError: an option has an invalid value.
-        torch.distributed.checkpoint.api.CheckpointException: under a process group; it holds the
-            errors of all ranks, such as the two above.
+        torch.distributed.checkpoint.api.CheckpointException: under a process group, on ranks that
+            succeeded, for an error of another rank that is no ``CheckpointReadError``, such as one
+            of a planner or an interrupt.
 
     >>> import tempfile, torch, paraload, torch.distributed.checkpoint as dcp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +99,13 @@ def load(
     """
     is_alone = no_dist or not (distributed.is_available() and distributed.is_initialized())
     rank = 0 if is_alone else distributed.get_rank(process_group)
-    reader = reader_for(path, options=options, **keywords)
+    reader: Any
+    try:
+        reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
+    except Exception as error:
+        if is_alone:
+            raise
+        reader = _NoReader(os.fspath(path), error)
     planner = QuickLoadPlanner() if planner is None else planner
     stateful: dict[str, Stateful] = {}
     values: dict[str, Any] = {}
@@ -96,8 +114,10 @@ def load(
         value = values[name] = state_dict[name]
         if hasattr(value, "state_dict") and isinstance(value, Stateful):
             stateful[name], values[name] = value, value.state_dict()
-    wrapped = _LoadReader(reader, rank=rank)
-    done = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
+    wrapped = _LoadReader(reader, rank=rank, keeps_plan=not is_alone and _plans_alone(planner))
+    # Closed also if no data are read.
+    with nullcontext() if isinstance(reader, _NoReader) else closing(source_of(reader)):
+        done = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
     if isinstance(done, BaseException):
         raise done
     for name in sorted(state_dict):
@@ -128,12 +148,13 @@ def _load(
     process_group: ProcessGroup | None,
     is_alone: bool,
 ) -> ReadReport | BaseException:
-    """Load in place. Returns the report, or the error to raise, without torch's frames.
-
-    That is torch's error with the original errors of all ranks, or for a single process its own.
-    """
+    """Load in place. Returns the report, or the error to raise, without torch's frames."""
     try:
-        with collector_paused(), misplanned_named(planner, str(reader.path)):
+        with (
+            collector_paused(),
+            misplanned_named(planner, str(reader.path)),
+            nullcontext() if is_alone or reader.keeps_plan else _whole_plans_only(planner),
+        ):
             load_state_dict(
                 values,
                 cast("StorageReader", reader),  # it has all that this calls
@@ -142,26 +163,91 @@ def _load(
                 planner=planner,
             )
     except CheckpointException as error:
-        for rank, (raised, trace) in error.failures.items():
-            original = raised.args[0] if isinstance(raised, _UnreadableError) else carried(raised)
-            if isinstance(original, CheckpointReadError | InvalidOptionError):
-                # The text is complete, and every rank would print the tracebacks of all ranks.
-                error.failures[rank] = original.with_traceback(None), StackSummary()
-            else:
-                error.failures[rank] = original, trace
-        # torch wraps every error, Ctrl-C included, even if there is only one rank.
-        return error.failures[0][0] if is_alone else error.with_traceback(None)
+        return _told(error, reader, process_group=process_group, is_alone=is_alone)
     report: ReadReport | None = reader.last_report
     return report or RuntimeError("the load ended without a call of read_data")
+
+
+def _told(
+    error: CheckpointException,
+    reader: _LoadReader,
+    *,
+    process_group: ProcessGroup | None,
+    is_alone: bool,
+) -> BaseException:
+    """The error to raise for what torch has collected from the ranks."""
+    failures = error.failures
+    for rank, (raised, trace) in failures.items():
+        original = raised.args[0] if isinstance(raised, _UnreadableError) else carried(raised)
+        if isinstance(original, CheckpointReadError | InvalidOptionError):
+            # The text is complete, and every rank would print the tracebacks of all ranks.
+            failures[rank] = original.with_traceback(None), StackSummary()
+        else:
+            failures[rank] = original, trace
+    own = failures[reader.rank][0] if reader.rank in failures else None
+    # torch wraps every error, Ctrl-C included, even if there is only one rank.
+    if own is not None and (is_alone or not isinstance(own, Exception)):
+        return own
+    raised_by = [raised for raised, _ in failures.values()]
+    # "except Exception" must not catch an interrupt, not even one of another rank.
+    if any(isinstance(it, CheckpointReadError) for it in raised_by) and all(
+        isinstance(it, Exception) for it in raised_by
+    ):
+        return ranks_error(
+            failures,
+            path=str(reader.path),
+            world=distributed.get_world_size(process_group),
+            before_reading=error.args[0] == "plan",
+        )
+    if isinstance(own, InvalidOptionError | ImportError):
+        return own
+    return error.with_traceback(None)
+
+
+def _plans_alone(planner: LoadPlanner) -> bool:
+    """Whether the plan of a rank depends on no other rank, as with torch's planner."""
+    steps = ("create_global_plan", "finish_plan")
+    return not vars(planner).keys() & {*steps} and all(
+        getattr(type(planner), step, None) is getattr(DefaultLoadPlanner, step) for step in steps
+    )
+
+
+@contextmanager
+def _whole_plans_only(planner: LoadPlanner) -> Iterator[None]:
+    """In the block, a planner that plans for all ranks refuses ranks that keep their plans."""
+    create, own = planner.create_global_plan, vars(planner).get("create_global_plan")
+
+    def checked(plans: list[LoadPlan]) -> list[LoadPlan]:
+        if any(plan.planner_data == _KEPT for plan in plans):
+            raise InvalidOptionError("planner= of rank 0 makes plans for all ranks: pass it on all")
+        return create(plans)
+
+    # On the instance, for this load only, as in misplanned_named.
+    vars(planner)["create_global_plan"] = checked
+    try:
+        yield
+    finally:
+        del vars(planner)["create_global_plan"]
+        if own is not None:
+            vars(planner)["create_global_plan"] = own
 
 
 class _LoadReader:
     """A reader, without what torch's loading code does to errors and to the garbage collector."""
 
-    def __init__(self, reader: Reader, *, rank: int = 0, metadata: Metadata | None = None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        rank: int = 0,
+        metadata: Metadata | None = None,
+        keeps_plan: bool = False,
+    ) -> None:
         self.reader = reader
-        self._rank = rank
+        self.rank = rank
         self._metadata = metadata
+        self.keeps_plan = keeps_plan
+        self._plan: LoadPlan | None = None
         self._resumed = collector_resumed if gc.isenabled() else nullcontext
 
     def __getattr__(self, name: str) -> Any:
@@ -184,17 +270,41 @@ class _LoadReader:
             except MetadataError as error:
                 is_missing = isinstance(error, MissingMetadataError)
                 ranks = reader.ranks_with_metadata()
-                if not (ranks if is_missing else self._rank in ranks):
+                if not (ranks if is_missing else self.rank in ranks):
                     raise
                 if not is_missing:
-                    _log.warning("%s. Reading the metadata of rank %d instead", error, self._rank)
-            return reader.read_metadata(rank=self._rank)
+                    _log.warning("%s. Reading the metadata of rank %d instead", error, self.rank)
+            return reader.read_metadata(rank=self.rank)
         except Exception as error:  # noqa: BLE001 - raised again after torch
             raise _UnreadableError(error) from None
 
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Keep the plan here, if the ranks exchange plans only to get their own back.
+
+        Rank 0 would unpickle and pickle those of all ranks: 13 ms for 1,000 tensors of one rank.
+        """
+        plan = self.reader.prepare_local_plan(plan)
+        if not self.keeps_plan:
+            return plan
+        self._plan = plan
+        return LoadPlan([], planner_data=_KEPT)
+
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         with self._resumed():
-            return self.reader.read_data(plan, planner)
+            return self.reader.read_data(self._plan or plan, planner)
+
+
+class _NoReader:
+    """Raises the error of making a reader where the other ranks hear of it.
+
+    The environment of one host may have a wrong option, or lack the package of a storage.
+    """
+
+    def __init__(self, path: str, error: Exception) -> None:
+        self.path, self._error = path, error
+
+    def read_metadata(self) -> Metadata:
+        raise self._error
 
 
 class _UnreadableError(BaseException):

@@ -1,9 +1,10 @@
 """The reader of checkpoints in object stores and on web servers."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 from paraload.adapters.dcp.source_reader import SourceReader
-from paraload.options import ReadOptions, split_keywords
+from paraload.options import ReadOptions, ReadOptionsDict, split_keywords
 from paraload.sources.object_store import ObjectStoreSource
 
 
@@ -18,9 +19,10 @@ class ParallelObjectStoreReader(SourceReader):
             folder, or an obstore store.
         prefix: folder below ``url``.
         options: a complete :class:`~paraload.ReadOptions`.
-        **keywords: fields of :class:`~paraload.ReadOptions`; every other name is an option of
-            ``obstore.store.from_url``, such as ``region``, ``endpoint``, ``skip_signature``,
-            ``credential_provider``, ``client_options`` or ``retry_config``.
+        storage_options: options of ``obstore.store.from_url``, such as ``region``, ``endpoint``,
+            ``skip_signature``, ``credential_provider``, ``client_options`` or ``retry_config``.
+        **keywords: fields of :class:`~paraload.ReadOptions`; every other name is one of
+            ``storage_options``.
 
     Raises:
         InvalidOptionError: an option is invalid, or unknown to both.
@@ -43,18 +45,24 @@ class ParallelObjectStoreReader(SourceReader):
         prefix: str = "",
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        storage_options: Mapping[str, Any] | None = None,
+        **keywords: Unpack[ReadOptionsDict],
     ) -> None:
-        reading, store_options = split_keywords(keywords)
+        reading, store_options = split_keywords(keywords, storage_options)
         self._url, self._prefix, self._store_options = url, prefix, store_options
-        super().__init__(self._make_source().name, options=options, **reading)
+        source = self._make_source()
+        super().__init__(source.name, options=options, **reading)
+        self._kept = source
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Begin a new load, of the checkpoint at another URL if ``checkpoint_id`` is given."""
+        source = None
         if checkpoint_id and checkpoint_id != self.path:
             self._url, self._prefix = checkpoint_id, ""
-            checkpoint_id = self._make_source().name
+            source = self._make_source()
+            checkpoint_id = source.name
         super().reset(checkpoint_id)
+        self._kept = source
 
     def _make_source(self) -> ObjectStoreSource:
         return ObjectStoreSource(self._url, self._prefix, **self._store_options)

@@ -119,8 +119,7 @@ def _refusal(planner: Any, path: str) -> CheckpointReadError | None:
             "\nTo load only what the checkpoint has, and leave the other targets as they are:"
             f" planner={kind.__name__}(allow_partial_load=True)"
         )
-    refused = refuse_to_begin(failures, items=len(state_dict), path=path)
-    return CheckpointReadError(f"{refused}{advice}", refused.failures)
+    return refuse_to_begin(failures, items=len(state_dict), path=path, advice=advice)
 
 
 def _fault(fqn: str, target: Any, entries: Any, error: Exception) -> ItemReadError:

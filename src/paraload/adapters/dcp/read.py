@@ -1,28 +1,40 @@
 """``paraload.read``: the contents of a checkpoint as a new dict, without a model.
 
-DCP, safetensors   metadata --keys--> empty tensors --load--> dict
-torch.save         torch.load, mapped --keys--> copies --> dict
+DCP, safetensors     metadata --keys--> empty tensors --load--> dict
+torch.save           torch.load, mapped --keys--> copies --> dict
+  at a URL           the file as one tensor of bytes --load--> torch.load --keys--> dict
 """
 
+import io
 import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final, Unpack
 
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
 from paraload.adapters.dcp.load import load_alone
-from paraload.adapters.dcp.reader_choice import reader_for
+from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
+from paraload.adapters.dcp.reader_choice import file_stat, reader_for, source_of
 from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
 from paraload.adapters.dcp.urls import is_url, local_path, split_file
 from paraload.core.compat import flatten_state_dict, unflatten_state_dict
+from paraload.core.records import TensorRecord
 from paraload.errors import FormatError, InvalidOptionError, UnsafeObjectError
-from paraload.options import ReadOptions
+from paraload.formats.safetensors import Header, StoredTensor
+from paraload.metadata.safetensors_chunks import SafetensorsFile, metadata_of
+from paraload.options import ReadOptions, ReadOptionsDict
+from paraload.sources.credentials import without_credentials
 from paraload.sources.retrying import storage_error
+
+#: How the URL of a file of ``torch.save`` ends; not every storage can tell a folder from a file.
+_TORCH_SAVE: Final = (".pt", ".pth")
 
 Keys = str | Iterable[str] | Callable[[str], bool]
 
@@ -35,7 +47,8 @@ def read(
     *,
     nested: bool = False,
     options: ReadOptions | None = None,
-    **keywords: Any,
+    storage_options: Mapping[str, Any] | None = None,
+    **keywords: Unpack[ReadOptionsDict],
 ) -> dict[str, Any]:
     """Read a checkpoint, or some of its entries, into new tensors.
 
@@ -44,16 +57,18 @@ def read(
 
     Args:
         path: folder or URL of a DCP or safetensors checkpoint; or a ``.safetensors`` file; or a
-            local file of ``torch.save``. ``torch.load(..., weights_only=True)`` reads the latter,
-            without checksums, and no other reading option has an effect.
+            file of ``torch.save``, which at a URL ends with ``.pt`` or ``.pth``.
+            ``torch.load(..., weights_only=True)`` reads the latter, without checksums. Of a local
+            one, no other reading option has an effect; one at a URL is read whole first, and needs
+            memory twice.
         keys: names to read, which may be patterns such as ``"model.layers.0.*"``; or a function
             that returns whether a name is to be read. By default everything is read.
         device: where the tensors are created.
         dtype: for floating-point tensors; by default that of the checkpoint.
         nested: rebuild the dicts and lists that were saved, instead of one flat dict.
         options: a :class:`~paraload.ReadOptions`, instead of keywords.
-        **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``. For a URL,
-            also options of its storage.
+        storage_options: options of the storage of a URL; see :func:`paraload.load`.
+        **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``.
 
     Returns:
         Tensors and objects, by name in the order of the checkpoint; all ranks get all of them.
@@ -72,24 +87,69 @@ def read(
     path = local_path(path)
     if not is_url(path) and os.path.isfile(path) and split_file(path)[1] is None:  # noqa: PTH113
         ReadOptions.resolve(options, keywords)
-        values, paths = _torch_saved(os.fspath(path))
-        copied = {name: _copy(values[name], device, dtype) for name in _selected(values, keys)}
-        return _nested(copied, paths) if nested else copied
-    reader = reader_for(path, options=options, **keywords)
-    metadata = reader.read_metadata()
-    names = _selected(metadata.state_dict_metadata, keys)
-    state = {name: _empty(metadata.state_dict_metadata[name], device, dtype) for name in names}
-    load_alone(state, reader, SafeLoadPlanner(), metadata=metadata)
+        return _of_torch_save(os.fspath(path), os.fspath(path), keys, device, dtype, nested=nested)
+    place, _, query = os.fspath(path).partition("?")
+    if is_url(path) and place.endswith(_TORCH_SAVE):
+        folder, name = os.path.split(place)
+        single = ParallelHuggingFaceReader(
+            f"{folder}?{query}" if query else folder,
+            options=options,
+            storage_options=storage_options,
+            **keywords,
+        )
+        data = _fetched(single, name)
+        return _of_torch_save(data, without_credentials(place), keys, device, dtype, nested=nested)
+    reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
+    with closing(source_of(reader)):  # also if no data are read
+        metadata = reader.read_metadata()
+        entries = metadata.state_dict_metadata
+        names = _selected(entries, keys)
+        state = {name: _empty(entries[name], device, dtype) for name in names}
+        load_alone(state, reader, SafeLoadPlanner(), metadata=metadata)
     return _nested(state, metadata.planner_data or {}) if nested else state
 
 
-def _torch_saved(path: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+def _of_torch_save(
+    file: str | io.BytesIO,
+    path: str,
+    keys: Keys | None,
+    device: torch.device | str | int,
+    dtype: torch.dtype | None,
+    *,
+    nested: bool,
+) -> dict[str, Any]:
+    values, paths = _torch_saved(file, path)
+    copied = {name: _copy(values[name], device, dtype) for name in _selected(values, keys)}
+    return _nested(copied, paths) if nested else copied
+
+
+def _fetched(reader: ParallelHuggingFaceReader, name: str) -> io.BytesIO:
+    """A file in the folder of ``reader``, read in parallel as one tensor of bytes."""
+    nbytes = file_stat(reader, name).size
+    if not nbytes:
+        return io.BytesIO()
+    layout = TensorRecord(
+        dtype="uint8",
+        itemsize=1,
+        shape=(nbytes,),
+        strides=(1,),
+        storage_offset=0,
+        start=0,
+        end=nbytes,
+    )
+    header = Header((StoredTensor(name, 0, nbytes, layout),), {})
+    target = torch.empty(nbytes, dtype=torch.uint8)
+    metadata = metadata_of([SafetensorsFile(name, header)], {})
+    load_alone({name: target}, reader, QuickLoadPlanner(), metadata=metadata)
+    return io.BytesIO(target.numpy().data)
+
+
+def _torch_saved(file: str | io.BytesIO, path: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """What a file of ``torch.save`` holds, flattened as DCP does, and the way to each entry."""
     try:
         # Files from before torch 1.6 are not archives and cannot be mapped.
-        state = torch.load(
-            path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu"
-        )
+        is_mapped = isinstance(file, str) and zipfile.is_zipfile(file)
+        state = torch.load(file, weights_only=True, mmap=is_mapped, map_location="cpu")
     except OSError as error:
         raise storage_error(error, start=None, end=None, tries=1) from None
     except pickle.UnpicklingError as error:

@@ -16,7 +16,7 @@ from paraload.adapters.dcp.plan_items import items_of
 from paraload.adapters.dcp.preflight import require_loadable
 from paraload.adapters.dcp.reader_config import ReaderConfig
 from paraload.destinations.tensor_memory import dispatch_modes_off
-from paraload.engine.file_checks import changed_files, seen_files
+from paraload.engine.file_checks import changed_files, seen_files, unpinned
 from paraload.engine.load import Load
 from paraload.engine.setup import LoadSetup
 from paraload.errors import CheckpointReadError, StalledReadError, summarize
@@ -62,7 +62,7 @@ def read_with(
                 source, setup.specs, looker, path=config.path, retries=options.retries
             )
             setup.read_context.file_sizes = {path: stat.size for path, stat in seen.items()}
-            seen |= getattr(reader, "_metadata_before", {})
+            seen = unpinned(source, seen, getattr(reader, "_metadata_before", {}))
             setup.targets.note_writes()
             stack.enter_context(objects_frozen())
         reader.last_report = _run(load, setup, seen, looker)

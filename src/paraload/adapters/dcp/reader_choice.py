@@ -2,20 +2,21 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
 from paraload.adapters.dcp.reader_config import options_of
+from paraload.adapters.dcp.reader_metadata import taken_look
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.adapters.dcp.urls import dcp_reader, local_path, split_file
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.folder import FolderMetadata, folder_metadata
-from paraload.metadata.listing import files_without_metadata
+from paraload.metadata.listing import look_at, looked
 from paraload.metadata.rank_files import GLOBAL_METADATA, rank_files_among
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
-from paraload.sources import ByteSource
+from paraload.sources import ByteSource, FileStat
 
 Reader = ParallelFileSystemReader | SourceReader
 
@@ -23,21 +24,28 @@ Reader = ParallelFileSystemReader | SourceReader
 def reader_for(path: str | os.PathLike[str], **keywords: Any) -> Reader:
     """A reader of the checkpoint at ``path``: DCP's, or safetensors.
 
-    ``keywords`` are fields of ``ReadOptions``, and for a URL options of its storage.
+    ``keywords`` are fields of ``ReadOptions``, ``storage_options``, and for a URL also the options
+    of its storage themselves.
     """
     if split_file(path)[1] is not None:
         return ParallelHuggingFaceReader(path, **keywords)
     path = local_path(path)
     reader = dcp_reader(path, **keywords)
     options = options_of(reader)
-    with closing(make_source(reader)) as source:
-        names = files_without_metadata(
+    source = source_of(reader)
+    with nullcontext() if isinstance(reader, SourceReader) else closing(source):
+        look = look_at(
             source,
             path=str(reader.path),
             retries=options.retries,
             stall_timeout_s=options.stall_timeout_s,
         )
-    return ParallelHuggingFaceReader(path, **keywords) if _is_safetensors(names) else reader
+    if _is_safetensors(look.names):
+        found = ParallelHuggingFaceReader(path, **keywords)
+        found._kept = reader._kept  # noqa: SLF001
+        return found
+    reader._look = look  # noqa: SLF001
+    return reader
 
 
 def _is_safetensors(names: Sequence[str]) -> bool:
@@ -46,9 +54,21 @@ def _is_safetensors(names: Sequence[str]) -> bool:
     return not has_dcp and any(name.endswith(suffixes) and "/" not in name for name in names)
 
 
-def make_source(reader: Reader) -> ByteSource:
-    """The source of the reader's files; the caller closes it."""
-    return reader._make_source()  # noqa: SLF001 - a step of readers
+def source_of(reader: Reader) -> ByteSource:
+    """The source of the reader's files; the caller closes it when the last one has been read."""
+    return reader._source_of_load()  # noqa: SLF001
+
+
+def file_stat(reader: Reader, name: str) -> FileStat:
+    """Size and version of a file in the folder of ``reader``."""
+    options = options_of(reader)
+    return looked(
+        source_of(reader),
+        lambda source: source.stat(name),
+        f"{name!r} was being checked",
+        retries=options.retries,
+        stall_timeout_s=options.stall_timeout_s,
+    )
 
 
 def metadata_of_all(reader: Reader) -> FolderMetadata:
@@ -61,7 +81,8 @@ def metadata_of_all(reader: Reader) -> FolderMetadata:
     options = options_of(reader)
     return folder_metadata(
         reader.path,
-        source=make_source(reader) if isinstance(reader, SourceReader) else None,
+        source=source_of(reader) if isinstance(reader, SourceReader) else None,
+        look=taken_look(reader),
         allow_globals=options.allow_globals,
         retries=options.retries,
         stall_timeout_s=options.stall_timeout_s,

@@ -5,7 +5,9 @@ this package; the engine has none of it, so that another checkpoint library can 
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Final
@@ -32,6 +34,9 @@ _HAS_ZSTANDARD: Final = find_spec("zstandard") is not None  # torch can also use
 #: By descriptors: the decoders of the first ones, and the descriptors left over.
 Decoders = dict[tuple[str, ...], tuple[tuple[Decoder, ...], tuple[str, ...]]]
 
+#: The options of torch's own readers while ``install()`` has replaced their methods.
+_installed: Final[ContextVar[ReadOptions | None]] = ContextVar("paraload_installed", default=None)
+
 
 class ReaderConfig:
     """What a load needs to know of its reader; made once for each load, which closes ``source``.
@@ -56,7 +61,8 @@ class ReaderConfig:
         )
         self.options = options_of(reader, **overrides)
         self.entries: Mapping[str, Any] | None = getattr(reader, "_entries", None)
-        self.source: ByteSource = self.step("_make_source")()
+        keeps = getattr(reader, "_source_of_load", None)
+        self.source: ByteSource = (keeps or self.step("_make_source"))()
         self.slice_file: Callable[..., Any] | None = self.options.slice_file
         own_slice = getattr(type(reader), "_slice_file", stock_slice_file) is not stock_slice_file
         if self.slice_file is None and own_slice:
@@ -86,8 +92,7 @@ class ReaderConfig:
 
     def step(self, name: str) -> Any:
         """An overridable step: the reader's own, or the default."""
-        own = getattr(self.reader, name, None)
-        return own if own is not None else getattr(self._defaults, name).__get__(self.reader)
+        return step_of(self.reader, self._defaults, name)
 
     def is_overridden(self, name: str) -> bool:
         """Whether the reader has its own version of a step."""
@@ -161,10 +166,29 @@ def _decoders(
     return tuple(decoders), ()
 
 
+def step_of(reader: Any, defaults: type, name: str) -> Any:
+    """An overridable step of any reader: its own, or that of ``defaults``."""
+    own = getattr(reader, name, None)
+    return own if own is not None else getattr(defaults, name).__get__(reader)
+
+
+@contextmanager
+def as_installed(options: ReadOptions) -> Iterator[None]:
+    """A context in which readers without options of their own have these."""
+    token = _installed.set(options)
+    try:
+        yield
+    finally:
+        _installed.reset(token)
+
+
 def options_of(reader: Any, **overrides: Any) -> ReadOptions:
     """The options of any reader, overridden by those of one call that are not ``None``."""
+    given = {name: value for name, value in overrides.items() if value is not None}
     options = getattr(reader, "options", None)
     if not isinstance(options, ReadOptions):
+        if (installed := _installed.get()) is not None:
+            return ReadOptions.resolve(installed, given)
         options = ReadOptions.resolve()
     # A class that took the methods has these two and no `options`; one that has both may have
     # changed them since.
@@ -172,5 +196,4 @@ def options_of(reader: Any, **overrides: Any) -> ReadOptions:
         name: getattr(reader, name, getattr(options, name))
         for name in ("enable_parallel", "max_workers")
     }
-    given = {name: value for name, value in overrides.items() if value is not None}
     return ReadOptions.resolve(options, own | given)

@@ -1,17 +1,32 @@
 """The metadata of a DCP checkpoint, read with the options of a reader."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata
 
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.metadata.file_bytes import MetadataFile
+from paraload.metadata.listing import Look
 from paraload.metadata.reading import read_metadata
 from paraload.metadata.safetensors_records import holds_safetensors, locate_safetensors
-from paraload.sources import FileStat
+from paraload.sources import ByteSource, FileStat
 
 
-def read_metadata_with(reader: Any, file: MetadataFile, seen: dict[str, FileStat]) -> Metadata:
+def taken_look(reader: Any) -> Look | None:
+    """What choosing ``reader`` found, for one use: later, the files may be others."""
+    look: Look | None = getattr(reader, "_look", None)
+    if look is not None:
+        reader._look = None  # noqa: SLF001
+    return look
+
+
+def read_metadata_with(
+    reader: Any,
+    file: MetadataFile,
+    seen: dict[str, FileStat],
+    make_source: Callable[[], ByteSource],
+) -> Metadata:
     options = options_of(reader)
     metadata = read_metadata(
         file,
@@ -24,7 +39,7 @@ def read_metadata_with(reader: Any, file: MetadataFile, seen: dict[str, FileStat
     if holds_safetensors(metadata):
         locate_safetensors(
             metadata,
-            reader._make_source,  # noqa: SLF001 - a step
+            make_source,
             path=str(reader.path),
             retries=options.retries,
             stall_timeout_s=options.stall_timeout_s,

@@ -11,7 +11,7 @@ these methods, and has to set ``path`` and ``storage_data`` only.
 import io
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import FileSystem
@@ -21,8 +21,8 @@ from torch.futures import Future
 
 from paraload.adapters.dcp.plan_items import create_tasks
 from paraload.adapters.dcp.read_data import read_with
-from paraload.adapters.dcp.reader_config import options_of
-from paraload.adapters.dcp.reader_metadata import read_metadata_with
+from paraload.adapters.dcp.reader_config import options_of, step_of
+from paraload.adapters.dcp.reader_metadata import read_metadata_with, taken_look
 from paraload.core.compat import init_file_system_reader, metadata_path
 from paraload.core.tasks import ReadTask
 from paraload.destinations.base import Destination
@@ -34,8 +34,9 @@ from paraload.formats.torch_zip import TorchZipFormat
 from paraload.hooks import ItemIndex, ReadItemInfo, StorageItem
 from paraload.metadata.dcp_index import descriptors_of
 from paraload.metadata.file_bytes import MetadataFile
+from paraload.metadata.listing import Look
 from paraload.metadata.rank_files import rank_files
-from paraload.options import ReadOptions
+from paraload.options import MixinOptionsDict, ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
 from paraload.sources import ByteSource, FileStat
 from paraload.sources.credentials import without_credentials
@@ -66,6 +67,9 @@ class ParallelFileReader:
     path: Any
     storage_data: Any
     last_report: ReadReport | None
+    _is_remote = False
+    _kept: ByteSource | None = None
+    _look: Look | None = None
 
     def __init__(
         self,
@@ -73,13 +77,14 @@ class ParallelFileReader:
         max_workers: int | None = None,
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        **keywords: Unpack[MixinOptionsDict],
     ) -> None:
+        given: dict[str, Any] = {**keywords}
         if enable_parallel is not None:
-            keywords["enable_parallel"] = enable_parallel
+            given["enable_parallel"] = enable_parallel
         if max_workers is not None:
-            keywords["max_workers"] = max_workers
-        self.options = ReadOptions.resolve(options, keywords)
+            given["max_workers"] = max_workers
+        self.options = ReadOptions.resolve(options, given)
         self.enable_parallel = self.options.enable_parallel
         self.max_workers = self.options.max_workers
         self.last_report = None
@@ -159,6 +164,17 @@ class ParallelFileReader:
         fs = None if type(fs) is FileSystem else fs
         return open_source(self.path, fs=fs, direct_io=options_of(self).direct_io)
 
+    def _source_of_load(self) -> ByteSource:
+        """The source of the load in progress, whose end closes it.
+
+        Metadata and data of a remote checkpoint have the same one, so that they share connections.
+        """
+        if not self._is_remote:
+            return self._make_source()
+        if self._kept is None:
+            self._kept = self._make_source()
+        return self._kept
+
     def _make_format(self) -> ItemFormat:
         """Create the parser of records' headers; a reader for another format returns its own."""
         return TorchZipFormat()
@@ -212,7 +228,7 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         _extension_registry: Any = None,
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        **keywords: Unpack[ReadOptionsDict],
     ) -> None:
         ParallelFileReader.__init__(self, options=options, **keywords)
         self._require_no_url(path)
@@ -258,18 +274,25 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
         Raises:
             MetadataError: the file is missing, damaged, or names a class that is not allowed.
         """
-        self._metadata_before = {}
-        fs = None if type(self.fs) is FileSystem else self.fs
-        file = MetadataFile.at(metadata_path(self, kwargs.get("rank")), fs)
-        seen: dict[str, FileStat] = {}
-        metadata = read_metadata_with(self, file, seen)
-        if getattr(self._make_source, "__func__", None) is vars(ParallelFileReader)["_make_source"]:
-            self._metadata_before = seen  # another source may have other versions
-        return metadata
+        return read_folder_metadata(self, kwargs.get("rank"))
 
     def ranks_with_metadata(self) -> Collection[int]:
         """The ranks that have metadata of their own, saved with ``use_collectives=False``."""
         return rank_files(self.path)
+
+
+def read_folder_metadata(reader: Any, rank: int | None) -> Metadata:
+    """The metadata of any ``FileSystemReader``, of all ranks or of one."""
+    reader._metadata_before = {}  # noqa: SLF001 - not part of torch's interface
+    fs = None if type(reader.fs) is FileSystem else reader.fs
+    path = metadata_path(reader, rank)
+    file = MetadataFile.at(path, fs, look=taken_look(reader))
+    seen: dict[str, FileStat] = {}
+    make_source = step_of(reader, ParallelFileReader, "_make_source")
+    metadata = read_metadata_with(reader, file, seen, make_source)
+    if getattr(make_source, "__func__", None) is vars(ParallelFileReader)["_make_source"]:
+        reader._metadata_before = seen  # noqa: SLF001 - another source may have other versions
+    return metadata
 
 
 def read_data_parallel(

@@ -4,19 +4,20 @@ import os
 import uuid
 from collections.abc import Collection, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, Unpack
 
 from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
 
 from paraload.adapters.dcp.reader_config import options_of
-from paraload.adapters.dcp.reader_metadata import read_metadata_with
+from paraload.adapters.dcp.reader_metadata import read_metadata_with, taken_look
 from paraload.adapters.dcp.readers import ParallelFileReader
 from paraload.metadata.file_bytes import MetadataFile
-from paraload.metadata.listing import files_of
+from paraload.metadata.folder_contents import names_in_folder
+from paraload.metadata.listing import looked
 from paraload.metadata.rank_files import rank_files_among
-from paraload.options import ReadOptions
+from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.sources import FileStat
 
 
@@ -31,12 +32,14 @@ class SourceReader(ParallelFileReader, StorageReader):
         options: a complete :class:`~paraload.ReadOptions`, or its fields as keywords.
     """
 
+    _is_remote = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
         options: ReadOptions | None = None,
-        **keywords: Any,
+        **keywords: Unpack[ReadOptionsDict],
     ) -> None:
         super().__init__(options=options, **keywords)
         self.path = path
@@ -59,6 +62,7 @@ class SourceReader(ParallelFileReader, StorageReader):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin a new load, of another checkpoint if ``checkpoint_id`` is given."""
         self.storage_data = {}
+        self._look = self._kept = None
         if checkpoint_id:
             self.path = checkpoint_id
         self.load_id = str(uuid.uuid4())
@@ -66,16 +70,22 @@ class SourceReader(ParallelFileReader, StorageReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's
         """Read the checkpoint's metadata; see :meth:`ParallelFileSystemReader.read_metadata`."""
         self._metadata_before = {}
-        file = MetadataFile.of(self._make_source(), kwargs.get("rank"), str(self.path))
-        return read_metadata_with(self, file, self._metadata_before)
+        source, look = self._source_of_load(), taken_look(self)
+        file = MetadataFile.of(source, kwargs.get("rank"), str(self.path), look)
+        try:
+            return read_metadata_with(self, file, self._metadata_before, self._source_of_load)
+        except BaseException:
+            source.close()
+            raise
 
     def ranks_with_metadata(self) -> Collection[int]:
         """The ranks that have metadata of their own, saved with ``use_collectives=False``."""
         options = options_of(self)
-        with closing(self._make_source()) as source:
-            files = files_of(
+        with closing(self._source_of_load()) as source:
+            files = looked(
                 source,
-                path=str(self.path),
+                names_in_folder,
+                f"{self.path!r} was being listed",
                 retries=options.retries,
                 stall_timeout_s=options.stall_timeout_s,
             )

@@ -1,7 +1,7 @@
 """Which reader suits a URL."""
 
-import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -11,7 +11,6 @@ from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.errors import InvalidOptionError
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
-from paraload.sources.credentials import without_credentials
 
 #: Schemes that obstore reads. fsspec could read most of them, but more slowly.
 _OBJECT_STORES: Final = frozenset(
@@ -50,7 +49,10 @@ def split_file(path: str | os.PathLike[str]) -> tuple[str, str | None]:
 
 
 def dcp_reader(
-    path: str | os.PathLike[str], **keywords: Any
+    path: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> ParallelFileSystemReader | SourceReader:
     """The reader for the DCP checkpoint at a path or URL.
 
@@ -62,19 +64,16 @@ def dcp_reader(
     """
     path = local_path(path)
     if not is_url(path):
+        if storage_options:
+            raise InvalidOptionError(f"storage_options= are for URLs; {path!r} is not one")
         return ParallelFileSystemReader(path, **keywords)
     url = os.fspath(path)
     if urlsplit(url).scheme.lower() in _OBJECT_STORES:
-        if importlib.util.find_spec("obstore") is None:
-            raise InvalidOptionError(
-                f"{without_credentials(url)!r} is read with obstore:"
-                " pip install 'paraload[object-store]'. Or read it with ParallelFsspecReader"
-            )
         from paraload.adapters.dcp.object_store import (  # noqa: PLC0415 - an extra
             ParallelObjectStoreReader,
         )
 
-        return ParallelObjectStoreReader(url, **keywords)
+        return ParallelObjectStoreReader(url, storage_options=storage_options, **keywords)
     from paraload.adapters.dcp.fsspec_reader import ParallelFsspecReader  # noqa: PLC0415 - likewise
 
-    return ParallelFsspecReader(url, **keywords)
+    return ParallelFsspecReader(url, storage_options=storage_options, **keywords)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from paraload import __version__
 from paraload._text import counted
+from paraload.adapters.dcp.install import stock
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.cli._arguments import UsageError
 from paraload.cli._checkpoint import require_memory
@@ -130,7 +131,7 @@ def _arms(folder: Path, given: Namespace) -> list[Arm]:
         for count in [1] if executor == "sequential" else given.workers:
             # One worker is the caller's own thread with every executor.
             settings += [(executor if count > 1 else "sequential", count, False)]
-    arms = [Arm(TORCH, partial(FileSystemReader, folder), executor=None, asked_workers=1)]
+    arms = [Arm(TORCH, partial(stock(FileSystemReader), folder), executor=None, asked_workers=1)]
     for executor, workers, direct_io in dict.fromkeys(settings):
         setting = {"executor": executor, "max_workers": workers, "direct_io": direct_io}
         # All other options come from the environment.

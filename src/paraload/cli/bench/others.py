@@ -1,6 +1,7 @@
 """What other programs take of the processors while something is measured here."""
 
 import os
+from contextlib import suppress
 
 import psutil
 
@@ -16,10 +17,7 @@ class Others:
         self._began = self._now()
 
     def cores(self) -> float:
-        """Cores that others kept busy since the beginning, on average.
-
-        Child processes count as others until they have ended.
-        """
+        """Cores that others kept busy since the beginning, on average."""
         (began_s, began_busy_s), (now_s, busy_s) = self._began, self._now()
         return max(0.0, (busy_s - began_busy_s) / (now_s - began_s))
 
@@ -29,4 +27,8 @@ class Others:
         # Guests are counted as user time, too.
         guests = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)
         busy_s = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0) - guests
-        return own.elapsed, busy_s - sum(own[:4])
+        own_s = sum(own[:4])  # with the child processes that have ended
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                own_s += sum(child.cpu_times()[:2])
+        return own.elapsed, busy_s - own_s

@@ -1,0 +1,70 @@
+"""``PARALOAD_INSTALL=1``: :func:`paraload.install` as soon as a program imports torch's DCP.
+
+paraload-install.pth --if the variable is set--> this module --hook--> import of DCP --> install
+
+Python runs the line in that file when it starts. Without the variable it imports nothing; with it,
+torch is imported when the program imports it, and not before. The variable also reaches child
+processes, such as those of ``multiprocessing`` and torchrun.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Final
+
+from paraload.options import flag_in
+
+VARIABLE: Final = "PARALOAD_INSTALL"
+_DCP: Final = "torch.distributed.checkpoint"
+
+#: Whether ``adapters.dcp.install`` installs at the end of its import, which imports DCP too.
+is_due = False
+
+
+class _AfterImport(MetaPathFinder):
+    """Finds DCP as the other finders do, and installs when it has been imported."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002 - of the interface
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        if fullname != _DCP:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_install(module: ModuleType) -> None:
+                execute(module)
+                _install()
+
+            spec.loader.exec_module = execute_and_install  # type: ignore[method-assign]
+        return spec
+
+
+def _install() -> None:
+    global is_due  # noqa: PLW0603 - one installation for the process
+    is_due = True
+    module = importlib.import_module("paraload.adapters.dcp.install")
+    if hasattr(module, "install_at_startup"):  # else it is being imported, and calls it itself
+        module.install_at_startup()
+
+
+def install_when_imported() -> None:
+    """Install now if DCP has been imported, otherwise as soon as it is."""
+    if _DCP in sys.modules:
+        _install()
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
+
+
+if flag_in(os.environ, VARIABLE):
+    install_when_imported()

@@ -1,0 +1,57 @@
+"""``paraload run SCRIPT ...``: run a program whose checkpoints are read through paraload."""
+
+import argparse
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+from paraload.cli._arguments import UsageError
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "run",
+        usage="paraload run [-h] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+        help="run a program, unchanged, that loads through paraload",
+        description="Run a Python program as python would. All its loads with torch's readers go"
+        " through paraload, those in child processes too. The environment sets options:"
+        " PARALOAD_MAX_WORKERS, PARALOAD_PROGRESS and the others of ReadOptions.",
+        epilog="Under torchrun: torchrun -m paraload run SCRIPT ...",
+    )
+    parser.add_argument("-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER)
+    parser.add_argument("program", metavar="SCRIPT", nargs=argparse.REMAINDER)
+
+
+def program_of(arguments: argparse.Namespace) -> "Program":
+    words = arguments.program if arguments.module is None else arguments.module
+    if not words:
+        raise UsageError("run: name a script, or a module after -m")
+    if arguments.module is None and not Path(words[0]).exists():
+        raise UsageError(f"{words[0]}: no such file")
+    return Program(words, is_module=arguments.module is not None)
+
+
+class Program:
+    """A program to run as ``__main__``, outside of our own handling of errors and signals."""
+
+    def __init__(self, words: list[str], *, is_module: bool) -> None:
+        self._words = words
+        self._is_module = is_module
+
+    def run(self) -> None:
+        from paraload.adapters.dcp import startup  # noqa: PLC0415
+
+        os.environ[startup.VARIABLE] = "1"  # for child processes
+        startup.install_when_imported()
+        name = self._words[0]
+        sys.argv[:] = self._words
+        if not sys.flags.safe_path:
+            # python puts there the folder of the script, or for a module the current one.
+            script_folder = str(Path(name).resolve().parent)
+            sys.path[0] = str(Path.cwd()) if self._is_module else script_folder
+        if self._is_module:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(name, run_name="__main__")
