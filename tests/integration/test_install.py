@@ -475,7 +475,8 @@ def main(folder):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             in_child = pool.map(is_here, [0])[0]
     here = is_here(0), in_child, __name__, sys.argv, sys.path[0]
-    print(json.dumps(here), flush=True)
+    # In one write, since ranks share the stream.
+    print(json.dumps(here) + os.linesep, end="", flush=True)
     if "RANK" in os.environ:
         dist.barrier()
         os._exit(0)  # threads of gloo sometimes abort the exit of the interpreter

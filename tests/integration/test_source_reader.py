@@ -99,7 +99,7 @@ def test_load_takes_the_metadata_of_the_rank(checkpoint, monkeypatch):
     files["__0.metadata"] = files.pop(".metadata")
     source = Listing(files, latency_s=0)
 
-    def made(_, **keywords):
+    def made(_, storage_options=None, **keywords):
         return RemoteReader(source, **keywords)
 
     monkeypatch.setattr(load_module, "reader_for", made)
