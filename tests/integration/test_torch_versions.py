@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import TensorProperties, TensorStorag
 import paraload
 from paraload import ParallelFileSystemReader
 from paraload.core import compat
-from paraload.errors import InvalidOptionError, TorchVersionWarning, UnsupportedTorchError
+from paraload.errors import IncompatibleTorchError, InvalidOptionError, TorchVersionWarning
 from tests.integration import support
 from tests.torch_versions import __main__ as page
 from tests.torch_versions import environment
@@ -191,7 +191,7 @@ def test_a_torch_without_the_name(forgotten, monkeypatch, name):
     hide(monkeypatch, name)
     monkeypatch.setattr(compat, "release", lambda: (99, 0))
     if entry.instead is compat._NOTHING:
-        with pytest.raises(UnsupportedTorchError) as caught:
+        with pytest.raises(IncompatibleTorchError) as caught:
             getattr(forgotten, name)
         message = str(caught.value)
     elif entry.lost:

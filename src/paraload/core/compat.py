@@ -8,7 +8,7 @@ because it is private and can go. A name is looked up when it is first imported 
     torch has it             it is used
     it has a replacement     that is used; a TorchVersionWarning says what is lost with it, if this
                              torch is new enough to have the name
-    it has none              UnsupportedTorchError, which names it and the version of torch
+    it has none              IncompatibleTorchError, which names it and the version of torch
 
 So a torch that was never tested works as far as it can. Importing this module imports no torch.
 """
@@ -19,7 +19,7 @@ import warnings
 from importlib.util import find_spec
 from typing import IO, Any, Final, NamedTuple
 
-from paraload.errors import InvalidOptionError, TorchVersionWarning, UnsupportedTorchError
+from paraload.errors import IncompatibleTorchError, InvalidOptionError, TorchVersionWarning
 
 _DCP: Final = "torch.distributed.checkpoint"
 _OLD_PROPERTIES: Final = "torch.distributed._shard.sharded_tensor.metadata"
@@ -164,7 +164,7 @@ def _value_of(name: _Name) -> Any:
         version = _find("torch", "__version__")
         gone = f"torch {version} has no {name.module}.{name.path}"
         if name.instead is _NOTHING:
-            raise UnsupportedTorchError(
+            raise IncompatibleTorchError(
                 f"{gone}, which paraload needs. Install a version of torch that"
                 " docs/torch-versions.md lists, or a newer paraload"
             ) from error

@@ -247,10 +247,6 @@ class HookNotPicklableError(InvalidOptionError, TypeError):
     """A hook cannot be sent to worker processes because it does not pickle."""
 
 
-class UnsupportedTorchError(ImportError):
-    """The installed torch lacks a name that paraload cannot work without."""
-
-
 class TorchVersionWarning(UserWarning):
     """The installed torch was never tested and lacks a private name; the text says what is lost."""
 
