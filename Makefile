@@ -19,7 +19,8 @@ AZURITE := .node/.made-from-lock
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test azurite test-wheel test-clients check reliability fuzz \
-  fuzz-long soak bench bench-against bench-rivals format clean
+  fuzz-long soak bench bench-against bench-rivals format clean \
+  test-torch test-torch-smoke torch-versions
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +41,32 @@ demo: $(STAMP) ## save a sharded model, load it with torch and with paraload, co
 # Files stay whole, so that each server, checkpoint and process pool of a module is made once.
 test: $(STAMP) ## the whole test suite, on up to 4 cores
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# Each torch has an environment of its own; they are made for the CPU, as the suite needs no GPU.
+TORCH ?=
+# The oldest and the newest version.
+SMOKE_TORCH ?= 2.6.0 2.15.0
+SMOKE_TESTS ?= tests/integration/test_torch_versions.py tests/integration/test_load.py \
+  tests/integration/test_interface.py tests/unit/test_metadata_writers.py
+
+.venv-torch-%/.made-from-pyproject-and-constraints: pyproject.toml constraints.txt
+	$(PYTHON) tests/torch_versions/environment.py $* .venv-torch-$*
+	@touch $@
+
+test-torch: ## the whole test suite with another torch: make test-torch TORCH=2.8.0
+	@test -n "$(TORCH)" \
+	  || { echo "which version of torch? for example: make test-torch TORCH=2.8.0"; exit 1; }
+	$(MAKE) .venv-torch-$(TORCH)/.made-from-pyproject-and-constraints
+	.venv-torch-$(TORCH)/bin/python -m pytest -p tests.torch_versions.record \
+	  --numprocesses logical --maxprocesses 4 --dist loadfile
+
+test-torch-smoke: ## a few tests with the oldest and the newest torch
+	for torch in $(SMOKE_TORCH); do \
+	  $(MAKE) .venv-torch-$$torch/.made-from-pyproject-and-constraints \
+	  && .venv-torch-$$torch/bin/python -m pytest $(SMOKE_TESTS) || exit 1; done
+
+torch-versions: $(STAMP) ## how `make test-torch` ended with each torch; rewrites the tables in docs
+	$(BIN)/python -m tests.torch_versions --write
 
 WHEEL_TESTS ?= tests/unit/test_packaging.py tests/unit/test_cli.py tests/unit/test_docstrings.py \
   tests/contract tests/integration/test_readme.py tests/integration/test_load.py \
@@ -137,5 +164,5 @@ $(RIVALS_STAMP): pyproject.toml constraints.txt $(RIVALS_PINS)
 	@touch $@
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(RIVALS) $(WHEEL) $(dir $(AZURITE)) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-torch-* $(RIVALS) $(WHEEL) $(dir $(AZURITE)) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 if TYPE_CHECKING:
@@ -96,12 +95,12 @@ def write(
     make = _weights if zstd else _random  # random bits would not get shorter
     state = {name: make(shape) for name, shape in shapes.items()}
     # One file for each thread of the writer: torch fills that many buckets, the emptiest first.
-    writer = FileSystemWriter(
-        folder,
-        single_file_per_rank=True,
-        thread_count=files,
-        _extensions=[ZStandard()] if zstd else None,
-    )
+    keywords: dict[str, Any] = {}
+    if zstd:
+        from torch.distributed.checkpoint import _extension  # noqa: PLC0415 - not in torch 2.6
+
+        keywords["_extensions"] = [_extension.ZStandard()]
+    writer = FileSystemWriter(folder, single_file_per_rank=True, thread_count=files, **keywords)
     dcp.save(state, storage_writer=writer, no_dist=True)
     del state
     # What is still to be written back would be written during the first rounds.

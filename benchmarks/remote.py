@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 import obstore
 import torch.distributed.checkpoint as dcp
 from obstore.store import HTTPStore
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 
 import paraload
 from benchmarks import arms
@@ -20,6 +19,7 @@ from benchmarks.latency import delayed
 from benchmarks.nginx import nginx
 from benchmarks.results import Bar, Section, Table
 from benchmarks.rounds import check_arms, time_rounds
+from paraload.core.compat import FsspecReader
 from paraload.sources.object_store import ObjectStoreSource
 
 if TYPE_CHECKING:

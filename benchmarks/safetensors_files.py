@@ -10,8 +10,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
-from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
@@ -39,7 +39,7 @@ _PART: Final = 8
 
 _STOCK: Final = arms.reading(
     f"torch HF reader, {_THREADS} threads",
-    lambda folder: HuggingFaceStorageReader(str(folder), thread_count=_THREADS),
+    lambda folder: dcp.HuggingFaceStorageReader(str(folder), thread_count=_THREADS),
 )
 _PARALOAD: Final = arms.reading("paraload", ParallelHuggingFaceReader)
 

@@ -8,6 +8,7 @@ from obstore.store import MemoryStore
 
 pytest.register_assert_rewrite("paraload.testing")
 
+import tests.old_torch  # noqa: E402, F401 - before any test uses torch
 from paraload.testing import leaked, resources  # noqa: E402 - as the line above wants it
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, Final
 
-from torch.distributed.checkpoint import HuggingFaceStorageReader
+import torch.distributed.checkpoint as dcp
 
 from benchmarks import arms
 from benchmarks.rivals import loaders
@@ -76,7 +76,7 @@ class Contestant:
 def _hugging_face(threads: int) -> Contestant:
     arm = arms.reading(
         f"torch HF reader, {threads} thread{'s' * (threads > 1)}",
-        lambda folder: HuggingFaceStorageReader(str(folder), thread_count=threads),
+        lambda folder: dcp.HuggingFaceStorageReader(str(folder), thread_count=threads),
     )
     return Contestant(arm=arm, group="hf", package="torch", file_format=SAFETENSORS)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import FileSystemReader
 
 from benchmarks.page_cache import files_below
 
@@ -75,7 +75,7 @@ def _write_safetensors(folder: Path, parts: Parts) -> None:
     import_module("safetensors")  # the writer would only say so in the middle of a long traceback
     files = {name: number for number, part in enumerate(parts, start=1) for name in part}
     state = {name: tensor for part in parts for name, tensor in part.items()}
-    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files)
+    writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files)
     dcp.save(state, storage_writer=writer, no_dist=True)
 
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+
+import tests.old_torch  # noqa: F401 - before torch is used
+from paraload.core.compat import ZStandard
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 
 from paraload.testing import make_checkpoint
+from tests.old_torch import bytes_as
 from tests.unit.metadata_cases import example
 
 __all__ = ["POISON", "checkpoint", "metadata", "records", "safetensors", "state"]
@@ -77,8 +78,8 @@ def safetensors():
     tensors = {
         "w": whole.reshape(6, 10).float(),
         "half": whole.clone().view(torch.bfloat16).reshape(5, 6),
-        "f4": whole.clone().view(torch.float4_e2m1fn_x2).reshape(6, 10),
-        "f8": whole.clone().view(torch.float8_e8m0fnu),
+        "f4": bytes_as("float4_e2m1fn_x2", whole, (6, 10)),
+        "f8": bytes_as("float8_e8m0fnu", whole, (60,)),
         "empty": torch.zeros(0, 3),
         "scalar": torch.tensor(7),
     }

@@ -10,6 +10,7 @@ CODE = """
 import json, os, sys, warnings
 warnings.simplefilter("ignore")
 import torch.distributed as dist
+import tests.old_torch
 module, name, folder, rank, world = sys.argv[1:]
 function = getattr(__import__(module, fromlist=[name]), name)
 dist.init_process_group(

@@ -150,7 +150,7 @@ def test_one_damaged_record_among_alike_ones_is_the_only_finding(tmp_path):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("serialization_id"))
         identity = data.index(archive.read(name))
-    for at in (710, identity + 5, archive.start_dir):
+    for at in (support.PAYLOAD + 6, identity + 5, archive.start_dir):
         support.flip(file, offset + at)
         [finding] = paraload.verify(tmp_path).problems
         assert finding.parts[0].name == "a031"
@@ -165,7 +165,7 @@ def test_damage_of_head_payload_and_tail_of_a_known_layout_is_found(tmp_path, ta
     file, offset, size = support.records_of(tmp_path)["a4"]
     with zipfile.ZipFile(io.BytesIO(file.read_bytes()[offset : offset + size])) as archive:
         directory = archive.start_dir
-    end = 704 + tensors["a4"].nbytes
+    end = support.PAYLOAD + tensors["a4"].nbytes
     places = {"head": 100, "payload": end - 1, "descriptor": end + 5, "directory": directory}
     for place, at in places.items():
         support.flip(file, offset + at)
@@ -185,7 +185,10 @@ def test_a_big_payload_is_summed_in_pieces_that_threads_share(tmp_path, monkeypa
     runs = sorted((r.task.start, r.task.end) for r in seen if isinstance(r.task, RunsTask))
     _, offset, _ = support.records_of(tmp_path)["huge"]
     assert len(runs) > 2
-    assert (runs[0][0], runs[-1][1]) == (offset + 704, offset + 704 + (36 << 20))
+    assert (runs[0][0], runs[-1][1]) == (
+        offset + support.PAYLOAD,
+        offset + support.PAYLOAD + (36 << 20),
+    )
     assert all(end == start for (_, end), (start, _) in pairwise(runs))
     assert {r.task.target for r in seen if isinstance(r.task, RunsTask)} == {DISCARDED}
 
@@ -214,7 +217,7 @@ def test_a_slow_storage_gets_more_threads_unless_their_number_is_given(tmp_path,
 def test_progress_reaches_the_end_though_records_are_damaged(tmp_path):
     tensors = {f"w{n}": torch.randn(40) for n in range(9)} | {"huge": torch.randn(9 << 20)}
     support.save(tmp_path, tensors, files=1)
-    for name, at in (("w3", 100), ("w5", 710), ("huge", 5 << 20)):
+    for name, at in (("w3", 100), ("w5", support.PAYLOAD + 6), ("huge", 5 << 20)):
         file, offset, _ = support.records_of(tmp_path)[name]
         support.flip(file, offset + at)
     seen = []
@@ -227,7 +230,7 @@ def test_a_payload_is_compared_although_all_around_it_is_as_known(records):
     known = LayoutCache()
     first, second, _ = records.specs
     records.check([first], known)
-    support.flip(records.path, second.start + 704)
+    support.flip(records.path, second.start + support.PAYLOAD)
     [answer] = records.check([second], known)
     if isinstance(answer, Audited):
         assert answer.payload.crc

@@ -11,10 +11,10 @@ import time
 
 import pytest
 import torch
-from torch.distributed.checkpoint._extension import StreamTransformExtension, ZStandard
 
 import paraload
 from paraload import CheckpointReadError, ParallelFileSystemReader
+from paraload.core.compat import ExtensionRegistry, StreamTransformExtension, ZStandard
 from paraload.errors import (
     ChecksumMismatchError,
     FormatError,
@@ -86,7 +86,7 @@ def test_a_cut_file_is_named_with_what_it_should_have(folder, saved, executor):
 def test_one_flipped_bit_is_found(folder, saved, executor, name):
     file, offset, length = support.records_of(folder)[name]
     payload = saved[name].numel() * saved[name].element_size()
-    support.flip(file, offset + 704 + payload // 2)
+    support.flip(file, offset + support.PAYLOAD + payload // 2)
     error, targets = failing(folder, saved, executor)
     (failure,) = error.failures
     assert isinstance(failure, ChecksumMismatchError)
@@ -98,7 +98,7 @@ def test_one_flipped_bit_is_found(folder, saved, executor, name):
 
 def test_damaged_bytes_are_loaded_with_verify_false(folder, saved):
     file, offset, _ = support.records_of(folder)["big.1"]
-    support.flip(file, offset + 704 + 10_000)
+    support.flip(file, offset + support.PAYLOAD + 10_000)
     reader = ParallelFileSystemReader(folder, verify=False)
     got = support.load(reader, support.empty_like(saved))
     assert not torch.equal(got["big.1"], saved["big.1"])
@@ -144,7 +144,7 @@ def test_every_broken_file_is_reported_in_one_error(folder, saved):
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_the_error_goes_through_pickle_with_its_notes(folder, saved, executor):
     file, offset, _ = support.records_of(folder)["small.1"]
-    support.flip(file, offset + 704 + 100)
+    support.flip(file, offset + support.PAYLOAD + 100)
     error, _ = failing(folder, saved, executor)
     back = pickle.loads(pickle.dumps(error))
     assert str(back) == str(error)
@@ -238,8 +238,6 @@ class Rotating:
 
 
 def registry():
-    from torch.distributed.checkpoint._extension import ExtensionRegistry
-
     known = ExtensionRegistry()
     known.extensions["stream.rot"] = Rot
     return known

@@ -17,7 +17,6 @@ from fsspec.implementations.dirfs import DirFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint import _fsspec_filesystem as torch_fsspec
 
 import paraload
 from paraload import CheckpointReadError, ParallelFileReader, ParallelFsspecReader
@@ -37,6 +36,7 @@ from paraload.sources.torch_streams import StreamSource
 from tests.event_loop import start_event_loop
 from tests.integration import hooks, support
 from tests.integration.test_slices import WINDOWS, empty, wanted
+from tests.old_torch import torch_fsspec
 from tests.servers import faulty_server
 
 MIB = 1 << 20

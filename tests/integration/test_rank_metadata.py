@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
@@ -24,6 +23,7 @@ from paraload.metadata import reading as metadata
 from paraload.metadata.folder import folder_metadata
 from paraload.sources.local import LocalSource
 from tests.integration.ranks import run_ranks
+from tests.old_torch import OWN_METADATA, storage_info_of_hugging_face
 
 PROCESSES = {"executor": "processes", "max_workers": 2}
 
@@ -52,6 +52,7 @@ def same(state, rank):
 
 def save(folder, *ranks):
     """As ``dcp.save(..., use_collectives=False)`` does on each of these ranks."""
+    OWN_METADATA.require()
     for rank in reversed(ranks):  # torch warns where it finds rank 0
         planner, writer = dcp.DefaultSavePlanner(), FileSystemWriter(folder)
         writer.set_up_storage_writer(True, rank=rank, use_collectives=False)
@@ -214,6 +215,7 @@ def fail_on_one_rank(folder):
     return None
 
 
+@OWN_METADATA.needed
 def test_each_of_two_ranks_loads_its_own(tmp_path):
     assert run_ranks(save_and_load, tmp_path) == [[True] * 4] * 2
 
@@ -317,7 +319,7 @@ def test_a_stray_file_with_a_huge_number_makes_no_huge_list(one):
 
 def test_metadata_without_byte_ranges_is_an_error_of_the_tools(one, capsys):
     made = metadata.read_metadata(one / "__0.metadata")
-    info = _HFStorageInfo("x.safetensors", torch.Size([3]), torch.float32)
+    info = storage_info_of_hugging_face()
     for storage in (None, dict.fromkeys(made.storage_data, info)):
         made.storage_data = storage
         (one / "__0.metadata").write_bytes(pickle.dumps(made))

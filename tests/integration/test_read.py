@@ -22,6 +22,7 @@ from paraload.errors import (
     UnsafeObjectError,
 )
 from tests.integration import support
+from tests.old_torch import READS_ALL_KEYS
 
 STATE = {
     "model": {"layers": [{"w": torch.arange(6.0).reshape(2, 3)}, {"w": torch.ones(4).half()}]},
@@ -61,6 +62,7 @@ def test_what_was_saved_comes_back(folder):
     assert same(flat["model.layers.0.w"], STATE["model"]["layers"][0]["w"])
 
 
+@READS_ALL_KEYS.needed
 def test_it_is_what_torch_reads(folder):
     assert same(
         paraload.read(folder, nested=True), _load_state_dict_from_keys(checkpoint_id=folder)
@@ -218,7 +220,7 @@ def test_a_file_of_torch_save_that_is_cut(tmp_path):
 def test_nothing_in_a_file_of_torch_save_runs(tmp_path, capsys):
     file = tmp_path / "model.pt"
     torch.save({"evil": Evil()}, file)
-    with pytest.raises(UnsafeObjectError, match="GLOBAL print"):
+    with pytest.raises(UnsafeObjectError, match=r"GLOBAL (builtins\.)?print"):
         paraload.read(file)
     assert capsys.readouterr().out == ""
 

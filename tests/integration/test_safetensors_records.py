@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, filesystem
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.adapters.dcp.source_reader import SourceReader
@@ -18,13 +18,17 @@ from paraload.errors import FormatError, MissingFileError, UnsafePathError
 from tests.integration import support
 from tests.sources import RemoteLikeSource
 
+_SAFETENSORS = getattr(
+    filesystem, "SerializationFormat", SimpleNamespace(SAFETENSORS="")
+).SAFETENSORS
+
 
 def save(folder, state, *, files=2):
     writer = FileSystemWriter(
         folder,
         thread_count=files,
         single_file_per_rank=True,
-        serialization_format=SerializationFormat.SAFETENSORS,
+        serialization_format=_SAFETENSORS,
     )
     dcp.save(state, storage_writer=writer, no_dist=True)
     return state

@@ -118,7 +118,7 @@ def test_without_retries_the_first_answer_counts(folder, saved):
 
 def test_damage_is_not_tried_again(folder, saved):
     file, offset, _ = support.records_of(folder)["big.1"]
-    support.flip(file, offset + 704 + 10_000)
+    support.flip(file, offset + support.PAYLOAD + 10_000)
     reader = FaultyReader(folder, {})
     error, _ = failing(reader, saved)
     assert [failure.fqn for failure in error.failures] == ["big.1"]

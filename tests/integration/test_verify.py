@@ -88,11 +88,11 @@ def test_damage_of_any_entry_of_a_record_is_found(folder, name):
 def test_a_flip_in_any_piece_of_a_long_payload_is_found(folder):
     file, offset, _ = support.records_of(folder)["huge"]
     for at in (1000, (16 << 20) + 5000, (20 << 20) - 1):
-        support.flip(file, offset + 704 + at)
+        support.flip(file, offset + support.PAYLOAD + at)
         [finding] = problems(folder)
         assert finding.kind == "checksum"
         assert "affects huge[0:5242880]" in str(finding)
-        support.flip(file, offset + 704 + at)
+        support.flip(file, offset + support.PAYLOAD + at)
 
 
 def test_a_damaged_zstd_frame_is_found(tmp_path):
@@ -297,7 +297,7 @@ def run(capsys, *words):
 def test_the_command_says_what_is_affected(folder, capsys, tmp_path):
     assert run(capsys, folder)[0] == 0
     file, offset, _ = support.records_of(folder)["big"]
-    support.flip(file, offset + 704 + 5000)
+    support.flip(file, offset + support.PAYLOAD + 5000)
     status, out, _ = run(capsys, folder, "--json", tmp_path / "out.json")
     assert status == 1
     assert "BAD:" in out

@@ -53,7 +53,8 @@ def tensor(size=(4, 6), chunks=(((0, 0), (4, 6)),), dtype=torch.float32, kind=Te
 def example():
     """Everything that torch's writer writes."""
     halves = (((0, 0), (2, 6)), ((2, 0), (2, 6)))
-    return Metadata(
+    zipped = _StorageInfo("__0_1.distcp", 0, 3)
+    made = Metadata(
         state_dict_metadata={
             "whole": tensor(),
             "scalar": tensor((), (((), ()),), torch.int64),
@@ -65,13 +66,17 @@ def example():
         storage_data={
             MetadataIndex("whole", (0, 0), 0): _StorageInfo("__0_0.distcp", 0, 700),
             MetadataIndex("scalar", (), 0): _StorageInfo("__0_0.distcp", 700, 1 << 40),
-            MetadataIndex("object"): _StorageInfo("__0_1.distcp", 0, 3, ["stream.zstd/1"]),
+            MetadataIndex("object"): zipped,
             MetadataIndex("halves", (0, 0), 0): _StorageInfo("__0_1.distcp", 3, 100),
             MetadataIndex("halves", (2, 0), 1): _StorageInfo("__1_0.distcp", 0, 100),
         },
-        storage_meta=StorageMeta(Path("/ckpt"), "save", None, ["a"]),
-        version="1.0.0",
+        storage_meta=StorageMeta(Path("/ckpt"), "save"),
     )
+    # Older torch has no fields for these, but reads what newer torch wrote.
+    made.storage_meta.modules = ["a"]
+    made.version = "1.0.0"
+    zipped.transform_descriptors = ["stream.zstd/1"]
+    return made
 
 
 def write(folder, what, protocol=4):

@@ -121,6 +121,19 @@ def test_only_the_destination_and_adapter_side_know_torch():
     assert [name for name in knows_torch if not name.startswith(KNOW_TORCH)] == []
 
 
+def test_only_compat_knows_private_names_of_torch():
+    """They can be missing in another version of torch."""
+    for module in modules():
+        for node in ast.walk(ast.parse(file_of(module).read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+                parts = [*str(node.module).split("."), *(name.name for name in node.names)]
+            elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch."):
+                parts = ast.unparse(node).removesuffix("__version__").split(".")
+            else:
+                continue
+            assert not [part for part in parts if part.startswith("_")], (module, parts)
+
+
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_importing_it_brings_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -14,6 +14,7 @@ from examples._model import ModelShape, Transformer, shape_for
 from examples._state import add_up, checksums, differences, poison, snapshot
 from examples._table import Case
 from examples.demo import print_identity, print_losses
+from tests.old_torch import FSDP2_ON_CPU
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -25,6 +26,7 @@ def demo(*options):
     )
 
 
+@FSDP2_ON_CPU.needed
 def test_the_demo_saves_loads_and_compares(tmp_path):
     folder = tmp_path / "checkpoint"
     done = demo("--size-mib", "16", "--rounds", "1", "--folder", str(folder))

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from paraload import ParallelFileSystemReader
+from paraload.core.compat import ZStandard
 from paraload.errors import MetadataError, MissingMetadataError
 from paraload.metadata import reading as metadata
 from paraload.metadata.unpickler import unpickle
@@ -58,8 +59,6 @@ STATES = {
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize("extensions", [False, True])
 def test_checkpoints_of_torch(tmp_path, name, extensions):
-    from torch.distributed.checkpoint._extension import ZStandard
-
     writer = FileSystemWriter(
         tmp_path, thread_count=2, _extensions=[ZStandard()] if extensions else None
     )
@@ -90,22 +89,33 @@ entries = st.one_of(
     st.builds(TensorStorageMetadata, properties, sizes, chunk_lists),
     st.builds(BytesStorageMetadata),
 )
+
+
+def with_attributes(made, **attributes):
+    """Older torch has no fields for some of them."""
+    vars(made).update(attributes)
+    return made
+
+
 infos = st.builds(
-    _StorageInfo,
+    lambda *place, transforms: with_attributes(
+        _StorageInfo(*place), transform_descriptors=transforms
+    ),
     st.sampled_from(["__0_0.distcp", "../x", "/etc/passwd", ""]),
     st.integers(-(1 << 70), 1 << 70),
     st.integers(-1, 1 << 62),
-    st.none() | st.lists(names, max_size=2),
+    transforms=st.none() | st.lists(names, max_size=2),
 )
 paths = st.tuples() | st.tuples(names) | st.tuples(names, st.integers(), names)
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | names
 planner_data = st.none() | st.dictionaries(names, paths, max_size=3) | st.lists(leaves | paths)
+
 metas = st.none() | st.builds(
-    StorageMeta,
+    lambda *values, modules: with_attributes(StorageMeta(*values), modules=modules),
     st.sampled_from([None, "id", Path("/a/b"), PurePosixPath("c"), PureWindowsPath("d")]),
     st.none() | names,
     st.none() | names,
-    st.lists(names, max_size=2),
+    modules=st.lists(names, max_size=2),
 )
 
 
@@ -114,13 +124,13 @@ def all_metadata(draw):
     found = draw(st.dictionaries(names, entries, max_size=4))
     known = st.sampled_from([*found, "unknown"])
     indices = st.builds(MetadataIndex, known, st.none() | sizes, st.none() | st.integers(0, 3))
-    return Metadata(
+    made = Metadata(
         found,
         draw(planner_data),
         draw(st.none() | st.dictionaries(indices, infos, max_size=4)),
         draw(metas),
-        draw(st.none() | names),
     )
+    return with_attributes(made, version=draw(st.none() | names))
 
 
 @given(all_metadata(), st.sampled_from([2, 3, 4, 5]))

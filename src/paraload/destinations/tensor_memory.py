@@ -12,9 +12,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import is_fake
-from torch.utils import _python_dispatch
 
+from paraload.core.compat import (
+    count_dispatch_modes,
+    disable_dispatch_modes,
+    is_fake,
+    is_zero_tensor,
+)
 from paraload.core.results import Staged
 from paraload.geometry import runs as geometry
 
@@ -124,7 +128,7 @@ def memory_fault(tensor: torch.Tensor) -> str | None:
 
 
 def _storage_fault(tensor: torch.Tensor) -> str | None:
-    if tensor._is_zerotensor():  # noqa: SLF001 - torch has no public function for it
+    if is_zero_tensor(tensor):
         return "it is a zero tensor without storage"
     extent_bytes = geometry.extent_bytes(tensor.shape, tensor.stride(), tensor.itemsize)
     needed_bytes = tensor.storage_offset() * tensor.itemsize + extent_bytes
@@ -139,7 +143,7 @@ def _storage_fault(tensor: torch.Tensor) -> str | None:
 
 def dispatch_modes_off() -> AbstractContextManager[Any]:
     """Turn off dispatch modes (fake tensors, tracers) in the block: its copies must be real."""
-    if not torch._C._len_torch_dispatch_stack():  # noqa: SLF001 - there is no public function
-        return nullcontext()
-    modes_off: AbstractContextManager[Any] = _python_dispatch._disable_current_modes()  # noqa: SLF001
+    modes_off: AbstractContextManager[Any] = nullcontext()
+    if count_dispatch_modes():
+        modes_off = disable_dispatch_modes()
     return modes_off

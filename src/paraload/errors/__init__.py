@@ -247,6 +247,10 @@ class HookNotPicklableError(InvalidOptionError, TypeError):
     """A hook cannot be sent to worker processes because it does not pickle."""
 
 
+class TorchVersionWarning(UserWarning):
+    """The installed torch was never tested and lacks a private name; the text says what is lost."""
+
+
 #: Most distinct worker tracebacks under the final error; each failure has its own.
 _NOTED_TRACEBACKS: Final = 3
 

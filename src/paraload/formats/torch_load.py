@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from paraload._text import printable
+from paraload.core.compat import ArchiveReader
 from paraload.core.pickle_names import is_class_of_package, is_of_data, is_of_standard_library
 from paraload.core.records import TensorRecord, dtype_name
 from paraload.errors import DAMAGED_HINT, FormatError, UnsafeObjectError
@@ -48,7 +49,7 @@ def load_tensor(data: memoryview) -> torch.Tensor:
 def can_open(data: memoryview) -> bool:
     """Whether torch recognises the bytes as one of its archives."""
     try:
-        torch._C.PyTorchFileReader(io.BytesIO(data))  # noqa: SLF001 - what torch.load itself opens
+        ArchiveReader(io.BytesIO(data))  # what torch.load itself opens
     except RuntimeError:
         return False
     return True

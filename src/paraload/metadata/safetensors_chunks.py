@@ -57,14 +57,14 @@ def metadata_of(files: Iterable[SafetensorsFile], weight_map: Mapping[str, str])
                 file.path, tensor.start, tensor.end - tensor.start, tensor.layout
             )
             chunk = ChunkStorageMetadata(offsets, shape)
-            dtype = getattr(torch, tensor.layout.dtype)
+            dtype = _dtype_of(tensor, file.path)
             entry = entries.get(tensor.name)
             if entry is None:
                 size = torch.Size(map(sum, zip(offsets, shape, strict=True)))
                 properties = TensorProperties(dtype=dtype)
                 entries[tensor.name] = TensorStorageMetadata(properties, size, [chunk])
                 continue
-            _require_alike(tensor, entry, file.path)
+            _require_alike(tensor, dtype, entry, file.path)
             entry.chunks.append(chunk)
             ends = map(sum, zip(offsets, shape, strict=True))
             entry.size = torch.Size(map(max, zip(entry.size, ends, strict=True)))
@@ -107,9 +107,23 @@ def saved_offsets(file: SafetensorsFile) -> Callable[[StoredTensor], torch.Size]
     return offsets
 
 
-def _require_alike(tensor: StoredTensor, entry: TensorStorageMetadata, path: str) -> None:
+def _dtype_of(tensor: StoredTensor, path: str) -> torch.dtype:
+    dtype: torch.dtype | None = getattr(torch, tensor.layout.dtype, None)
+    if dtype is None:
+        raise FormatError(
+            "the installed torch does not have the dtype of this tensor",
+            fqn=tensor.name,
+            path=path,
+            got=f"torch.{tensor.layout.dtype}",
+            hint="Install a newer torch",
+        )
+    return dtype
+
+
+def _require_alike(
+    tensor: StoredTensor, dtype: torch.dtype, entry: TensorStorageMetadata, path: str
+) -> None:
     """Chunks of one tensor have one dtype and the same number of dimensions."""
-    dtype = getattr(torch, tensor.layout.dtype)
     if dtype != entry.properties.dtype or len(tensor.layout.shape) != len(entry.size):
         raise FormatError(
             "the files hold chunks of different tensors under this name",

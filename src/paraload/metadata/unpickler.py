@@ -34,10 +34,9 @@ from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any, Final
 
 import torch
-from torch.distributed._shard.sharded_tensor import metadata as old_properties
-from torch.distributed.checkpoint import filesystem, metadata, planner
-from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
+from torch.distributed.checkpoint import metadata, planner
 
+from paraload.core import compat
 from paraload.core.pickle_names import is_class_of_package
 from paraload.core.pickle_scan import require_bounded_memory
 
@@ -173,8 +172,8 @@ class _LateWriteItem(planner.WriteItem):
 def _late(kind: type) -> _Inert:
     """A stand-in for tensor properties that a newer torch may have written.
 
-    Their state is a tuple without names, to which torch appends: up to torch 2.13 it has 5 values,
-    later ones may add a sixth (``strides``). torch's ``__setstate__`` reads the states of older
+    Their state is a tuple without names, to which torch appends: up to torch 2.14 it has 5 values,
+    2.15 adds ``strides``. torch's ``__setstate__`` reads the states of older
     versions but not of newer ones, so it gets as many values as this torch has fields. The rest is
     safe to drop: dtype and shape come first, and each record in the files describes itself.
     """
@@ -217,26 +216,18 @@ _DATA_CLASSES: Final[tuple[type, ...]] = (
     metadata.TensorStorageMetadata,
     metadata.BytesStorageMetadata,
     metadata.ChunkStorageMetadata,
-    filesystem._StorageInfo,  # noqa: SLF001 - the name that is in every file
-    _HFStorageInfo,
     # Megatron keeps its save plans in the metadata.
-    filesystem._StoragePrefix,  # noqa: SLF001
     planner.SavePlan,
     planner.TensorWriteData,
-    planner.BytesIOWriteData,
 )
-#: ``old_properties`` is of torch before 2.3.
-_PROPERTIES: Final = (metadata.TensorProperties, old_properties.TensorProperties)
-_ENUMS: Final[tuple[type[Enum], ...]] = (
-    metadata._MEM_FORMAT_ENCODING,  # noqa: SLF001 - as above
-    old_properties.MEM_FORMAT_ENCODING,
-    planner.WriteItemType,
-)
+#: The same, of :mod:`paraload.core.compat`: not every torch has them.
+_OTHER_DATA_CLASSES: Final = ("StorageInfo", "HFStorageInfo", "StoragePrefix", "BytesIOWriteData")
+_ENUMS: Final = ("MemoryFormatEncoding", "OldMemoryFormatEncoding")
 #: Classes of other writers, and what stands for them, so that reading needs no package of theirs.
 _INSTEAD: Final[dict[str, type]] = {
     "multistorageclient.pathlib.MultiStoragePath": OtherPath,
     # The same attributes as torch's.
-    "olmo_core.distributed.checkpoint.filesystem._StorageInfo": filesystem._StorageInfo,  # noqa: SLF001
+    "olmo_core.distributed.checkpoint.filesystem._StorageInfo": compat.StorageInfo,
 }
 #: Classes of other writers that only hold attributes.
 _OF_OTHERS: Final = {
@@ -248,9 +239,14 @@ _OF_OTHERS: Final = {
 def _stand_ins() -> dict[str, Any]:
     """Full name -> stand-in; "*" stands for any module."""
     table: dict[str, Any] = {_full_name(kind): _empty(kind) for kind in _DATA_CLASSES}
+    table |= {
+        compat.torch_name(name): _empty(getattr(compat, name)) for name in _OTHER_DATA_CLASSES
+    }
     table |= {name: _empty(kind) for name, kind in _INSTEAD.items()}
-    table |= {_full_name(kind): _late(kind) for kind in _PROPERTIES}
-    table |= {_full_name(kind): _members(kind) for kind in _ENUMS}
+    table[_full_name(metadata.TensorProperties)] = _late(metadata.TensorProperties)
+    table[compat.torch_name("OldTensorProperties")] = _late(compat.OldTensorProperties)
+    table |= {compat.torch_name(name): _members(getattr(compat, name)) for name in _ENUMS}
+    table[_full_name(planner.WriteItemType)] = _members(planner.WriteItemType)
     table[_full_name(planner.WriteItem)] = _empty(_LateWriteItem)
     # Files of old torch versions name the package's first home. Importing that alias would make a
     # second set of classes; the file means the first.

@@ -11,14 +11,14 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     MetadataIndex,
     StorageMeta,
     TensorStorageMetadata,
 )
+
+from paraload.core.compat import HFStorageInfo, StorageInfo
 
 
 class _FaultError(Exception):
@@ -54,7 +54,7 @@ def _require_valid(metadata: Any, *, is_torchs: bool) -> None:
         _require_types("state_dict_metadata", map(type, entries), str)
         _require_types("state_dict_metadata", map(type, entries.values()), *tensor_or_object)
         _require_types("storage_data", map(type, infos), MetadataIndex)
-        _require_types("storage_data", map(type, infos.values()), _StorageInfo, _HFStorageInfo)
+        _require_types("storage_data", map(type, infos.values()), StorageInfo, HFStorageInfo)
         # read_metadata sets its load_id.
         storage_meta = getattr(metadata, "storage_meta", None)
         _require_types("storage_meta", [type(storage_meta)], StorageMeta, NoneType)
@@ -90,12 +90,13 @@ def _require_valid_places(infos: Iterable[Any]) -> None:
     paths, offsets, lengths = (set[type]() for _ in range(3))
     descriptors = []
     for info in infos:
-        if isinstance(info, _StorageInfo):
+        if isinstance(info, StorageInfo):
             paths.add(type(info.relative_path))
             offsets.add(type(info.offset))
             lengths.add(type(info.length))
-            if info.transform_descriptors:
-                descriptors.append(info.transform_descriptors)
+            # torch 2.6 does not know the attribute, but reads files of torch that does.
+            if described := getattr(info, "transform_descriptors", None):
+                descriptors.append(described)
     _require_types("relative_path", paths, str)
     _require_types("offset", offsets, int)
     _require_types("length", lengths, int)

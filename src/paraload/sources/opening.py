@@ -1,19 +1,15 @@
 """The one place that turns a path into a source."""
 
 import os
+import re
 import sys
-from typing import Any, Final
+from typing import Any
 
 from paraload.sources import ByteSource
 from paraload.sources.fsspec_files import FsspecSource
 from paraload.sources.fsspec_kinds import local_root
 from paraload.sources.local import LocalSource
 from paraload.sources.torch_streams import StreamSource
-
-#: Where torch has its ``FileSystem`` over fsspec; it moves in torch 2.15.
-_FSSPEC_MODULES: Final = tuple(
-    f"torch.distributed.checkpoint.{name}" for name in ("fsspec_filesystem", "_fsspec_filesystem")
-)
 
 
 def open_source(path: Any, *, fs: Any = None, direct_io: bool = False) -> ByteSource:
@@ -44,10 +40,10 @@ def _fsspec_of(fs: Any) -> Any:
     """The fsspec file system that ``fs`` is, or that it reads streams from; else ``None``."""
     if "fsspec" in sys.modules and isinstance(fs, sys.modules["fsspec"].AbstractFileSystem):
         return fs
-    for name in _FSSPEC_MODULES:
-        kind: Any = getattr(sys.modules.get(name), "FileSystem", None)
-        # A subclass that makes its own streams expects them to be read.
-        if kind is not None and isinstance(fs, kind):
+    for kind in type(fs).__mro__:
+        # torch's class and its module have different names in different versions.
+        if re.fullmatch(r"torch\.distributed\.checkpoint\._?fsspec_filesystem", kind.__module__):
+            # A subclass that makes its own streams expects them to be read.
             steps = ("create_stream", "concat_path")
             is_stock = all(getattr(type(fs), step) is getattr(kind, step) for step in steps)
             return fs.fs if is_stock else None

@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from paraload.core import compat
+
 
 def make_checkpoint(
     folder: str | os.PathLike[str],
@@ -19,16 +21,13 @@ def make_checkpoint(
         state_dict: tensors and objects by name.
         files: number of files.
         single_file_per_rank: ``False`` writes a file for each tensor.
-        zstd: compress with torch's ``ZStandard`` extension.
+        zstd: compress with torch's ``ZStandard`` extension, which needs torch 2.7.
     """
     import torch.distributed.checkpoint as dcp  # noqa: PLC0415 - the other helpers need no torch
-    from torch.distributed.checkpoint._extension import ZStandard  # noqa: PLC0415 - likewise
 
+    keywords: dict[str, Any] = {"_extensions": [compat.ZStandard()]} if zstd else {}
     writer = dcp.FileSystemWriter(
-        folder,
-        thread_count=files,
-        single_file_per_rank=single_file_per_rank,
-        _extensions=[ZStandard()] if zstd else None,
+        folder, thread_count=files, single_file_per_rank=single_file_per_rank, **keywords
     )
-    dcp.save(state_dict, storage_writer=writer, no_dist=True)
+    dcp.save(state_dict, storage_writer=writer, **compat.save_alone())
     return state_dict

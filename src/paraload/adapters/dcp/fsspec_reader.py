@@ -31,11 +31,11 @@ class ParallelFsspecReader(SourceReader):
     Attributes:
         path: without user, password and query of the URL.
 
-    >>> import torch, torch.distributed.checkpoint as dcp
-    >>> from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
+    >>> import fsspec, tempfile, torch, torch.distributed.checkpoint as dcp
     >>> from paraload import ParallelFsspecReader
-    >>> writer = FsspecWriter("memory://step-1000")
-    >>> dcp.save({"w": torch.arange(4.0)}, storage_writer=writer, no_dist=True)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dcp.save({"w": torch.arange(4.0)}, checkpoint_id=folder, no_dist=True)
+    ...     fsspec.filesystem("memory").put(f"{folder}/", "/step-1000/", recursive=True)
     Metadata(...
     >>> state = {"w": torch.zeros(4)}
     >>> dcp.load(state, storage_reader=ParallelFsspecReader("memory://step-1000"), no_dist=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from typing import Any, Unpack
 
-from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
@@ -15,6 +14,7 @@ from paraload.adapters.dcp.hf_open_file import OpenFile
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.urls import dcp_reader, is_url, split_file
+from paraload.core.compat import HuggingFaceStorageReader, stock_process_read_request
 from paraload.errors import InvalidOptionError
 from paraload.formats import ItemFormat
 from paraload.formats.safetensors import SafetensorsFormat
@@ -159,8 +159,8 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
 
 def reads_as_torch(reader: Any) -> bool:
     """Whether the reader handles items as torch's ``HuggingFaceStorageReader`` does."""
-    torchs = HuggingFaceStorageReader._process_read_request  # noqa: SLF001 - subclasses override it
-    return type(reader)._process_read_request is torchs  # noqa: SLF001
+    own = getattr(type(reader), "_process_read_request", None)
+    return own is stock_process_read_request  # subclasses override it
 
 
 def read_in_turn(

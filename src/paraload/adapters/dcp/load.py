@@ -23,7 +23,6 @@ from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
@@ -32,6 +31,7 @@ from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.adapters.dcp.rank_errors import ranks_error
 from paraload.adapters.dcp.reader_choice import Reader, reader_for, source_of
+from paraload.core.compat import load_state_dict
 from paraload.errors import (
     CheckpointReadError,
     InvalidOptionError,
@@ -155,7 +155,7 @@ def _load(
             misplanned_named(planner, str(reader.path)),
             nullcontext() if is_alone or reader.keeps_plan else _whole_plans_only(planner),
         ):
-            _load_state_dict(
+            load_state_dict(
                 values,
                 cast("StorageReader", reader),  # it has all that this calls
                 process_group=process_group,

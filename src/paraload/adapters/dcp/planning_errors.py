@@ -14,13 +14,13 @@ from typing import Any, Final
 import torch
 from torch import distributed
 from torch.distributed.checkpoint import DefaultLoadPlanner
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlanner
 
 from paraload._text import counted
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
+from paraload.core.compat import flatten_state_dict
 from paraload.destinations.targets import target_without_memory
 from paraload.destinations.tensor_memory import memory_fault
 from paraload.errors import (

@@ -16,7 +16,6 @@ from fnmatch import fnmatchcase
 from typing import Any, Final, Unpack
 
 import torch
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict, unflatten_state_dict
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
@@ -25,6 +24,7 @@ from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.adapters.dcp.reader_choice import file_stat, reader_for, source_of
 from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
 from paraload.adapters.dcp.urls import is_url, local_path, split_file
+from paraload.core.compat import flatten_state_dict, unflatten_state_dict
 from paraload.core.records import TensorRecord
 from paraload.errors import FormatError, InvalidOptionError, UnsafeObjectError
 from paraload.formats.safetensors import Header, StoredTensor
@@ -166,9 +166,10 @@ def _torch_saved(file: str | io.BytesIO, path: str) -> tuple[dict[str, Any], Map
     if not isinstance(state, Mapping):
         raise _not_of_tensors(path, f"a {type(state).__name__}")
     try:
-        return flatten_state_dict(dict(state))
+        flat: tuple[dict[str, Any], Mapping[str, Any]] = flatten_state_dict(dict(state))
     except ValueError as error:  # two entries would have one name
         raise _not_of_tensors(path, str(error)) from None
+    return flat
 
 
 def _reason(error: Exception) -> str:
@@ -226,4 +227,7 @@ def _dtype(stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
 
 
 def _nested(state: dict[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
-    return unflatten_state_dict(state, {name: paths.get(name, (name,)) for name in state})
+    nested: dict[str, Any] = unflatten_state_dict(
+        state, {name: paths.get(name, (name,)) for name in state}
+    )
+    return nested

@@ -9,11 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Final
 
-from torch.distributed.checkpoint import FileSystemReader, _extension
-from torch.distributed.checkpoint.filesystem import _StorageReaderTransforms
-
+from paraload.core.compat import (
+    ExtensionRegistry,
+    ReaderTransforms,
+    StreamTransformExtension,
+    ZStandard,
+    sliceable,
+    stock_slice_file,
+)
 from paraload.core.tasks import ReadTask, RecordSpec
 from paraload.errors import InvalidOptionError
 from paraload.formats.transforms import Decoder, ExtensionDecoder, ZstdDecoder
@@ -22,6 +28,8 @@ from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
 from paraload.sources import ByteSource
 from paraload.workers.read_context import ReadContext
+
+_HAS_ZSTANDARD: Final = find_spec("zstandard") is not None  # torch can also use pyzstd
 
 #: By descriptors: the decoders of the first ones, and the descriptors left over.
 Decoders = dict[tuple[str, ...], tuple[tuple[Decoder, ...], tuple[str, ...]]]
@@ -56,8 +64,7 @@ class ReaderConfig:
         keeps = getattr(reader, "_source_of_load", None)
         self.source: ByteSource = (keeps or self.step("_make_source"))()
         self.slice_file: Callable[..., Any] | None = self.options.slice_file
-        stock_slice = FileSystemReader._slice_file  # noqa: SLF001 - subclasses override it
-        own_slice = getattr(type(reader), "_slice_file", stock_slice) is not stock_slice
+        own_slice = getattr(type(reader), "_slice_file", stock_slice_file) is not stock_slice_file
         if self.slice_file is None and own_slice:
             self.slice_file = OwnSlice(reader)
         if self.slice_file is not None and not hasattr(self.source, "open_stream"):
@@ -66,10 +73,12 @@ class ReaderConfig:
                 f" {type(self.source).__name__} does not have; transform= gets the bytes of a"
                 " record without one"
             )
-        transforms = getattr(reader, "transforms", None) or _StorageReaderTransforms()
+        transforms: Any = getattr(reader, "transforms", None)
         self.transform: Callable[..., Any] | None = self.options.transform
         self._registry: Any = None
-        if type(transforms) is _StorageReaderTransforms:
+        if not transforms:
+            self._registry = ExtensionRegistry()
+        elif type(transforms) is ReaderTransforms:
             self._registry = transforms.extension_registry
         elif self.transform is None:
             self.transform = transforms.transform_load_stream
@@ -131,12 +140,13 @@ class OwnSlice:
         self.infos: dict[StorageItem, Any] = {}
 
     def __call__(self, stream: Any, item_metadata: StorageItem) -> Any:
-        return self._slice(stream, self.infos[item_metadata])
+        end = item_metadata.offset + item_metadata.length
+        return self._slice(sliceable(stream, end), self.infos[item_metadata])
 
 
 def stock_decoders(described: Iterable[tuple[str, ...]], registry: Any = None) -> Decoders:
     """The decoders for these descriptors, by default those of torch's own extensions."""
-    registry = registry or _StorageReaderTransforms().extension_registry
+    registry = registry or ExtensionRegistry()
     return {names: _decoders(names, registry) for names in set(described) if names}
 
 
@@ -149,10 +159,9 @@ def _decoders(
             (extension,) = registry.from_descriptor_list([descriptor])
         except ValueError:
             return tuple(decoders), descriptors[number:]
-        has_zstd = getattr(_extension, "zstandard", None) is not None
-        if type(extension) is _extension.ZStandard and has_zstd:
+        if type(extension) is ZStandard and _HAS_ZSTANDARD:
             decoders.append(ZstdDecoder())
-        elif isinstance(extension, _extension.StreamTransformExtension):
+        elif isinstance(extension, StreamTransformExtension):
             decoders.append(ExtensionDecoder(extension, descriptor))
     return tuple(decoders), ()
 

@@ -23,6 +23,7 @@ from paraload.adapters.dcp.plan_items import create_tasks
 from paraload.adapters.dcp.read_data import read_with
 from paraload.adapters.dcp.reader_config import options_of, step_of
 from paraload.adapters.dcp.reader_metadata import read_metadata_with, taken_look
+from paraload.core.compat import init_file_system_reader, metadata_path
 from paraload.core.tasks import ReadTask
 from paraload.destinations.base import Destination
 from paraload.destinations.conversion import HostDestination
@@ -231,7 +232,7 @@ class ParallelFileSystemReader(ParallelFileReader, FileSystemReader):
     ) -> None:
         ParallelFileReader.__init__(self, options=options, **keywords)
         self._require_no_url(path)
-        FileSystemReader.__init__(self, path, _extension_registry)
+        init_file_system_reader(self, path, _extension_registry)
         self._entries: Mapping[str, Any] | None = None
         self._metadata_before: dict[str, FileStat] = {}
 
@@ -284,7 +285,7 @@ def read_folder_metadata(reader: Any, rank: int | None) -> Metadata:
     """The metadata of any ``FileSystemReader``, of all ranks or of one."""
     reader._metadata_before = {}  # noqa: SLF001 - not part of torch's interface
     fs = None if type(reader.fs) is FileSystem else reader.fs
-    path = reader._get_metadata_path(rank)  # noqa: SLF001 - torch's
+    path = metadata_path(reader, rank)
     file = MetadataFile.at(path, fs, look=taken_look(reader))
     seen: dict[str, FileStat] = {}
     make_source = step_of(reader, ParallelFileReader, "_make_source")

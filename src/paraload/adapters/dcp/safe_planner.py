@@ -7,10 +7,10 @@ whatever code the file names. This planner uses torch's restricted unpickler.
 import io
 
 import torch
-from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.planner import ReadItem
 
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
+from paraload.core.compat import set_element
 from paraload.errors import UnsafeObjectError
 from paraload.formats.torch_load import reason_of, refusal
 

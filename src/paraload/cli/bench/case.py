@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch.distributed.checkpoint import Metadata
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from paraload.cli._planner import QUANTISED, empty_state, planned
 from paraload.core.checksum import crc32
+from paraload.core.compat import StorageInfo
 from paraload.errors import CheckpointReadError
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.index import CheckpointIndex, Place
@@ -125,7 +125,7 @@ class Case:
 
 def _metadata_of(pieces: Sequence[Piece]) -> Metadata:
     entries: dict[str, Any] = {}
-    storage: dict[MetadataIndex, _StorageInfo] = {}
+    storage: dict[MetadataIndex, StorageInfo] = {}
     for name, (path, start, end, descriptors, _), dtype, shape, _ in pieces:
         if dtype is None:
             offset, entries[name] = None, BytesStorageMetadata()
@@ -133,7 +133,9 @@ def _metadata_of(pieces: Sequence[Piece]) -> Metadata:
             offset, size = torch.Size([0] * len(shape)), torch.Size(shape)
             chunks = [ChunkStorageMetadata(offset, size)]
             entries[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
-        info = _StorageInfo(path, start, end - start, descriptors or None)
+        info = StorageInfo(path, start, end - start)
+        if descriptors:
+            info.transform_descriptors = descriptors  # no argument in torch 2.6
         storage[MetadataIndex(name, offset)] = info
     return Metadata(entries, storage_data=storage)
 
