@@ -137,7 +137,8 @@ soak: $(STAMP) ## SOAK_SECONDS of loads with faults and cancellations; nothing m
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m tests.soak
 
 bench: $(STAMP) ## measure against torch's reader and the raw limit; rewrites benchmarks/README.md
-	$(BIN)/python -m benchmarks --readme benchmarks/README.md --front README.md
+	$(BIN)/python -m benchmarks --readme benchmarks/README.md \
+	  --front README.md --front PARALLEL_READ_DATA_GUIDE.md
 
 REV ?=
 

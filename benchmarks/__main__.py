@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.readme:
         BENCH.rewrite(options.readme, BENCH.section(tables, notes))
     for page in options.front:
-        headlines.PLACE.rewrite(page, headlines.table(page, sections, machine_text()))
+        headlines.rewrite(page, sections, machine_text())
     if options.json:
         write_json(options.json, _figures(sections))
     return int(options.check and not all(bar.passed for bar in bars))
@@ -119,14 +119,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--front",
         metavar="FILE.md",
-        type=headlines.PLACE.page,
+        type=headlines.page,
         action="append",
         default=[],
-        help="put the headlines between the two comments of this page",
+        help="put figures between the comments of this page",
     )
     options = parser.parse_args(arguments)
-    if options.front and not set(headlines.PARTS) <= set(options.only):
-        parser.error(f"--front wants the parts {', '.join(headlines.PARTS)}")
+    for page in options.front:
+        if missing := headlines.parts_of(page) - set(options.only):
+            parser.error(f"--front {page} wants the parts {', '.join(sorted(missing))} too")
     if options.readme is not None and set(options.only) != set(_SECTIONS):
         parser.error("--readme wants everything: leave --only out")
     return options

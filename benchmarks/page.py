@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from benchmarks.results import Table
 
-__all__ = ["BENCH", "RIVALS", "RIVALS_S3", "Place", "seen_from"]
+__all__ = ["BENCH", "RIVALS", "RIVALS_S3", "Place", "rows_of", "seen_from"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,7 @@ class Place:
         if picture is not None:
             parts.append(f"![GiB/s of each reader]({picture})")
         for table in tables:
-            printed = io.StringIO()
-            print_table(table, printed)
-            title, _, rows = printed.getvalue().partition("\n")
-            parts.append(f"### {title.strip()}")
-            parts.append("\n".join(line.rstrip() for line in rows.strip().splitlines()))
+            parts += [f"### {table.title}", rows_of(table)]
         return "\n\n".join(parts)
 
     def require_in(self, page: Path) -> str:
@@ -86,6 +82,14 @@ class Place:
         before, _, rest = self.require_in(page).partition(self.begin)
         _, _, after = rest.partition(self.end)
         page.write_text(f"{before}{self.begin}\n\n{content}\n\n{self.end}{after}", encoding="utf-8")
+
+
+def rows_of(table: Table) -> str:
+    """A table as Markdown, without its title."""
+    printed = io.StringIO()
+    print_table(table, printed)
+    _, _, rows = printed.getvalue().partition("\n")
+    return "\n".join(line.rstrip() for line in rows.strip().splitlines())
 
 
 BENCH: Final = Place("bench", "make bench")
