@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from paraload import testing as testing
     from paraload.adapters.dcp.fsspec_reader import ParallelFsspecReader
     from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
-    from paraload.adapters.dcp.install import install, installed, uninstall
+    from paraload.adapters.dcp.install import Installation, install, installed, uninstall
     from paraload.adapters.dcp.load import load
     from paraload.adapters.dcp.object_store import ParallelObjectStoreReader
     from paraload.adapters.dcp.read import read
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckpointReadError",
+    "Installation",
     "ParallelFileReader",
     "ParallelFileSystemReader",
     "ParallelFsspecReader",
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CheckpointReadError": "paraload.errors",
+    "Installation": "paraload.adapters.dcp.install",
     "ParallelFileReader": "paraload.adapters.dcp.readers",
     "ParallelFileSystemReader": "paraload.adapters.dcp.readers",
     "ParallelFsspecReader": "paraload.adapters.dcp.fsspec_reader",

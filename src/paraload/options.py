@@ -214,7 +214,7 @@ class MixinOptionsDict(TypedDict, total=False):
     slice_file: SliceFile | None
     narrow_tensor: NarrowTensor | None
     transform: Transform | None
-    retries: int
+    retries: int | None
     stall_timeout_s: float | None
     direct_io: bool
     strict: bool

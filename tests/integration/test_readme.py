@@ -36,7 +36,7 @@ def saved(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("README.md", 3), ("PARALLEL_READ_DATA_GUIDE.md", 21), ("SECURITY.md", 1)],
+    [("README.md", 3), ("PARALLEL_READ_DATA_GUIDE.md", 22), ("SECURITY.md", 1)],
 )
 def test_the_blocks_of_a_text_run_one_after_the_other(name, count, saved):
     found = blocks(name, "python")
