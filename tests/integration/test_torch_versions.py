@@ -152,7 +152,7 @@ def test_the_tables_are_those_of_the_results(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/torch-versions.md"])
+@pytest.mark.parametrize("name", [*page.PAGES, "docs/torch-versions.md"])
 def test_the_pages_have_the_last_results(name):
     text = page.PLACE.require_in(REPOSITORY / name)
     assert not page.results() or page.summary(page.results()) in text
