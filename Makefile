@@ -138,7 +138,8 @@ soak: $(STAMP) ## SOAK_SECONDS of loads with faults and cancellations; nothing m
 
 bench: $(STAMP) ## measure against torch's reader and the raw limit; rewrites benchmarks/README.md
 	$(BIN)/python -m benchmarks --readme benchmarks/README.md \
-	  --front README.md --front PARALLEL_READ_DATA_GUIDE.md
+	  --front README.md --front README.zh-CN.md \
+	  --front PARALLEL_READ_DATA_GUIDE.md --front PARALLEL_READ_DATA_GUIDE.zh-CN.md
 
 REV ?=
 

@@ -152,7 +152,23 @@ def test_the_tables_are_those_of_the_results(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/torch-versions.md"])
+def test_the_table_is_written_in_both_languages(tmp_path, monkeypatch):
+    docs, saved = tmp_path / "docs", tmp_path / "results"
+    docs.mkdir()
+    saved.mkdir()
+    result = {"torch": "2.6.0", "python": "3.11.7", "passed": 5, "failures": 0}
+    (saved / "2.6.0.json").write_text(json.dumps(result | {"failed": [], "skipped": {}}))
+    for path in (*(tmp_path / name for name in page.PAGES), docs / "torch-versions.md"):
+        path.write_text(f"{page.PLACE.begin}\n{page.PLACE.end}\n")
+    monkeypatch.setattr(page, "RESULTS", saved)
+    monkeypatch.setattr(page, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["", "--write"])
+    page.main()
+    for name in ("README.md", "README.zh-CN.md"):
+        assert "| 2.6.0 | 3.11.7 | 5 | 0 | 0 |" in (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize("name", [*page.PAGES, "docs/torch-versions.md"])
 def test_the_pages_have_the_last_results(name):
     text = page.PLACE.require_in(REPOSITORY / name)
     assert not page.results() or page.summary(page.results()) in text

@@ -1,6 +1,6 @@
 """``python -m tests.torch_versions``: how the suite ended with each torch, from ``results``.
 
-With ``--write``, the tables go to ``docs/torch-versions.md`` and ``README.md``.
+With ``--write``, the tables go to ``docs/torch-versions.md`` and to the README in both languages.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from benchmarks.page import Place
 from tests.torch_versions.record import RESULTS
 
 REPOSITORY = Path(__file__).parents[2]
+PAGES = ("README.md", "README.zh-CN.md")
 PLACE = Place("torch-versions", "make torch-versions")
 NEEDS = "needs torch "
 
@@ -61,7 +62,8 @@ def main() -> None:
     print(text)
     if sys.argv[1:] == ["--write"]:
         PLACE.rewrite(REPOSITORY / "docs" / "torch-versions.md", text)
-        PLACE.rewrite(REPOSITORY / "README.md", summary(found))
+        for page in PAGES:
+            PLACE.rewrite(REPOSITORY / page, summary(found))
 
 
 if __name__ == "__main__":
