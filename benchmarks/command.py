@@ -44,7 +44,7 @@ def machine() -> dict[str, Any]:
 
 def machine_text() -> str:
     """The same as a line."""
-    return ", ".join(f"{name}: {value}" for name, value in machine().items())
+    return "{cores} cores, Python {python}, torch {torch}".format(**machine())
 
 
 def write_json(target: str, content: Mapping[str, Any]) -> None:
