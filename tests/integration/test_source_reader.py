@@ -144,6 +144,14 @@ def test_the_checkpoint_may_be_another_one_the_next_time(checkpoint):
     assert reader.checkpoint_id == "remote://other"
 
 
+def test_each_load_makes_a_source_of_its_own(tmp_path):
+    reader = RemoteReader(None)
+    for value in (1.0, 2.0):
+        saved = support.save(tmp_path / str(value), {"w": torch.full((9,), value)})
+        reader.source = RemoteLikeSource(contents(tmp_path / str(value)), latency_s=0)
+        support.assert_same(support.load(reader, support.empty_like(saved)), saved)
+
+
 def test_texts_have_no_credentials():
     signed = "https://me:secret@host:9000/bucket/step?X-Amz-Signature=secret#secret"
     assert without_credentials(signed) == "https://host:9000/bucket/step"

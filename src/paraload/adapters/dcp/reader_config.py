@@ -89,6 +89,8 @@ class ReaderConfig:
             self.not_in_processes = "_slice_file is overridden"
         elif self._registry is None:
             self.not_in_processes = "transforms are the reader's own"
+        if keeps is not None:
+            reader._kept = None  # noqa: SLF001 - closed with this load; the next one makes its own
 
     def step(self, name: str) -> Any:
         """An overridable step: the reader's own, or the default."""
