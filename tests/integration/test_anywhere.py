@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import paraload
-from paraload import CheckpointReadError, ParallelObjectStoreReader
+from paraload import CheckpointReadError, ParallelHuggingFaceReader, ParallelObjectStoreReader
 from paraload.cli import main
 from paraload.errors import (
     FormatError,
@@ -21,7 +21,7 @@ from paraload.errors import (
     MissingMetadataError,
     StalledReadError,
 )
-from paraload.manifest import write_manifest
+from paraload.manifest import compare_manifest, write_manifest
 from paraload.metadata.folder_contents import names_of_parent
 from paraload.sources.object_store import ObjectStoreSource
 from tests.integration import support
@@ -183,12 +183,30 @@ def test_one_file_of_torch_save(tmp_path, is_archive):
         assert caught.value.path == f"{server.url}/hub/model.pt"
 
 
-def test_connections_are_closed_after_errors_too(web_dcp):
+class Broken:
+    def state_dict(self):
+        raise ZeroDivisionError
+
+    def load_state_dict(self, state):
+        raise AssertionError
+
+
+def test_connections_are_closed_after_errors_too(web_dcp, tmp_path):
+    web_dcp.files |= {"bad/.metadata": b"no pickle", "bad/empty.pt": b""}
+    url, bad = f"{web_dcp.url}/ckpt", f"{web_dcp.url}/bad"
+    (tmp_path / "no-manifest").write_text("{}")
     for load in (
-        lambda: paraload.read(f"{web_dcp.url}/ckpt", "nothing like this"),
-        lambda: paraload.load({"not there": torch.ones(1)}, f"{web_dcp.url}/ckpt", no_dist=True),
+        lambda: paraload.read(url, "nothing like this"),
+        lambda: paraload.load({"not there": torch.ones(1)}, url, no_dist=True),
+        lambda: paraload.load({"model": Broken()}, url, no_dist=True),
+        lambda: paraload.read(f"{bad}/empty.pt"),
+        lambda: paraload.read(f"{bad}/not-there.pt"),
+        lambda: paraload.verify(bad),
+        lambda: list(compare_manifest(url, tmp_path / "no-manifest")),
+        lambda: ParallelHuggingFaceReader(bad).read_metadata(),
     ):
-        with pytest.raises((InvalidOptionError, CheckpointReadError)) as caught:
+        kinds = InvalidOptionError, CheckpointReadError, ZeroDivisionError
+        with pytest.raises(kinds) as caught:
             load()
         until_s = time.monotonic() + 5
         while web_dcp.connections and time.monotonic() < until_s:

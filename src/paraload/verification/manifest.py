@@ -67,8 +67,8 @@ def write_manifest(
     >>> written, [finding.path for finding in found]
     (1, ['__0_0.distcp'])
     """
-    source = source_of(reader_for(path, **keywords))
-    files = _digests(source, relative_name(target, source), key, stall_timeout_s)
+    with closing(source_of(reader_for(path, **keywords))) as source:
+        files = _digests(source, relative_name(target, source), key, stall_timeout_s)
     manifest = {"version": _VERSION, "digest": _PLAIN if key is None else _KEYED, "files": files}
     if key is not None:
         manifest["key_digest"] = _hasher(key).hexdigest()  # of no data; identifies the key
@@ -102,8 +102,8 @@ def compare_manifest(
         OSError: a file cannot be read.
         StalledReadError: the storage did not answer in time.
     """
-    source = source_of(reader_for(path, **keywords))
-    yield from compare(source, manifest, key=key, stall_timeout_s=stall_timeout_s)
+    with closing(source_of(reader_for(path, **keywords))) as source:
+        yield from compare(source, manifest, key=key, stall_timeout_s=stall_timeout_s)
 
 
 def compare(
@@ -113,7 +113,7 @@ def compare(
     key: bytes | None,
     stall_timeout_s: float | None,
 ) -> Iterator[Finding]:
-    """Compare all files of ``source``, which is closed, except the manifest itself."""
+    """Compare all files of ``source`` except the manifest itself."""
     known = _read(Path(manifest), key)
     found = _digests(source, relative_name(manifest, source), key, stall_timeout_s)
     for name in sorted(known.keys() | found.keys()):
@@ -195,10 +195,7 @@ def _digests(
             raise InvalidOptionError("a manifest needs a storage that lists its files")
         return sorted(name for name in source.list_files() if name != apart)
 
-    with (
-        closing(source),
-        DaemonThreads(_DIGESTERS, "paraload-digest", timeout_s=stall_timeout_s) as threads,
-    ):
+    with DaemonThreads(_DIGESTERS, "paraload-digest", timeout_s=stall_timeout_s) as threads:
         names = threads.call(lambda: "the checkpoint was being listed", list_names)
         for name in names:
             threads.submit(name, digest, name)

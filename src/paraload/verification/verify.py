@@ -94,7 +94,8 @@ def verify(
     known = {*found.files, *data_files}
     if manifest is not None:
         timeout_s = options.stall_timeout_s
-        problems += compare(source_of(reader), manifest, key=key, stall_timeout_s=timeout_s)
+        with closing(source_of(reader)) as source:
+            problems += compare(source, manifest, key=key, stall_timeout_s=timeout_s)
         known.add(relative_name(manifest, source))
     sizes = {name: file.size for name, file in files.items()}
     orphan_files = [name for name in present if name not in known]

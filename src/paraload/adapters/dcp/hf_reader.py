@@ -3,7 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from typing import Any, Unpack
 
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -12,6 +12,7 @@ from torch.futures import Future
 
 from paraload.adapters.dcp.hf_open_file import OpenFile
 from paraload.adapters.dcp.reader_config import options_of
+from paraload.adapters.dcp.reader_metadata import kept_for_data
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.urls import dcp_reader, is_url, split_file
 from paraload.core.compat import HuggingFaceStorageReader, stock_process_read_request
@@ -123,7 +124,7 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         self._metadata_before = {}
         options = options_of(self)
         source = self._source_of_load()
-        with nullcontext() if self._is_remote else closing(source):
+        with kept_for_data(source) if self._is_remote else closing(source):
             metadata = read_safetensors_metadata(
                 source,
                 self._file,

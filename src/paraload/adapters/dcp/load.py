@@ -107,16 +107,16 @@ def load(
             raise
         reader = _NoReader(os.fspath(path), error)
     planner = QuickLoadPlanner() if planner is None else planner
+    wrapped = _LoadReader(reader, rank=rank, keeps_plan=not is_alone and _plans_alone(planner))
     stateful: dict[str, Stateful] = {}
     values: dict[str, Any] = {}
-    # Sorted as in dcp.load: state_dict() may run collectives, which need one order on all ranks.
-    for name in sorted(state_dict):
-        value = values[name] = state_dict[name]
-        if hasattr(value, "state_dict") and isinstance(value, Stateful):
-            stateful[name], values[name] = value, value.state_dict()
-    wrapped = _LoadReader(reader, rank=rank, keeps_plan=not is_alone and _plans_alone(planner))
     # Closed also if no data are read.
     with nullcontext() if isinstance(reader, _NoReader) else closing(source_of(reader)):
+        # Sorted as in dcp.load: collectives in state_dict() need one order on all ranks.
+        for name in sorted(state_dict):
+            value = values[name] = state_dict[name]
+            if hasattr(value, "state_dict") and isinstance(value, Stateful):
+                stateful[name], values[name] = value, value.state_dict()
         done = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
     if isinstance(done, BaseException):
         raise done

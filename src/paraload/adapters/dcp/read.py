@@ -97,7 +97,8 @@ def read(
             storage_options=storage_options,
             **keywords,
         )
-        data = _fetched(single, name)
+        with closing(source_of(single)):  # also if no data are read
+            data = _fetched(single, name)
         return _of_torch_save(data, without_credentials(place), keys, device, dtype, nested=nested)
     reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
     with closing(source_of(reader)):  # also if no data are read

@@ -7,7 +7,7 @@ from typing import Any
 
 from paraload.adapters.dcp.hf_reader import ParallelHuggingFaceReader
 from paraload.adapters.dcp.reader_config import options_of
-from paraload.adapters.dcp.reader_metadata import taken_look
+from paraload.adapters.dcp.reader_metadata import kept_for_data, taken_look
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.adapters.dcp.urls import dcp_reader, local_path, split_file
@@ -79,11 +79,13 @@ def metadata_of_all(reader: Reader) -> FolderMetadata:
         index = index_of(metadata)
         return FolderMetadata(metadata=metadata, index=index, seen=seen, is_dcp=False)
     options = options_of(reader)
-    return folder_metadata(
-        reader.path,
-        source=source_of(reader) if isinstance(reader, SourceReader) else None,
-        look=taken_look(reader),
-        allow_globals=options.allow_globals,
-        retries=options.retries,
-        stall_timeout_s=options.stall_timeout_s,
-    )
+    source = source_of(reader) if isinstance(reader, SourceReader) else None
+    with nullcontext() if source is None else kept_for_data(source):
+        return folder_metadata(
+            reader.path,
+            source=source,
+            look=taken_look(reader),
+            allow_globals=options.allow_globals,
+            retries=options.retries,
+            stall_timeout_s=options.stall_timeout_s,
+        )

@@ -1,6 +1,7 @@
 """The metadata of a DCP checkpoint, read with the options of a reader."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata
@@ -19,6 +20,16 @@ def taken_look(reader: Any) -> Look | None:
     if look is not None:
         reader._look = None  # noqa: SLF001
     return look
+
+
+@contextmanager
+def kept_for_data(source: ByteSource) -> Iterator[None]:
+    """Leave ``source`` open for the data, unless the block raises an error."""
+    try:
+        yield
+    except BaseException:
+        source.close()
+        raise
 
 
 def read_metadata_with(

@@ -11,7 +11,11 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
 
 from paraload.adapters.dcp.reader_config import options_of
-from paraload.adapters.dcp.reader_metadata import read_metadata_with, taken_look
+from paraload.adapters.dcp.reader_metadata import (
+    kept_for_data,
+    read_metadata_with,
+    taken_look,
+)
 from paraload.adapters.dcp.readers import ParallelFileReader
 from paraload.metadata.file_bytes import MetadataFile
 from paraload.metadata.folder_contents import names_in_folder
@@ -72,11 +76,8 @@ class SourceReader(ParallelFileReader, StorageReader):
         self._metadata_before = {}
         source, look = self._source_of_load(), taken_look(self)
         file = MetadataFile.of(source, kwargs.get("rank"), str(self.path), look)
-        try:
+        with kept_for_data(source):
             return read_metadata_with(self, file, self._metadata_before, self._source_of_load)
-        except BaseException:
-            source.close()
-            raise
 
     def ranks_with_metadata(self) -> Collection[int]:
         """The ranks that have metadata of their own, saved with ``use_collectives=False``."""
