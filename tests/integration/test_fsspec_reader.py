@@ -280,6 +280,8 @@ def test_a_missing_checkpoint_is_named(server):
     with pytest.raises(MissingMetadataError, match=r"/nowhere/\.metadata: no such file"):
         ParallelFsspecReader(f"{server.url}/nowhere").read_metadata()
     assert not any("nowhere" in path for _, path, *_ in server.ranges)
+    with pytest.raises(MissingMetadataError, match=r"nowhere.*there are no files here"):
+        ParallelFsspecReader("memory://nowhere").read_metadata()
 
 
 def test_a_server_need_not_list_its_files(server):

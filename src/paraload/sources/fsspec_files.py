@@ -115,7 +115,9 @@ class FsspecSource:
     def list_folder(self, folder: str) -> Iterator[str]:
         try:
             found = self._call(folder, _in_folder)
-        except (MissingFileError, StorageReadError):
+        except MissingFileError:
+            return  # object stores have no folders either, only names
+        except StorageReadError:
             if not self._kind.is_http:
                 raise
             return
