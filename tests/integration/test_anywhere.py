@@ -17,9 +17,11 @@ from paraload.cli import main
 from paraload.errors import (
     FormatError,
     InvalidOptionError,
+    MetadataError,
     MissingFileError,
     MissingMetadataError,
     StalledReadError,
+    StorageReadError,
 )
 from paraload.manifest import compare_manifest, write_manifest
 from paraload.metadata.folder_contents import names_of_parent
@@ -212,6 +214,18 @@ def test_connections_are_closed_after_errors_too(web_dcp, tmp_path):
         while web_dcp.connections and time.monotonic() < until_s:
             time.sleep(0.01)
         assert web_dcp.connections == set(), caught
+
+
+def test_a_storage_that_does_not_answer_is_not_asked_for_anything_else():
+    with faulty_server({}) as server:
+        server.choose_fault = lambda *_: 503
+        options = {**S3_KEYS, "endpoint": server.url, "retries": 1}
+        with pytest.raises(MetadataError, match="503 Service Unavailable"):
+            paraload.load({}, "s3://bucket/ckpt", no_dist=True, **options)
+        assert [path for _, path, *_ in server.requests] == ["bucket/ckpt/.metadata"] * 2
+        with pytest.raises(StorageReadError, match="503 Service Unavailable") as caught:
+            paraload.read("s3://bucket/ckpt/model.pt", **options)
+        assert caught.value.path == "model.pt"
 
 
 def test_bench_says_that_it_needs_a_folder(capsys):

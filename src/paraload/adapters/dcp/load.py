@@ -30,7 +30,7 @@ from torch.futures import Future
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.adapters.dcp.rank_errors import ranks_error
-from paraload.adapters.dcp.reader_choice import Reader, reader_for, source_of
+from paraload.adapters.dcp.reader_choice import Reader, has_not_answered, reader_for, source_of
 from paraload.core.compat import load_state_dict
 from paraload.errors import (
     CheckpointReadError,
@@ -268,6 +268,8 @@ class _LoadReader:
             except UnsafeMetadataError:
                 raise
             except MetadataError as error:
+                if has_not_answered(reader, error):
+                    raise  # asking it for other files would take as long again
                 is_missing = isinstance(error, MissingMetadataError)
                 ranks = reader.ranks_with_metadata()
                 if not (ranks if is_missing else self.rank in ranks):

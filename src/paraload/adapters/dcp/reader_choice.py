@@ -13,10 +13,12 @@ from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.adapters.dcp.urls import dcp_reader, local_path, split_file
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.folder import FolderMetadata, folder_metadata
-from paraload.metadata.listing import look_at, looked
+from paraload.metadata.listing import look_at
 from paraload.metadata.rank_files import GLOBAL_METADATA, rank_files_among
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
+from paraload.metadata.safetensors_headers import FileReader
 from paraload.sources import ByteSource, FileStat
+from paraload.sources.retrying import is_transient
 
 Reader = ParallelFileSystemReader | SourceReader
 
@@ -60,14 +62,30 @@ def source_of(reader: Reader) -> ByteSource:
 
 
 def file_stat(reader: Reader, name: str) -> FileStat:
-    """Size and version of a file in the folder of ``reader``."""
+    """Size and version of a file in the folder of ``reader``.
+
+    Raises:
+        ItemReadError: the file is missing, or the storage cannot be read.
+        StalledReadError: the storage has not answered in time.
+    """
     options = options_of(reader)
-    return looked(
+    with FileReader(
         source_of(reader),
-        lambda source: source.stat(name),
-        f"{name!r} was being checked",
+        path=str(reader.path),
         retries=options.retries,
         stall_timeout_s=options.stall_timeout_s,
+    ) as files:
+        found: FileStat = files.whole(files.answers([name], lambda it, path: it.stat(path)))[0]
+    return found
+
+
+def has_not_answered(reader: Reader, error: Exception) -> bool:
+    """Whether ``error`` says that a remote storage gave no answer, in spite of all retries."""
+    cause = error.__cause__
+    return (
+        isinstance(reader, SourceReader)
+        and isinstance(cause, Exception)
+        and is_transient(source_of(reader), cause)
     )
 
 
