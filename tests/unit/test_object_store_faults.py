@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import pickle
 import sys
@@ -41,6 +42,13 @@ def server():
         yield server
 
 
+@pytest.fixture
+def without_collector():
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def source_of(server, retries=3, **options):
     """A source whose URL has credentials in both places where one may have them."""
     url = f"http://me:s3cret@{urlsplit(server.url).netloc}/ckpt?sig=t0ken"
@@ -72,6 +80,15 @@ def test_what_may_go_away_is_tried_again(server, fault):
     assert get(source) == DATA[5:2_000_005]
     assert source.retried == 2
     assert len(server.gets) == 3, "and no client under it tries as well"
+    source.close()
+
+
+def test_a_retried_read_lets_go_of_its_buffers(server, without_collector):
+    server.faults = ["short"]
+    source, buffer = source_of(server), bytearray(1000)
+    source.read("x", [Read(0, [memoryview(buffer)])])
+    assert source.retried == 1
+    buffer.clear()  # refused while a view refers to it
     source.close()
 
 

@@ -131,6 +131,7 @@ class ObjectStoreSource:
                 return ConnectionError(f"{self.name}: body of {got} bytes, not {end - start}")
             return None
 
+        error = None
         try:
             if (error := self._ask(path, get)) is not None:
                 raise error
@@ -139,6 +140,8 @@ class ObjectStoreSource:
             if (size := self._stat(path).size) < end:
                 raise _short(path, start, end, size) from None
             raise
+        finally:
+            del error  # as in _ask: this frame refers to the buffers
 
     def _change(self, path: str, meta: Any) -> Exception | None:
         """The error if this is not the version of the last ``stat``, or else the first response.
