@@ -179,6 +179,9 @@ def test_one_file_of_torch_save(tmp_path, is_archive):
         support.assert_same(paraload.read(url), state)
         assert len(server.ranges) >= len(data) // (8 << 20) + 2
         assert server.queries == {"download=true"}
+        server.files["hub/my model.pt"] = data
+        quoted = f"{server.url}/hub/my%20model.pt"
+        assert list(paraload.read(quoted, "small")) == ["small"]
         server.files["hub/model.pt"] = data[:-100]
         with pytest.raises(FormatError, match="a dict of tensors") as caught:
             paraload.read(url)

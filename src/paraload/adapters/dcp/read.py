@@ -88,18 +88,15 @@ def read(
     if not is_url(path) and os.path.isfile(path) and split_file(path)[1] is None:  # noqa: PTH113
         ReadOptions.resolve(options, keywords)
         return _of_torch_save(os.fspath(path), os.fspath(path), keys, device, dtype, nested=nested)
-    place, _, query = os.fspath(path).partition("?")
-    if is_url(path) and place.endswith(_TORCH_SAVE):
-        folder, name = os.path.split(place)
+    folder, name = split_file(path, _TORCH_SAVE)
+    if is_url(path) and name is not None:
         single = ParallelHuggingFaceReader(
-            f"{folder}?{query}" if query else folder,
-            options=options,
-            storage_options=storage_options,
-            **keywords,
+            folder, options=options, storage_options=storage_options, **keywords
         )
         with closing(source_of(single)):  # also if no data are read
             data = _fetched(single, name)
-        return _of_torch_save(data, without_credentials(place), keys, device, dtype, nested=nested)
+        place = without_credentials(os.fspath(path))
+        return _of_torch_save(data, place, keys, device, dtype, nested=nested)
     reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
     with closing(source_of(reader)):  # also if no data are read
         metadata = reader.read_metadata()

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
@@ -29,22 +29,28 @@ def local_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     return path
 
 
-def split_file(path: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """Split the path or URL of a safetensors file or index into folder and name.
+def split_file(
+    path: str | os.PathLike[str], endings: tuple[str, ...] = (SUFFIX, INDEX_SUFFIX)
+) -> tuple[str, str | None]:
+    """Split the path or URL of a file, by default safetensors or their index, into folder and name.
 
     The name alone decides, because not every storage can tell a folder from a file. The query of a
-    URL (a signature) stays with the folder.
+    URL (a signature) stays with the folder, whose quoted characters the storage itself decodes.
 
     >>> split_file("https://host/step-1000/model.safetensors?download=true")
     ('https://host/step-1000?download=true', 'model.safetensors')
+    >>> split_file("https://host/step%201/my%20model.safetensors")
+    ('https://host/step%201', 'my model.safetensors')
     >>> split_file("https://host/step-1000")
     ('https://host/step-1000', None)
     """
     whole = os.fspath(path)
     place, mark, query = whole.partition("?") if is_url(path) else (whole, "", "")
-    if not place.endswith((SUFFIX, INDEX_SUFFIX)):
+    if not place.endswith(endings):
         return whole, None
     folder, name = os.path.split(place)
+    if place.lower().startswith(("http://", "https://")):
+        name = unquote(name)
     return folder + mark + query, name
 
 
