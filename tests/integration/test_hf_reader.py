@@ -44,7 +44,7 @@ from tests.old_torch import (
     QuantizedHuggingFaceStorageReader,
     bytes_as,
 )
-from tests.sources import MIB, RemoteLikeSource
+from tests.sources import MIB, RemoteLikeSource, UnavailableError
 
 INDEX = "model.safetensors.index.json"
 #: Those that torch's reader knows.
@@ -352,6 +352,25 @@ def test_transient_errors_are_retried_and_then_named():
     with pytest.raises(StorageReadError, match=r"503 Slow Down\) 2 times") as caught:
         busy.read_metadata()
     assert caught.value.path == "model.safetensors"
+
+
+def test_listings_are_retried_too():
+    class Busy(ListedSource):
+        lists = 0
+
+        def list_files(self):
+            self.lists += 1
+            if self.lists <= 2:
+                raise UnavailableError("503 Slow Down")
+            return super().list_files()
+
+    saved = {"w": torch.randn(9)}
+    files = {"model.safetensors": save(saved)}
+    with pytest.raises(CheckpointReadError, match="503 Slow Down"):
+        RemoteReader(Busy(files, latency_s=0), retries=1).read_metadata()
+    source = Busy(files, latency_s=0)
+    assert_identical(load(RemoteReader(source, retries=2), saved), saved)
+    assert source.lists == 3
 
 
 def test_a_storage_that_stands_still_has_a_deadline():

@@ -6,6 +6,7 @@ The first read takes as much as one more request would cost, and most headers ne
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Self
 
 from paraload.errors import CheckpointReadError, FormatError, ItemReadError
@@ -20,7 +21,7 @@ from paraload.formats.safetensors import (
 )
 from paraload.runtime.daemon_threads import PATIENCE_WITH_STALLED_S, DaemonThreads
 from paraload.sources import ByteSource, FileStat, Read
-from paraload.sources.retrying import Retries, RetryingSource
+from paraload.sources.retrying import Retries, RetryingSource, again
 
 #: Files read at once where the storage does not say how many requests suit it.
 _THREADS: Final = 8
@@ -83,8 +84,14 @@ class FileReader:
 
     def names(self, listed: Callable[[Any], Iterable[str]]) -> set[str]:
         """The files of the folder, as ``listed`` returns them."""
-        answers = self.answers([self.path], lambda *_: set(listed(self.source)))
-        found: set[str] = self.whole(answers)[0]
+
+        def names() -> set[str]:
+            self._threads.goes_on()
+            return set(listed(self.source))
+
+        # RetryingSource does not retry listings.
+        read = partial(again, self.source, names, self._retries.retries)
+        found: set[str] = self.whole(self.answers([self.path], lambda *_: read()))[0]
         return found
 
     def answers(
