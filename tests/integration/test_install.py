@@ -572,6 +572,17 @@ def test_whatever_is_imported_first(started, first):
     assert lines == [OURS, FileSystemReader.__module__]
 
 
+def test_looking_for_the_module_does_not_import_it(started):
+    code = (
+        "import sys, importlib.util as u;"
+        " assert u.find_spec('torch.distributed.checkpoint').origin;"
+        " import torch.distributed.checkpoint as dcp;"
+        " print(dcp.FileSystemReader.read_data.__module__,"
+        " [finder for finder in sys.meta_path if 'paraload' in repr(finder)])"
+    )
+    assert started("-c", code, PARALOAD_INSTALL="1").stdout == f"{OURS} []\n"
+
+
 def test_a_wrong_value_is_said(started):
     done = started("-c", "print('runs')", PARALOAD_INSTALL="perhaps")
     assert "PARALOAD_INSTALL='perhaps': expected 1 or 0" in done.stderr
