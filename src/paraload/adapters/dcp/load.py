@@ -43,6 +43,7 @@ from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
 from paraload.runtime.gc_pause import collector_paused, collector_resumed
 from paraload.runtime.interrupts import carried, stopped_by_signals
+from paraload.sources.credentials import without_credentials
 
 _log = logging.getLogger("paraload")
 
@@ -102,10 +103,11 @@ def load(
     reader: Any
     try:
         reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
+        source: Any = closing(source_of(reader))  # closed also if no data are read
     except Exception as error:
         if is_alone:
             raise
-        reader = _NoReader(os.fspath(path), error)
+        reader, source = _NoReader(without_credentials(os.fspath(path)), error), nullcontext()
     planner = QuickLoadPlanner() if planner is None else planner
     stateful: dict[str, Stateful] = {}
     values: dict[str, Any] = {}
@@ -115,8 +117,7 @@ def load(
         if hasattr(value, "state_dict") and isinstance(value, Stateful):
             stateful[name], values[name] = value, value.state_dict()
     wrapped = _LoadReader(reader, rank=rank, keeps_plan=not is_alone and _plans_alone(planner))
-    # Closed also if no data are read.
-    with nullcontext() if isinstance(reader, _NoReader) else closing(source_of(reader)):
+    with source:
         done = _load(values, wrapped, planner, process_group=process_group, is_alone=is_alone)
     if isinstance(done, BaseException):
         raise done
