@@ -25,14 +25,10 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
 from paraload.adapters.dcp import startup
+from paraload.core.compat import HuggingFaceStorageReader
 from paraload.errors import IncompatibleTorchError
 from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
-
-try:
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-except ImportError:  # before torch 2.8
-    HuggingFaceStorageReader = None  # type: ignore[assignment,misc]
 
 _log = logging.getLogger("paraload")
 
@@ -213,7 +209,7 @@ _METHODS: Final[dict[tuple[type, str], tuple[Callable[..., Any], tuple[str, ...]
     (FileSystemReader, "read_data"): (_read_data, ("self", "plan", "planner")),
     (FileSystemReader, "read_metadata"): (_read_metadata, ("self", "args", "kwargs")),
 }
-if HuggingFaceStorageReader is not None:
+if HuggingFaceStorageReader is not FileSystemReader:  # which stands for it before torch 2.8
     _METHODS[HuggingFaceStorageReader, "read_data"] = (_read_hf_data, ("self", "plan", "planner"))
 
 #: torch's methods, which ours call if they are called while nothing is installed. That happens
