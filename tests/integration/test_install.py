@@ -29,6 +29,7 @@ from paraload.errors import (
     ChecksumMismatchError,
     IncompatibleTorchError,
     InvalidOptionError,
+    MissingMetadataError,
     UnsafeMetadataError,
 )
 from tests.integration import support
@@ -316,6 +317,9 @@ def test_no_password_is_logged_or_in_an_error(saved, caplog):
     assert line.startswith("memory://host/")
     [(error, _)] = caught.value.failures.values()
     assert "secret" not in str(error)
+    with paraload.installed(), pytest.raises(MissingMetadataError) as missing:
+        FsspecReader(f"{url}/elsewhere").read_metadata()
+    assert "secret" not in str(missing.value)
 
 
 # -------------------------------------------------------------------------------------- errors
