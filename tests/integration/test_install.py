@@ -12,29 +12,38 @@ import threading
 import uuid
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
-from torch.distributed.checkpoint import FileSystemReader, HuggingFaceStorageReader
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint.quantized_hf_storage import QuantizedHuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
 import paraload
 from paraload import cli
 from paraload.adapters.dcp import install as module
+from paraload.core.compat import HuggingFaceStorageReader
 from paraload.errors import (
     ChecksumMismatchError,
     IncompatibleTorchError,
     InvalidOptionError,
+    MissingMetadataError,
     UnsafeMetadataError,
 )
 from tests.integration import support
 from tests.integration.ranks import run_ranks
+from tests.old_torch import (
+    HF_READER,
+    OWN_METADATA,
+    READS_ALL_KEYS,
+    QuantizedHuggingFaceStorageReader,
+    torch_fsspec,
+)
 
+FsspecReader = torch_fsspec.FsspecReader
 SOURCE = Path(paraload.__file__).parents[1]
 CLASSES = (
     FileSystemReader,
@@ -83,6 +92,7 @@ def test_a_reader_that_was_made_and_imported_before(saved, folder):
     assert type(reader) is FileSystemReader
 
 
+@READS_ALL_KEYS.needed
 def test_keys_and_conversions_of_torch(saved, folder, tmp_path):
     with paraload.installed() as installation:
         part = _load_state_dict_from_keys({"big.0", "step"}, checkpoint_id=folder)
@@ -93,9 +103,14 @@ def test_keys_and_conversions_of_torch(saved, folder, tmp_path):
     support.assert_same(torch.load(tmp_path / "whole.pt"), saved)
 
 
-def test_fsspec(saved):
+def copy_to(url, folder):
+    """torch 2.6 cannot write there: it wants a file descriptor."""
+    fsspec.filesystem("memory").put(f"{folder}/", f"{url}/", recursive=True)
+
+
+def test_fsspec(saved, folder):
     url = f"memory://{uuid.uuid4()}"
-    dcp.save(saved, storage_writer=FsspecWriter(url), no_dist=True)
+    copy_to(url, folder)
     with paraload.installed() as installation:
         support.assert_same(load_id(support.empty_like(saved), url), saved)
         assert installation.last_report.items == len(saved)
@@ -137,6 +152,7 @@ def two_files(folder, extra=()):
     return state
 
 
+@HF_READER.needed
 @pytest.mark.parametrize("threads", [1, 2])
 def test_hugging_face(tmp_path, threads):
     state = two_files(tmp_path / "hf")
@@ -147,6 +163,7 @@ def test_hugging_face(tmp_path, threads):
     assert installation.last_report is reader.last_report
 
 
+@HF_READER.needed
 def test_hugging_face_metadata_stay_torchs(tmp_path):
     two_files(tmp_path / "hf")
     stock = HuggingFaceStorageReader(str(tmp_path / "hf")).read_metadata()
@@ -155,6 +172,7 @@ def test_hugging_face_metadata_stay_torchs(tmp_path):
     assert here.storage_data == stock.storage_data
 
 
+@HF_READER.needed
 def test_sharded_hugging_face_files_of_dcp(saved, tmp_path):
     state = {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
     writer = dcp.HuggingFaceStorageWriter(str(tmp_path), save_distributed=True)
@@ -165,6 +183,7 @@ def test_sharded_hugging_face_files_of_dcp(saved, tmp_path):
     assert reader.last_report.items == len(state)
 
 
+@HF_READER.needed
 def test_quantised_hugging_face(tmp_path):
     scale = torch.rand(2, 1) + 0.5
     weights = torch.randn(200, 100).to(torch.float8_e4m3fn)
@@ -292,6 +311,23 @@ def test_each_load_is_logged(saved, folder, caplog):
     assert line.startswith(f"{folder}: loaded {len(saved)} items")
 
 
+def test_no_password_is_logged_or_in_an_error(saved, folder, caplog):
+    url = f"memory://me:secret@host/{uuid.uuid4()}"
+    copy_to(url, folder)
+    with caplog.at_level(logging.INFO, "paraload"), paraload.installed(strict=True):
+        support.load(FsspecReader(url), support.empty_like(saved))
+        wrong = {"big.0": torch.zeros_like(saved["big.0"], dtype=torch.float64)}
+        with pytest.raises(dcp.api.CheckpointException) as caught:
+            support.load(FsspecReader(url), wrong)
+    [line] = [it.getMessage() for it in caplog.records if it.name == "paraload"]  # torch logs it
+    assert line.startswith("memory://host/")
+    [(error, _)] = caught.value.failures.values()
+    assert "secret" not in str(error)
+    with paraload.installed(), pytest.raises(MissingMetadataError) as missing:
+        FsspecReader(f"{url}/elsewhere").read_metadata()
+    assert "secret" not in str(missing.value)
+
+
 # -------------------------------------------------------------------------------------- errors
 
 
@@ -334,6 +370,18 @@ def test_another_torch_is_one_error_with_its_version(monkeypatch):
     monkeypatch.delattr(FileSystemReader, "read_data")
     with pytest.raises(IncompatibleTorchError, match=r"read_data is not a method of its own"):
         paraload.install()
+    monkeypatch.undo()
+
+
+def test_metadata_of_torch_before_2_9_take_no_arguments(saved, folder, monkeypatch):
+    stock = FileSystemReader.read_metadata
+    monkeypatch.setattr(FileSystemReader, "read_metadata", lambda self: stock(self))
+    with paraload.installed() as installation:
+        support.assert_same(
+            support.load(FileSystemReader(folder), support.empty_like(saved)), saved
+        )
+        assert FileSystemReader.read_metadata is module._read_metadata
+    assert installation.last_report.items == len(saved)
     monkeypatch.undo()
 
 
@@ -430,6 +478,7 @@ def test_what_others_put_on_top_stays(saved, folder, monkeypatch):
     FileSystemReader.read_data = module._originals[FileSystemReader, "read_data"]
 
 
+@OWN_METADATA.needed
 def test_torch_finds_the_parameter_that_it_looks_for():
     before = inspect.signature(FileSystemReader.read_metadata).parameters
     with paraload.installed():
@@ -570,6 +619,17 @@ def test_whatever_is_imported_first(started, first):
     )
     lines = started("-c", code, PARALOAD_INSTALL="1").stdout.split()
     assert lines == [OURS, FileSystemReader.__module__]
+
+
+def test_looking_for_the_module_does_not_import_it(started):
+    code = (
+        "import sys, importlib.util as u;"
+        " assert u.find_spec('torch.distributed.checkpoint').origin;"
+        " import torch.distributed.checkpoint as dcp;"
+        " print(dcp.FileSystemReader.read_data.__module__,"
+        " [finder for finder in sys.meta_path if 'paraload' in repr(finder)])"
+    )
+    assert started("-c", code, PARALOAD_INSTALL="1").stdout == f"{OURS} []\n"
 
 
 def test_a_wrong_value_is_said(started):

@@ -74,7 +74,8 @@ def run_all(folder):
     steps = [lose_a_file_of_one_rank, lose_the_file_of_all]
     if dist.get_world_size() == 2:
         steps += [ask_for_what_is_not_there, lose_metadata_of_one_rank]
-        steps += [give_one_rank_a_wrong_option, plan_for_all_ranks, interrupt_one_rank]
+        steps += [give_one_rank_a_wrong_option, give_one_rank_a_wrong_storage_option]
+        steps += [plan_for_all_ranks, interrupt_one_rank]
     return {step.__name__: step(folder) for step in steps}
 
 
@@ -208,6 +209,18 @@ def test_a_wrong_option_of_one_rank_does_not_leave_the_others_waiting(two):
         ["CheckpointException", True],
         ["InvalidOptionError", True],
     ]
+
+
+def give_one_rank_a_wrong_storage_option(folder):
+    url = "http://me:secret@127.0.0.1:1/model.safetensors?sig=secret"
+    wrong = {"no_such_option": 1} if dist.get_rank() else {}
+    return failed(lambda: paraload.load({"n": torch.zeros(3)}, url, retries=0, **wrong))
+
+
+def test_a_wrong_storage_option_of_one_rank_does_not_leave_the_others_waiting(two):
+    for answer in two("give_one_rank_a_wrong_storage_option"):
+        assert answer["ranks"]["1"] == "InvalidOptionError"
+        assert "secret" not in answer["text"]
 
 
 class GlobalPlanner(dcp.DefaultLoadPlanner):

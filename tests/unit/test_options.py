@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 
 import pytest
+import torch
 
 import paraload
 from paraload import CheckpointReadError, ReadOptions
@@ -147,6 +148,16 @@ def test_storage_options_are_kept_apart():
 def test_storage_options_of_a_folder_are_an_error(tmp_path, call):
     with pytest.raises(InvalidOptionError, match="storage_options= are for URLs"):
         call(tmp_path, storage_options={"region": "x"})
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(InvalidOptionError, match="storage_options= are for URLs"):
+        call(file, storage_options={"region": "x"})
+
+
+def test_storage_options_of_a_file_of_torch_are_an_error(tmp_path):
+    torch.save({"w": torch.zeros(3)}, tmp_path / "w.pt")
+    with pytest.raises(InvalidOptionError, match="storage_options= are for URLs"):
+        paraload.read(tmp_path / "w.pt", storage_options={"region": "x"})
 
 
 def test_storage_options_reach_the_storage_of_a_url():

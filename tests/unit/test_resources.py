@@ -122,7 +122,7 @@ def test_network_storage_begins_with_more_threads(machine):
 def test_a_storage_may_set_its_number_of_requests(machine):
     (machine.v2 / "cpu.max").write_text("200000 100000\n")
     assert choice.choose_ramp(None).limit == 32
-    for asked, start in ((4, 4), (32, 32), (100, 32)):
+    for asked, start in ((1, 1), (4, 4), (32, 32), (100, 32)):
         ramp = choice.choose_ramp(None, asked)
         assert (ramp.start, ramp.limit) == (start, asked)
 

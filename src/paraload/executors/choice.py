@@ -151,8 +151,10 @@ def choose_ramp(path: str | None, requests_in_flight: int | None = None) -> Ramp
     elif path is not None and resources.is_network_path(path):
         start, limit = _START // ranks, _NETWORK_LIMIT // ranks
     start = max(_FEWEST, start)
-    ramp = RampLimits(start=start, limit=max(start, limit), cores=cores)
-    return ramp.at_most(_affordable(_THREAD_BYTES))
+    most = _affordable(_THREAD_BYTES)
+    if requests_in_flight is not None:  # which may be one, of a storage that has one connection
+        most = min(most, requests_in_flight)
+    return RampLimits(start=start, limit=max(start, limit), cores=cores).at_most(most)
 
 
 def choose_processes() -> int:

@@ -31,6 +31,7 @@ from paraload.metadata.rank_files import (
 )
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.sources import ByteSource, FileStat, Read, StreamingSource
+from paraload.sources.credentials import without_credentials
 from paraload.sources.opening import open_source
 from paraload.sources.retrying import again
 
@@ -73,7 +74,7 @@ class MetadataFile:
         return cls(
             source=open_source("/" if fs is None else None, fs=fs),
             path=whole,
-            name=str(whole),
+            name=without_credentials(str(whole)),
             may_appear=partial(may_appear, whole, fs),
             why_missing=partial(why_missing, str(whole), fs),
             error=None if look is None else look.error,

@@ -8,5 +8,9 @@ def without_credentials(url: str) -> str:
 
     >>> without_credentials("https://me:secret@host/step-1000?sig=secret")
     'https://host/step-1000'
+    >>> without_credentials("runs/ckpt#3")  # no URL
+    'runs/ckpt#3'
     """
+    if "://" not in url:
+        return url
     return re.sub(r"(?<=://)[^/]*@|[?#].*", "", url)

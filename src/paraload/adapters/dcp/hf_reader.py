@@ -14,9 +14,8 @@ from paraload.adapters.dcp.hf_open_file import OpenFile
 from paraload.adapters.dcp.reader_config import options_of
 from paraload.adapters.dcp.reader_metadata import kept_for_data
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
-from paraload.adapters.dcp.urls import dcp_reader, is_url, split_file
+from paraload.adapters.dcp.urls import dcp_reader, is_url, refuse_storage_options, split_file
 from paraload.core.compat import HuggingFaceStorageReader, stock_process_read_request
-from paraload.errors import InvalidOptionError
 from paraload.formats import ItemFormat
 from paraload.formats.safetensors import SafetensorsFormat
 from paraload.metadata.safetensors_folder import read_safetensors_metadata
@@ -72,8 +71,8 @@ class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageRead
         reading: dict[str, Any] = {**keywords}
         if is_url(path):
             reading, self._storage_options = split_keywords(keywords, storage_options)
-        elif storage_options:
-            raise InvalidOptionError(f"storage_options= are for URLs, and {path!r} is none")
+        else:
+            refuse_storage_options(path, storage_options)
         ParallelFileSystemReader.__init__(self, ".", options=options, **reading)
         self.thread_count = thread_count
         self._set_path(path)

@@ -1,7 +1,8 @@
 """``paraload.install()``: torch's own readers read through paraload.
 
     FileSystemReader          read_data, read_metadata    subclasses, such as FsspecReader, inherit
-    HuggingFaceStorageReader  read_data                   its read_metadata reads headers only
+    HuggingFaceStorageReader  read_data                   its read_metadata reads headers only;
+                                                          from torch 2.9 on
 
 The methods of torch's classes are replaced. Replacing the names of the classes would miss every
 module that imported one before, such as torch's own ``_storage_utils``. A subclass that overrides a
@@ -25,14 +26,11 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
 from paraload.adapters.dcp import startup
+from paraload.core.compat import HuggingFaceStorageReader
 from paraload.errors import IncompatibleTorchError
 from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
-
-try:
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-except ImportError:  # before torch 2.8
-    HuggingFaceStorageReader = None  # type: ignore[assignment,misc]
+from paraload.sources.credentials import without_credentials
 
 _log = logging.getLogger("paraload")
 
@@ -205,16 +203,20 @@ def _note(report: ReadReport | None, path: Any) -> None:
         return
     for installation in _state.active:
         installation.last_report = report
-    _log.info("%s: %s", path, str(report).partition("\n")[0])
+    _log.info("%s: %s", without_credentials(str(path)), str(report).partition("\n")[0])
 
 
-#: The new methods, with the parameters that torch's have.
+_DATA: Final = ("self, plan, planner",)
+_METADATA: Final = ("self, args, kwargs", "self")  # the latter up to torch 2.8
+
+#: The new methods, with the parameters that torch's may have.
 _METHODS: Final[dict[tuple[type, str], tuple[Callable[..., Any], tuple[str, ...]]]] = {
-    (FileSystemReader, "read_data"): (_read_data, ("self", "plan", "planner")),
-    (FileSystemReader, "read_metadata"): (_read_metadata, ("self", "args", "kwargs")),
+    (FileSystemReader, "read_data"): (_read_data, _DATA),
+    (FileSystemReader, "read_metadata"): (_read_metadata, _METADATA),
 }
-if HuggingFaceStorageReader is not None:
-    _METHODS[HuggingFaceStorageReader, "read_data"] = (_read_hf_data, ("self", "plan", "planner"))
+# That of torch 2.8 is another one, over fsspec; before, there was none.
+if HuggingFaceStorageReader.__bases__ == (FileSystemReader,):
+    _METHODS[HuggingFaceStorageReader, "read_data"] = (_read_hf_data, _DATA)
 
 #: torch's methods, which ours call if they are called while nothing is installed. That happens
 #: where other code has wrapped ours.
@@ -254,12 +256,9 @@ def _require_known_readers() -> None:
         method = vars(kind).get(name)
         if not inspect.isfunction(method):
             raise _incompatible(f"{kind.__name__}.{name} is not a method of its own")
-        found = tuple(inspect.signature(method).parameters)
-        if found != expected:
-            raise _incompatible(
-                f"{kind.__name__}.{name} takes ({', '.join(found)}), expected"
-                f" ({', '.join(expected)})"
-            )
+        found = ", ".join(inspect.signature(method).parameters)
+        if found not in expected:
+            raise _incompatible(f"{kind.__name__}.{name} takes ({found}), expected ({expected[0]})")
 
 
 def _require_engine() -> None:

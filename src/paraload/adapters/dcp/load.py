@@ -43,6 +43,7 @@ from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
 from paraload.runtime.gc_pause import collector_paused, collector_resumed
 from paraload.runtime.interrupts import carried, stopped_by_signals
+from paraload.sources.credentials import without_credentials
 
 _log = logging.getLogger("paraload")
 
@@ -102,16 +103,17 @@ def load(
     reader: Any
     try:
         reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
+        source: Any = closing(source_of(reader))  # closed also if no data are read
     except Exception as error:
         if is_alone:
             raise
-        reader = _NoReader(os.fspath(path), error)
+        reader, source = _NoReader(without_credentials(os.fspath(path)), error), nullcontext()
     planner = QuickLoadPlanner() if planner is None else planner
     wrapped = _LoadReader(reader, rank=rank, keeps_plan=not is_alone and _plans_alone(planner))
     stateful: dict[str, Stateful] = {}
     values: dict[str, Any] = {}
     # Closed also if no data are read.
-    with nullcontext() if isinstance(reader, _NoReader) else closing(source_of(reader)):
+    with source:
         # Sorted as in dcp.load: collectives in state_dict() need one order on all ranks.
         for name in sorted(state_dict):
             value = values[name] = state_dict[name]

@@ -23,7 +23,7 @@ from paraload.adapters.dcp.load import load_alone
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.adapters.dcp.reader_choice import file_stat, reader_for, source_of
 from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
-from paraload.adapters.dcp.urls import is_url, local_path, split_file
+from paraload.adapters.dcp.urls import is_url, local_path, refuse_storage_options, split_file
 from paraload.core.compat import flatten_state_dict, unflatten_state_dict
 from paraload.core.records import TensorRecord
 from paraload.errors import FormatError, InvalidOptionError, UnsafeObjectError
@@ -87,6 +87,7 @@ def read(
     path = local_path(path)
     if not is_url(path) and os.path.isfile(path) and split_file(path)[1] is None:  # noqa: PTH113
         ReadOptions.resolve(options, keywords)
+        refuse_storage_options(path, storage_options)
         return _of_torch_save(os.fspath(path), os.fspath(path), keys, device, dtype, nested=nested)
     folder, name = split_file(path, _TORCH_SAVE)
     if is_url(path) and name is not None:

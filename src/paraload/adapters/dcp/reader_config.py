@@ -27,6 +27,7 @@ from paraload.hooks import StorageItem
 from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
 from paraload.sources import ByteSource
+from paraload.sources.credentials import without_credentials
 from paraload.workers.read_context import ReadContext
 
 _HAS_ZSTANDARD: Final = find_spec("zstandard") is not None  # torch can also use pyzstd
@@ -56,9 +57,8 @@ class ReaderConfig:
     def __init__(self, reader: Any, defaults: type, **overrides: Any) -> None:
         self.reader = reader
         self._defaults = defaults
-        self.path = str(
-            os.fspath(reader.path) if isinstance(reader.path, os.PathLike) else reader.path
-        )
+        path = os.fspath(reader.path) if isinstance(reader.path, os.PathLike) else reader.path
+        self.path = without_credentials(str(path))
         self.options = options_of(reader, **overrides)
         self.entries: Mapping[str, Any] | None = getattr(reader, "_entries", None)
         keeps = getattr(reader, "_source_of_load", None)

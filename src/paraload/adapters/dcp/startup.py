@@ -8,7 +8,6 @@ processes, such as those of ``multiprocessing`` and torchrun.
 """
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -32,18 +31,25 @@ class _AfterImport(MetaPathFinder):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None = None,  # noqa: ARG002 - of the interface
-        target: ModuleType | None = None,  # noqa: ARG002
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
     ) -> ModuleSpec | None:
         if fullname != _DCP:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        found = (
+            finder.find_spec(fullname, path, target)
+            for finder in sys.meta_path
+            if finder is not self and hasattr(finder, "find_spec")  # as importlib skips others
+        )
+        spec = next(filter(None, found), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_install(module: ModuleType) -> None:
                 execute(module)
+                # Not earlier: a program may look for the module without importing it.
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
                 _install()
 
             spec.loader.exec_module = execute_and_install  # type: ignore[method-assign]

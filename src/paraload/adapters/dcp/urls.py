@@ -22,6 +22,12 @@ def is_url(path: Any) -> bool:
     return not isinstance(path, Path) and "://" in os.fspath(path)
 
 
+def refuse_storage_options(path: Any, storage_options: Mapping[str, Any] | None) -> None:
+    """Raise an error if there are options of a storage for ``path``, which is no URL."""
+    if storage_options:
+        raise InvalidOptionError(f"storage_options= are for URLs; {path!r} is not one")
+
+
 def local_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The path that a ``file://`` URL names; every other URL or path as it is."""
     if is_url(path) and (parts := urlsplit(os.fspath(path))).scheme.lower() == "file":
@@ -70,8 +76,7 @@ def dcp_reader(
     """
     path = local_path(path)
     if not is_url(path):
-        if storage_options:
-            raise InvalidOptionError(f"storage_options= are for URLs; {path!r} is not one")
+        refuse_storage_options(path, storage_options)
         return ParallelFileSystemReader(path, **keywords)
     url = os.fspath(path)
     if urlsplit(url).scheme.lower() in _OBJECT_STORES:
