@@ -294,7 +294,9 @@ def test_the_parent_of_checkpoints_names_the_newest(tmp_path):
         for file in tmp_path.rglob("*.*"):
             obstore.put(store, file.relative_to(tmp_path).as_posix(), file.read_bytes())
         storage = {**S3_KEYS, "endpoint": endpoint}
-        with pytest.raises(MissingMetadataError, match="its newest checkpoint, of 2, is 'step-10'"):
+        with pytest.raises(
+            MissingMetadataError, match="newest of 2 checkpoints below this folder is 'step-10'"
+        ):
             paraload.read(f"s3://{BUCKET}/runs/", **storage)
         with pytest.raises(MissingMetadataError, match="there are no files here"):
             paraload.read(f"s3://{BUCKET}/run", **storage)

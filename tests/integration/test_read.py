@@ -209,6 +209,13 @@ def test_what_is_not_a_file_of_tensors(tmp_path, data, text):
     assert caught.value.path == str(file)
 
 
+def test_a_file_of_gguf_is_named(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF\x03\0\0\0" + bytes(16))
+    with pytest.raises(FormatError, match="paraload does not read GGUF"):
+        paraload.read(file)
+
+
 def test_a_file_of_torch_save_that_is_cut(tmp_path):
     file = tmp_path / "model.pt"
     torch.save(STATE, file)

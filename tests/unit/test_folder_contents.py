@@ -26,7 +26,10 @@ def test_a_folder_of_steps_names_the_newest(tmp_path):
         written = (folder / ".metadata").stat().st_mtime - age_s
         os.utime(folder / ".metadata", (written, written))
     (tmp_path / "latest.txt").write_text("step-10")
-    assert "its newest checkpoint, of 3, is 'step-10': load that folder" in refusal(tmp_path)
+    assert (
+        "the newest of 3 checkpoints below this folder is 'step-10': load that folder"
+        in refusal(tmp_path)
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,10 @@ def test_a_folder_of_steps_names_the_newest(tmp_path):
         (["rank0.pt"], "1 file of torch.save"),
         (["__0_0.distcp"], "an incomplete checkpoint? This file is written last"),
         ([], "there are no files here"),
-        (["a/model.safetensors", "notes.txt"], "its only checkpoint is 'a': load that folder"),
+        (
+            ["a/model.safetensors", "notes.txt"],
+            "the only checkpoint below this folder is 'a': load that folder",
+        ),
     ],
 )
 def test_other_files_are_named(tmp_path, names, told):

@@ -185,6 +185,15 @@ def test_what_is_refused_for_the_moment_is_tried_again(tmp_path, times, retries,
     assert fs.left == max(0, times - retries - 1)
 
 
+def test_the_path_of_a_file_asks_for_a_folder(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"content")
+    with pytest.raises(
+        MetadataError, match=r"the path above it is a file\. Give the folder"
+    ) as caught:
+        metadata.read_metadata(tmp_path / "model.bin" / ".metadata")
+    assert "Errno" not in str(caught.value)
+
+
 def test_a_folder_that_is_not_there_is_not_waited_for(tmp_path):
     started = time.monotonic()
     with pytest.raises(MissingMetadataError, match="its folder does not exist either"):

@@ -164,7 +164,7 @@ def _show(facts: dict[str, Any], *, sort: str, limit: int | None) -> None:
         f"{counted(facts['tensors'], 'tensor')}, {format_bytes(facts['tensor_bytes'])};"
         f" {counted(facts['objects'], 'object')};"
         f" {counted(len(files), 'file')}, {format_bytes(total)}"
-        f" (largest by mean: {facts['balance']:.2f})\n"
+        f" (largest / mean: {facts['balance']:.2f})\n"
     )
     entry_head = ("name", "dtype", "shape", "bytes", "chunks", "files")
     show_tables(

@@ -16,12 +16,23 @@ def add_parser(commands: Any) -> None:
         usage="paraload run [-h] (SCRIPT | -m MODULE) [ARGUMENT ...]",
         help="run a program, unchanged, that loads through paraload",
         description="Run a Python program as python would. All its loads with torch's readers go"
-        " through paraload, those in child processes too. The environment sets options:"
-        " PARALOAD_MAX_WORKERS, PARALOAD_PROGRESS and the others of ReadOptions.",
+        " through paraload, those in child processes too. Environment variables set options, such"
+        " as PARALOAD_MAX_WORKERS=8 and PARALOAD_PROGRESS=1; README.md lists them.",
         epilog="Under torchrun: torchrun -m paraload run SCRIPT ...",
     )
-    parser.add_argument("-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER)
-    parser.add_argument("program", metavar="SCRIPT", nargs=argparse.REMAINDER)
+    parser.add_argument(
+        "-m",
+        dest="module",
+        metavar="MODULE",
+        nargs=argparse.REMAINDER,
+        help="the module to run, and its arguments",
+    )
+    parser.add_argument(
+        "program",
+        metavar="SCRIPT",
+        nargs=argparse.REMAINDER,
+        help="the script to run; all that follows are its arguments",
+    )
 
 
 def program_of(arguments: argparse.Namespace) -> "Program":

@@ -183,9 +183,12 @@ def _read_pieces(source: ByteSource, path: str, size: int, goes_on: Callable[[],
 
 
 def _unreadable(error: Exception) -> str:
+    if isinstance(error, NotADirectoryError):
+        return (
+            "no such file; the path above it is a file. Give the folder of the checkpoint; only"
+            " paraload.read takes a file of torch.save"
+        )
     what = f"cannot be read ({type(error).__name__}: {error})"
     if isinstance(error, PermissionError):
         what += ". Give this user permission to read it and to enter the folders above it"
-    if isinstance(error, NotADirectoryError):
-        what += ". Give the path of a folder; only paraload.read takes a file of torch.save"
     return what

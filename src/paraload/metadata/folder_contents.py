@@ -27,7 +27,7 @@ def instead_of_metadata(names: Sequence[str]) -> str:
     Of several checkpoints below it, the last one is called the newest.
 
     >>> instead_of_metadata(["step-9/.metadata", "step-10/model.safetensors"])
-    "its newest checkpoint, of 2, is 'step-10': load that folder"
+    "the newest of 2 checkpoints below this folder is 'step-10': load that folder"
     """
     if not names:
         return "there are no files here; an incomplete checkpoint?"
@@ -35,11 +35,11 @@ def instead_of_metadata(names: Sequence[str]) -> str:
         return "'.metadata.tmp' shows that the save did not finish: save again, or load another one"
     below = [name for name in names if "/" in name and name.endswith(_CHECKPOINT_FILES)]
     if steps := list(dict.fromkeys(map(posixpath.dirname, below))):
-        which = f"newest checkpoint, of {len(steps)}," if len(steps) > 1 else "only checkpoint"
-        return f"its {which} is {steps[-1]!r}: load that folder"
+        which = f"newest of {len(steps)} checkpoints" if len(steps) > 1 else "only checkpoint"
+        return f"the {which} below this folder is {steps[-1]!r}: load that folder"
     for ending, what in _OTHER_FORMATS.items():
         if files := [name for name in names if name.endswith(ending)]:
-            return f"it holds {counted(len(files), 'file')} of {what} ({files[0]!r})"
+            return f"this folder holds {counted(len(files), 'file')} of {what} ({files[0]!r})"
     return _INCOMPLETE
 
 

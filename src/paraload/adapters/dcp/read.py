@@ -179,7 +179,8 @@ def _reason(error: Exception) -> str:
 
 def _not_of_tensors(path: str, got: str) -> FormatError:
     expected = "a dict of tensors, saved with torch.save"
-    return FormatError("this file cannot be read", path=path, expected=expected, got=got)
+    hint = "paraload does not read GGUF" if path.lower().endswith(".gguf") else ""
+    return FormatError("this file cannot be read", path=path, expected=expected, got=got, hint=hint)
 
 
 def _copy(value: Any, device: torch.device | str | int, dtype: torch.dtype | None) -> Any:
