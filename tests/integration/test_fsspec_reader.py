@@ -470,7 +470,7 @@ def test_options_of_both_kinds_are_keywords():
     assert paraload.ParallelFsspecReader is ParallelFsspecReader
 
 
-@pytest.mark.parametrize("protocol", ["nothing", "sftp"])
+@pytest.mark.parametrize("protocol", ["nothing", "sftp", "hdfs"])
 def test_file_systems_that_are_not_there_are_named(protocol):
     with pytest.raises(InvalidOptionError, match=rf"{protocol}:// cannot be read: .*"):
         ParallelFsspecReader(f"{protocol}://host/x").read_metadata()

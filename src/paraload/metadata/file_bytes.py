@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 
 from paraload.errors import (
     FormatError,
+    InvalidOptionError,
     MetadataError,
     MissingMetadataError,
     ShortFileError,
@@ -134,7 +135,7 @@ def read_metadata_bytes(
         data, why_missing = None, file.why_missing()
     except FormatError:
         raise MetadataError("is not a regular file", name) from None
-    except StalledReadError:
+    except (InvalidOptionError, StalledReadError):
         raise
     except file.errors as error:
         raise MetadataError(_unreadable(error), name) from error

@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote
 
 from paraload.errors import (
     FormatError,
+    InvalidOptionError,
     MissingFileError,
     ShortFileError,
     StorageReadError,
@@ -30,7 +31,7 @@ from paraload.sources.buffers import scatter
 from paraload.sources.credentials import without_credentials
 from paraload.sources.fsspec_errors import Redaction, TransientError, error_of, status_of
 from paraload.sources.fsspec_http import BEYOND_THE_END, NO_RANGES_HINT, copy_body
-from paraload.sources.fsspec_kinds import Kind, fsspec_class, module
+from paraload.sources.fsspec_kinds import Kind, fsspec_class, module, not_installed
 from paraload.sources.range_stream import range_stream
 
 Answer = TypeVar("Answer")
@@ -150,6 +151,8 @@ class FsspecSource:
             with self._turn if self._kind.is_serial else nullcontext():
                 fs, root = self._file_system()
                 return function(fs, _joined(root, path, quoted=self._kind.is_http), *args)
+        except InvalidOptionError:  # the file system needs a package; no file is at fault
+            raise
         except Exception as error:  # noqa: BLE001 - file systems raise errors of any type
             hint = f"Is the checkpoint in {without_credentials(self._url)!r} complete?"
             known = error_of(error, path, redact=self._redact, hint=hint)
@@ -236,7 +239,10 @@ class FsspecSource:
         if self._given is None:
             # An instance of its own, so that closing it does not disturb others.
             options = {"skip_instance_cache": True, **self._options}
-            made: tuple[Any, str] = module("core").url_to_fs(self._url, **options)
+            try:
+                made: tuple[Any, str] = module("core").url_to_fs(self._url, **options)
+            except ImportError as error:  # some import their package here, such as hdfs://
+                raise not_installed(self._url, error) from error
             return made
         fs = self._given
         if _is_of_parent(fs):

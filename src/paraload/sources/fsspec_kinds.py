@@ -109,8 +109,14 @@ def fsspec_class(url: str) -> type:
     try:
         kind: type = module("registry").get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
-        raise InvalidOptionError(f"{protocol}:// cannot be read: {error}") from error
+        raise not_installed(url, error) from error
     return kind
+
+
+def not_installed(url: str, error: Exception) -> InvalidOptionError:
+    """The error for a URL whose package is missing, or whose protocol is unknown."""
+    protocol = module("utils").get_protocol(url)
+    return InvalidOptionError(f"{protocol}:// cannot be read: {error}")
 
 
 def local_root(url: str | os.PathLike[str], fs: Any = None) -> str | None:
