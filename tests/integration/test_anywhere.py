@@ -317,7 +317,8 @@ def test_what_is_below_a_folder_is_not_listed(tmp_path):
     names = names_of_parent(source)
     assert names == [*(f"run-{n}/logs/" for n in range(10, 25)), *names[15:]]
     assert "run-25/.metadata" in names
-    with pytest.raises(MissingMetadataError, match="the only checkpoint below this folder is 'run-25'"):
+    words = "the only checkpoint below this folder is 'run-25'"
+    with pytest.raises(MissingMetadataError, match=words):
         ParallelObjectStoreReader(tmp_path.as_uri()).read_metadata()
 
 
