@@ -17,6 +17,22 @@ CLIENTS_PINS  := tests/clients/requirements.txt
 # The Azure server of the tests is a program of node's.
 AZURITE := .node/.made-from-lock
 
+comma := ,
+
+# An environment for packages of others: its folder, extras of the project, pins of the packages.
+# A package that cannot be installed must not stop the others: then each is tried alone, and the
+# page that is written says which one is missing.
+define make_environment
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[$(2)]'
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --requirement $(3) \
+	  || grep -E '^[^#]' $(3) | xargs -n 1 $(1)/bin/python -m pip install --quiet \
+	       --disable-pip-version-check --no-deps || true
+	@touch $@
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test azurite test-wheel test-clients check reliability fuzz \
   fuzz-long soak bench bench-against bench-rivals format clean \
@@ -85,16 +101,8 @@ test-wheel: $(STAMP) ## build sdist and wheel, install the wheel in a clean envi
 test-clients: $(CLIENTS_STAMP) ## real training libraries load through paraload; rewrites docs/clients.md
 	$(CLIENTS)/bin/python -m tests.clients --write docs/clients.md
 
-# A package that cannot be installed must not stop the others: the page says which one is missing.
 $(CLIENTS_STAMP): pyproject.toml constraints.txt $(CLIENTS_PINS)
-	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[test]'
-	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --requirement $(CLIENTS_PINS) \
-	  || grep -E '^[^#]' $(CLIENTS_PINS) | xargs -n 1 $(CLIENTS)/bin/python -m pip install --quiet \
-	       --disable-pip-version-check --no-deps || true
-	@touch $@
+	$(call make_environment,$(CLIENTS),test,$(CLIENTS_PINS))
 
 azurite: $(AZURITE) ## install the Azure server that some tests need (with npm)
 
@@ -153,18 +161,10 @@ bench-rivals: $(RIVALS_STAMP) ## measure against every other reader; rewrites ta
 	  --plot benchmarks/rivals.png --readme benchmarks/README.md
 	$(RIVALS)/bin/python -m benchmarks.rivals.s3 --readme benchmarks/README.md
 
-# One package that is not to be had must not keep the others from running: then each is tried alone,
-# and the table tells what is missing.
 $(RIVALS_STAMP): pyproject.toml constraints.txt $(RIVALS_PINS)
-	test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
-	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[bench,object-store]'
-	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --requirement $(RIVALS_PINS) \
-	  || grep -E '^[^#]' $(RIVALS_PINS) | xargs -n 1 $(RIVALS)/bin/python -m pip install --quiet \
-	       --disable-pip-version-check --no-deps || true
-	@touch $@
+	$(call make_environment,$(RIVALS),bench$(comma)object-store,$(RIVALS_PINS))
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) .venv-torch-* $(RIVALS) $(WHEEL) $(dir $(AZURITE)) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-torch-* $(RIVALS) $(WHEEL) $(dir $(AZURITE)) $(CLIENTS) \
+	  .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
