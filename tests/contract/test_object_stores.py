@@ -39,13 +39,16 @@ class TestFileStore(SourceContract):
         source.close()
 
 
+def upload(url, **options):
+    store = from_url(url, **options)
+    for path, data in FILES.items():
+        store.put(path, data)
+
+
 @pytest.fixture(scope="module")
 def endpoint():
     with s3_server() as endpoint:
-        store = from_url(f"s3://{BUCKET}/step-1", **s3_options(endpoint))
-        for path, data in FILES.items():
-            store.put(path, data)
-        del store
+        upload(f"s3://{BUCKET}/step-1", **s3_options(endpoint))
         yield endpoint
 
 
@@ -106,12 +109,8 @@ class TestNginx(SourceContract):
 @pytest.fixture(scope="module")
 def azure():
     with azure_server() as endpoint:
-        store = from_url(
-            f"az://{BUCKET}/step-1", **azure_options(endpoint), client_options={"allow_http": True}
-        )
-        for path, data in FILES.items():
-            store.put(path, data)
-        del store
+        options = azure_options(endpoint) | {"client_options": {"allow_http": True}}
+        upload(f"az://{BUCKET}/step-1", **options)
         yield endpoint
 
 
