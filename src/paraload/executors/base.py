@@ -56,8 +56,8 @@ class ReadExecutor(Protocol):
         """Wait for one or more results; an empty sequence after ``timeout_s``, unless ``None``.
 
         Their ``data`` is valid until the next :meth:`submit` or :meth:`ready`. Tasks that must run
-        on the caller's thread, such as hooks of sequential loads, run in this call, whatever the
-        timeout.
+        on the caller's thread, such as hooks of sequential loads and what is longer than a slot of
+        shared memory, run in this call, whatever the timeout.
 
         Raises:
             WorkerDiedError: a worker process has died.

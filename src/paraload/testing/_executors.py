@@ -23,6 +23,8 @@ from paraload.workers.read_context import ReadContext
 #: Longer than any wait of the suite.
 _PATIENCE_S: Final = 30.0
 _SLOW_READ_S: Final = 1.0
+#: Fits every slot of shared memory, so that no task comes back for the caller's thread to read.
+_FITS_SLOTS: Final = 300
 
 
 class _SlowAtZero(FaultySource):
@@ -143,7 +145,7 @@ class ExecutorContract:
     def test_results_arrive_in_order_of_completion(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        results = list(self._run(executor, _SlowAtZero(source), self._tasks(12, nbytes=300)))
+        results = list(self._run(executor, _SlowAtZero(source), self._tasks(12, nbytes=_FITS_SLOTS)))
         order = [result.task.items[0] for result in results]
         assert sorted(order) == list(range(12))
         assert order.index(0) == (0 if executor.workers == 1 else 11)
@@ -151,7 +153,7 @@ class ExecutorContract:
     def test_ready_returns_after_its_timeout(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        (task,) = self._tasks(1)
+        (task,) = self._tasks(1, nbytes=_FITS_SLOTS)
         context = ReadContext(source=_SlowAtZero(source), verify=True, stall_timeout_s=_PATIENCE_S)
         try:
             executor.start(context, self._targets([task]))
