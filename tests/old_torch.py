@@ -2,7 +2,7 @@
 
 Importing this module gives torch's functions the keywords that came later:
 
-    dcp.save(no_dist=), dcp.load(no_dist=)      2.7     ignored: these tests have no process group
+    dcp.save(no_dist=), dcp.load(no_dist=)      2.7     until then, not having a process group is
     FileSystemWriter(_extensions=)              2.7     ignored if None
     FileSystemWriter(serialization_format=)     2.8
     dcp.save(use_collectives=)                  2.9
@@ -17,6 +17,7 @@ import functools
 import inspect
 import warnings
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ RELEASE = release()
 
 
 class Feature(NamedTuple):
-    """What only newer torch has."""
+    """What a torch has that older ones lack."""
 
     since: tuple[int, int]
     what: str
@@ -56,6 +57,8 @@ EXTENSIONS = Feature((2, 7), "stream transforms")
 READS_ALL_KEYS = Feature((2, 7), "_load_state_dict_from_keys() that reads all entries")
 FSDP2_ON_CPU = Feature((2, 7), "FSDP2 without a GPU")
 SAFETENSORS_FORMAT = Feature((2, 8), "safetensors in .distcp files")
+FSSPEC_OPTIONS = Feature((2, 7), "options of FsspecReader")
+HF_WRITER = Feature((2, 8), "the writer of Hugging Face folders")
 HF_CLASSES = Feature((2, 8), "classes that newer writers put into .metadata")
 OWN_METADATA = Feature((2, 9), "metadata for each rank")
 HF_READER = Feature((2, 9), "the reader of Hugging Face folders as it is since")
@@ -101,8 +104,23 @@ def _without(function: Any, features: dict[str, Feature | None]) -> Any:
     return wrapped
 
 
-dcp.save = _without(dcp.save, {"no_dist": None, "use_collectives": OWN_METADATA})
-dcp.load = _without(dcp.load, {"no_dist": None})
+def _with_no_dist(function: Any) -> Any:
+    """``function`` with ``no_dist=``."""
+    if "no_dist" in inspect.signature(function).parameters:
+        return function
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, no_dist: bool = False, **keywords: Any) -> Any:
+        if not no_dist:
+            return function(*args, **keywords)
+        with patch("torch.distributed.is_initialized", return_value=False):
+            return function(*args, **keywords)
+
+    return wrapped
+
+
+dcp.save = _with_no_dist(_without(dcp.save, {"use_collectives": OWN_METADATA}))
+dcp.load = _with_no_dist(dcp.load)
 dcp.FileSystemWriter.__init__ = _without(
     dcp.FileSystemWriter.__init__,
     {"_extensions": EXTENSIONS, "serialization_format": SAFETENSORS_FORMAT},

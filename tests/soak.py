@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 from paraload import CheckpointReadError, ParallelFileSystemReader
 from paraload.executors.processes import slots as _slots
 from paraload.testing import FaultySource, make_checkpoint, resources
+from tests.old_torch import EXTENSIONS
 
 __all__ = ["run"]
 
@@ -64,13 +65,15 @@ class HookError(Exception):
 
 def _states():
     many = {f"n{n}": torch.full((17,), float(n)) for n in range(300)}
-    return {
+    states = {
         "small": (many, {}),
         "big": ({f"w{n}": torch.randn(1 << 20) for n in range(3)}, {"files": 3}),
-        "zstd": ({"w": torch.arange(300_000.0), "v": torch.ones(9)}, {"zstd": True}),
         "objects": ({"step": 3, "text": "x" * 5000, "w": torch.ones(4, 5)}, {}),
         "columns": ({f"m{n}": torch.randn(2048, 1024) for n in range(2)}, {"files": 1}),
     }
+    if EXTENSIONS.is_here:
+        states["zstd"] = {"w": torch.arange(300_000.0), "v": torch.ones(9)}, {"zstd": True}
+    return states
 
 
 #: What is wanted of the matrices in "columns": little enough to be copied out of the page cache.

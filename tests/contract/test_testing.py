@@ -65,7 +65,8 @@ def test_make_checkpoint_writes_what_is_asked_for(
     assert all(torch.equal(got[f"w{n}"], state[f"w{n}"]) for n in range(4))
     assert got["step"] == 3
     infos = reader.storage_data.values()
-    described = {tuple(info.transform_descriptors or ()) for info in infos}
+    # Before torch 2.7, no record is transformed.
+    described = {tuple(getattr(info, "transform_descriptors", None) or ()) for info in infos}
     assert described == {("stream.zstd/1",) if zstd else ()}
 
 

@@ -32,7 +32,8 @@ PARSERS = (
 
 def _checkpoint(data):
     """The first byte chooses the checkpoint, the rest seeds the mutations."""
-    files = seeds.checkpoint(zstd=bool(data[:1] and data[0] & 1))
+    zstd = seeds.compressed()[-1] and bool(data[:1] and data[0] & 1)
+    files = seeds.checkpoint(zstd=zstd)
     oracle.check_checkpoint(mutate.mutated_checkpoint(files, random.Random(data)))
 
 

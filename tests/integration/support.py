@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
+import tests.old_torch  # noqa: F401 - before torch is used
 from tests.integration.hooks import SCRAMBLED
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.old_torch import FSDP2_ON_CPU
+
 REPOSITORY = Path(__file__).parents[2]
 LOSSES = re.compile(r"step (\d+), losses of the ranks (.+)")
 
@@ -34,6 +36,7 @@ def losses(text):
     return dict(LOSSES.findall(text))
 
 
+@FSDP2_ON_CPU.needed
 def test_training_resumes_from_the_newest_checkpoint_that_can_be_read(tmp_path):
     out, _ = torchrun("resume.py", tmp_path, "--steps", 4)
     assert out.startswith("starting anew\n")

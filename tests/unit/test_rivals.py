@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
+from importlib.metadata import version
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -35,8 +36,10 @@ from benchmarks.rivals.loaders import copying, torch_load
 from benchmarks.rivals.report import fastest_first, rivals_table
 from benchmarks.rivals.s3_contestants import s3_contestants
 from benchmarks.rounds import Timing
+from tests.old_torch import FSSPEC_OPTIONS, HF_WRITER
 
 REPOSITORY = Path(__file__).parents[2]
+TORCH = version("torch")
 RIVAL_MODULES = {
     "fastsafetensors",
     "flashpack",
@@ -144,7 +147,7 @@ def test_every_package_is_pinned():
 
 
 def test_a_version_is_reported_or_that_it_is_missing():
-    assert STOCK.version == torch.__version__
+    assert STOCK.version == TORCH
     assert RAW_LIMIT.version == "-"
     assert MISSING.version == "not installed"
 
@@ -295,7 +298,7 @@ def test_the_table_has_the_fastest_first_and_the_absent_last():
     assert table.rows == (
         ("raw limit", "-", "DCP", "1.000", "3.00", "1.00", "0.900..1.200"),
         ("paraload threads", OURS.version, "DCP", "1.600", "1.88", "0.62", "1.500..2.000"),
-        ("torch FileSystemReader", torch.__version__, "DCP", "6.000", "0.50", "0.17", "one run"),
+        ("torch FileSystemReader", TORCH, "DCP", "6.000", "0.50", "0.17", "one run"),
         ("missing", "not installed", "DCP", "not run", "-", "-", "ImportError: gone"),
     )
 
@@ -431,6 +434,7 @@ def choose(monkeypatch, *names):
 
 
 @pytest.mark.usefixtures("_small")
+@HF_WRITER.needed
 def test_readers_of_s3_are_checked_and_timed(tmp_path, monkeypatch, capsys):
     missing = "S3StorageReader of s3torchconnector"  # no part of the project
     choose(monkeypatch, "paraload, DCP", "paraload, safetensors", missing)
@@ -453,6 +457,7 @@ def test_readers_of_s3_are_checked_and_timed(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count(reason) == 3
 
 
+@HF_WRITER.needed
 @pytest.mark.usefixtures("_small")
 def test_a_reader_of_s3_that_loads_other_bytes_ends_the_run(tmp_path, monkeypatch):
     choose(monkeypatch, "paraload, DCP")
@@ -461,6 +466,7 @@ def test_a_reader_of_s3_that_loads_other_bytes_ends_the_run(tmp_path, monkeypatc
         s3.main(["--folder", str(tmp_path)])
 
 
+@FSSPEC_OPTIONS.needed
 def test_a_process_answers_for_its_contestant(case):
     root = case.folder.parent
     with (

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from typing import Any, Final
+from zipfile import ZipFile, is_zipfile
 
 import torch
 
@@ -43,7 +44,27 @@ def load_tensor(data: memoryview) -> torch.Tensor:
             got=f"an object of type {type(loaded).__name__}",
             hint="File and metadata are of different checkpoints",
         )
+    if _is_longer_than(data, loaded):
+        raise FormatError(
+            "the record claims more elements than it has bytes for",
+            expected=f"{loaded.untyped_storage().nbytes()} bytes of elements",
+            got=f"a record of {len(data)} bytes",
+            hint=DAMAGED_HINT,
+        )
     return loaded
+
+
+def _is_longer_than(data: memoryview, tensor: torch.Tensor) -> bool:
+    """Whether a plain ``tensor`` ends in memory that was never filled, as some versions allow."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.device.type != "cpu":
+        return False
+    if tensor.layout is not torch.strided or tensor.untyped_storage().nbytes() <= len(data):
+        return False
+    if not is_zipfile(io.BytesIO(data)):
+        return True
+    with ZipFile(io.BytesIO(data)) as archive:  # deflated, it may have more than it seems
+        held = sum(info.file_size for info in archive.infolist())
+    return tensor.untyped_storage().nbytes() > held
 
 
 def can_open(data: memoryview) -> bool:
@@ -115,7 +136,7 @@ def _allowing(names: str) -> str:
 
 def _data_recipe(name: str) -> str:
     if not name.startswith("numpy."):
-        return name
+        return name.removeprefix("builtins.")
     # An array needs all of these and the class of its dtype.
     core = name.removesuffix(".scalar").removesuffix("._reconstruct")
     core = core if core.endswith(".multiarray") else "numpy._core.multiarray"

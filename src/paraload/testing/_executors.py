@@ -145,7 +145,8 @@ class ExecutorContract:
     def test_results_arrive_in_order_of_completion(
         self, executor: ReadExecutor, source: ByteSource
     ) -> None:
-        results = list(self._run(executor, _SlowAtZero(source), self._tasks(12, nbytes=_FITS_SLOTS)))
+        tasks = self._tasks(12, nbytes=_FITS_SLOTS)
+        results = list(self._run(executor, _SlowAtZero(source), tasks))
         order = [result.task.items[0] for result in results]
         assert sorted(order) == list(range(12))
         assert order.index(0) == (0 if executor.workers == 1 else 11)
