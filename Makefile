@@ -139,7 +139,7 @@ fuzz: $(STAMP) ## coverage-guided fuzzing, FUZZ_SECONDS for each parser
 	  $(BIN)/python -m tests.fuzz.targets $$target --seconds $(FUZZ_SECONDS) || exit 1; done
 
 fuzz-long: $(STAMP) ## 200,000 mutated files of each kind, with hypothesis
-	PARALOAD_FUZZ_EXAMPLES=200000 $(BIN)/python -m pytest tests/fuzz
+	FUZZ_EXAMPLES=200000 $(BIN)/python -m pytest tests/fuzz
 
 soak: $(STAMP) ## SOAK_SECONDS of loads with faults and cancellations; nothing may grow
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m tests.soak

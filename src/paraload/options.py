@@ -6,7 +6,9 @@ import dataclasses
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, Final, TypedDict
 
 from paraload.errors import InvalidOptionError
@@ -185,7 +187,8 @@ class ReadOptions:
         The environment is for programs that take only a path, such as torchtitan and Lightning. Its
         variables are PARALOAD_MAX_WORKERS, PARALOAD_EXECUTOR, PARALOAD_MEMORY_BUDGET (such as
         ``256MiB``), PARALOAD_RETRIES, PARALOAD_STALL_TIMEOUT_S (or ``none``), PARALOAD_PROGRESS,
-        PARALOAD_DIRECT_IO (``1`` or ``0``), and PARALOAD_ALLOW_GLOBALS (separated by commas).
+        PARALOAD_DIRECT_IO (``1`` or ``0``), and PARALOAD_ALLOW_GLOBALS (separated by commas). Any
+        other variable whose name starts with PARALOAD_ is a ``UserWarning``.
 
         Args:
             options: a complete set of options; the environment is not used then.
@@ -271,6 +274,9 @@ def _seconds_in(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
 
+#: Read by ``paraload.adapters.dcp.startup``.
+INSTALL_VARIABLE: Final = "PARALOAD_INSTALL"
+_PREFIX: Final = "PARALOAD_"
 #: Environment variable -> the field that it sets, the parser of its text, and what that expects.
 _ENVIRONMENT: Final[dict[str, tuple[str, Callable[[str], Any], str]]] = {
     "PARALOAD_MAX_WORKERS": ("max_workers", int, "a whole number"),
@@ -296,7 +302,20 @@ def flag_in(environ: Mapping[str, str], variable: str) -> bool:
     return bool(text) and _FLAGS[text.lower()]
 
 
+def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
+    known = {it.removeprefix(_PREFIX): it for it in (*_ENVIRONMENT, INSTALL_VARIABLE)}
+    for variable in sorted(environ):
+        name = variable.removeprefix(_PREFIX)
+        if name != variable and name not in known:
+            hint = f"known: {', '.join(known.values())}"
+            if near := get_close_matches(name, known, n=1):
+                hint = f"did you mean {known[near[0]]}?"
+            text = f"environment variable {variable} has no effect, it is not known; {hint}"
+            warnings.warn(text, stacklevel=2)
+
+
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    _warn_of_unknown_variables(environ)
     values: dict[str, Any] = {}
     for variable, (field, parse, expected) in _ENVIRONMENT.items():
         if not (text := environ.get(variable, "").strip()):

@@ -1,4 +1,4 @@
-"""Structure-aware fuzzing; `PARALOAD_FUZZ_EXAMPLES=200000` for more than a look."""
+"""Structure-aware fuzzing; `FUZZ_EXAMPLES=200000` for more than a look."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paraload.formats.transforms import ZstdDecoder
 from paraload.workers import records as _records
 from tests.fuzz import mutate, oracle, seeds, targets
 
-EXAMPLES = int(os.environ.get("PARALOAD_FUZZ_EXAMPLES", "0"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 FINDINGS = sorted((Path(__file__).parent / "findings").glob("*-*"))
 
 pytestmark = pytest.mark.timeout(0 if EXAMPLES else 120)

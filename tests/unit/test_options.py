@@ -66,6 +66,7 @@ ENVIRONMENT = {
     "PARALOAD_PROGRESS": "1",
     "PARALOAD_DIRECT_IO": "yes",
     "PARALOAD_ALLOW_GLOBALS": "a.B, c.d.E",
+    "PARALOAD_INSTALL": "1",
 }
 
 
@@ -79,6 +80,20 @@ def test_the_environment_sets_what_is_not_passed():
         direct_io=True,
         allow_globals=("a.B", "c.d.E"),
     )
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("PARALOAD_WORKERS", r"did you mean PARALOAD_MAX_WORKERS\?"),
+        ("PARALOAD_BUDGET", r"did you mean PARALOAD_MEMORY_BUDGET\?"),
+        ("PARALOAD_XYZ", "known: PARALOAD_MAX_WORKERS, PARALOAD_EXECUTOR, "),
+    ],
+)
+def test_an_unknown_variable_is_a_warning(variable, hint):
+    with pytest.warns(UserWarning, match=f"{variable} has no effect, it is not known; {hint}"):
+        options = ReadOptions.resolve(None, {}, {variable: "4", "PARALOAD_RETRIES": "7"})
+    assert options == ReadOptions(retries=7)
 
 
 def test_a_complete_set_of_options_ignores_the_environment():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paraload.cli._arguments import UsageError
+from paraload.options import INSTALL_VARIABLE
 
 
 def add_parser(commands: Any) -> None:
@@ -54,7 +55,7 @@ class Program:
     def run(self) -> None:
         from paraload.adapters.dcp import startup  # noqa: PLC0415
 
-        os.environ[startup.VARIABLE] = "1"  # for child processes
+        os.environ[INSTALL_VARIABLE] = "1"  # for child processes
         startup.install_when_imported()
         name = self._words[0]
         sys.argv[:] = self._words

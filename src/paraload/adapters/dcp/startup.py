@@ -16,9 +16,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Final
 
-from paraload.options import flag_in
+from paraload.options import INSTALL_VARIABLE, flag_in
 
-VARIABLE: Final = "PARALOAD_INSTALL"
 _DCP: Final = "torch.distributed.checkpoint"
 
 #: Whether ``adapters.dcp.install`` installs at the end of its import, which imports DCP too.
@@ -72,5 +71,5 @@ def install_when_imported() -> None:
         sys.meta_path.insert(0, _AfterImport())
 
 
-if flag_in(os.environ, VARIABLE):
+if flag_in(os.environ, INSTALL_VARIABLE):
     install_when_imported()
