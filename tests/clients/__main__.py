@@ -21,14 +21,14 @@ PAGE = """# Programs that load through paraload
 
 `make test-clients` wrote this page, with Python {python}, torch {torch} and the packages of
 `tests/clients/requirements.txt`, on a machine without a GPU. Each client saves a small checkpoint
-and loads it with its own calls and without knowing paraload: first with torch's readers, then after
-`paraload.install()`. Every tensor must have the same bits, a report must show that paraload read
-it, and `paraload.uninstall()` must leave every attribute of every reader class as it was.
+and loads it with its own code, which knows nothing of paraload: first with torch's readers, then
+after `paraload.install()`. Both must give the same bits, a report must show that paraload read
+them, and `paraload.uninstall()` must restore every attribute of every reader class.
 
 {table}
 
-"unchanged script too": the same program, started on each rank by `python -m paraload run` with the
-environment of torchrun, has logged that paraload read, and has loaded the same bits as without.
+"unchanged script too": started on each rank by `python -m paraload run`, with the environment that
+torchrun sets, the same program logs that paraload read, and loads the same bits as without it.
 """
 
 

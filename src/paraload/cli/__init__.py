@@ -1,10 +1,10 @@
 """The command line: ``paraload inspect|verify|load|bench PATH``, ``paraload run SCRIPT``.
 
-Exit status: 0 all is well; 1 the checkpoint is bad; 2 the call is wrong; 130 stopped with Ctrl-C.
-``run`` ends as the program ends.
+Exit status: 0 success; 1 the checkpoint is bad; 2 usage error; 130 stopped with Ctrl-C.
+``run`` has the exit status of the program.
 
 Each command has a module with ``add_parser(commands)``, which imports torch only when it runs:
-``--help``, ``--version`` and a mistyped option answer at once.
+``--help``, ``--version`` and a mistyped option are answered at once.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from paraload.errors import CheckpointReadError, InvalidOptionError
 from paraload.runtime.interrupts import stopped_by_signals
 
 _BAD_CHECKPOINT, _BAD_CALL = 1, 2
-#: What a shell makes of SIGINT and SIGPIPE.
+#: The exit status that a shell reports for SIGINT and SIGPIPE.
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 
@@ -27,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command ``argv``, by default that of the process; returns the exit status.
 
     Raises:
-        SystemExit: argparse has answered: help, version, or a wrong call.
+        SystemExit: from argparse: help, version, or a usage error.
         BaseException: from the program of ``paraload run``.
     """
     answer = _command(argv)
     if isinstance(answer, int):
         return answer
-    answer.run()  # here, so that its errors and signals are its own
+    answer.run()  # outside _command, which would handle its errors and signals
     return 0
 
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="paraload",
         description="Look at PyTorch Distributed Checkpoints, and read them in parallel.",
-        epilog="Exit status: 0 all is well, 1 the checkpoint is bad, 2 the call is wrong.",
+        epilog="Exit status: 0 success, 1 the checkpoint is bad, 2 usage error.",
     )
     parser.add_argument("--version", action="version", version=f"paraload {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -1,9 +1,9 @@
-"""What bytes mean: a record format is one class that implements ``ItemFormat``, without I/O.
+"""Record formats: each is one class that implements ``ItemFormat``, without I/O.
 
-A format gets the first bytes of a record and answers with a :class:`TensorRecord`, with
-:class:`NeedBytes` (show me more), or with :class:`Unsupported` (left to ``torch.load``). It never
-raises for strange bytes: damage makes a record Unsupported, and the fallback, which reads all of
-it, reports the error. :class:`~paraload.testing.FormatContract` is the suite that every format
+A format gets the first bytes of a record and returns a :class:`TensorRecord`, or :class:`NeedBytes`
+(more bytes are needed), or :class:`Unsupported` (left to ``torch.load``). It never raises for
+unexpected bytes: a damaged record is Unsupported, and the fallback, which reads the whole record,
+reports the error. :class:`~paraload.testing.FormatContract` is the suite that every format
 passes.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["ItemFormat", "NeedBytes", "TensorRecord", "Unsupported", "locate"]
 
 @dataclass(frozen=True, slots=True)
 class NeedBytes:
-    """Ask again with the first ``nbytes`` of the record."""
+    """Call again with the first ``nbytes`` of the record."""
 
     nbytes: int
 
@@ -33,10 +33,10 @@ class Unsupported:
 class ItemFormat(Protocol):
     """Finds payloads in records of one format.
 
-    A format pickles, for worker processes, and threads share it.
+    A format must pickle, for worker processes, and may be shared by threads.
 
     Attributes:
-        first_bytes: length of the head that :meth:`locate` is shown first.
+        first_bytes: length of the head that :meth:`locate` gets first.
         has_checksum: whether the format has a CRC-32 of the payload.
     """
 
@@ -52,19 +52,19 @@ class ItemFormat(Protocol):
         """
 
     def read_trailer(self, trailer: bytes | memoryview, payload_bytes: int) -> int | None:
-        """The CRC-32 in the bytes behind a payload; 0 if none was written, ``None`` if damaged."""
+        """The CRC-32 in the bytes after a payload; 0 if none was written, ``None`` if damaged."""
 
 
 def locate(
     fmt: ItemFormat, read_head: Callable[[int], bytes], record_bytes: int, least_bytes: int = 0
 ) -> TensorRecord | Unsupported:
-    """Show ``fmt`` the beginning of a record, and more of it as long as it needs more.
+    """Pass ``fmt`` the beginning of a record, and more of it as long as it asks for more.
 
     Args:
         fmt: the format.
-        read_head: returns that many first bytes of the record.
+        read_head: returns the first bytes of the record, as many as its argument says.
         record_bytes: length of the whole record.
-        least_bytes: the first head is at least this long, where fewer bytes are not read faster.
+        least_bytes: minimum length of the first head; fewer bytes would take as long to read.
     """
     want = min(max(fmt.first_bytes, least_bytes), record_bytes)
     while isinstance(found := fmt.locate(read_head(want), record_bytes), NeedBytes):

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES: Final = 1 << 20
 _LOCAL_SIGNATURE: Final = b"PK\x03\x04"
-#: A local header without its name and extra field, whose lengths are at byte 26.
+#: A local header without its name and extra field; their lengths are at byte 26.
 LOCAL_BYTES: Final = 30
 LOCAL_NAMES: Final = struct.Struct("<26x2H")
 
 
 class Directory(NamedTuple):
-    """An archive after its check.
+    """A checked archive.
 
     Attributes:
-        verified_bytes: size of the entries that were compared with their CRC-32.
-        unverifiable_bytes: size of those without one.
+        verified_bytes: size of the entries whose CRC-32 was checked.
+        unverifiable_bytes: size of the entries without a CRC-32.
         entries: all entries; empty if the record is not an archive.
         start: where the directory begins, relative to the record.
-        payload: the entry that was left out.
+        payload: the entry that was not checked.
     """
 
     verified_bytes: int
@@ -45,8 +45,8 @@ def check_archive(data: memoryview, limit_bytes: int, *, verify: bool) -> int:
 
     Args:
         data: the archive.
-        limit_bytes: upper bound of the size of all entries; some writers compress them.
-        verify: ``False`` checks nothing but the size.
+        limit_bytes: maximum size of all entries together; some writers compress them.
+        verify: ``False`` checks only the size.
     """
     import zipfile  # noqa: PLC0415 - 10 ms, which a worker that reads only tensors can save
 

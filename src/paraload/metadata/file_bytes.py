@@ -36,24 +36,24 @@ from paraload.sources.credentials import without_credentials
 from paraload.sources.opening import open_source
 from paraload.sources.retrying import again
 
-#: The most bytes of one read, as in tasks: each read restarts the deadline.
+#: Maximum length of one read, as in tasks: each read restarts the deadline.
 _PIECE_BYTES: Final = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetadataFile:
-    """A metadata file, and what is known of it when it is missing.
+    """A metadata file, and how to explain it if it is missing.
 
     Attributes:
-        source: reads it.
-        stays_open: ``source`` is used after it.
-        path: for ``source``.
-        name: for errors.
-        errors: what ``source`` raises if it cannot be read.
-        may_appear: whether a missing file may be there in a moment.
-        why_missing: the problem with a missing file.
-        stat: of the file, if it is known.
-        error: of a storage that has not answered before; it is not asked again.
+        source: reads the file.
+        stays_open: whether ``source`` is needed later, for the data.
+        path: the file's path in ``source``.
+        name: the file's name in errors.
+        errors: what ``source`` raises if the file cannot be read.
+        may_appear: returns whether a missing file may appear soon.
+        why_missing: returns why the file is missing, for the error.
+        stat: the file's size and version, if they are known.
+        error: the error of an earlier call that the storage did not answer; it is not called again.
     """
 
     source: ByteSource
@@ -70,7 +70,7 @@ class MetadataFile:
     def at(
         cls, path: str | os.PathLike[str], fs: Any = None, look: Look | None = None
     ) -> MetadataFile:
-        """The file ``path`` of torch's ``FileSystemBase``, or else of a mounted file system."""
+        """The file ``path`` in torch's ``FileSystemBase``, or else in a mounted file system."""
         whole: Any = str(Path(path).absolute()) if fs is None else path
         return cls(
             source=open_source("/" if fs is None else None, fs=fs),
@@ -117,7 +117,7 @@ def read_metadata_bytes(
     stall_timeout_s: float | None,
     seen: dict[str, FileStat] | None = None,
 ) -> bytes:
-    """All bytes of ``file``, whose source is closed unless it stays open.
+    """All bytes of ``file``; closes its source, unless that stays open.
 
     Arguments and errors are those of :func:`~paraload.metadata.reading.read_metadata`.
     """
@@ -174,7 +174,7 @@ def _read_stream(source: ByteSource, path: Any, goes_on: Callable[[], None]) -> 
 
 
 def _read_pieces(source: ByteSource, path: str, size: int, goes_on: Callable[[], None]) -> bytes:
-    file = io.BytesIO(bytes(size))  # memory that can be read into, and is bytes without a copy
+    file = io.BytesIO(bytes(size))  # can be read into, and getvalue() does not copy
     step = min(_PIECE_BYTES, source.limits.max_request_bytes)
     with file.getbuffer() as memory:
         for at in range(0, size, step):

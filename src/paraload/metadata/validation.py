@@ -1,8 +1,9 @@
 """Checks that unpickled metadata has what every load needs, of the right types.
 
-Nothing more: writers may add attributes (Megatron adds its save plans), and custom readers have
-storage infos of their own. One pass over the entries collects the types of all attributes: 50,000
-entries do not fit into a processor's cache, so fetching an object takes longer than looking at it.
+It checks nothing more: writers may add attributes (Megatron adds its save plans), and custom
+readers have storage infos of their own. One pass over the entries collects the types of all
+attributes, since 50,000 entries exceed a processor's cache, and fetching one takes longer than
+checking it.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -77,7 +78,7 @@ def _require_valid_tensors(entries: Collection[Any]) -> None:
     _require_types("offsets", chunk_offsets, tuple, list)
     _require_types("sizes", chunk_sizes, tuple, list)
     if sizes | chunk_offsets | chunk_sizes <= {torch.Size}:
-        return  # these hold nothing but integers
+        return  # a torch.Size holds only integers
     for tensor in entries:
         if isinstance(tensor, TensorStorageMetadata):
             _require_types("size", map(type, tensor.size), int)
@@ -94,7 +95,7 @@ def _require_valid_places(infos: Iterable[Any]) -> None:
             paths.add(type(info.relative_path))
             offsets.add(type(info.offset))
             lengths.add(type(info.length))
-            # torch 2.6 does not know the attribute, but reads files of torch that does.
+            # torch 2.6 lacks the attribute, but newer versions write it.
             if described := getattr(info, "transform_descriptors", None):
                 descriptors.append(described)
     _require_types("relative_path", paths, str)

@@ -1,4 +1,4 @@
-"""Names of places without what grants access to them."""
+"""Removes credentials from URLs, for messages."""
 
 import re
 
@@ -8,7 +8,7 @@ def without_credentials(url: str) -> str:
 
     >>> without_credentials("https://me:secret@host/step-1000?sig=secret")
     'https://host/step-1000'
-    >>> without_credentials("runs/ckpt#3")  # no URL
+    >>> without_credentials("runs/ckpt#3")  # not a URL
     'runs/ckpt#3'
     """
     if "://" not in url:

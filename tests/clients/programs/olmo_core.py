@@ -1,5 +1,5 @@
-"""OLMo-core: its own writer and reader; ``install()`` does not replace that reader, which is no
-subclass of torch's, so ``ParallelFileSystemReader`` takes its place.
+"""OLMo-core: its own writer; ``install()`` cannot replace its reader, which does not inherit from
+torch's, so ``ParallelFileSystemReader`` takes its place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The items of a DCP plan: a spec for each of them, and the tensors that they go to.
 
     plan.items + storage_data  -->  RecordSpec    where the bytes are, which part is wanted
-    planner                    -->  Targets  where they go, if it can be resolved ahead
+    planner                    -->  Targets       where they go, if that can be resolved ahead
 
 Everything here runs once for each item, before the first byte is read: a microsecond more is a
 second for a million items.
@@ -39,7 +39,7 @@ class PlanItems(NamedTuple):
 
     Attributes:
         specs: one for each item, in the order of the plan.
-        tasks: the first ones, if the reader makes its own.
+        tasks: the first tasks, if the reader makes its own.
         targets: by item, if they were resolved ahead.
         ordered: items that must be committed in the order of torch's reader: all under a planner
             that is resolved item by item, otherwise those whose targets share memory.
@@ -59,7 +59,7 @@ _planning: Final[ContextVar[ReaderConfig | None]] = ContextVar("paraload_plannin
 
 
 def items_of(config: ReaderConfig, plan: LoadPlan, planner: LoadPlanner) -> PlanItems:
-    """What ``plan`` asks for, and where it goes.
+    """The items of ``plan``, and where they go.
 
     Raises:
         CheckpointReadError: the checkpoint does not say where some of the items are stored, or the
@@ -114,7 +114,7 @@ def _require_all(plan: LoadPlan, specs: list[RecordSpec], *, path: str) -> None:
 def create_tasks(reader: Any, defaults: type, plan: LoadPlan, storage_data: Any) -> list[ReadTask]:
     """The first tasks of ``plan``, with the configuration of the running load of ``reader``.
 
-    Outside a load, they are made with a new configuration, whose source is closed here.
+    Outside a load, they are made with a new configuration, and its source is closed here.
     """
     config = _planning.get()
     if config is not None and config.reader is reader:
@@ -128,9 +128,9 @@ def _make_specs(config: ReaderConfig, plan: LoadPlan, storage_data: Any) -> list
     """A spec for each item of the plan.
 
     A storage info has ``relative_path``, ``offset`` and ``length``; a reader that knows where the
-    payload lies adds it as ``layout``, a :class:`~paraload.core.records.TensorRecord`.
-    Descriptions for hooks have the same attributes as torch's objects, and replace these: a reader
-    that overrides a description changes what is read.
+    payload is adds that as ``layout``, a :class:`~paraload.core.records.TensorRecord`. Descriptions
+    for hooks have the same attributes as torch's objects and replace them, so a reader that
+    overrides a description changes what is read.
     """
     names = ("_serialize_read_item", "_serialize_storage_metadata")
     describe_item, describe_info = map(config.step, names)
@@ -201,11 +201,11 @@ def may_resolve_ahead(planner: LoadPlanner) -> bool:
 def resolved_tensors(plan: LoadPlan, planner: Any) -> Iterator[torch.Tensor | None]:
     """The target of each item, by a planner that :func:`may_resolve_ahead`; ``None`` for bytes.
 
-    A plain tensor that is wanted whole is its own target: torch's planner would return it after a
-    look-up and narrowing none of its dimensions, in three times the time.
+    A plain tensor that is wanted whole is its own target: torch's planner would also return it, but
+    take three times as long, for a look-up and for narrowing no dimension.
     """
-    # torch's plans have the order of the state dict, so walking both saves 0.5 us an
-    # item for the look-up. In any other order, the walk soon ends, and the rest is looked up.
+    # torch's plans have the order of the state dict, so walking both in step saves a look-up of
+    # 0.5 us per item. In any other order the walk soon ends, and the rest is looked up.
     entries = iter(planner.state_dict.items())
     name = tensor = None
     for item in plan.items:

@@ -14,12 +14,12 @@ from paraload.errors.causes import lines_of
 #: torch's form: errors by rank, with their tracebacks.
 ByRank = dict[int, tuple[BaseException, StackSummary]]
 
-#: Most errors without items, such as those of metadata, that have lines in the text.
+#: At most this many errors without items, such as those of metadata, are listed in the text.
 _LISTED_ERRORS: Final = 10
 
 
 class RankFailures(tuple[ItemReadError, ...]):  # noqa: SLOT001 - a tuple cannot have slots
-    """The failed items of all ranks; ``keys``, ``values`` and ``items`` are those of torch.
+    """The failed items of all ranks; ``keys``, ``values`` and ``items`` are those of torch's.
 
     The attribute ``failures`` is a tuple of items in :class:`~paraload.CheckpointReadError` and a
     dict of ranks in torch's ``CheckpointException``. Programs may have been written for either.
@@ -61,9 +61,9 @@ class RanksReadError(CheckpointReadError, CheckpointException):
 
 
 def ranks_error(by_rank: ByRank, *, path: str, world: int, before_reading: bool) -> RanksReadError:
-    """One error for those of the ranks.
+    """Merge the errors of the ranks into one.
 
-    ``world`` is the number of ranks; ``before_reading``: no rank had begun to read.
+    ``world`` is the number of ranks; ``before_reading``: no rank had started to read.
     """
     errors = {rank: error for rank, (error, _) in sorted(by_rank.items())}
     is_untouched = before_reading or (
@@ -89,7 +89,7 @@ def ranks_error(by_rank: ByRank, *, path: str, world: int, before_reading: bool)
     found.by_rank = by_rank
     made = RanksReadError(f"{text}{advice}", found)
     made.nothing_was_read, made.advice = is_untouched, advice
-    # Of one rank: the notes are tracebacks, and all ranks together may have hundreds.
+    # One rank's notes are enough: they are tracebacks, and all ranks may have hundreds of them.
     noted = (getattr(error, "__notes__", None) for error in errors.values())
     for note in next(filter(None, noted), []):
         made.add_note(note)
@@ -97,7 +97,7 @@ def ranks_error(by_rank: ByRank, *, path: str, world: int, before_reading: bool)
 
 
 def _merged(errors: Mapping[int, BaseException]) -> list[ItemReadError]:
-    """The failed items of all ranks; an item that failed on many in the same way comes once."""
+    """The failed items of all ranks; one that failed in the same way on several is listed once."""
     merged: dict[Any, ItemReadError] = {}
     ranks: dict[Any, list[int]] = {}
     for rank, error in errors.items():

@@ -1,6 +1,6 @@
 """The measurement: torch's reader and paraload with each setting, in turn, warm and cold.
 
-Each of them is an arm. An arm that fails takes no further part, and its error is kept.
+Each reader with a setting is an arm. An arm that fails is left out from then on; its error is kept.
 """
 
 import gc
@@ -41,7 +41,7 @@ from paraload.runtime.resources import available_memory_bytes, file_system_of, u
 TORCH: Final = "torch's reader"
 #: Takes a tenth of a second at 20 GiB/s, and two seconds on one disk.
 _LIMIT_BYTES: Final = 2 << 30
-#: Memory holds the tensors and the page cache of their files; the other half is for others.
+#: Tensors and the page cache of their files take a quarter each; half stays free for others.
 _FREE_PARTS: Final = 4
 
 
@@ -54,7 +54,7 @@ class Arm:
     executor: str | None  # None for torch's reader
     asked_workers: int | None  # None if paraload chooses
     direct_io: bool = False
-    error: str | None = None  # why it takes no further part
+    error: str | None = None  # why it is left out
     is_damaged: bool = False  # the error says that the checkpoint is damaged
     seconds: dict[str, list[float]] = field(default_factory=dict)  # of all runs
     reports: dict[str, ReadReport] = field(default_factory=dict)  # of the fastest run
@@ -80,7 +80,7 @@ class Arm:
 
 
 class Bench:
-    """What is measured, and the results."""
+    """What to measure, and the results."""
 
     def __init__(self, path: Path, index: CheckpointIndex, given: Namespace) -> None:
         free_bytes = available_memory_bytes()
@@ -110,8 +110,8 @@ class Bench:
         }
         self.arms = _arms(path, given)  # torch's reader first
         self.rounds: int = given.rounds
-        self.states: dict[str, str] = {}  # of the page cache as measured, and how each was made
-        self.others_cores = 0.0  # that other programs kept busy meanwhile
+        self.states: dict[str, str] = {}  # of the page cache, and how each was produced
+        self.others_cores = 0.0  # kept busy by other programs meanwhile
         self.not_cold = "--no-cold" if given.no_cold else ""
         self.advice: Advice | None = None  # None if no setting of paraload was measured
 
@@ -134,7 +134,7 @@ def _arms(folder: Path, given: Namespace) -> list[Arm]:
     arms = [Arm(TORCH, partial(stock(FileSystemReader), folder), executor=None, asked_workers=1)]
     for executor, workers, direct_io in dict.fromkeys(settings):
         setting = {"executor": executor, "max_workers": workers, "direct_io": direct_io}
-        # All other options come from the environment.
+        # Other options come from the environment.
         options = ReadOptions.resolve(overrides=setting | {"progress": False})
         make_reader = partial(ParallelFileSystemReader, folder, options=options)
         name = ("by itself" if executor == AUTO else executor) + ", direct_io" * direct_io
@@ -143,7 +143,7 @@ def _arms(folder: Path, given: Namespace) -> list[Arm]:
 
 
 def measure(bench: Bench) -> None:
-    """Check every arm, then run all of them in turn, first warm and then cold."""
+    """Check every arm, then run all in turn, first with a warm and then with a cold cache."""
     files = bench.case.files
     with _quiet():
         if not _check_all(bench):
@@ -222,7 +222,7 @@ def _with_bar(arms: Sequence[Arm], what: str) -> Iterator[Arm]:
         disable=hidden,
         dynamic_ncols=True,
         bar_format=text,
-        mininterval=0,  # or quick runs would be counted late
+        mininterval=0,  # so that quick runs are counted at once
         miniters=1,
     ) as bar:
         for arm in bar:
