@@ -13,6 +13,8 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from paraload._text import counted
+
 PROGRAMS = Path(__file__).parent / "programs"
 #: How long one client may take, in seconds; most take ten.
 PATIENCE_S = 300
@@ -69,7 +71,7 @@ def row_of(path):
             items, nbytes, loads = (
                 sum(it[key] for it in answers) for key in ("items", "bytes", "loads")
             )
-            read = f"{items} items, {nbytes} bytes, {loads} loads"
+            read = f"{counted(items, 'item')}, {counted(nbytes, 'byte')}, {counted(loads, 'load')}"
             slow = sorted({reason for it in answers for reason in it["slow"]})
             read += f"; slow: {', '.join(slow)}" if slow else ""
             result = _fault(answers) or "same bits"

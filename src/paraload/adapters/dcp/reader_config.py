@@ -84,7 +84,7 @@ class ReaderConfig:
             self.transform = transforms.transform_load_stream
         self.not_in_processes = ""
         if self.source.limits.forward_only:
-            self.not_in_processes = f"fs is a {type(getattr(reader, 'fs', None)).__name__}"
+            self.not_in_processes = f"fs is of type {type(getattr(reader, 'fs', None)).__name__}"
         elif isinstance(self.slice_file, OwnSlice):
             self.not_in_processes = "_slice_file is overridden"
         elif self._registry is None:
