@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import arms
 from benchmarks.cases import whole_case
-from benchmarks.results import Bar, Section, Table
+from benchmarks.results import Bar, Section, Table, speed_table
 from benchmarks.rounds import measure_arms
 
 if TYPE_CHECKING:
@@ -56,24 +56,9 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
 
 
 def _table(layout: str, timings: Mapping[str, Timing], payload_bytes: int) -> Table:
-    stock_s = timings[_STOCK.name].median_s
-    raw_s = timings[_RAW.name].median_s
-    gib = payload_bytes / (1 << 30)
-    return Table(
-        title=f"Big tensors: {gib:.2f} GiB in {layout}, page cache warm",
-        columns=("arm", "median s", "GiB/s", "x torch", "of raw", "min..max s"),
-        rows=tuple(
-            (
-                name,
-                f"{timing.median_s:.3f}",
-                f"{gib / timing.median_s:.2f}",
-                f"{stock_s / timing.median_s:.2f}",
-                f"{raw_s / timing.median_s:.2f}",
-                timing.spread,
-            )
-            for name, timing in timings.items()
-        ),
-    )
+    title = f"Big tensors: {payload_bytes / (1 << 30):.2f} GiB in {layout}, page cache warm"
+    relative_to = {"x torch": _STOCK.name, "of raw": _RAW.name}
+    return speed_table(title, timings, payload_bytes, relative_to)
 
 
 def _bars(layout: str, timings: Mapping[str, Timing]) -> list[Bar]:

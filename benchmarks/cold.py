@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks import arms
 from benchmarks.cases import whole_case
 from benchmarks.page_cache import ensure_cold, files_below
-from benchmarks.results import Bar, Section, Table
+from benchmarks.results import Bar, Section, Table, speed_table
 from benchmarks.rounds import check_arms, time_rounds
 
 if TYPE_CHECKING:
@@ -85,19 +85,10 @@ def _cold(
 
 def _table(timings: Mapping[str, Timing], busy_s: Mapping[str, float], payload_bytes: int) -> Table:
     gib = payload_bytes / (1 << 30)
-    stock_s = timings[_STOCK.name].median_s
-    return Table(
-        title=f"Cold reads: {gib:.2f} GiB in 8 files, none of it in the page cache",
-        columns=("arm", "median s", "GiB/s", "x torch", "processor s", "min..max s"),
-        rows=tuple(
-            (
-                name,
-                f"{timing.median_s:.3f}",
-                f"{gib / timing.median_s:.2f}",
-                f"{stock_s / timing.median_s:.2f}",
-                f"{busy_s[name]:.2f}",
-                timing.spread,
-            )
-            for name, timing in timings.items()
-        ),
+    return speed_table(
+        f"Cold reads: {gib:.2f} GiB in 8 files, none of it in the page cache",
+        timings,
+        payload_bytes,
+        {"x torch": _STOCK.name},
+        {"processor s": {name: f"{busy_s[name]:.2f}" for name in timings}},
     )

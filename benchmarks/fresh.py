@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import arms
 from benchmarks.cases import whole_case
-from benchmarks.results import Bar, Section, Table
+from benchmarks.results import Bar, Section, Table, speed_table
 from benchmarks.rounds import check_arms, time_rounds
 from paraload.sources import local as _local
 
@@ -33,6 +33,7 @@ __all__ = ["measure"]
 _ROUNDS: Final = 5
 _STOCK: Final = arms.stock()
 _THREADS: Final = arms.parallel("threads")
+_STOCK_FRESH: Final = "torch FileSystemReader, fresh"
 _SETTING: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 #: malloc puts a large tensor so far behind the begin of a page.
 _MALLOC_HEADER_BYTES: Final = 64
@@ -44,14 +45,14 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     check_arms((_STOCK, _THREADS), touched)
     preparations = {
         "torch FileSystemReader, touched": lambda: _STOCK.prepare(touched).run,
-        "torch FileSystemReader, fresh": lambda: _STOCK.prepare(_fresh(touched)).run,
+        _STOCK_FRESH: lambda: _STOCK.prepare(_fresh(touched)).run,
         "paraload threads, touched": lambda: _THREADS.prepare(touched).run,
         "paraload threads, fresh": lambda: _THREADS.prepare(_fresh(touched)).run,
         "the same, a fault for each page": lambda: _fault_by_fault(_fresh(touched)),
         "the same, with huge pages": lambda: _fault_by_fault(_fresh(touched), huge=True),
     }
     timings = time_rounds(preparations, rounds=rounds or _ROUNDS)
-    stock_s = timings["torch FileSystemReader, fresh"].median_s
+    stock_s = timings[_STOCK_FRESH].median_s
     bar = Bar(
         name="paraload threads, fresh targets",
         value=stock_s / timings["paraload threads, fresh"].median_s,
@@ -59,28 +60,15 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
         unit="x torch",
     )
     figures = {name: timing.to_dict() for name, timing in timings.items()}
-    return Section(
-        tables=(_table(timings, stock_s, touched.payload_bytes),), bars=(bar,), figures=figures
-    )
+    table = _table(timings, touched.payload_bytes)
+    return Section(tables=(table,), bars=(bar,), figures=figures)
 
 
-def _table(timings: Mapping[str, Timing], stock_s: float, payload_bytes: int) -> Table:
+def _table(timings: Mapping[str, Timing], payload_bytes: int) -> Table:
     gib = payload_bytes / (1 << 30)
     setting = _SETTING.read_text().strip() if _SETTING.exists() else "unknown"
-    return Table(
-        title=f"Fresh targets: {gib:.2f} GiB, page cache warm, huge pages: {setting}",
-        columns=("arm", "median s", "GiB/s", "x torch, fresh", "min..max s"),
-        rows=tuple(
-            (
-                name,
-                f"{timing.median_s:.3f}",
-                f"{gib / timing.median_s:.2f}",
-                f"{stock_s / timing.median_s:.2f}",
-                timing.spread,
-            )
-            for name, timing in timings.items()
-        ),
-    )
+    title = f"Fresh targets: {gib:.2f} GiB, page cache warm, huge pages: {setting}"
+    return speed_table(title, timings, payload_bytes, {"x torch, fresh": _STOCK_FRESH})
 
 
 def _fresh(case: Case) -> Case:

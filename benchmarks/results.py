@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Bar", "Section", "Table"]
+    from benchmarks.rounds import Timing
+
+__all__ = ["Bar", "Section", "Table", "speed_table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,37 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def speed_table(
+    title: str,
+    timings: Mapping[str, Timing],
+    nbytes: int,
+    relative_to: Mapping[str, str],
+    more: Mapping[str, Mapping[str, str]] | None = None,
+) -> Table:
+    """A row for each arm that loads ``nbytes``.
+
+    ``relative_to``: by its heading, the arm that a column compares with; ``more``: other columns,
+    by heading and arm.
+    """
+    gib = nbytes / (1 << 30)
+    more = more or {}
+    return Table(
+        title=title,
+        columns=("arm", "median s", "GiB/s", *relative_to, *more, "min..max s"),
+        rows=tuple(
+            (
+                name,
+                f"{timing.median_s:.3f}",
+                f"{gib / timing.median_s:.2f}",
+                *(f"{timings[it].median_s / timing.median_s:.2f}" for it in relative_to.values()),
+                *(column[name] for column in more.values()),
+                timing.spread,
+            )
+            for name, timing in timings.items()
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

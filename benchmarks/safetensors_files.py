@@ -19,7 +19,7 @@ from benchmarks import arms
 from benchmarks.cases import Case
 from benchmarks.checkpoints import llama_shapes, poison, raw_bytes, warm
 from benchmarks.preadv import pieces_of, read_raw
-from benchmarks.results import Bar, Section, Table
+from benchmarks.results import Bar, Section, Table, speed_table
 from benchmarks.rounds import measure_arms
 from paraload import ParallelHuggingFaceReader
 
@@ -138,22 +138,8 @@ def _raw(folder: Path) -> arms.Arm:
 
 
 def _table(title: str, timings: Mapping[str, Timing], payload_bytes: int) -> Table:
-    stock_s = timings[_STOCK.name].median_s
-    gib = payload_bytes / (1 << 30)
-    return Table(
-        title=f"Safetensors: {gib:.2f} GiB, {title}, page cache warm",
-        columns=("arm", "median s", "GiB/s", "x torch", "min..max s"),
-        rows=tuple(
-            (
-                name,
-                f"{timing.median_s:.3f}",
-                f"{gib / timing.median_s:.2f}",
-                f"{stock_s / timing.median_s:.2f}",
-                timing.spread,
-            )
-            for name, timing in timings.items()
-        ),
-    )
+    title = f"Safetensors: {payload_bytes / (1 << 30):.2f} GiB, {title}, page cache warm"
+    return speed_table(title, timings, payload_bytes, {"x torch": _STOCK.name})
 
 
 def _bars(title: str, timings: Mapping[str, Timing]) -> list[Bar]:
