@@ -81,15 +81,17 @@ _HOMES = {
 _MODULES = {"errors", "formats", "manifest", "sources", "testing"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"paraload.{name}")  # which sets the attribute
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'paraload' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # otherwise a type checker accepts every name
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f"paraload.{name}")  # which sets the attribute
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module 'paraload' has no attribute {name!r}")
+        value = getattr(importlib.import_module(home), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
