@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paraload.cli._arguments import UsageError
-from paraload.options import INSTALL_VARIABLE
+from paraload.options import INSTALL_VARIABLE, ReadOptions
 
 
 def add_parser(commands: Any) -> None:
@@ -42,6 +42,7 @@ def program_of(arguments: argparse.Namespace) -> "Program":
         raise UsageError("run: name a script, or a module after -m")
     if arguments.module is None and not Path(words[0]).exists():
         raise UsageError(f"{words[0]}: no such file")
+    ReadOptions.resolve()  # a wrong variable is an error now, not when the program imports DCP
     return Program(words, is_module=arguments.module is not None)
 
 
@@ -66,4 +67,5 @@ class Program:
         if self._is_module:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(name, run_name="__main__")
+            # An absolute path, as python makes it: a program that changes its folder uses __file__.
+            runpy.run_path(str(Path(name).absolute()), run_name="__main__")
