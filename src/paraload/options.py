@@ -204,6 +204,8 @@ class ReadOptions:
         if unknown := sorted(overrides.keys() - known):
             raise InvalidOptionError(f"unknown option {unknown[0]!r}; known: {sorted(known)}")
         if options is not None:
+            if not isinstance(options, cls):
+                raise InvalidOptionError(f"options={options!r}: expected a ReadOptions")
             return dataclasses.replace(options, **overrides)
         return cls(**(_from_environment(os.environ if environ is None else environ) | overrides))
 
