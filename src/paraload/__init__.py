@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paraload import errors as errors
     from paraload import formats as formats
+    from paraload import hooks as hooks
     from paraload import manifest as manifest
     from paraload import sources as sources
     from paraload import testing as testing
@@ -78,7 +79,7 @@ _HOMES = {
     "verify": "paraload.verification.verify",
 }
 #: Not in ``__all__``: ``from paraload import *`` must not import pytest.
-_MODULES = {"errors", "formats", "manifest", "sources", "testing"}
+_MODULES = {"errors", "formats", "hooks", "manifest", "sources", "testing"}
 
 
 if not TYPE_CHECKING:  # otherwise a type checker accepts every name
