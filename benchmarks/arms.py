@@ -99,8 +99,8 @@ def raw_checksum() -> Arm:
 def parallel(executor: str, *, verify: bool = True, direct_io: bool = False, **options: Any) -> Arm:
     """The reader of paraload with that executor; ``options`` go to it."""
     name = f"paraload {executor}" + ", direct_io" * direct_io + ", verify=False" * (not verify)
-    common = ReadOptions(executor=executor, verify=verify, direct_io=direct_io, max_workers=WORKERS)
-    chosen = ReadOptions.resolve(common, options)
+    common = ReadOptions(verify=verify, direct_io=direct_io, max_workers=WORKERS)
+    chosen = ReadOptions.resolve(common, {"executor": executor, **options})
     return reading(name, lambda folder: ParallelFileSystemReader(folder, options=chosen))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paraload import errors as errors
     from paraload import formats as formats
+    from paraload import hooks as hooks
     from paraload import manifest as manifest
     from paraload import sources as sources
     from paraload import testing as testing
@@ -78,18 +79,20 @@ _HOMES = {
     "verify": "paraload.verification.verify",
 }
 #: Not in ``__all__``: ``from paraload import *`` must not import pytest.
-_MODULES = {"errors", "formats", "manifest", "sources", "testing"}
+_MODULES = {"errors", "formats", "hooks", "manifest", "sources", "testing"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"paraload.{name}")  # which sets the attribute
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'paraload' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # otherwise a type checker accepts every name
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f"paraload.{name}")  # which sets the attribute
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module 'paraload' has no attribute {name!r}")
+        value = getattr(importlib.import_module(home), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal, TypedDict, get_args
 
 from paraload.errors import InvalidOptionError
 from paraload.hooks import NarrowTensor, SliceFile, Transform
@@ -17,7 +17,8 @@ from paraload.progress import ProgressHook
 
 __all__ = ["EXECUTORS", "ReadOptions", "ReadOptionsDict", "parse_bytes"]
 
-EXECUTORS: Final = ("auto", "sequential", "threads", "processes", "pool")
+Executor = Literal["auto", "sequential", "threads", "processes", "pool"]
+EXECUTORS: Final[tuple[Executor, ...]] = get_args(Executor)
 
 #: 256 MiB hides the latency of every staged path that was measured, and eight ranks of a host stay
 #: within 2 GiB.
@@ -112,7 +113,7 @@ class ReadOptions:
 
     enable_parallel: bool = True
     max_workers: int | None = None
-    executor: str = "auto"
+    executor: Executor = "auto"
     memory_budget_bytes: int | None = None
     verify: bool = True
     progress: bool | ProgressHook | None = None
@@ -203,6 +204,8 @@ class ReadOptions:
         if unknown := sorted(overrides.keys() - known):
             raise InvalidOptionError(f"unknown option {unknown[0]!r}; known: {sorted(known)}")
         if options is not None:
+            if not isinstance(options, cls):
+                raise InvalidOptionError(f"options={options!r}: expected a ReadOptions")
             return dataclasses.replace(options, **overrides)
         return cls(**(_from_environment(os.environ if environ is None else environ) | overrides))
 
@@ -210,7 +213,7 @@ class ReadOptions:
 class MixinOptionsDict(TypedDict, total=False):
     """The keywords of ``ParallelFileReader`` that have no parameter of their own."""
 
-    executor: str
+    executor: Executor
     memory_budget_bytes: int | None
     verify: bool
     progress: bool | ProgressHook | None

@@ -89,8 +89,9 @@ def is_quiet_rank() -> bool:
 
 def is_notebook() -> bool:
     """Whether this is the kernel of a notebook."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
+    # None is also what a stub has, or a module that another thread is importing.
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = None if get_ipython is None else get_ipython()
     return shell is not None and "IPKernelApp" in shell.config
 
 

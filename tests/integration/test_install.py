@@ -645,6 +645,56 @@ def test_errors_of_the_program_are_its_own(program, started):
     assert started("-m", "paraload", "run", "exits.py", status=7).stderr == ""
 
 
+OUTLIVED = """
+import pickle, sys, threading
+
+class Mine:
+    pass
+
+def late():
+    threading.main_thread().join()
+    print(sys.argv[1:], isinstance(pickle.loads(pickle.dumps(Mine())), Mine), __spec__ is None)
+
+threading.Thread(target=late).start()
+"""
+
+
+@pytest.mark.parametrize("words", [["lasts.py"], ["-m", "lasts"], ["folder"]], ids=" ".join)
+def test_what_outlives_the_program_finds_its_classes(started, tmp_path, words):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "lasts.py").write_text(OUTLIVED)
+    (tmp_path / "folder" / "__main__.py").write_text(OUTLIVED)
+    done = started("-m", "paraload", "run", *words, "-x")
+    assert done.stdout == f"['-x'] True {words == ['lasts.py']}\n"
+
+
+def test_a_script_finds_its_files_from_any_folder(started, tmp_path):
+    (tmp_path / "moves.py").write_text("import os; os.chdir('/'); print(open(__file__).read())")
+    assert "chdir" in started("-m", "paraload", "run", "moves.py").stdout
+
+
+def test_a_wrong_option_of_the_environment_is_an_error_at_once(started, tmp_path):
+    (tmp_path / "runs.py").write_text("print('runs')")
+    words = ("-m", "paraload", "run", "runs.py")
+    done = started(*words, status=2, PARALOAD_MAX_WORKERS="many")
+    assert done.stdout == ""
+    assert done.stderr == (
+        "paraload: environment variable PARALOAD_MAX_WORKERS='many': expected a whole number\n"
+    )
+
+
+def test_an_import_that_failed_does_not_leave_torchs_readers(started):
+    code = """if True:
+        for _ in range(2):
+            try:
+                import torch.distributed.checkpoint
+            except ValueError as error:
+                print(error)
+    """
+    done = started("-c", code, PARALOAD_INSTALL="1", PARALOAD_MAX_WORKERS="many")
+    assert done.stdout.count("PARALOAD_MAX_WORKERS='many'") == 2
+
+
 def test_a_call_that_is_wrong(started):
     done = started("-m", "paraload", "run", "missing.py", status=2)
     assert done.stderr == "paraload: missing.py: no such file\n"

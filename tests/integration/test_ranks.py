@@ -75,7 +75,7 @@ def run_all(folder):
     if dist.get_world_size() == 2:
         steps += [ask_for_what_is_not_there, lose_metadata_of_one_rank]
         steps += [give_one_rank_a_wrong_option, give_one_rank_a_wrong_storage_option]
-        steps += [plan_for_all_ranks, interrupt_one_rank]
+        steps += [give_one_rank_no_path, plan_for_all_ranks, interrupt_one_rank]
     return {step.__name__: step(folder) for step in steps}
 
 
@@ -209,6 +209,19 @@ def test_a_wrong_option_of_one_rank_does_not_leave_the_others_waiting(two):
         ["CheckpointException", True],
         ["InvalidOptionError", True],
     ]
+
+
+def give_one_rank_no_path(folder):
+    """As after a search for the newest checkpoint on rank 0 alone."""
+    path = None if dist.get_rank() else f"{folder}/fit/ckpt"
+    try:
+        paraload.load({"n": torch.zeros(3)}, path)
+    except CheckpointException as error:
+        return [type(it).__name__ for it, _ in error.failures.values()]
+
+
+def test_a_path_that_one_rank_lacks_does_not_leave_the_others_waiting(two):
+    assert two("give_one_rank_no_path") == [["TypeError"], ["TypeError"]]
 
 
 def give_one_rank_a_wrong_storage_option(folder):

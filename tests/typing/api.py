@@ -145,6 +145,9 @@ def every_option_is_typed(path: Path, state_dict: dict[str, torch.Tensor]) -> No
     ParallelObjectStoreReader("s3://bucket/step", max_worker=3)  # type: ignore[call-arg]
     ParallelFsspecReader("hf://org/model", max_worker=3)  # type: ignore[call-arg]
     ReadOptions(max_worker=3)  # type: ignore[call-arg]
+    ReadOptions(executor="thread")  # type: ignore[arg-type]
+    paraload.load(state_dict, path, executor="thread")  # type: ignore[arg-type]
+    paraload.lode(state_dict, path)  # type: ignore[attr-defined]
 
 
 def everything_has_a_type(path: Path) -> tuple[VerifyReport, dict[str, torch.Tensor]]:

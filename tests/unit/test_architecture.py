@@ -162,7 +162,7 @@ def test_every_public_name_can_be_imported():
         _ = paraload.nonsense
 
 
-@pytest.mark.parametrize("module", ["errors", "formats", "manifest", "sources", "testing"])
+@pytest.mark.parametrize("module", ["errors", "formats", "hooks", "manifest", "sources", "testing"])
 def test_public_modules_are_attributes(module):
     code = f"import paraload; assert '{module}' in dir(paraload); assert paraload.{module}.__doc__"
     if module == "errors":

@@ -60,6 +60,12 @@ def test_other_files_are_named(tmp_path, names, told):
     assert told in refusal(tmp_path)
 
 
+def test_a_reader_of_dcp_names_the_one_of_safetensors(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(MissingMetadataError, match=r"of safetensors, which paraload\.load"):
+        paraload.ParallelFileSystemReader(tmp_path).read_metadata()
+
+
 def test_numbers_are_sorted_by_their_value():
     names = ["step-10/x", "step-9/x", "a", "10", "9"]
     assert in_natural_order(names) == ["a", "step-9/x", "step-10/x", "9", "10"]

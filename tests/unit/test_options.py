@@ -100,6 +100,11 @@ def test_a_complete_set_of_options_ignores_the_environment():
     assert ReadOptions.resolve(ReadOptions(), {}, ENVIRONMENT) == ReadOptions()
 
 
+def test_a_dict_is_no_set_of_options():
+    with pytest.raises(InvalidOptionError, match=r"^options=\{'retries': 1\}: expected a ReadOpt"):
+        ReadOptions.resolve({"retries": 1})
+
+
 def test_globals_may_be_given_as_names_or_as_they_are_and_stay():
     given = ["os.path.join", dict, print]
     options = ReadOptions(allow_globals=given)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import pytest
 
 from paraload import ReadProgress, ReadReport
-from paraload.progress import ProgressBar, is_quiet_rank
+from paraload.progress import ProgressBar, is_quiet_rank, progress_hook
 from paraload.report import format_bytes
 
 
@@ -103,6 +103,13 @@ def test_a_notebook_without_widgets_has_the_bar_as_text(monkeypatch, shell):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     text = drawn(monkeypatch, io.StringIO())
     assert ("Loading checkpoint: 100%|" in text) == (shell is Kernel)
+
+
+def test_half_of_ipython_is_no_notebook(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress_hook(None, None) as hook:
+        assert hook is None
 
 
 def test_a_notebook_with_widgets_has_a_widget(monkeypatch):

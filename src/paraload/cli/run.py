@@ -2,13 +2,16 @@
 
 import argparse
 import os
-import runpy
+import pkgutil
 import sys
+from io import open_code
 from pathlib import Path
+from runpy import _run_module_as_main  # type: ignore[attr-defined] # what `python -m` calls
+from types import ModuleType
 from typing import Any
 
 from paraload.cli._arguments import UsageError
-from paraload.options import INSTALL_VARIABLE
+from paraload.options import INSTALL_VARIABLE, ReadOptions
 
 
 def add_parser(commands: Any) -> None:
@@ -42,6 +45,7 @@ def program_of(arguments: argparse.Namespace) -> "Program":
         raise UsageError("run: name a script, or a module after -m")
     if arguments.module is None and not Path(words[0]).exists():
         raise UsageError(f"{words[0]}: no such file")
+    ReadOptions.resolve()  # a wrong variable is an error now, not when the program imports DCP
     return Program(words, is_module=arguments.module is not None)
 
 
@@ -59,11 +63,21 @@ class Program:
         startup.install_when_imported()
         name = self._words[0]
         sys.argv[:] = self._words
+        # It stays, as python's does: threads and exit handlers that outlive the program may pickle
+        # its classes. runpy.run_path and run_module would put ours back.
+        main = sys.modules["__main__"] = ModuleType("__main__")
         if not sys.flags.safe_path:
             # python puts there the folder of the script, or for a module the current one.
             script_folder = str(Path(name).resolve().parent)
             sys.path[0] = str(Path.cwd()) if self._is_module else script_folder
         if self._is_module:
-            runpy.run_module(name, run_name="__main__", alter_sys=True)
+            _run_module_as_main(name)
+        elif pkgutil.get_importer(name) is not None:  # a folder or a zip file
+            sys.path.insert(0, name)
+            _run_module_as_main("__main__", False)  # noqa: FBT003 - argv stays
         else:
-            runpy.run_path(name, run_name="__main__")
+            # Absolute, as python makes it: a program that changes its folder uses __file__.
+            main.__file__ = str(Path(name).absolute())
+            with open_code(main.__file__) as file:
+                code = compile(file.read(), main.__file__, "exec", dont_inherit=True)
+            exec(code, vars(main))  # noqa: S102 - the program

@@ -16,6 +16,7 @@ _MOST_SUBFOLDERS: Final = 20
 _CHECKPOINT_FILES: Final = ("/.metadata", ".safetensors")
 #: By the ending of file names, in the order of preference.
 _OTHER_FORMATS: Final = {
+    ".safetensors": "safetensors, which paraload.load and ParallelHuggingFaceReader read",
     ".gguf": "GGUF, which paraload does not read",
     **dict.fromkeys((".bin", ".pt", ".pth"), "torch.save, which paraload.read reads one by one"),
 }

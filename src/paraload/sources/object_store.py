@@ -245,6 +245,14 @@ class ObjectStoreSource:
             return from_url(self._where, **options)
         except (BaseError, ValueError, TypeError) as error:
             problem = public_text(str(error))
+        except BaseException as error:
+            # A panic of Rust, which is no Exception and cannot be imported.
+            if type(error).__name__ != "PanicException":
+                raise
+            problem = (
+                f"obstore panicked ({public_text(str(error))}). Options of its HTTP client, such as"
+                " allow_http and timeout, go into client_options={...}"
+            )
         raise InvalidOptionError(f"{self.name}: {problem}")
 
 

@@ -107,7 +107,7 @@ def load(
     except Exception as error:
         if is_alone:
             raise
-        reader, source = _NoReader(without_credentials(os.fspath(path)), error), nullcontext()
+        reader, source = _NoReader(without_credentials(str(path)), error), nullcontext()
     planner = QuickLoadPlanner() if planner is None else planner
     wrapped = _LoadReader(reader, rank=rank, keeps_plan=not is_alone and _plans_alone(planner))
     stateful: dict[str, Stateful] = {}

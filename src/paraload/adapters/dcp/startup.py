@@ -46,10 +46,11 @@ class _AfterImport(MetaPathFinder):
 
             def execute_and_install(module: ModuleType) -> None:
                 execute(module)
-                # Not earlier: a program may look for the module without importing it.
+                _install()
+                # Not earlier: a program may look for the module without importing it, or import it
+                # again after an error.
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
-                _install()
 
             spec.loader.exec_module = execute_and_install  # type: ignore[method-assign]
         return spec
