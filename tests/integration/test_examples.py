@@ -39,7 +39,7 @@ def losses(text):
 @FSDP2_ON_CPU.needed
 def test_training_resumes_from_the_newest_checkpoint_that_can_be_read(tmp_path):
     out, _ = torchrun("resume.py", tmp_path, "--steps", 4)
-    assert out.startswith("starting anew\n")
+    assert "starting anew\n" in out
     first = losses(out)
     assert list(first) == ["1", "2", "3", "4"]
     newest = next((tmp_path / "step-000004").glob("__1_*.distcp"))
