@@ -36,6 +36,9 @@ _CHINESE: Final = (
     "以上均为中位数，由 `make bench` 输出；测试机器：{machine}。",  # noqa: RUF001
 )
 
+_PRINTED: Final = "Printed by `make bench`; {machine}."
+_PRINTED_CHINESE: Final = "由 `make bench` 输出；测试机器：{machine}。"  # noqa: RUF001
+
 
 def page(text: str) -> Path:
     """The value of ``--front``: looked at before minutes of measuring, not after them."""
@@ -56,12 +59,16 @@ def parts_of(page: Path) -> set[str]:
 
 def rewrite(page: Path, sections: Mapping[str, Section], machine: str) -> None:
     """Put the figures into the places of a page, in its language."""
+    is_chinese = page.name.endswith("zh-CN.md")
+    if is_chinese:
+        machine = machine.replace(" cores, ", " 核，").replace(", ", "，")  # noqa: RUF001
     for place in _places(page):
         if place is _HEADLINES:
-            content = _headlines(page, sections, machine)
+            content = _headlines(_CHINESE if is_chinese else _ENGLISH, sections, machine)
         else:
             table = sections["remote"].tables[0]
-            content = f"{rows_of(table)}\n\nPrinted by `make bench`; {machine}."
+            printed = _PRINTED_CHINESE if is_chinese else _PRINTED
+            content = f"{rows_of(table)}\n\n{printed.format(machine=machine)}"
         place.rewrite(page, content)
 
 
@@ -73,8 +80,8 @@ def _places(page: Path) -> list[Place]:
     return found
 
 
-def _headlines(page: Path, sections: Mapping[str, Section], machine: str) -> str:
-    head, *labels, source = _CHINESE if page.name.endswith("zh-CN.md") else _ENGLISH
+def _headlines(texts: tuple[str, ...], sections: Mapping[str, Section], machine: str) -> str:
+    head, *labels, source = texts
     rows = [
         f"| {label} | {torch_s:.2f} s | {ours_s:.2f} s | **{torch_s / ours_s:.1f}x** |"
         for label, (torch_s, ours_s) in zip(labels, _seconds(sections), strict=True)
