@@ -9,10 +9,12 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 
 from benchmarks import __main__ as bench
+from benchmarks import big, headlines, remote, whole
 from benchmarks.cases import whole_case
 from benchmarks.checkpoints import poison
 from benchmarks.preadv import pieces_of, read_raw
 from benchmarks.raw import RawLimit
+from benchmarks.results import Section, Table
 from benchmarks.rivals import __main__ as rivals
 from benchmarks.rounds import interleaved
 from paraload.testing import make_checkpoint
@@ -78,3 +80,31 @@ def test_every_arm_runs_once_in_a_round_and_the_order_changes():
     assert all(sorted(order) == names for order in orders)
     assert len({tuple(order) for order in orders}) > 3
     assert turns == list(interleaved(names, rounds=6)), "the same command runs in another order"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("README.md", "Medians, printed by `make bench` on 2 cores, torch 9."),
+        ("README.zh-CN.md", "由 `make bench` 输出；测试机器：2 核，torch 9。"),  # noqa: RUF001
+    ],
+)
+def test_pages_for_users_get_their_figures_in_their_language(tmp_path, name, said):
+    def figures(arms):
+        return dict(zip(arms, ({"median_s": 6.0}, {"median_s": 1.5}), strict=True))
+
+    table = Table(title="", columns=("files",), rows=(("8",),))
+    sections = {
+        "big": Section(tables=(), figures={"8 files": figures(big.HEADLINE)}),
+        "whole": Section(tables=(), figures=figures(whole.HEADLINE)),
+        "remote": Section(tables=(table,), figures={"rated, 8": figures(remote.HEADLINE)}),
+    }
+    page = tmp_path / name
+    marks = (headlines._HEADLINES, headlines._REMOTE)
+    page.write_text("\n".join(line for place in marks for line in (place.begin, place.end)))
+    assert headlines.parts_of(page) == set(sections)
+    headlines.rewrite(page, sections, "2 cores, torch 9")
+    text = page.read_text()
+    assert text.count("| 6.00 s | 1.50 s | **4.0x** |") == 3
+    assert said in text
+    assert text.count("2 cores") == (0 if "zh" in name else 2)
