@@ -64,6 +64,9 @@ HF_CLASSES = Feature((2, 8), "classes that newer writers put into .metadata")
 OWN_METADATA = Feature((2, 9), "metadata for each rank")
 HF_READER = Feature((2, 9), "the reader of Hugging Face folders as it is since")
 
+#: Whether ``dcp.load`` does not say why there is no metadata.
+HIDES_METADATA_ERRORS = (2, 9) <= RELEASE < (2, 12)
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of torch 2.15, where it has another name
     from torch.distributed.checkpoint import _fsspec_filesystem as torch_fsspec  # noqa: F401

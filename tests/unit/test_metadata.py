@@ -30,6 +30,7 @@ from paraload.core.compat import ZStandard
 from paraload.errors import MetadataError, MissingMetadataError
 from paraload.metadata import reading as metadata
 from paraload.metadata.unpickler import unpickle
+from tests.old_torch import HIDES_METADATA_ERRORS
 from tests.unit.metadata_cases import example, same, write
 
 # ------------------------------------------------------------------------------ as torch reads it
@@ -201,7 +202,7 @@ def test_dcp_load_says_what_is_wrong_with_the_metadata(tmp_path):
     write(tmp_path, pickle.dumps(example())[:100])
     with pytest.raises(CheckpointException) as caught:
         dcp.load({}, storage_reader=ParallelFileSystemReader(tmp_path), no_dist=True)
-    assert "damaged" in str(caught.value)
+    assert ("damaged" in str(caught.value)) is not HIDES_METADATA_ERRORS
 
 
 @pytest.mark.parametrize("damaged", [False, True])
