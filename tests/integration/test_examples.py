@@ -39,7 +39,10 @@ def losses(text):
 @FSDP2_ON_CPU.needed
 def test_training_resumes_from_the_newest_checkpoint_that_can_be_read(tmp_path):
     out, _ = torchrun("resume.py", tmp_path, "--steps", 4)
-    assert "starting anew\n" in out
+    before, _, _ = out.partition("starting anew\n")
+    # torch 2.8 prints lines of gloo, of both ranks at once.
+    assert all("[Gloo]" in line or "peer ranks" in line for line in before.splitlines())
+    assert out.startswith(f"{before}starting anew\n")
     first = losses(out)
     assert list(first) == ["1", "2", "3", "4"]
     newest = next((tmp_path / "step-000004").glob("__1_*.distcp"))

@@ -35,7 +35,9 @@ def test_documents_give_install_commands_of_extras_that_exist():
         for found in re.findall(r"(?:paraload|'\.)\[([\w, -]+)\]", text)
         for extra in found.split(",")
     }
-    assert {"object-store", "fsspec", "cli"} <= named <= set(PROJECT["optional-dependencies"])
+    assert (
+        {"object-store", "fsspec", "zstd", "cli"} <= named <= set(PROJECT["optional-dependencies"])
+    )
     listed = re.findall(r"^\| `([\w-]+)` \| \w", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert {*listed} == {"object-store", "fsspec", "zstd", "cli"}
 
