@@ -75,6 +75,7 @@ def small_knobs(monkeypatch):
         locate_from_bytes=1800,
         locate_batch=2,
         block_bytes=6000,
+        at_once_bytes=4000,
         max_gap_bytes=64,
         split_bytes=512,
         min_split_bytes=512,
@@ -274,8 +275,12 @@ def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
     monkeypatch.setattr(_worker, "gather", gathered)
     monkeypatch.setattr(_local, "copy_rows", noting)
     saved = Saved((40, 33), torch.complex128, "contiguous", "plain", 1)
-    with checkpoint({"t": saved.tensor(), "small": torch.ones(3)}, Writing(1, True, False)) as at:
+    written = {"t": saved.tensor(), "small": torch.ones(3), "short": torch.ones(500)}
+    with checkpoint(written, Writing(1, True, False)) as at:
         reader = Reading().reader(at)
+        load(reader, {"short": torch.zeros(500)})
+        (task,) = tasks_done
+        assert task.then_read
         load(reader, {"t": poisoned(saved, "contiguous"), "small": torch.zeros(3)})
         load(reader, {"t": torch.zeros(40, 33, dtype=torch.complex64)})
         load(reader, {"t": poisoned(saved, "spaced")})

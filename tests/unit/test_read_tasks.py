@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraload.core.records import TensorRecord
-from paraload.core.tasks import LocateTask, RecordSpec, RecordsTask, RunsTask, SharedTask, Wanted
+from paraload.core.tasks import (
+    LocateTask,
+    RecordSpec,
+    RecordsTask,
+    RunsTask,
+    SharedTask,
+    Stored,
+    Wanted,
+)
 from paraload.geometry.runs import Run
 from paraload.planning.read_tasks import (
     PlanKnobs,
@@ -127,6 +135,7 @@ def test_where_requests_are_dear_they_are_long_and_headers_are_not_worth_one():
         locate_from_bytes=8 * MIB,
         locate_batch=1,
         block_bytes=8 * MIB,
+        at_once_bytes=8 * MIB,
         max_gap_bytes=MIB,
         split_bytes=8 * MIB,
         min_split_bytes=2 * MIB,
@@ -225,6 +234,32 @@ def test_small_tasks_are_joined(tasks, expected):
 @pytest.mark.parametrize(("straight_through", "expected"), [(False, [5, 1]), (True, [3, 1, 1, 1])])
 def test_items_of_one_record_are_located_together(straight_through, expected):
     specs = [spec(n, start, 4000) for n, start in enumerate((0, 0, 0, 5000, 10_000, 15_000))]
-    knobs = PlanKnobs(locate_from_bytes=1000, locate_batch=3)
+    knobs = PlanKnobs(locate_from_bytes=1000, locate_batch=3, at_once_bytes=0)
     tasks = first_tasks(specs, straight_through=straight_through, knobs=knobs)
     assert [len(task.items) for task in tasks] == expected
+    assert not any(task.then_read for task in tasks)
+
+
+def rows_of(item, start, rows):
+    """The first rows of a record of 100 rows of 40 bytes."""
+    wanted = Wanted("tensor", (0, 0), (rows, 40), stored=Stored("uint8", (100, 40)))
+    return RecordSpec(item, "a", start, start + 4000, "t", wanted)
+
+
+def test_what_is_wanted_of_a_record_is_read_at_once_if_it_is_short():
+    knobs = PlanKnobs(locate_from_bytes=1000, locate_batch=3, at_once_bytes=1000)
+    specs = [
+        *(rows_of(n, n * 5000, 1) for n in range(4)),  # as many headers as a task may have
+        rows_of(4, 20_000, 25),  # as long as may be, and with this the task is full
+        rows_of(5, 25_000, 1),
+        rows_of(6, 30_000, 26),  # longer
+        *(rows_of(n, 35_000, 1) for n in (7, 8)),  # two want this record
+        spec(9, 40_000, 4000),  # no rows are known, so all of it
+    ]
+    tasks = first_tasks(specs, knobs=knobs)
+    assert [(task.items, task.then_read) for task in tasks] == [
+        ((0, 1, 2), True),
+        ((3, 4), True),
+        ((5,), True),
+        ((6, 7, 8, 9), False),
+    ]

@@ -44,13 +44,14 @@ class LandedItems(NamedTuple):
     """Whole items are in their targets, or their records have passed an audit.
 
     ``verified_bytes`` have matched a CRC-32. ``unverified`` counts items with bytes without any
-    that could be checked.
+    that could be checked, for ``reason`` if that is not the same for the whole load.
     """
 
     items: tuple[int, ...]
     nbytes: int
     verified_bytes: int
     unverified: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

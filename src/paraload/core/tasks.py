@@ -1,7 +1,7 @@
 """What workers do, as data: no behaviour, no torch.
 
 ReadTask      work on one file: a half-open range, item numbers, a cost in bytes
-  LocateTask    read the headers of big records and say where their payloads lie
+  LocateTask    read the headers of big records and say where their payloads lie, or read these too
   RecordsTask   read whole small (or transformed) records and cut items out of them
   RunsTask      read byte runs of one located record straight into the memory of its item
   SharedTask    several of these at once
@@ -97,7 +97,10 @@ class ReadTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocateTask(ReadTask):
+    """``then_read``: read each payload that goes straight into its target, too."""
+
     specs: tuple[RecordSpec, ...]
+    then_read: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

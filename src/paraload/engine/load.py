@@ -272,7 +272,8 @@ class Load:
 
     def _take_landed(self, landed: LandedItems, path: str) -> None:
         self.statistics.bytes_done += landed.nbytes
-        self.statistics.checked(landed.verified_bytes, unverified=landed.unverified)
+        unverified, reason = landed.unverified, landed.reason
+        self.statistics.checked(landed.verified_bytes, unverified=unverified, reason=reason)
         self._commits.landed_together(landed.items)
         self._done.update(landed.items)
         self.statistics.left(path, len(landed.items))

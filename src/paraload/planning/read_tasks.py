@@ -6,7 +6,8 @@
     TensorRecord of a big record ---------> RunsTask[] (exact bytes, split over workers)
 
 Small records are read whole, many with one read: finding out where a kilobyte lies costs more than
-reading it. Big ones are located first, then exactly the needed bytes are read, by all workers.
+reading it. Of big ones, exactly the needed bytes are read. If these are few, the task that locates
+the record reads them too, straight into their target; otherwise all workers share them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
@@ -41,6 +42,7 @@ class PlanKnobs:
         locate_from_bytes: records at least this long are located before they are read.
         locate_batch: headers that one task reads.
         block_bytes: small records are read in blocks of about this length.
+        at_once_bytes: a slice up to this long is read by the task that locates its record.
         max_gap_bytes: gaps up to this long are read and dropped rather than skipped.
         split_bytes: the most bytes of a record that one task reads.
         min_split_bytes: the fewest, unless the record ends.
@@ -49,6 +51,7 @@ class PlanKnobs:
     locate_from_bytes: int = 256 << 10
     locate_batch: int = 8
     block_bytes: int = _BLOCK_BYTES
+    at_once_bytes: int = _BLOCK_BYTES
     max_gap_bytes: int = 32 << 10
     split_bytes: int = _MAX_SPLIT_BYTES
     min_split_bytes: int = _MIN_SPLIT_BYTES
@@ -63,10 +66,12 @@ class PlanKnobs:
         waits.
         """
         efficient, most = limits.efficient_bytes, limits.max_request_bytes
+        block_bytes = min(most, max(_BLOCK_BYTES, efficient))
         return cls(
             locate_from_bytes=efficient,
             locate_batch=8 if limits.requests_in_flight is None else 1,
-            block_bytes=min(most, max(_BLOCK_BYTES, efficient)),
+            block_bytes=block_bytes,
+            at_once_bytes=block_bytes,
             max_gap_bytes=limits.max_gap_bytes,
             split_bytes=min(most, _MAX_SPLIT_BYTES),
             min_split_bytes=max(_MIN_SPLIT_BYTES, efficient // 4),
@@ -117,17 +122,44 @@ def first_tasks(
             continue
         for located, group in groupby(records, key=is_located):
             if located:  # without a read where the layout is known
-                tasks += _locate_tasks(group, batch)
+                tasks += _locate_tasks(group, batch, knobs.at_once_bytes)
             else:
                 tasks += _block_tasks(group, knobs)
     return tasks
 
 
-def _locate_tasks(records: Iterable[RecordSpec], batch: int) -> Iterator[LocateTask]:
-    """``batch`` headers in each task. Items of one record stay together, so that they can share."""
-    headers = [list(same) for _, same in groupby(records, key=attrgetter("start", "end"))]
-    for at in range(0, len(headers), batch):
-        yield _task(LocateTask, list(chain.from_iterable(headers[at : at + batch])))
+def _locate_tasks(
+    records: Iterable[RecordSpec], batch: int, at_once_bytes: int
+) -> Iterator[LocateTask]:
+    """At most ``batch`` records in each task, and of those that it reads about ``at_once_bytes``.
+
+    Items of one record stay together, so that they can share reads.
+    """
+    task: list[RecordSpec] = []
+    headers = room = 0
+    is_reading = False
+    for _, same in groupby(records, key=attrgetter("start", "end")):
+        items = list(same)
+        nbytes = _rows_bytes(items[0])
+        is_read = len(items) == 1 and nbytes <= at_once_bytes
+        if task and (headers == batch or is_read != is_reading or (is_read and room <= 0)):
+            yield _task(LocateTask, task, then_read=is_reading)
+            task = []
+        if not task:
+            headers, room, is_reading = 0, at_once_bytes, is_read
+        task += items
+        headers += 1
+        room -= nbytes
+    if task:
+        yield _task(LocateTask, task, then_read=is_reading)
+
+
+def _rows_bytes(spec: RecordSpec) -> int:
+    """The bytes of the rows that a slice touches: of a record with only these, about its length."""
+    stored, lengths = spec.wanted.stored, spec.wanted.lengths
+    if stored is None or not lengths or not stored.shape or stored.shape[0] < 1:
+        return spec.length
+    return spec.length * lengths[0] // stored.shape[0]
 
 
 def _block_tasks(records: Iterable[RecordSpec], knobs: PlanKnobs) -> Iterator[RecordsTask]:

@@ -7,7 +7,8 @@ Imports no torch, unless a ``narrow_tensor`` hook needs it.
 """
 
 import io
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import IO, Any, cast
 
@@ -90,16 +91,23 @@ def _take_cached(
             verified_bytes += len(payload) + cached.around_bytes
         elif run.nbytes:
             unverified += 1
-    return _joined([LandedItems(tuple(items), nbytes, verified_bytes, unverified), *outcomes])
+    return joined([LandedItems(tuple(items), nbytes, verified_bytes, unverified), *outcomes])
 
 
-def _joined(outcomes: list[Result]) -> list[Result]:
+def joined(outcomes: Iterable[Result]) -> list[Result]:
     """One outcome for all landed items, since each outcome costs the engine 2 us."""
-    others: list[Result] = [o for o in outcomes if not isinstance(o, LandedItems)]
-    landed = [o for o in outcomes if isinstance(o, LandedItems) and o.items]
-    if landed:
-        items, *sums = zip(*landed, strict=True)
-        others.append(LandedItems(tuple(chain.from_iterable(items)), *map(sum, sums)))
+    others: list[Result] = []
+    landed: defaultdict[str, list[LandedItems]] = defaultdict(list)
+    for outcome in outcomes:
+        if not isinstance(outcome, LandedItems):
+            others.append(outcome)
+        elif outcome.items:
+            landed[outcome.reason].append(outcome)
+    for reason, same in landed.items():
+        items, *counts, _ = zip(*same, strict=True)
+        nbytes, verified_bytes, unverified = map(sum, counts)
+        all_items = tuple(chain.from_iterable(items))
+        others.append(LandedItems(all_items, nbytes, verified_bytes, unverified, reason))
     return others
 
 

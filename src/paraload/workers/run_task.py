@@ -8,6 +8,7 @@
 An error fails its item, and not the others of the task. No ``Exception`` leaves this module.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Final
 
 from paraload.core.checksum import crc32
 from paraload.core.records import TensorRecord
-from paraload.core.results import Failed, Landed, Located, Outcome, TaskResult
+from paraload.core.results import Failed, Landed, LandedItems, Located, Outcome, TaskResult
 from paraload.core.tasks import (
     DISCARDED,
     LocateTask,
@@ -28,13 +29,26 @@ from paraload.core.tasks import (
     SharedTask,
 )
 from paraload.formats import Unsupported
-from paraload.formats.record_checks import check_range, check_stored, trailer_crc
+from paraload.formats.record_checks import (
+    check_range,
+    check_stored,
+    checksum_mismatch,
+    trailer_crc,
+)
 from paraload.geometry.runs import Run, plan_reads
 from paraload.geometry.strided_copy import gather, is_gathered, pick
+from paraload.planning.read_tasks import runs_tasks
 from paraload.sources import Read, SourceLimits
 from paraload.workers.audit import audit_record
 from paraload.workers.read_context import ReadContext, TaskReader, failures, item_error
-from paraload.workers.records import Result, find_payload, guarded, read_records, read_streams
+from paraload.workers.records import (
+    Result,
+    find_payload,
+    guarded,
+    joined,
+    read_records,
+    read_streams,
+)
 from paraload.workers.sinks import TargetSink as Sink
 
 #: With a checksum, bytes are read in pieces that are still in the processor's cache when they are
@@ -53,7 +67,8 @@ def run_task(task: ReadTask, context: ReadContext, sink: Sink) -> TaskResult:
     match task:
         case LocateTask():
             known: dict[object, Found] = {}
-            outcomes = [guarded(spec, _locate, reader, sink, spec, known) for spec in task.specs]
+            locate = partial(_locate, reader, sink, known=known, then_read=task.then_read)
+            outcomes = joined(guarded(spec, locate, spec) for spec in task.specs)
         case RecordsTask(as_stream=True):
             outcomes = read_streams(task, reader, sink)
         case RecordsTask():
@@ -76,9 +91,9 @@ def run_task(task: ReadTask, context: ReadContext, sink: Sink) -> TaskResult:
 
 
 def _locate(
-    reader: TaskReader, sink: Sink, spec: RecordSpec, known: dict[object, Found]
-) -> Outcome:
-    """Find a payload; ``known`` are those of the task's other items."""
+    reader: TaskReader, sink: Sink, spec: RecordSpec, known: dict[object, Found], *, then_read: bool
+) -> Result:
+    """Find a payload, and read it if asked for; ``known`` are those of the task's other items."""
     key = spec.kind, spec.start, spec.end
     found = known.get(key)
     if found is None:
@@ -91,7 +106,46 @@ def _locate(
         return audit_record(reader, sink.layouts, spec, found)
     if isinstance(found, Unsupported):
         return Located(item=spec.item, record=None, reason=found.reason)
+    if then_read and (landed := _read_located(reader, sink, spec, found)) is not None:
+        return landed
     return Located(item=spec.item, record=found)
+
+
+def _read_located(
+    reader: TaskReader, sink: Sink, spec: RecordSpec, record: TensorRecord
+) -> LandedItems | None:
+    """Read an item straight into its target, and check it; ``None`` if it cannot go there."""
+    target = sink.targets.get(spec.item)
+    runs = None if target is None else target.runs(spec, record)
+    if runs is None:
+        return None
+    context = reader.context
+    nbytes = sum(run.total_bytes for run in runs)
+    is_whole = nbytes == record.payload_bytes
+    may_check = context.verify and context.format.has_checksum
+    expected = None
+    for task in runs_tasks(
+        spec,
+        record,
+        runs,
+        target=spec.item,
+        checksum=may_check and is_whole,
+        with_trailer=True,
+        split_bytes=sys.maxsize,
+        max_gap_bytes=reader.limits.max_gap_bytes,
+    ):
+        landed = _read_runs(task, reader, sink)
+        if landed.crc is not None:
+            expected = record.crc if landed.expected_crc is None else landed.expected_crc
+            if expected and landed.crc != expected:
+                raise checksum_mismatch(expected, landed.crc)
+    return LandedItems(
+        (spec.item,),
+        nbytes,
+        verified_bytes=nbytes if expected else 0,
+        unverified=int(nbytes > 0 and not expected),
+        reason="read in part" if may_check and not is_whole else "",
+    )
 
 
 def _read(reader: TaskReader, start: int, nbytes: int) -> bytes:
