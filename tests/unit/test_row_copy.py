@@ -50,16 +50,17 @@ def fd(file):
 def any_rows(monkeypatch):
     """Rows are copied even if reading through so few of them would be faster."""
     monkeypatch.setattr(_rows, "_MIN_BYTES", 0)
+    monkeypatch.setattr(_rows, "_MAX_LEASED_PART", 4)
     monkeypatch.setattr(_rows, "_PACKED_ROW_COSTS_BYTES", -SIZE)
     monkeypatch.setattr(_rows, "_SPREAD_ROW_COSTS_BYTES", -SIZE)
 
 
-LEASED = pytest.mark.parametrize("may_lease", [True, False], ids=["leased", "not leased"])
+LEASED = pytest.mark.parametrize("leased", [True, False], ids=["leased", "by the system"])
 
 
-def copied(fd, run, memory, base=0, *, may_lease, told=True):
-    memory = memory if isinstance(memory, memoryview) else memoryview(memory)
-    return copy_rows(fd, base, [(run, memory)], residency_known=told, may_lease=may_lease)
+def copied(fd, run, memory, base=0, *, leased, told=True):
+    wanted = [(run, memoryview(memory))]
+    return copy_rows(fd, base, wanted, residency_known=told, may_lease=leased)
 
 
 def one_by_one(run, base=0):
@@ -87,20 +88,20 @@ def series(draw):
 @example(MANY, 5000, True, True)
 @example(MANY, 5000, True, False)
 @given(series(), st.integers(0, 5000), st.booleans(), st.booleans())
-def test_rows_are_where_they_belong_and_nothing_else_is_touched(file, run, base, told, may_lease):
+def test_rows_are_where_they_belong_and_nothing_else_is_touched(file, run, base, told, leased):
     target = bytearray(b"\xa5" * ROOM)
     with file.open("rb") as opened:
-        copies = copied(opened.fileno(), run, target, base, told=told, may_lease=may_lease)
+        copies = copied(opened.fileno(), run, target, base, told=told, leased=leased)
     assert copies == -(-run.count // 1024)
     assert target == one_by_one(run, base)
 
 
 @LEASED
-def test_several_take_their_columns_of_the_same_rows(fd, may_lease):
+def test_several_take_their_columns_of_the_same_rows(fd, leased):
     runs = [MANY, replace(MANY, src=90, nbytes=7, dst_step=9), replace(MANY, src=300, dst=0)]
     targets = [bytearray(b"\xa5" * ROOM) for _ in runs]
     wanted = list(zip(runs, map(memoryview, targets), strict=True))
-    assert copy_rows(fd, 11, wanted, residency_known=True, may_lease=may_lease) == 9
+    assert copy_rows(fd, 11, wanted, residency_known=True, may_lease=leased) == 9
     assert targets == [one_by_one(run, 11) for run in runs]
 
 
@@ -113,32 +114,32 @@ def test_several_take_their_columns_of_the_same_rows(fd, may_lease):
     ],
 )
 @LEASED
-def test_rows_outside_of_their_memory_are_refused(fd, run, may_lease):
+def test_rows_outside_of_their_memory_are_refused(fd, run, leased):
     around = bytearray(b"\xa5" * (ROOM + 400_000))
     memory = memoryview(around)[200_000 : 200_000 + ROOM]
     with pytest.raises((TypeError, ValueError)):
-        copied(fd, run, memory, may_lease=may_lease)
+        copied(fd, run, memory, leased=leased)
     assert around == b"\xa5" * len(around)
 
 
 @LEASED
-def test_read_only_memory_stays_unchanged(fd, may_lease):
+def test_read_only_memory_stays_unchanged(fd, leased):
     frozen = bytes(ROOM)
     with pytest.raises(TypeError, match="not writable"):
-        copied(fd, MANY, frozen, may_lease=may_lease)
+        copied(fd, MANY, frozen, leased=leased)
     assert frozen == bytes(ROOM)
 
 
 @LEASED
 @pytest.mark.parametrize("told", [True, False])
-def test_a_truncated_file_is_copied_to_its_end_without_a_crash(tmp_path, told, may_lease):
+def test_a_truncated_file_is_copied_to_its_end_without_a_crash(tmp_path, told, leased):
     path = tmp_path / "file"
     path.write_bytes(DATA)
     target = bytearray(ROOM)
     with path.open("rb") as file:
 
         def copies(run):
-            return copied(file.fileno(), run, target, told=told, may_lease=may_lease)
+            return copied(file.fileno(), run, target, told=told, leased=leased)
 
         os.truncate(path, 600_000)  # behind the row in the middle of the second thousand
         assert copies(MANY) == 0
@@ -162,7 +163,7 @@ def test_a_file_that_is_truncated_at_the_worst_moment_is_no_crash(tmp_path, monk
     monkeypatch.setattr(_rows, "FileView", Cut)
     with path.open("rb") as file:
         target = bytearray(ROOM)
-        assert copied(file.fileno(), MANY, target, told=told, may_lease=False) == 0
+        assert copied(file.fileno(), MANY, target, told=told, leased=False) == 0
 
 
 def test_nobody_can_truncate_a_leased_file(tmp_path, monkeypatch):
@@ -183,7 +184,7 @@ def test_nobody_can_truncate_a_leased_file(tmp_path, monkeypatch):
     monkeypatch.setattr(_rows, "FileView", Slow)
     target = bytearray(b"\xa5" * ROOM)
     with path.open("rb") as file:
-        assert copied(file.fileno(), MANY, target, may_lease=True) == 3
+        assert copied(file.fileno(), MANY, target, leased=True) == 3
     assert target == one_by_one(MANY)
     cut.join(10)
     assert path.stat().st_size == 500  # it waited, and no signal ended this process
@@ -195,7 +196,7 @@ def test_a_file_that_is_open_for_writing_is_not_leased(file):
         with _rows._leased(opened.fileno()) as is_leased:
             assert not is_leased
         target = bytearray(b"\xa5" * ROOM)
-        assert copied(opened.fileno(), MANY, target, may_lease=True) == 3
+        assert copied(opened.fileno(), MANY, target, leased=True) == 3
     assert target == one_by_one(MANY)
     with file.open("rb") as opened, _rows._leased(opened.fileno()) as is_leased:
         assert is_leased
@@ -203,11 +204,11 @@ def test_a_file_that_is_open_for_writing_is_not_leased(file):
 
 @LEASED
 @pytest.mark.parametrize("told", [True, False])
-def test_what_is_not_cached_is_left_to_be_read_through(file, told, may_lease):
+def test_what_is_not_cached_is_left_to_be_read_through(file, told, leased):
     ensure_cold([file])
     target = bytearray(ROOM)
     with file.open("rb") as opened:
-        assert copied(opened.fileno(), MANY, target, told=told, may_lease=may_lease) == 0
+        assert copied(opened.fileno(), MANY, target, told=told, leased=leased) == 0
     assert not any(target)
     if told:  # to try is to begin to read
         assert resident_fraction([file]) == 0
@@ -217,11 +218,11 @@ COLUMNS = Run(0, 0, 1408, 4096, 11264, 1408)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "leased", "not_leased"),
+    ("wanted", "leased", "by_system"),
     [
         ([COLUMNS], True, True),
         ([replace(COLUMNS, count=7)], False, False),
-        ([replace(COLUMNS, nbytes=9_300, dst_step=9_300)], True, False),  # little lies between
+        ([replace(COLUMNS, nbytes=9_300, dst_step=9_300)], False, False),  # little lies between
         ([replace(COLUMNS, dst_step=1409)], True, False),  # scattered, and little lies between
         ([replace(COLUMNS, dst_step=1409, src_step=20_000)], True, True),
         (
@@ -230,6 +231,7 @@ COLUMNS = Run(0, 0, 1408, 4096, 11264, 1408)
             False,
         ),  # long
         ([replace(COLUMNS, src_step=600_000)], False, False),  # far apart
+        ([replace(COLUMNS, src_step=66_000)], False, True),
         ([replace(COLUMNS, src_step=1000)], False, False),  # rows that overlap in the file
         ([replace(COLUMNS, src_step=4096)], True, False),  # reading through is cheap
         ([replace(COLUMNS, src_step=20_000)] * 2, True, True),
@@ -237,23 +239,21 @@ COLUMNS = Run(0, 0, 1408, 4096, 11264, 1408)
         ([replace(COLUMNS, count=8, nbytes=100, src_step=800)], False, False),  # all in one read
     ],
 )
-def test_what_is_copied_row_by_row(tmp_path, monkeypatch, wanted, leased, not_leased):
+def test_how_rows_are_copied(tmp_path, monkeypatch, wanted, leased, by_system):
     monkeypatch.undo()  # what things cost is the subject here
-    monkeypatch.setattr(_rows._Pages, "copy", lambda *_: True)
+    used = []
+    monkeypatch.setattr(_rows._Pages, "copy", lambda self, *_: used.append(self.is_leased) or True)
     path = tmp_path / "sparse"
     path.touch()
     os.truncate(path, 4 << 30)
     memory = memoryview(bytearray(17_000 * 4096))
+    wanted = [(run, memory) for run in wanted]
     with path.open("rb") as file:
-        for may_lease, expected in ((True, leased), (False, not_leased)):
-            copies = copy_rows(
-                file.fileno(),
-                5,
-                [(run, memory) for run in wanted],
-                residency_known=True,
-                may_lease=may_lease,
-            )
-            assert (copies > 0) is expected, may_lease
+        for may_lease in (True, False):
+            used.clear()
+            copies = copy_rows(file.fileno(), 5, wanted, residency_known=True, may_lease=may_lease)
+            assert (copies > 0) == (by_system or (may_lease and leased))
+            assert set(used) == ({may_lease and leased} if copies else set())
 
 
 def no_view(*_arguments):
@@ -267,7 +267,7 @@ def no_view(*_arguments):
 )
 def test_on_a_system_without_it(fd, monkeypatch, name, value):
     monkeypatch.setattr(_rows, name, value)
-    assert copied(fd, MANY, bytearray(ROOM), may_lease=False) == 0
+    assert copied(fd, MANY, bytearray(ROOM), leased=False) == 0
 
 
 def cannot_load(*_arguments):
@@ -283,39 +283,39 @@ def test_leased_pages_that_cannot_be_mapped_are_left_to_be_read(
     fd, monkeypatch, owner, name, value
 ):
     monkeypatch.setattr(owner, name, value)
-    assert copied(fd, MANY, bytearray(ROOM), may_lease=True) == 0
+    assert copied(fd, MANY, bytearray(ROOM), leased=True) == 0
 
 
 def test_a_system_without_leases(fd, monkeypatch):
     monkeypatch.setattr(_rows, "fcntl", None)
     target = bytearray(b"\xa5" * ROOM)
-    assert copied(fd, MANY, target, may_lease=True) == 3
+    assert copied(fd, MANY, target, leased=True) == 3
     assert target == one_by_one(MANY)
 
 
 @LEASED
-def test_a_file_system_that_does_not_know_what_can_read_at_once(fd, monkeypatch, may_lease):
+def test_a_file_system_that_does_not_know_what_can_read_at_once(fd, monkeypatch, leased):
     def refusing(*_arguments):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(os, "preadv", refusing)
-    assert copied(fd, MANY, bytearray(ROOM), told=False, may_lease=may_lease) == 0
-    assert copied(fd, MANY, bytearray(ROOM), may_lease=may_lease) == 3
+    assert copied(fd, MANY, bytearray(ROOM), told=False, leased=leased) == 0
+    assert copied(fd, MANY, bytearray(ROOM), leased=leased) == 3
 
 
 def test_no_view_and_no_lease_of_the_file_is_left(file, fd, monkeypatch):
     memory = bytearray(ROOM)
     opened = len(list(Path("/proc/self/fd").iterdir()))
-    copied(fd, MANY, memory, may_lease=True)
-    copied(fd, MANY, memory, may_lease=False)
+    copied(fd, MANY, memory, leased=True)
+    copied(fd, MANY, memory, leased=False)
     monkeypatch.setattr(_rows, "_writev", None)
-    copied(fd, MANY, memory, may_lease=False)
+    copied(fd, MANY, memory, leased=False)
     monkeypatch.setattr(_rows, "_writev", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        copied(fd, MANY, memory, may_lease=False)
+        copied(fd, MANY, memory, leased=False)
     monkeypatch.setattr(_rows, "copy_runs", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        copied(fd, MANY, memory, may_lease=True)
+        copied(fd, MANY, memory, leased=True)
     assert str(file) not in Path("/proc/self/maps").read_text()
     assert len(list(Path("/proc/self/fd").iterdir())) == opened
 

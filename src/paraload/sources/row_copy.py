@@ -3,12 +3,14 @@
     read through   cache |##......|##......|  --all--> scratch --rows--> target
     copied rows    cache |##......|##......|  ----------rows-----------> target
 
-No system call scatters rows of a file, so they are copied from a mapping of it. That is fastest in
-user space, where it ends the process (SIGBUS) if the file is truncated meanwhile. A lease of the
-file, see fcntl(2), rules that out: the kernel lets nobody open it for writing, or truncate it,
-before the lease ends, a moment later. Only the owner of a file gets one. For anyone else,
-``process_vm_writev`` copies a thousand pieces of memory at once between two processes, which may be
-the same one. It copies less if the file was truncated, and takes longer for each row.
+No system call scatters rows of a file, so they are copied from a mapping of it.
+
+leased     This process copies them, as fast as memory allows. If the file were truncated meanwhile,
+           that would end the process (SIGBUS). So the file is leased, see fcntl(2): nobody can open
+           it for writing, or truncate it, before the lease ends, a moment later. Only the owner of
+           a file gets one.
+by system  ``process_vm_writev`` copies a thousand pieces of memory at once between two processes,
+           which may be the same one. If the file is truncated, it copies less.
 """
 
 import ctypes
@@ -40,9 +42,15 @@ _MAX_STEP_BYTES: Final = 512 << 10
 _MIN_BYTES: Final = 64 << 10
 #: Mapped pages are looked up and copied this much at a time.
 _BLOCK_BYTES: Final = 4 << 20
-#: Without a lease, copying a row takes as long as reading through twice its length and this much,
-#: if rows are packed in the target. Measured with page caches of large folios (ext4 of Linux 6.18),
-#: where reading through is cheap; before them, copying paid from a third of this on.
+#: For rows further apart, the system finds a page sooner than this process maps all of them.
+_MAX_LEASED_STEP_BYTES: Final = 64 << 10
+#: If rows take more than this part of what is read, reading through is as fast. Below, a lease is
+#: twice as fast where files were written on this host; it is no faster where the page cache was
+#: filled by reading, in small folios.
+_MAX_LEASED_PART: Final = 0.5
+#: The system takes as long to copy a row as to read through twice its length and this much, if rows
+#: are packed in the target. Measured with page caches of large folios (ext4 of Linux 6.18), where
+#: reading through is cheap; before them, copying paid from a third of this on.
 _PACKED_ROW_COSTS_BYTES: Final = 7 << 10
 #: The same if they are not packed.
 _SPREAD_ROW_COSTS_BYTES: Final = 16 << 10
@@ -77,8 +85,8 @@ def copy_rows(
         return 0
     _require_room(wanted)
     with ExitStack() as stack:
-        is_leased = may_lease and stack.enter_context(_leased(fd))
-        if not (is_leased or _is_cheap_without_lease(runs)) or not _has_bytes(fd, base + last):
+        is_leased = may_lease and _are_worth_a_lease(runs) and stack.enter_context(_leased(fd))
+        if not (is_leased or _are_far_apart(runs)) or not _has_bytes(fd, base + last):
             return 0
         try:
             view = stack.enter_context(closing(FileView(fd, base + first, last - first)))
@@ -158,7 +166,12 @@ def _require_room(wanted: Sequence[tuple[Run, memoryview]]) -> None:
         ndarray((run.count,), f"V{run.nbytes}", memory, run.dst, (run.dst_step,))
 
 
-def _is_cheap_without_lease(runs: Sequence[Run]) -> bool:
+def _are_worth_a_lease(runs: Sequence[Run]) -> bool:
+    step, wanted_bytes = runs[0].src_step, sum(run.nbytes for run in runs)
+    return step <= _MAX_LEASED_STEP_BYTES and wanted_bytes <= _MAX_LEASED_PART * step
+
+
+def _are_far_apart(runs: Sequence[Run]) -> bool:
     """Whether the system finds each row in the page cache in less time than reading through."""
     saved_bytes = runs[0].src_step
     for run in runs:
