@@ -155,7 +155,7 @@ def _locate_tasks(
 
 
 def _rows_bytes(spec: RecordSpec) -> int:
-    """The bytes of the rows that a slice touches: of a record with only these, about its length."""
+    """About how many bytes of its record lie between the first and the last row of the slice."""
     stored, lengths = spec.wanted.stored, spec.wanted.lengths
     if stored is None or not lengths or not stored.shape or stored.shape[0] < 1:
         return spec.length

@@ -116,8 +116,7 @@ def _read_located(
 ) -> LandedItems | None:
     """Read an item straight into its target, and check it; ``None`` if it cannot go there."""
     target = sink.targets.get(spec.item)
-    runs = None if target is None else target.runs(spec, record)
-    if runs is None:
+    if target is None or (runs := target.runs(spec, record)) is None:
         return None
     context = reader.context
     nbytes = sum(run.total_bytes for run in runs)
@@ -134,7 +133,7 @@ def _read_located(
         split_bytes=sys.maxsize,
         max_gap_bytes=reader.limits.max_gap_bytes,
     ):
-        landed = _read_runs(task, reader, sink)
+        landed = _read_runs(task, target.memory, runs, reader)
         if landed.crc is not None:
             expected = record.crc if landed.expected_crc is None else landed.expected_crc
             if expected and landed.crc != expected:
@@ -166,7 +165,7 @@ def _read_parts(
         return
     for part in parts:
         try:
-            yield _read_runs(part, reader, sink)
+            yield _read_runs(part, *sink.memory(part), reader)
         except Exception as error:  # noqa: BLE001 - the other parts can still be read
             yield from _failures(error, [part])
 
@@ -178,8 +177,9 @@ def _failures(error: Exception, parts: Sequence[RunsTask]) -> list[Failed]:
     return failures(failure, [item for part in parts for item in part.items])
 
 
-def _read_runs(task: RunsTask, reader: TaskReader, sink: Sink) -> Landed:
-    memory, runs = sink.memory(task)
+def _read_runs(
+    task: RunsTask, memory: memoryview, runs: tuple[Run, ...], reader: TaskReader
+) -> Landed:
     expected = None
     if task.trailer is None or not task.checksum:
         crc = _read_into(task, runs, memory, reader)
