@@ -75,7 +75,7 @@ class SlowSource:
         time.sleep(self._seconds)
         return self._inner.read(path, reads)
 
-    def read_rows(self, path, base, wanted):
+    def read_rows(self, path, base, run, memory):
         return None
 
 

@@ -42,7 +42,6 @@ from paraload.geometry import staging_block as _region
 from paraload.geometry import strided_copy as _strided
 from paraload.planning import read_tasks as _plan
 from paraload.sources import local as _local
-from paraload.sources import row_copy as _row_copy
 from paraload.sources.row_copy import copy_rows
 from paraload.workers import run_task as _worker
 from tests.old_torch import EXTENSIONS
@@ -65,11 +64,7 @@ pytestmark = [
 slow_enough = settings(
     deadline=None,
     max_examples=60,
-    suppress_health_check=[
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.function_scoped_fixture,
-    ],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
@@ -89,9 +84,8 @@ def small_knobs(monkeypatch):
     monkeypatch.setattr(_execution, "_SHARE_FROM_BYTES", 0)
     monkeypatch.setattr(_strided, "_MIN_ROWS", 2)
     monkeypatch.setattr(_strided, "_SCRATCH_BYTES", 200)
-    monkeypatch.setattr(_row_copy, "_MIN_BYTES", 200)
-    monkeypatch.setattr(_row_copy, "_PACKED_ROW_COSTS_BYTES", 100)
-    monkeypatch.setattr(_row_copy, "_SPREAD_ROW_COSTS_BYTES", 120)
+    monkeypatch.setattr(_strided, "_PACKED_ROW_COSTS_BYTES", 100)
+    monkeypatch.setattr(_strided, "_SPREAD_ROW_COSTS_BYTES", 120)
     monkeypatch.setattr(_region, "_MANY_SERIES", 4)
     monkeypatch.setattr(_region, "_SMALL_SERIES_BYTES", 64)
 
@@ -274,8 +268,8 @@ def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
     """Without this, a renamed constant would leave the tests below with nothing but small reads."""
     gathered, copied = Mock(wraps=_strided.gather), []
 
-    def noting(*arguments, **known):
-        copied.append(copy_rows(*arguments, **known))
+    def noting(*arguments, residency_known):
+        copied.append(copy_rows(*arguments, residency_known=residency_known))
         return copied[-1]
 
     monkeypatch.setattr(_worker, "gather", gathered)
@@ -295,8 +289,7 @@ def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
     assert all(task.needed_bytes <= 512 for task in tasks_done if isinstance(task, RunsTask))
     assert sum(isinstance(task, RunsTask) for task in tasks_done) > 3 * 20
     assert gathered.call_count > 20
-    assert not any(copied)
-    copied.clear()
+    assert not copied
     dims = [Cuts(40, (), 0, 40), Cuts(33, (), 3, 5)]
     with tempfile.TemporaryDirectory() as at:
         write_chunks(at, saved.tensor(), dims, Writing(1, True, False))
@@ -424,14 +417,7 @@ def read_slice(reader, dims, dtype, layout):
     return target
 
 
-@pytest.fixture(params=[False, True], ids=["leased", "not leased"])
-def is_network(request, monkeypatch):
-    """Rows are copied from files that are leased, or from those of a network, which are not."""
-    monkeypatch.setattr(_local, "is_network_path", lambda _: request.param)
-
-
 @slow_enough
-@pytest.mark.usefixtures("is_network")
 @given(
     st.lists(dimensions(), min_size=1, max_size=4),
     st.sampled_from(DTYPES),

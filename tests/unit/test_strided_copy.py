@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -84,6 +85,41 @@ def test_rows_outside_of_their_memory_are_refused():
 )
 def test_what_is_gathered(run, expected):
     assert strided.is_gathered(run, 100_000) is expected
+
+
+COLUMNS = Run(0, 0, 1408, 4096, 11264, 1408)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ([COLUMNS], True),
+        ([replace(COLUMNS, count=7)], False),
+        ([replace(COLUMNS, nbytes=9_300, dst_step=9_300)], False),  # little lies between
+        ([replace(COLUMNS, dst_step=1409)], False),  # scattered, and little lies between
+        ([replace(COLUMNS, dst_step=1409, src_step=20_000)], True),
+        ([replace(COLUMNS, nbytes=17_000, dst_step=17_000, src_step=100_000)], False),  # long
+        ([replace(COLUMNS, src_step=600_000)], False),  # far apart
+        ([replace(COLUMNS, src_step=1000)], False),  # rows that overlap in the file
+        ([replace(COLUMNS, src_step=4096)], False),  # reading through is cheap
+        ([replace(COLUMNS, src_step=20_000)] * 2, True),
+        ([replace(COLUMNS, src_step=20_000)] * 3, False),  # each costs a search of the cache
+    ],
+)
+def test_what_is_picked(wanted, expected):
+    asked = []
+
+    def read_rows(base, run, memory):
+        asked.append((base, run, memory))
+        return True
+
+    wanted = [(run, memoryview(bytes([n]))) for n, run in enumerate(wanted)]
+    assert strided.pick(wanted, read_rows, 5) is expected
+    assert asked == ([(5, run, memory) for run, memory in wanted] if expected else [])
+
+
+def test_rows_that_cannot_be_picked_are_reported():
+    assert not strided.pick([(COLUMNS, memoryview(b""))] * 2, lambda *_: False, 0)
 
 
 @given(st.lists(series(), max_size=3))

@@ -73,10 +73,8 @@ class GaugedSource(WrappedSource):
         self.count(sum([len(buffer) for read in reads for buffer in read.buffers]))
         return stats
 
-    def _read_rows(
-        self, path: str, base: int, wanted: Sequence[tuple[Run, memoryview]]
-    ) -> ReadStats | None:
-        stats: ReadStats | None = self.inner.read_rows(path, base, wanted)  # type: ignore[attr-defined]
+    def _read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> ReadStats | None:
+        stats: ReadStats | None = self.inner.read_rows(path, base, run, memory)  # type: ignore[attr-defined]
         if stats is not None:
-            self.count(sum([run.total_bytes for run, _ in wanted]))
+            self.count(run.total_bytes)
         return stats

@@ -4,6 +4,9 @@
              scratch  |##......|##......|##           in the processor's cache
              target   |##|##|##|                      the rows alone, in one strided copy
 
+    pick     file     |##......|##......|##......|    in the page cache
+             target   |##|##|##|                      the rows alone, copied by the system
+
 A Python statement for each row costs more than reading it, and holds the GIL meanwhile. numpy is
 imported with the first such series: a worker process that reads whole tensors does not need it.
 """
@@ -20,6 +23,14 @@ _MIN_ROWS: Final = 8
 _MAX_ROW_BYTES: Final = 16 << 10
 #: Of 64 KiB to 4 MiB, 1 MiB and more were the fastest; 1 MiB stays in the processor's cache.
 _SCRATCH_BYTES: Final = 1 << 20
+#: Picking a row takes as long as reading through twice its length and this much, if rows are packed
+#: in the target. Measured with page caches of large folios (ext4 of Linux 6.18), where reading
+#: through is cheap; before them, picking paid from a third of this on.
+_PACKED_ROW_COSTS_BYTES: Final = 7 << 10
+#: The same if they are not packed.
+_SPREAD_ROW_COSTS_BYTES: Final = 16 << 10
+#: Rows further apart are as fast one by one: finding each in the page cache is most of the work.
+_MAX_PICKED_STEP_BYTES: Final = 512 << 10
 
 
 def copy_runs(runs: Sequence[Run], data: memoryview, memory: memoryview) -> int:
@@ -45,14 +56,32 @@ def _copy_rows(run: Run, data: memoryview, memory: memoryview) -> None:
     ndarray(shape, row, memory, run.dst, (run.dst_step,))[...] = rows
 
 
-def may_gather(run: Run) -> bool:
-    """Whether ``run`` consists of many short rows that do not overlap."""
-    return run.count >= _MIN_ROWS and run.nbytes <= min(_MAX_ROW_BYTES, run.src_step)
-
-
 def is_gathered(run: Run, max_gap_bytes: int) -> bool:
     """Whether :func:`gather` is the fastest way to read ``run``."""
-    return may_gather(run) and run.src_step - run.nbytes <= max_gap_bytes
+    gap = run.src_step - run.nbytes
+    return run.count >= _MIN_ROWS and run.nbytes <= _MAX_ROW_BYTES and 0 <= gap <= max_gap_bytes
+
+
+def pick(
+    wanted: Sequence[tuple[Run, memoryview]],
+    read_rows: Callable[[int, Run, memoryview], bool],
+    base: int,
+) -> bool:
+    """Read rows of the payload at ``base`` without the bytes between them, if that is faster.
+
+    ``wanted`` are runs of the same rows, each with its memory. ``read_rows`` reads one of them and
+    returns whether it could. Returns ``False`` if rows are missing, which must then be gathered.
+    """
+    step = skipped_bytes = wanted[0][0].src_step
+    for run, _ in wanted:
+        is_packed = run.dst_step == run.nbytes
+        skipped_bytes -= 2 * run.nbytes
+        skipped_bytes -= _PACKED_ROW_COSTS_BYTES if is_packed else _SPREAD_ROW_COSTS_BYTES
+        if run.count < _MIN_ROWS or run.nbytes > _MAX_ROW_BYTES:
+            return False
+    if skipped_bytes < 0 or step > _MAX_PICKED_STEP_BYTES:
+        return False
+    return all(read_rows(base, run, memory) for run, memory in wanted)
 
 
 def gather(

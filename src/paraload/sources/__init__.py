@@ -218,16 +218,12 @@ class DescribingSource(Protocol):
 class RowSource(Protocol):
     """Narrow rows can be read without the bytes between them."""
 
-    def read_rows(
-        self, path: str, base: int, wanted: Sequence[tuple[Run, memoryview]]
-    ) -> ReadStats | None:
-        """Read rows for one or more takers, if that is faster than reading through them.
+    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> ReadStats | None:
+        """Read ``run.count`` rows of ``run.nbytes``, if that is faster than reading through.
 
-        Of each run, the first of ``run.count`` rows of ``run.nbytes`` goes from byte
-        ``base + run.src`` of the file to ``memory[run.dst :]``; the next are ``run.src_step`` and
-        ``run.dst_step`` further. All runs have the same number of rows and the same ``src_step``.
-        ``None`` if the rows were not read; the caller falls back to ``read``, which raises any
-        error.
+        The first row goes from byte ``base + run.src`` of the file to ``memory[run.dst :]``, the
+        next are ``run.src_step`` and ``run.dst_step`` further. ``None`` if the rows were not read;
+        the caller falls back to ``read``, which raises any error.
         """
 
 

@@ -14,7 +14,6 @@ from typing import Final, TypeVar
 
 from paraload.errors import FormatError, MissingFileError, ShortFileError
 from paraload.geometry.runs import Run
-from paraload.runtime.resources import is_network_path
 from paraload.sources import FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.direct_io import MIN_BYTES, DirectFile, DirectRefusedError, Scratch
 from paraload.sources.pages import populate, residency_is_known
@@ -181,19 +180,14 @@ class LocalSource:
             size = os.fstat(handle.fd).st_size
             raise ShortFileError.past_end(path, start, end, size) from None
 
-    def read_rows(
-        self, path: str, base: int, wanted: Sequence[tuple[Run, memoryview]]
-    ) -> ReadStats | None:
+    def read_rows(self, path: str, base: int, run: Run, memory: memoryview) -> ReadStats | None:
         """Copy the rows out of the page cache, if they are there."""
         handle = self._handle(path)
+        if base + run.src + (run.count - 1) * run.src_step + run.nbytes > handle.size:
+            return None
         known = handle.residency_known
-        may_lease = self._is_of_this_host
-        copies = copy_rows(handle.fd, base, wanted, residency_known=known, may_lease=may_lease)
-        return ReadStats(copies) if copies else None
-
-    @cached_property
-    def _is_of_this_host(self) -> bool:
-        return not is_network_path(self.root)
+        calls = copy_rows(handle.fd, base, run, memory, residency_known=known)
+        return ReadStats(calls) if calls else None
 
     def open_stream(self, path: str) -> io.BufferedReader:
         return io.BufferedReader(self._open(path, open_regular))

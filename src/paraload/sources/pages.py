@@ -18,8 +18,7 @@ from typing import Final
 
 #: For smaller buffers, the system calls cost more than the faults.
 _MIN_BYTES: Final = 256 << 10
-#: Since Linux 5.14. Older kernels refuse them, and pages are made one by one.
-_POPULATE_READ: Final = 22
+#: Since Linux 5.14. Older kernels refuse it, and pages are made one by one.
 _POPULATE_WRITE: Final = 23
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -73,9 +72,8 @@ def residency_is_known(path: Path) -> bool:
 class FileView:
     """Maps ``nbytes`` of an open file from ``start`` on, for system calls to look at and copy from.
 
-    Other code must not read from it: if the file was truncated or its storage fails, that kills
-    the process (SIGBUS), while a system call returns an error. The exception are pages that were
-    just loaded, of a file that cannot be truncated.
+    Python code must not read from it: if the file was truncated or its storage fails, that kills
+    the process (SIGBUS), while a system call returns an error.
 
     Attributes:
         address: of the first byte.
@@ -100,19 +98,6 @@ class FileView:
         Meaningful only if :func:`residency_is_known`.
         """
         return _is_resident((self.address + at) // mmap.PAGESIZE * mmap.PAGESIZE)
-
-    def load(self, start: int, nbytes: int) -> bool:
-        """Map these bytes of the view, from the storage if need be; whether that was possible."""
-        first = (self.address + start) // mmap.PAGESIZE * mmap.PAGESIZE
-        length = self.address + start + nbytes - first
-        answer: int = _madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _POPULATE_READ)
-        return answer == 0
-
-    @property
-    def memory(self) -> memoryview:
-        """The bytes of the view. See above before you read them; not valid after :meth:`close`."""
-        nbytes = self._mapped_bytes - (self.address - self._first_page)
-        return memoryview((ctypes.c_char * nbytes).from_address(self.address)).cast("B")
 
     def close(self) -> None:
         """Unmap it; call this exactly once."""

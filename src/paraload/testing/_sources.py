@@ -155,7 +155,7 @@ class SourceContract:
             expected = bytearray(memory)
             for src, dst, nbytes in rows([run]):
                 expected[dst : dst + nbytes] = data[5 + src : 5 + src + nbytes]
-            stats = source.read_rows("sub/large", 5, [(run, memoryview(memory))])
+            stats = source.read_rows("sub/large", 5, run, memoryview(memory))
             assert stats is None or (stats.requests >= 1 and memory == expected)
 
     def test_a_stream_is_seekable_and_has_the_whole_file(self, source: Any) -> None:

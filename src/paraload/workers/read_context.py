@@ -91,15 +91,15 @@ class TaskReader:
             reads = self._split(start, buffers)
         self._count(self._call(self._source.read, self.path, reads), nbytes)
 
-    def read_rows(self, base: int, wanted: Sequence[tuple[Run, memoryview]]) -> bool:
+    def read_rows(self, base: int, run: Run, memory: memoryview) -> bool:
         """Read rows without the bytes between them, if the source can; returns whether it did.
 
         If not, the caller reads through them with :meth:`read_into`, which raises any error.
         """
         read = getattr(self._source, "read_rows", None)
         with suppress(OSError):
-            if read is not None and (stats := self._call(read, self.path, base, wanted)):
-                self._count(stats, sum([run.total_bytes for run, _ in wanted]))
+            if read is not None and (stats := self._call(read, self.path, base, run, memory)):
+                self._count(stats, run.total_bytes)
                 return True
         return False
 

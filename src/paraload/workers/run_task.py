@@ -36,7 +36,7 @@ from paraload.formats.record_checks import (
     trailer_crc,
 )
 from paraload.geometry.runs import Run, plan_reads
-from paraload.geometry.strided_copy import gather, is_gathered
+from paraload.geometry.strided_copy import gather, is_gathered, pick
 from paraload.planning.read_tasks import runs_tasks
 from paraload.sources import Read, SourceLimits
 from paraload.workers.audit import audit_record
@@ -200,7 +200,7 @@ def _read_runs(
 def _read_same_rows(parts: Sequence[RunsTask], reader: TaskReader, sink: Sink) -> list[Landed]:
     wanted = [(run, memory) for memory, (run,) in map(sink.memory, parts)]
     base = parts[0].base
-    if not reader.read_rows(base, wanted):
+    if not pick(wanted, reader.read_rows, base):
         gather(wanted, reader.read_into, base, least_bytes=reader.limits.efficient_bytes)
     return [
         Landed(item=part.items[0], nbytes=part.needed_bytes, src=part.runs[0].src) for part in parts
@@ -267,11 +267,7 @@ def _read_all(
         _read_straight(task, runs[0], memory, step, read)
         return
     if not task.checksum:
-        runs = tuple(
-            run
-            for run in runs
-            if run.count == 1 or not reader.read_rows(task.base, [(run, memory)])
-        )
+        runs = tuple(run for run in runs if not pick([(run, memory)], reader.read_rows, task.base))
     for gathered, group in groupby(runs, key=lambda run: is_gathered(run, task.max_gap_bytes)):
         if gathered:
             for run in group:
