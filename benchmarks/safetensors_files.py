@@ -58,7 +58,7 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
                 timings = measure_arms(contestants, case, rounds=rounds or _ROUNDS).timings
             title = f"{what}, {files} file{'s' * (files > 1)}"
             tables.append(_table(title, timings, case.payload_bytes))
-            # torch copies columns out of a mapping, which is far faster, and SIGBUS if a file is cut.
+            # torch copies columns out of a mapping: far faster, and SIGBUS if a file is cut.
             bars += _bars(title, timings)
             figures[title] = {name: timing.to_dict() for name, timing in timings.items()}
     return Section(tables=tuple(tables), bars=tuple(bars), figures=figures)

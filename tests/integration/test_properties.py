@@ -280,7 +280,7 @@ def test_the_sizes_of_these_tests_take_every_path(tasks_done, monkeypatch):
         reader = Reading().reader(at)
         load(reader, {"short": torch.zeros(500)})
         (task,) = tasks_done
-        assert task.then_read
+        assert task.at_once_bytes
         load(reader, {"t": poisoned(saved, "contiguous"), "small": torch.zeros(3)})
         load(reader, {"t": torch.zeros(40, 33, dtype=torch.complex64)})
         load(reader, {"t": poisoned(saved, "spaced")})

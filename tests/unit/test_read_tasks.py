@@ -237,7 +237,7 @@ def test_items_of_one_record_are_located_together(straight_through, expected):
     knobs = PlanKnobs(locate_from_bytes=1000, locate_batch=3, at_once_bytes=0)
     tasks = first_tasks(specs, straight_through=straight_through, knobs=knobs)
     assert [len(task.items) for task in tasks] == expected
-    assert not any(task.then_read for task in tasks)
+    assert not any(task.at_once_bytes for task in tasks)
 
 
 def rows_of(item, start, rows):
@@ -257,7 +257,7 @@ def test_what_is_wanted_of_a_record_is_read_at_once_if_it_is_short():
         spec(9, 40_000, 4000),  # no rows are known, so all of it
     ]
     tasks = first_tasks(specs, knobs=knobs)
-    assert [(task.items, task.then_read) for task in tasks] == [
+    assert [(task.items, task.at_once_bytes > 0) for task in tasks] == [
         ((0, 1, 2), True),
         ((3, 4), True),
         ((5,), True),

@@ -12,8 +12,10 @@ from unittest.mock import Mock
 import pytest
 
 from benchmarks.rated import RatedSource
-from paraload.core.memory import TargetMemory
-from paraload.core.tasks import RunsTask
+from paraload.core.memory import Layout, TargetMemory
+from paraload.core.records import TensorRecord
+from paraload.core.results import LandedItems, Located
+from paraload.core.tasks import LocateTask, RecordSpec, RunsTask, Wanted
 from paraload.executors import threads as _threads
 from paraload.executors.gauge import GaugedSource
 from paraload.executors.ramp import RampLimits
@@ -214,6 +216,36 @@ def test_samples_are_stretches_of_a_thread_and_lose_nothing(source):
     for sample in samples:
         assert sample.ended_s - sample.started_s >= 0.005
         assert 0 <= sample.working_s <= sample.ended_s - sample.started_s + 0.001
+
+
+@pytest.mark.parametrize(
+    ("at_once_bytes", "dtypes", "is_sampled"),
+    [(9, ["int8"], True), (9, [], False), (9, ["int16"], False), (8, ["int8"], False)],
+    ids=["read at once", "staged", "converted", "only located"],
+)
+def test_headers_alone_are_no_samples(source, monkeypatch, at_once_bytes, dtypes, is_sampled):
+    layout = TensorRecord(
+        dtype="int8", itemsize=1, shape=(9,), strides=(1,), storage_offset=0, start=0, end=9
+    )
+    wanted = Wanted("tensor", (0,), (9,), layout=layout)
+    located = LocateTask(
+        path="data",
+        start=0,
+        end=9,
+        items=(0,),
+        specs=(RecordSpec(0, "data", 0, 9, "t", wanted),),
+        at_once_bytes=at_once_bytes,
+    )
+    memory = {
+        item: TargetMemory(memoryview(bytearray(18)), Layout(dtype, (9,), (1,)))
+        for item, dtype in enumerate(dtypes)
+    }
+    context = ReadContext(source=source, verify=True)
+    team = RampingTeam(context, TargetSink(memory), [], RampLimits(start=1, limit=1, cores=1))
+    monkeypatch.setattr(team._gauge, "count", counted := Mock())
+    (outcome,) = team._run(located).outcomes
+    assert isinstance(outcome, LandedItems if is_sampled else Located)
+    assert counted.called == is_sampled
 
 
 def test_threads_are_sampled_apart(source):

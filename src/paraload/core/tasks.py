@@ -97,10 +97,10 @@ class ReadTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocateTask(ReadTask):
-    """``then_read``: read each payload that goes straight into its target, too."""
+    """``at_once_bytes``: a slice that spans at most this much is read too, if its target allows."""
 
     specs: tuple[RecordSpec, ...]
-    then_read: bool = False
+    at_once_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

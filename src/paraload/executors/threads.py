@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from paraload.core.memory import TargetMemory
-from paraload.core.results import TaskResult
+from paraload.core.results import LandedItems, TaskResult
 from paraload.core.tasks import LocateTask, ReadTask, RecordsTask
 from paraload.executors.gauge import GaugedSource
 from paraload.executors.ramp import Ramp, RampLimits, Sample
@@ -301,10 +301,13 @@ class RampingTeam(ThreadTeam):
             self._have_ended(1)
 
     def _run(self, task: ReadTask) -> TaskResult:
-        if isinstance(task, LocateTask) and not task.then_read:
-            # Headers are all latency: among samples of data they would look like a slow storage.
+        if isinstance(task, LocateTask):
             result = super()._run(task)
-            self._gauge.begin()
+            if any(isinstance(outcome, LandedItems) for outcome in result.outcomes):
+                self._gauge.count(result.tally.bytes_read)
+            else:
+                # Headers are all latency: among samples they would look like a slow storage.
+                self._gauge.begin()
             return result
         result = run_task(task, self._gauged_work, self._sink)
         if isinstance(task, RecordsTask) and task.as_stream:

@@ -136,22 +136,21 @@ def _locate_tasks(
     Items of one record stay together, so that they can share reads.
     """
     task: list[RecordSpec] = []
-    headers = room = 0
-    is_reading = False
+    headers = room = limit = 0
     for _, same in groupby(records, key=attrgetter("start", "end")):
         items = list(same)
         nbytes = _rows_bytes(items[0])
         is_read = len(items) == 1 and nbytes <= at_once_bytes
-        if task and (headers == batch or is_read != is_reading or (is_read and room <= 0)):
-            yield _task(LocateTask, task, then_read=is_reading)
+        if task and (headers == batch or is_read != bool(limit) or (is_read and room <= 0)):
+            yield _task(LocateTask, task, at_once_bytes=limit)
             task = []
         if not task:
-            headers, room, is_reading = 0, at_once_bytes, is_read
+            headers, room, limit = 0, at_once_bytes, at_once_bytes if is_read else 0
         task += items
         headers += 1
         room -= nbytes
     if task:
-        yield _task(LocateTask, task, then_read=is_reading)
+        yield _task(LocateTask, task, at_once_bytes=limit)
 
 
 def _rows_bytes(spec: RecordSpec) -> int:

@@ -67,7 +67,7 @@ def run_task(task: ReadTask, context: ReadContext, sink: Sink) -> TaskResult:
     match task:
         case LocateTask():
             known: dict[object, Found] = {}
-            locate = partial(_locate, reader, sink, known=known, then_read=task.then_read)
+            locate = partial(_locate, reader, sink, known=known, at_once_bytes=task.at_once_bytes)
             outcomes = joined(guarded(spec, locate, spec) for spec in task.specs)
         case RecordsTask(as_stream=True):
             outcomes = read_streams(task, reader, sink)
@@ -91,9 +91,14 @@ def run_task(task: ReadTask, context: ReadContext, sink: Sink) -> TaskResult:
 
 
 def _locate(
-    reader: TaskReader, sink: Sink, spec: RecordSpec, known: dict[object, Found], *, then_read: bool
+    reader: TaskReader,
+    sink: Sink,
+    spec: RecordSpec,
+    known: dict[object, Found],
+    *,
+    at_once_bytes: int,
 ) -> Result:
-    """Find a payload, and read it if asked for; ``known`` are those of the task's other items."""
+    """Find a payload, and read short ones; ``known`` are those of the task's other items."""
     key = spec.kind, spec.start, spec.end
     found = known.get(key)
     if found is None:
@@ -106,24 +111,32 @@ def _locate(
         return audit_record(reader, sink.layouts, spec, found)
     if isinstance(found, Unsupported):
         return Located(item=spec.item, record=None, reason=found.reason)
-    if then_read and (landed := _read_located(reader, sink, spec, found)) is not None:
-        return landed
+    if at_once_bytes:
+        landed = _read_located(reader, sink, spec, found, at_once_bytes)
+        if landed is not None:
+            return landed
     return Located(item=spec.item, record=found)
 
 
 def _read_located(
-    reader: TaskReader, sink: Sink, spec: RecordSpec, record: TensorRecord
+    reader: TaskReader, sink: Sink, spec: RecordSpec, record: TensorRecord, at_once_bytes: int
 ) -> LandedItems | None:
-    """Read an item straight into its target, and check it; ``None`` if it cannot go there."""
+    """Read an item straight into its target, and check it.
+
+    ``None`` if it cannot go there, or spans more than ``at_once_bytes`` of its record, as a slice
+    of a transposed tensor does.
+    """
     target = sink.targets.get(spec.item)
     if target is None or (runs := target.runs(spec, record)) is None:
+        return None
+    if sum(run.count * max(run.nbytes, run.src_step) for run in runs) > at_once_bytes:
         return None
     context = reader.context
     nbytes = sum(run.total_bytes for run in runs)
     is_whole = nbytes == record.payload_bytes
     may_check = context.verify and context.format.has_checksum
     expected = None
-    for task in runs_tasks(
+    for task in runs_tasks(  # one, or none for a slice without elements
         spec,
         record,
         runs,
