@@ -173,3 +173,19 @@ def test_a_slice_is_what_torch_makes_of_it(saved, window):
         reader.read_data(*wanted(reader, targets, {"w": window})).wait()
     assert torch.equal(got["w"], expected["w"])
     assert torch.equal(got["w"], matrix[window])
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_rows_are_read_at_once_unless_they_are_spread_over_their_record(tmp_path, is_transposed):
+    matrix = torch.randn(3000, 1000)
+    if is_transposed:
+        matrix = matrix.t().contiguous().t()  # the first rows are all over the file
+    support.save(tmp_path, {"w": matrix})
+    windows = {"few": (slice(0, 80), slice(0, 1000))}
+    reader = ParallelFileSystemReader(tmp_path, max_workers=2)
+    targets = {"few": torch.empty_like(matrix[:80])}  # in the same order of dimensions
+    reader.read_data(*wanted(reader, targets, windows)).wait()
+    assert torch.equal(targets["few"], matrix[:80])
+    report = reader.last_report
+    assert (report.tasks == 1) is not is_transposed
+    assert report.unverified == {"read in part": 1}
