@@ -248,6 +248,23 @@ def test_headers_alone_are_no_samples(source, monkeypatch, at_once_bytes, dtypes
     assert counted.called == is_sampled
 
 
+def test_waiting_for_the_first_task_is_not_sampled(source):
+    rated = RatedSource(source, bytes_per_second_per_stream=TASK_BYTES / 0.02)
+    limits = RampLimits(start=1, limit=1, cores=1)
+    sink = TargetSink(targets([task(0)]))
+    team = RampingTeam(ReadContext(source=rated, verify=False), sink, [], limits)
+    team._ramp = Mock(workers=1, note=Mock(return_value=1))
+    try:
+        team.resize(1)
+        time.sleep(0.1)
+        team.submit(task(0))
+        results_of(team, 1)
+    finally:
+        team.end()
+    ((sample,), _) = team._ramp.note.call_args
+    assert 0.02 <= sample.ended_s - sample.started_s < 0.1
+
+
 def test_threads_are_sampled_apart(source):
     samples = []
     gauged = GaugedSource(source, samples.append)

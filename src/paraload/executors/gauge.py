@@ -5,7 +5,7 @@
                     +-- every 5 ms or more: Sample(bytes, from, to, time on a core) --> note
 
 A sample covers everything between the ends of two reads: reading, checking, decoding, and waiting
-for a task. So what more readers bring is measured as the load feels it.
+for a task, except the first. So what more readers bring is measured as the load feels it.
 """
 
 import threading
@@ -46,6 +46,10 @@ class GaugedSource(WrappedSource):
             self.read_rows = self._read_rows
         self._note = note
         self._open = _OpenSample()
+
+    def require_begun(self) -> None:
+        """Begin the first sample of this thread, unless it has begun."""
+        _ = self._open.started_s  # which makes it in a new thread
 
     def begin(self) -> None:
         """Begin a new sample of this thread, and drop the one that has not ended."""

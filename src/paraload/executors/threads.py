@@ -294,13 +294,13 @@ class RampingTeam(ThreadTeam):
         self.resize(self._ramp.workers)
 
     def _run_tasks(self) -> None:
-        self._gauge.begin()
         try:
             super()._run_tasks()
         finally:
             self._have_ended(1)
 
     def _run(self, task: ReadTask) -> TaskResult:
+        self._gauge.require_begun()
         if isinstance(task, LocateTask):
             result = super()._run(task)
             if any(isinstance(outcome, LandedItems) for outcome in result.outcomes):
