@@ -6,14 +6,17 @@ import json
 import time
 from contextlib import contextmanager
 
+import fsspec
 import obstore
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed.checkpoint import FileSystemReader
 
 import paraload
 from paraload import CheckpointReadError, ParallelHuggingFaceReader, ParallelObjectStoreReader
 from paraload.cli import main
+from paraload.core.compat import HuggingFaceStorageReader
 from paraload.errors import (
     FormatError,
     InvalidOptionError,
@@ -26,6 +29,7 @@ from paraload.errors import (
 from paraload.manifest import compare_manifest, write_manifest
 from paraload.metadata.folder_contents import names_of_parent
 from paraload.sources.object_store import ObjectStoreSource
+from tests.event_loop import start_event_loop
 from tests.integration import support
 from tests.servers import BUCKET, S3_KEYS, faulty_server, s3_options, s3_server
 
@@ -47,6 +51,11 @@ def save_safetensors(folder):
     save_file({"small": TENSORS["small"]}, folder / "model-00002-of-00002.safetensors")
     (folder / "config.json").write_text("{}")
     return TENSORS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _event_loop():
+    start_event_loop()
 
 
 @contextmanager
@@ -115,6 +124,12 @@ def test_every_entry_point(checkpoint, tmp_path, capsys):
         assert main([command, url, "--json", "-", *options]) == 0
         answer = json.loads(capsys.readouterr().out)
         assert answer["path"] in {url, url.removeprefix("file://")}
+    assert main(["bench", url, "--json", "-", *QUICK, *options]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert list(answer["states"]) == ["remote" if storage else "warm"]
+    has_torch = not storage and (has_checksum or HuggingFaceStorageReader is not FileSystemReader)
+    executors = [arm["executor"] for arm in answer["arms"]]
+    assert executors == [None] * has_torch + ["auto", "threads"]
     assert main(["inspect", url, *options]) == 0
     shown = capsys.readouterr().out
     assert "big" in shown
@@ -231,12 +246,6 @@ def test_a_storage_that_does_not_answer_is_not_asked_for_anything_else():
         assert caught.value.path == "model.pt"
 
 
-def test_bench_says_that_it_needs_a_folder(capsys):
-    assert main(["bench", "s3://me:secret@bucket/step"]) == 2
-    err = capsys.readouterr().err
-    assert "s3://bucket/step: a URL; this command reads a folder" in err
-
-
 def test_storage_options_are_not_repeated_in_errors(capsys):
     assert main(["inspect", "s3://bucket/step", "--storage", "very-secret"]) == 2
     err = capsys.readouterr().err
@@ -260,6 +269,45 @@ def web_dcp(tmp_path):
     save_dcp(tmp_path)
     with faulty_server({f"ckpt/{it.name}": it.read_bytes() for it in tmp_path.iterdir()}) as it:
         yield it
+
+
+QUICK = ("--rounds", "1", "--workers", "2", "--executors", "threads", "--no-cold")
+
+
+def test_bench_measures_a_web_server(web_dcp, capsys):
+    url = f"{web_dcp.url}/ckpt"
+    assert main(["bench", url, *QUICK]) == 0
+    fs = fsspec.filesystem("http")  # torch's reader leaves its connections open
+    fs.close_session(fs.loop, fs._session)
+    fs.clear_instance_cache()
+    out = capsys.readouterr().out
+    assert "torch's FsspecReader, paraload with each setting" in out
+    assert "from the server, medians of 1 round" in out
+    assert "cold" not in out
+    assert f"storage_reader=ParallelObjectStoreReader('{url}'" in out
+    assert main(["bench", url.replace("http://", "http://me:very-secret@"), *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert "very-secret" not in out + err
+    assert "not measured: its file systems have options and credentials of their own" in out
+    assert f"storage_reader=ParallelObjectStoreReader('{url}'" in out
+
+
+def test_bench_says_why_torch_has_no_part_in_it(capsys, tmp_path, web):
+    assert main(["bench", f"{web.url}/hub/model.safetensors", *QUICK]) == 0
+    assert "not measured: its reader of safetensors takes local folders" in capsys.readouterr().out
+    half = {"half": torch.arange(4.0)}
+    for number in range(2):
+        sharding = {"half": {"saved_offsets": [4 * number]}}
+        save_file(
+            half,
+            tmp_path / f"shard-{number}.safetensors",
+            {"DCP_SHARDING_INFO": json.dumps(sharding)},
+        )
+    (tmp_path / "model.safetensors").unlink()
+    assert main(["bench", str(tmp_path), *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "not measured: it cannot read a single chunk of a sharded tensor" in out
+    assert "2 tensors in 2 files" in out
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_each_saved_piece_is_loaded_as_a_tensor_of_its_own(tmp_path):
         info = places.pop(MetadataIndex(name, torch.Size([0, 0])))
         places[MetadataIndex("w", torch.Size([row, 0]))] = info
     metadata.storage_data = places
-    case = Case(tmp_path, pieces_of(index_of(metadata)))
+    case = Case(pieces_of(index_of(metadata)))
     for reader in (dcp.FileSystemReader(tmp_path), ParallelFileSystemReader(tmp_path)):
         case.poison()
         case.prepare(reader)()

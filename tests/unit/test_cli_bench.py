@@ -463,7 +463,6 @@ def test_argparse_answers_a_wrong_call_with_2(capsys, whole, argv, says):
     ("argv", "says"),
     [
         (("{whole}/not-there",), "no such folder"),
-        (("s3://bucket/checkpoint",), "URL"),
         (("{whole}", "--limit-bytes", "some"), "some"),
         (("{whole}", "--json", "{whole}/not-there/out.json"), "does not exist"),
         (("{whole}", "--json", "{whole}/out.json"), "only read"),

@@ -347,6 +347,7 @@ def test_threads_wait_for_answers_together(server):
         ("s3://bucket/x", {"nonsense": 1}, "s3://bucket/x: .*'nonsense' is not valid"),
         ("http://me:s3cret@h/x?t0ken", {"nonsense": 1}, "^http://h/x: .*not accept any config"),
         ("http://h/x", {"client_options": {"nonsense": 1}}, "Invalid key: nonsense"),
+        ("http://h/x", {"client_options": "timeout=1"}, "client_options must be a dict, not str"),
         ("s3://bucket/x", {"allow_http": True}, "^s3://bucket/x: .*allow_http.* client_options="),
         ("foo://me:s3cret@b/p?t0ken", {}, "^foo://b/p: .*Unable to recognise URL"),
         ("memory:///", {}, "pass the obstore.store.MemoryStore"),

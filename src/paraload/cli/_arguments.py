@@ -11,7 +11,6 @@ from typing import Any, Final
 from paraload.errors import InvalidOptionError
 from paraload.options import ReadOptions, parse_bytes
 from paraload.progress import is_terminal
-from paraload.sources.credentials import without_credentials
 
 STANDARD_OUTPUT: Final = "-"
 #: Checkpoints that are a file.
@@ -20,11 +19,6 @@ _SINGLE_FILES: Final = (".safetensors", ".safetensors.index.json")
 
 class UsageError(Exception):
     """The call is wrong, not the checkpoint. It passes through argparse to ``main``."""
-
-
-def add_folder(parser: argparse.ArgumentParser) -> None:
-    about = "folder of the checkpoint"
-    parser.add_argument("path", metavar="PATH", type=existing_folder, help=about)
 
 
 def add_path(parser: argparse.ArgumentParser) -> None:
@@ -69,11 +63,15 @@ def add_trace_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def folder_or_url(text: str) -> str | Path:
+    if text.lower().startswith("file://"):
+        from paraload.adapters.dcp.urls import local_path  # noqa: PLC0415 - imports torch
+
+        text = str(local_path(text))
     if "://" in text:
         return text
     if text.endswith(_SINGLE_FILES) and Path(text).is_file():
         return Path(text)
-    return existing_folder(text)
+    return _existing_folder(text)
 
 
 def _name_and_value(text: str) -> tuple[str, str]:
@@ -83,12 +81,7 @@ def _name_and_value(text: str) -> tuple[str, str]:
     return name, value
 
 
-def existing_folder(text: str) -> Path:
-    if "://" in text:
-        raise UsageError(
-            f"{without_credentials(text)}: a URL; this command reads a folder of a mounted file"
-            " system. `paraload load` says how fast a URL is read"
-        )
+def _existing_folder(text: str) -> Path:
     path = Path(text)
     try:
         is_folder = S_ISDIR(path.stat().st_mode)

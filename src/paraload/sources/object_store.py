@@ -239,7 +239,12 @@ class ObjectStoreSource:
         places = (self._where, *named)
         is_plain = any(str(place).lower().startswith("http://") for place in places)
         client = {"allow_http": True} if is_plain else {}
-        client |= _login(self._where) | _CLIENT_OPTIONS | self._options.get("client_options", {})
+        given = self._options.get("client_options", {})
+        if not isinstance(given, dict):
+            raise InvalidOptionError(
+                f"{self.name}: client_options must be a dict, not {type(given).__name__}"
+            )
+        client |= _login(self._where) | _CLIENT_OPTIONS | given
         options = {"retry_config": {"max_retries": 0}} | self._options | {"client_options": client}
         try:
             return from_url(self._where, **options)

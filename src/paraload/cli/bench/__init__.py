@@ -6,6 +6,7 @@ The checkpoint is only read.
 """
 
 import argparse
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +15,8 @@ from paraload.cli import _checkpoint as checkpoint
 from paraload.cli._arguments import (
     STANDARD_OUTPUT,
     UsageError,
-    add_folder,
     add_json_option,
+    add_path,
     add_trace_option,
     number_of_bytes,
     target_file,
@@ -30,21 +31,20 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="measure torch's reader and paraload here, and recommend a setting",
-        description="Measure how fast torch's FileSystemReader and paraload read this checkpoint"
-        " here, with the page cache warm and cold, and recommend a setting. The checkpoint is only"
-        " read.",
+        description="Measure how fast torch's reader and paraload read this checkpoint here, with"
+        " the page cache warm and cold, and recommend a setting. The checkpoint is only read.",
         epilog="Cold means that the files are not in this machine's page cache; caches of the"
-        " storage itself cannot be dropped. Exit status: 1 also if an arm failed.",
+        " storage itself cannot be dropped, so a URL is measured as it is. Exit status: 1 also if"
+        " an arm failed.",
     )
     add = parser.add_argument
-    add_folder(parser)
-    for option, kind, default, metavar, about in (
-        ("--workers", _counts, "1,2,4,8,16", "N,...", "concurrent readers"),
-        ("--executors", _executors, "threads,processes", "NAME,...", f"of {', '.join(_EXECUTORS)}"),
-        ("--rounds", _count, "5", "N", "runs of every reader"),
-    ):
-        text = f"{about} (default: {default})"
-        add(option, type=kind, default=default, metavar=metavar, help=text)
+    add_path(parser)
+    about = "concurrent readers (default: 1,2,4,8,16; for a URL 4,8,16,32,64)"
+    add("--workers", type=_counts, metavar="N,...", help=about)
+    about = f"of {', '.join(_EXECUTORS)} (default: threads,processes; for a URL threads)"
+    add("--executors", type=_executors, metavar="NAME,...", help=about)
+    about = "runs of every reader (default: 5)"
+    add("--rounds", type=_count, default="5", metavar="N", help=about)
     limit, plot = partial(number_of_bytes, "--limit-bytes"), partial(target_file, "--plot")
     about = "read about this much (default: 2GiB, or a quarter of the free memory if less)"
     add("--limit-bytes", type=limit, metavar="SIZE", help=about)
@@ -58,13 +58,20 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     _check_targets(arguments)
 
-    from paraload.adapters.dcp.reader_choice import metadata_of_all  # noqa: PLC0415 - imports torch
+    from paraload.adapters.dcp.reader_choice import (  # noqa: PLC0415 - imports torch
+        metadata_of_all,
+        source_of,
+    )
 
-    index = metadata_of_all(checkpoint.open_reader(arguments)).index
+    reader = checkpoint.open_reader(arguments)
+    with closing(source_of(reader)):
+        index = metadata_of_all(reader).index
 
     from paraload.cli.bench import measure, show  # noqa: PLC0415 - these import torch
+    from paraload.cli.bench.subject import subject_of  # noqa: PLC0415
 
-    bench = measure.Bench(arguments.path, index, arguments)
+    subject = subject_of(reader, arguments.path, dict(arguments.storage), index)
+    bench = measure.Bench(subject, index, arguments)
     is_shown = arguments.json != STANDARD_OUTPUT
     if is_shown:
         show.show_plan(bench)
@@ -85,10 +92,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_targets(arguments: argparse.Namespace) -> None:
     """Refuse what cannot be written before the work, not after it."""
-    folder = arguments.path.resolve()
+    folder = arguments.path.resolve() if isinstance(arguments.path, Path) else None
     for option in ("json", "trace", "plot"):
         name = getattr(arguments, option)
-        if name not in {None, STANDARD_OUTPUT} and Path(name).resolve().is_relative_to(folder):
+        if folder is None or name in {None, STANDARD_OUTPUT}:
+            continue
+        if Path(name).resolve().is_relative_to(folder):
             raise UsageError(f"--{option} {name}: is in the checkpoint, which is only read")
     if arguments.plot is not None:
         try:

@@ -6,7 +6,6 @@ CheckpointIndex --> pieces --some of each file--> chosen --> targets, plan --> r
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from paraload.core.compat import StorageInfo
 from paraload.errors import CheckpointReadError
 from paraload.metadata.dcp_index import index_of
 from paraload.metadata.index import CheckpointIndex, Place
+from paraload.metadata.safetensors_chunks import SafetensorsInfo
 from paraload.report import ReadReport
 
 #: An unlikely value in a checkpoint, so that bytes that a reader leaves out show.
@@ -90,10 +90,9 @@ def chosen(pieces: Sequence[Piece], limit_bytes: int) -> list[Piece]:
 class Case:
     """Pieces of a checkpoint, and a target for each tensor among them."""
 
-    def __init__(self, folder: Path, pieces: Sequence[Piece]) -> None:
-        self.folder = folder
+    def __init__(self, pieces: Sequence[Piece]) -> None:
         self.nbytes = sum(piece.nbytes for piece in pieces)
-        self.files = sorted({folder / piece.place.path for piece in pieces})
+        self.files = sorted({piece.place.path for piece in pieces})
         self._metadata = _metadata_of(pieces)
         self._state = empty_state(index_of(self._metadata))
         self.targets: dict[str, torch.Tensor] = {
@@ -125,15 +124,17 @@ class Case:
 
 def _metadata_of(pieces: Sequence[Piece]) -> Metadata:
     entries: dict[str, Any] = {}
-    storage: dict[MetadataIndex, StorageInfo] = {}
-    for name, (path, start, end, descriptors, _), dtype, shape, _ in pieces:
+    storage: dict[MetadataIndex, StorageInfo | SafetensorsInfo] = {}
+    for name, (path, start, end, descriptors, layout), dtype, shape, _ in pieces:
         if dtype is None:
             offset, entries[name] = None, BytesStorageMetadata()
         else:
             offset, size = torch.Size([0] * len(shape)), torch.Size(shape)
             chunks = [ChunkStorageMetadata(offset, size)]
             entries[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
-        info = StorageInfo(path, start, end - start)
+        info: Any = StorageInfo(path, start, end - start)
+        if layout is not None:
+            info = SafetensorsInfo(path, start, end - start, layout)
         if descriptors:
             info.transform_descriptors = descriptors  # no argument in torch 2.6
         storage[MetadataIndex(name, offset)] = info

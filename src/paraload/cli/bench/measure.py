@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,19 +18,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
 from tqdm import tqdm
 
 from paraload import __version__
 from paraload._text import counted
-from paraload.adapters.dcp.install import stock
-from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.cli._arguments import UsageError
 from paraload.cli._checkpoint import require_memory
 from paraload.cli.bench.advice import AUTO, Advice, Setting, advise
 from paraload.cli.bench.case import Case, chosen, pieces_of
 from paraload.cli.bench.others import Others
 from paraload.cli.bench.page_cache import drop, try_drop
+from paraload.cli.bench.subject import Subject
 from paraload.errors import CheckpointReadError
 from paraload.metadata.index import CheckpointIndex
 from paraload.options import ReadOptions
@@ -39,6 +37,12 @@ from paraload.report import ReadReport
 from paraload.runtime.resources import available_memory_bytes, file_system_of, usable_cores
 
 TORCH: Final = "torch's reader"
+#: The only state of a checkpoint on a server.
+REMOTE: Final = "remote"
+_EXECUTORS: Final = ("threads", "processes")
+_WORKERS: Final = (1, 2, 4, 8, 16)
+_REMOTE_EXECUTORS: Final = ("threads",)
+_REMOTE_WORKERS: Final = (4, 8, 16, 32, 64)
 #: Takes a tenth of a second at 20 GiB/s, and two seconds on one disk.
 _LIMIT_BYTES: Final = 2 << 30
 #: Tensors and the page cache of their files take a quarter each; half stays free for others.
@@ -82,16 +86,17 @@ class Arm:
 class Bench:
     """What to measure, and the results."""
 
-    def __init__(self, path: Path, index: CheckpointIndex, given: Namespace) -> None:
+    def __init__(self, subject: Subject, index: CheckpointIndex, given: Namespace) -> None:
         free_bytes = available_memory_bytes()
         limit_bytes = given.limit_bytes
         if limit_bytes is None:
             limit_bytes = min(_LIMIT_BYTES, free_bytes // _FREE_PARTS)
         if not (pieces := pieces_of(index)):
-            raise UsageError(f"{path}: the checkpoint is empty")
+            raise UsageError(f"{subject.name}: the checkpoint is empty")
         part = chosen(pieces, limit_bytes)
         require_memory(sum(piece.nbytes for piece in part), "the part to read")
-        self.case = Case(path, part)
+        self.subject = subject
+        self.case = Case(part)
         self.part = {
             "nbytes": self.case.nbytes,
             "tensors": len(self.case.targets),
@@ -103,17 +108,22 @@ class Bench:
         self.machine: dict[str, Any] = {
             "cores": usable_cores(),
             "free_memory_bytes": free_bytes,
-            "file_system": file_system_of(str(path)),
+            "file_system": file_system_of(str(subject.folder)) if subject.folder else REMOTE,
             "torch": torch.__version__,
             "torch_threads": torch.get_num_threads(),
             "paraload": __version__,
         }
-        self.arms = _arms(path, given)  # torch's reader first
+        self.arms = _arms(subject, given)  # torch's reader first, if there is one
         self.rounds: int = given.rounds
-        self.states: dict[str, str] = {}  # of the page cache, and how each was produced
+        self.states: dict[str, str] = {}  # of the page cache, or REMOTE; how each was produced
         self.others_cores = 0.0  # kept busy by other programs meanwhile
-        self.not_cold = "--no-cold" if given.no_cold else ""
+        self.not_cold = "--no-cold" if given.no_cold and subject.folder else ""
         self.advice: Advice | None = None  # None if no setting of paraload was measured
+
+    @property
+    def torch_seconds(self) -> Mapping[str, Sequence[float]]:
+        """Of torch's reader, by state; empty if there is none or it failed."""
+        return self.arms[0].seconds if self.arms[0].executor is None else {}
 
     @property
     def shown(self) -> tuple[str, ReadReport] | None:
@@ -123,20 +133,24 @@ class Bench:
         return None if self.advice is None else (state, reports[self.advice.setting][state])
 
 
-def _arms(folder: Path, given: Namespace) -> list[Arm]:
+def _arms(subject: Subject, given: Namespace) -> list[Arm]:
+    is_local = subject.folder is not None
     settings: list[tuple[str, int | None, bool]] = [(AUTO, None, False)]
-    if not given.no_cold:
+    if is_local and not given.no_cold:
         settings += [(AUTO, None, True)]
-    for executor in given.executors:
-        for count in [1] if executor == "sequential" else given.workers:
+    for executor in given.executors or (_EXECUTORS if is_local else _REMOTE_EXECUTORS):
+        counts = given.workers or (_WORKERS if is_local else _REMOTE_WORKERS)
+        for count in [1] if executor == "sequential" else counts:
             # One worker is the caller's own thread with every executor.
             settings += [(executor if count > 1 else "sequential", count, False)]
-    arms = [Arm(TORCH, partial(stock(FileSystemReader), folder), executor=None, asked_workers=1)]
+    arms = []
+    if subject.make_torch is not None:
+        arms += [Arm(TORCH, subject.make_torch, executor=None, asked_workers=1)]
     for executor, workers, direct_io in dict.fromkeys(settings):
         setting = {"executor": executor, "max_workers": workers, "direct_io": direct_io}
         # Other options come from the environment.
         options = ReadOptions.resolve(overrides=setting | {"progress": False})
-        make_reader = partial(ParallelFileSystemReader, folder, options=options)
+        make_reader = partial(subject.make, options)
         name = ("by itself" if executor == AUTO else executor) + ", direct_io" * direct_io
         arms.append(Arm(f"paraload {name}", make_reader, executor, workers, direct_io))
     return arms
@@ -144,24 +158,34 @@ def _arms(folder: Path, given: Namespace) -> list[Arm]:
 
 def measure(bench: Bench) -> None:
     """Check every arm, then run all in turn, first with a warm and then with a cold cache."""
-    files = bench.case.files
+    folder = bench.subject.folder
     with _quiet():
         if not _check_all(bench):
             reason = "no setting of paraload can read this checkpoint"
-            bench.states["warm"] = bench.not_cold = reason
+            bench.states[REMOTE if folder is None else "warm"] = reason
+            if folder is not None:
+                bench.not_cold = reason
             return
         others = Others()
-        bench.states["warm"] = "every arm has just read it"
-        _run_all(bench, "warm", lambda: None)
-        is_cold, how = (False, bench.not_cold) if bench.not_cold else try_drop(files)
-        if is_cold:
-            bench.states["cold"] = f"{how}; before every run"
-            _run_all(bench, "cold", partial(drop, files))
+        if folder is None:
+            bench.states[REMOTE] = "the server may have parts of it in caches of its own"
+            _run_all(bench, REMOTE, lambda: None)
         else:
-            bench.not_cold = how
+            _run_warm_and_cold(bench, [folder / name for name in bench.case.files])
         bench.others_cores = others.cores()
     settings = {arm.setting: arm.seconds for arm in bench.arms if arm.setting is not None}
-    bench.advice = advise(settings, bench.arms[0].seconds)
+    bench.advice = advise(settings, bench.torch_seconds)
+
+
+def _run_warm_and_cold(bench: Bench, files: Sequence[Path]) -> None:
+    bench.states["warm"] = "every arm has just read it"
+    _run_all(bench, "warm", lambda: None)
+    is_cold, how = (False, bench.not_cold) if bench.not_cold else try_drop(files)
+    if is_cold:
+        bench.states["cold"] = f"{how}; before every run"
+        _run_all(bench, "cold", partial(drop, files))
+    else:
+        bench.not_cold = how
 
 
 def _check_all(bench: Bench) -> bool:

@@ -18,6 +18,7 @@ from paraload._text import counted, printable
 from paraload.cli._arguments import UsageError
 from paraload.cli._output import file_errors
 from paraload.cli.bench.advice import AUTO
+from paraload.cli.bench.show import title_of
 from paraload.report import format_bytes
 from paraload.report.trace import workers_of
 
@@ -39,9 +40,10 @@ def write_plot(bench: Bench, target: str) -> None:
     with rc_context(_STYLE):
         figure = Figure(figsize=(11, 8), dpi=130, layout="constrained")
         figure.suptitle(
-            f"paraload bench {printable(bench.case.folder.name)}: {format_bytes(bench.case.nbytes)}"
-            f" in {counted(bench.part['files'], 'file')}, {counted(machine['cores'], 'core')},"
-            f" {machine['file_system']}, torch {machine['torch']}"
+            f"paraload bench {printable(Path(bench.subject.name).name)}:"
+            f" {format_bytes(bench.case.nbytes)} in {counted(bench.part['files'], 'file')},"
+            f" {counted(machine['cores'], 'core')}, {machine['file_system']},"
+            f" torch {machine['torch']}"
         )
         axes: dict[str, Axes] = figure.subplot_mosaic([[*states], ["reads"] * len(states)])
         for state in states:
@@ -52,7 +54,7 @@ def write_plot(bench: Bench, target: str) -> None:
 
 
 def _draw_throughput(ax: Axes, bench: Bench, state: str) -> None:
-    ax.set_title(f"page cache {state}")
+    ax.set_title(title_of(state))
     gib = bench.case.nbytes / (1 << 30)
     arms = {arm: arm.seconds[state] for arm in bench.arms if state in arm.seconds}
     swept = dict.fromkeys(arm.executor for arm in arms if arm.executor not in {None, AUTO})
@@ -103,4 +105,4 @@ def _draw_timeline(ax: Axes, bench: Bench) -> None:
     ax.invert_yaxis()
     ax.set_xlim(left=0)
     ax.set_xlabel("ms since the load began (a colour is a file)")
-    ax.set_title(f"who reads when: {bench.advice.setting}, page cache {state}")
+    ax.set_title(f"who reads when: {bench.advice.setting}, {title_of(state)}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from paraload._text import counted
 from paraload.cli._output import Table, say, show_tables
 from paraload.cli.bench.advice import AUTO
+from paraload.cli.bench.measure import REMOTE
 from paraload.report import format_bytes
 
 if TYPE_CHECKING:
@@ -28,14 +29,15 @@ def show_plan(bench: Bench) -> None:
     whole, limit = format_bytes(part["whole_bytes"]), format_bytes(part["limit_bytes"])
     is_whole = part["nbytes"] == part["whole_bytes"]
     much = ", all of it" if is_whole else f" of {whole} (--limit-bytes is {limit})"
+    torch = f"torch's {name}, " if (name := bench.subject.torch_reader) else ""
     objects = f" and {counted(part['objects'], 'object')}" if part["objects"] else ""
     say(
-        f"paraload bench {bench.case.folder}\n"
+        f"paraload bench {bench.subject.name}\n"
         f"  reads    {format_bytes(part['nbytes'])}{much}:"
         f" {counted(part['tensors'], 'tensor')}{objects} in {counted(part['files'], 'file')}\n"
         "  times    read_data into tensors that are ready; not planning, not .metadata\n"
         f"  arms     {len(bench.arms)}, in turn, {counted(bench.rounds, 'round')}:"
-        " torch's FileSystemReader, paraload with each setting\n"
+        f" {torch}paraload with each setting\n"
         f"  machine  {counted(machine['cores'], 'core')},"
         f" {format_bytes(machine['free_memory_bytes'])} free,"
         f" {machine['file_system'] or 'unknown file system'}, torch {machine['torch']} with"
@@ -55,7 +57,7 @@ def show_result(bench: Bench) -> None:
 
 
 def _table(bench: Bench, state: str) -> Table:
-    torch_runs = bench.arms[0].seconds.get(state)
+    torch_runs = bench.torch_seconds.get(state)
     rows = []
     for arm in bench.arms:
         cells = [_NOTHING if arm.error is None else "failed", *[_NOTHING] * 3]
@@ -68,26 +70,33 @@ def _table(bench: Bench, state: str) -> Table:
             ]
         rows.append([arm.reader, str(arm.workers(state) or _NOTHING), *cells])
     return Table(
-        title=f"page cache {state}, medians of {counted(bench.rounds, 'round')}",
+        title=f"{title_of(state)}, medians of {counted(bench.rounds, 'round')}",
         head=("reader", "workers", "GiB/s", "seconds", "min..max", "x torch"),
         rows=rows,
         numeric=frozenset(range(1, 6)),
     )
 
 
+def title_of(state: str) -> str:
+    return "from the server" if state == REMOTE else f"page cache {state}"
+
+
 def _notes(bench: Bench) -> Iterator[str]:
     yield from (f"{state}: {how}" for state, how in bench.states.items())
     if bench.not_cold:
         yield f"not measured cold: {bench.not_cold}"
+    if bench.subject.not_torch:
+        yield f"torch's reader is not measured: {bench.subject.not_torch}"
     if bench.others_cores >= _BUSY_CORES:
         yield (
             f"other programs kept {bench.others_cores:.1f} of {bench.machine['cores']} cores busy:"
             " run this again on a quiet machine"
         )
-    yield (
-        f"torch's reader copies with {counted(bench.machine['torch_threads'], 'thread')}:"
-        " set OMP_NUM_THREADS as your job does (torchrun sets it to 1)"
-    )
+    if bench.subject.make_torch is not None:
+        yield (
+            f"torch's reader copies with {counted(bench.machine['torch_threads'], 'thread')}:"
+            " set OMP_NUM_THREADS as your job does (torchrun sets it to 1)"
+        )
     if (nbytes := bench.case.nbytes) < _LITTLE_BYTES:
         yield f"{format_bytes(nbytes)} are little: this compares start-up more than reading"
 
@@ -108,16 +117,16 @@ def _surprises(bench: Bench) -> list[str]:
 def _advice_lines(bench: Bench) -> list[str]:
     if (advice := bench.advice) is None:
         return ["no recommendation: no setting of paraload could be measured"]
-    path, setting = str(bench.case.folder), advice.setting
+    subject, setting = bench.subject, advice.setting
     speedups = ", ".join(
-        f"{ratio:.2f} times the speed of torch's reader {state}"
+        f"{ratio:.2f} times the speed of torch's reader" + f" {state}" * (state != REMOTE)
         for state, ratio in advice.speedups.items()
     )
     if advice.torch_is_faster:
         closest = f"of paraload's settings {setting} came closest ({speedups})"
         return [
             f"recommended: torch's own reader, which is faster here; {closest}",
-            f"\n    dcp.load(state_dict, storage_reader=FileSystemReader({path!r}))",
+            f"\n    dcp.load(state_dict, storage_reader={subject.torch_reader}({subject.name!r}))",
         ]
     reason = "the fastest" if advice.is_fastest else "as fast as any, and the simplest"
     if setting.executor != AUTO:
@@ -129,7 +138,10 @@ def _advice_lines(bench: Bench) -> list[str]:
         first = f"recommended: {what}; {setting} is {reason}"
         arguments = ", direct_io=True" * setting.direct_io
         variables = "PARALOAD_DIRECT_IO=1" * setting.direct_io
-    reader = f"ParallelFileSystemReader({path!r}{arguments})"
+    if subject.storage:
+        values = ", ".join(f"{name!r}: ..." for name in subject.storage)
+        arguments += f", storage_options={{{values}}}"
+    reader = f"{subject.reader}({subject.name!r}{arguments})"
     lines = [first, *([f"  {speedups}"] if speedups else [])]
     lines += [f"\n    dcp.load(state_dict, storage_reader={reader})"]
     if variables:
@@ -151,7 +163,7 @@ def to_dict(bench: Bench) -> dict[str, Any]:
     same = ("machine", "part", "rounds", "states", "not_cold", "others_cores")
     return {
         "ok": all(arm.error is None for arm in bench.arms),
-        "path": str(bench.case.folder),
+        "path": bench.subject.name,
         **{name: getattr(bench, name) for name in same},
         "arms": [_arm_dict(arm, bench.case.nbytes) for arm in bench.arms],
         "notes": _surprises(bench),
