@@ -69,15 +69,12 @@ def _stock_reader(kind: Any, path: str | Path) -> Any:
         return reader
     set_up = reader.set_up_storage_reader
 
-    def with_whole_paths(metadata: Metadata, *args: Any, **kwargs: Any) -> None:
-        """Its own metadata have whole paths, and those of an index are relative."""
-        places = {
-            index: replace(info, relative_path=str(Path(path, info.relative_path)))
-            for index, info in metadata.storage_data.items()
-        }
+    def with_own_places(metadata: Metadata, *args: Any, **kwargs: Any) -> None:
+        """Its versions keep different things of a place, all unlike those of an index."""
+        places = reader.read_metadata().storage_data
         set_up(replace(metadata, storage_data=places), *args, **kwargs)
 
-    reader.set_up_storage_reader = with_whole_paths
+    reader.set_up_storage_reader = with_own_places
     return reader
 
 
