@@ -29,7 +29,7 @@ def machine(monkeypatch, tmp_path):
     return SimpleNamespace(v2=tmp_path / "v2", v1=tmp_path / "v1", memory=free, env=monkeypatch)
 
 
-def test_threads_begin_with_about_the_cores_and_may_become_more(machine):
+def test_threads_begin_with_the_cores_and_may_become_more(machine):
     ramp = choice.choose_ramp("/ckpt")
     assert (ramp.start, ramp.limit, ramp.cores) == (16, 32, 64)
 
@@ -42,7 +42,7 @@ def test_local_ranks_share_the_cores(machine):
     machine.env.setenv("LOCAL_WORLD_SIZE", "8")
     assert choice.choose_processes() == 8
     ramp = choice.choose_ramp("/ckpt")
-    assert (ramp.start, ramp.limit, ramp.cores) == (9, 9, 8)
+    assert (ramp.start, ramp.limit, ramp.cores) == (8, 8, 8)
     ramp = choice.choose_ramp("/nfs")
     assert (ramp.start, ramp.limit) == (2, 8)
     ramp = choice.choose_ramp(None, 32)
@@ -110,7 +110,7 @@ def test_the_limit_of_threads_has_nothing_to_do_with_cores(machine):
     (machine.v2 / "cpu.max").write_text("200000 100000\n")
     assert resources.usable_cores() == 2
     ramp = choice.choose_ramp("/ckpt")
-    assert (ramp.start, ramp.limit, ramp.cores) == (3, 32, 2)
+    assert (ramp.start, ramp.limit, ramp.cores) == (2, 32, 2)
 
 
 def test_network_storage_begins_with_more_threads(machine):

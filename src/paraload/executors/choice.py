@@ -144,9 +144,7 @@ def choose_ramp(path: str | None, requests_in_flight: int | None = None) -> Ramp
     ``path``: a folder, if the storage is a file system; ``requests_in_flight``: its own number.
     """
     cores, ranks = _cores(), resources.local_ranks()
-    # One more than the cores, for those times when one of them hands its results over, and for a
-    # larger share if other processes keep the cores busy.
-    start, limit = min(_START, cores + 1), _LIMIT // ranks
+    start, limit = min(_START, cores), _LIMIT // ranks
     if requests_in_flight is not None:
         # Each connection has a rate of its own, so ranks may have more of them together.
         start, limit = min(_LIMIT, requests_in_flight) // ranks, requests_in_flight
