@@ -70,7 +70,7 @@ def _stock_reader(kind: Any, path: str | Path) -> Any:
     set_up = reader.set_up_storage_reader
 
     def with_own_places(metadata: Metadata, *args: Any, **kwargs: Any) -> None:
-        """Its versions keep different things of a place, all unlike those of an index."""
+        """Each version of torch has storage infos of its own, none like those of an index."""
         places = reader.read_metadata().storage_data
         set_up(replace(metadata, storage_data=places), *args, **kwargs)
 
