@@ -3,7 +3,7 @@
     Sample (bytes, seconds of one reader) ---> Ramp.note ---> number of readers
 
     readers wait, not work ---> twice as many ---> more bytes a second?  yes: keep them, try again
-    (twice in a row)                                                     no: back, try again later
+                                                                         no: back, try again later
 
 The rate of n readers is n times the bytes over seconds of one, from samples that began after there
 were n. So a window of samples takes no longer than the reads of half of them. Per-read throughput
@@ -23,8 +23,6 @@ _SURE_GROWTH: Final = 1.5
 _WINDOWS: Final = 4
 #: Readers that work for more than this part of their time do not wait for the storage.
 _WORKING_PART: Final = 0.5
-#: One window alone is often wrong: a reader of the page cache may wait for a core.
-_WAITING_WINDOWS: Final = 2
 #: Windows until the next attempt after one that brought nothing; doubled after each.
 _FIRST_HOLD: Final = 8
 
@@ -89,7 +87,7 @@ class Ramp:
     def _change(self, workers: int) -> None:
         self.workers = workers
         self._window: list[Sample] = []
-        self._windows = self._waiting_windows = 0
+        self._windows = 0
         self._nbytes = 0
         self._seconds = 0.0
         self._since_s = float("inf")
@@ -119,10 +117,8 @@ class Ramp:
             if rate < _SURE_GROWTH * rate_before and self._windows < _WINDOWS:
                 return
             self._before = None
-            self._waiting_windows = _WAITING_WINDOWS
-        self._waiting_windows = self._waiting_windows + 1 if is_waiting else 0
         if self._hold:
             self._hold -= 1
-        elif self._waiting_windows >= _WAITING_WINDOWS and self.workers < self._limits.limit:
+        elif is_waiting and self.workers < self._limits.limit:
             self._before = (self.workers, rate)
             self._change(min(2 * self.workers, self._limits.limit))
