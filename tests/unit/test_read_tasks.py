@@ -135,7 +135,7 @@ def test_where_requests_are_dear_they_are_long_and_headers_are_not_worth_one():
         locate_from_bytes=8 * MIB,
         locate_batch=1,
         block_bytes=8 * MIB,
-        at_once_bytes=8 * MIB,
+        at_once_bytes=2 * MIB,
         max_gap_bytes=MIB,
         split_bytes=8 * MIB,
         min_split_bytes=2 * MIB,
@@ -250,7 +250,7 @@ def test_what_is_wanted_of_a_record_is_read_at_once_if_it_is_short():
     knobs = PlanKnobs(locate_from_bytes=1000, locate_batch=3, at_once_bytes=1000)
     specs = [
         *(rows_of(n, n * 5000, 1) for n in range(4)),  # as many headers as a task may have
-        rows_of(4, 20_000, 25),  # as long as may be, and with this the task is full
+        rows_of(4, 20_000, 25),  # as long as a task may read
         rows_of(5, 25_000, 1),
         rows_of(6, 30_000, 26),  # longer
         *(rows_of(n, 35_000, 1) for n in (7, 8)),  # two want this record
@@ -259,7 +259,8 @@ def test_what_is_wanted_of_a_record_is_read_at_once_if_it_is_short():
     tasks = first_tasks(specs, knobs=knobs)
     assert [(task.items, task.at_once_bytes > 0) for task in tasks] == [
         ((0, 1, 2), True),
-        ((3, 4), True),
+        ((3,), True),
+        ((4,), True),
         ((5,), True),
         ((6, 7, 8, 9), False),
     ]
