@@ -18,7 +18,7 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import context, popen_spawn_posix, resource_tracker, spawn
 from multiprocessing.pool import TERMINATE, Pool
@@ -187,7 +187,12 @@ class FuturesPool:
             if not future.cancelled():  # cancelled when the run is over
                 self._answers.put((task.slot, future.exception() or future.result()))
 
-        self._pool.submit(process_single_file, task).add_done_callback(answer)
+        try:
+            future = self._pool.submit(process_single_file, task)
+        except BrokenExecutor as error:  # a worker died before this task
+            self._answers.put((task.slot, error))
+        else:
+            future.add_done_callback(answer)
 
     def close(self, *, orderly: bool) -> None:
         if not orderly:
