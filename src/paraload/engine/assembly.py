@@ -28,7 +28,7 @@ from paraload.engine.items import Item
 from paraload.engine.scheduler import Scheduler
 from paraload.engine.setup import LoadSetup
 from paraload.formats.archive import check_archive
-from paraload.formats.record_checks import checksum_mismatch, most_bytes
+from paraload.formats.record_checks import check_crc, most_bytes
 from paraload.geometry.runs import Run, Shape, block_bytes, split_block
 from paraload.geometry.staging_block import Region, staging_region
 from paraload.planning.read_tasks import runs_tasks
@@ -239,13 +239,8 @@ class Assembly:
             return nbytes, ""
         if self._record is None or not self._checksum:
             return 0, "read in part" if verify else ""
-        expected = self._expected_crc if self._expected_crc is not None else self._record.crc
-        if not expected:
-            return 0, ""
-        got = combined((crc, nbytes) for _, nbytes, crc in sorted(self._parts))
-        if got != expected:
-            raise checksum_mismatch(expected, got)
-        return self._record.payload_bytes, ""
+        parts = ((crc, nbytes) for _, nbytes, crc in sorted(self._parts))
+        return check_crc(self._record, self._expected_crc, lambda: combined(parts)), ""
 
     def release(self) -> None:
         for name in list(self._units):

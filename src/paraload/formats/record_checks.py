@@ -1,5 +1,6 @@
 """Checks of a record before its bytes are used. Pure: no I/O, no torch."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from typing import Final
@@ -79,15 +80,28 @@ def most_bytes(spec: RecordSpec) -> int:
 
 def check_payload(fmt: ItemFormat, record: TensorRecord, data: memoryview) -> int:
     """Check the payload of the whole record in ``data``; return the bytes verified."""
-    expected = record.crc
+    in_trailer = None
     if record.trailer is not None:
         trailer = bytes(data[slice(*record.trailer)])
-        expected = trailer_crc(fmt, trailer, record.payload_bytes)
+        in_trailer = trailer_crc(fmt, trailer, record.payload_bytes)
+    return check_crc(record, in_trailer, lambda: crc32(data[record.start : record.end]))
+
+
+def check_crc(record: TensorRecord, in_trailer: int | None, computed: Callable[[], int]) -> int:
+    """Compare the CRC-32 of a payload with that in its trailer, or else in its header.
+
+    Returns the bytes verified: none if the file has no CRC-32.
+    """
+    expected = record.crc if in_trailer is None else in_trailer
     if not expected:
         return 0
-    got = crc32(data[record.start : record.end])
-    if got != expected:
-        raise checksum_mismatch(expected, got)
+    if (got := computed()) != expected:
+        raise ChecksumMismatchError(
+            "the tensor's bytes are damaged",
+            expected=f"CRC-32 {expected:08x}",
+            got=f"{got:08x}",
+            hint=DAMAGED_HINT,
+        )
     return record.payload_bytes
 
 
@@ -101,12 +115,3 @@ def trailer_crc(fmt: ItemFormat, trailer: bytes, payload_bytes: int) -> int:
             hint=DAMAGED_HINT,
         )
     return crc
-
-
-def checksum_mismatch(expected: int, got: int) -> ChecksumMismatchError:
-    return ChecksumMismatchError(
-        "the tensor's bytes are damaged",
-        expected=f"CRC-32 {expected:08x}",
-        got=f"{got:08x}",
-        hint=DAMAGED_HINT,
-    )

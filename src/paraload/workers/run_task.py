@@ -30,9 +30,9 @@ from paraload.core.tasks import (
 )
 from paraload.formats import Unsupported
 from paraload.formats.record_checks import (
+    check_crc,
     check_range,
     check_stored,
-    checksum_mismatch,
     trailer_crc,
 )
 from paraload.geometry.runs import Run, plan_reads
@@ -135,7 +135,7 @@ def _read_located(
     nbytes = sum(run.total_bytes for run in runs)
     is_whole = nbytes == record.payload_bytes
     may_check = context.verify and context.format.has_checksum
-    expected = None
+    verified_bytes = 0
     for task in runs_tasks(  # one, or none for a slice without elements
         spec,
         record,
@@ -147,15 +147,13 @@ def _read_located(
         max_gap_bytes=reader.limits.max_gap_bytes,
     ):
         landed = _read_runs(task, target.memory, runs, reader)
-        if landed.crc is not None:
-            expected = record.crc if landed.expected_crc is None else landed.expected_crc
-            if expected and landed.crc != expected:
-                raise checksum_mismatch(expected, landed.crc)
+        if (crc := landed.crc) is not None:
+            verified_bytes = check_crc(record, landed.expected_crc, lambda: crc)
     return LandedItems(
         (spec.item,),
         nbytes,
-        verified_bytes=nbytes if expected else 0,
-        unverified=int(nbytes > 0 and not expected),
+        verified_bytes=verified_bytes,
+        unverified=int(nbytes > 0 and not verified_bytes),
         reason="read in part" if may_check and not is_whole else "",
     )
 
