@@ -44,11 +44,6 @@ def fd(file):
     os.close(fd)
 
 
-def copied(fd, base, run, memory, *, residency_known):
-    view = FileView(fd, os.fstat(fd).st_size)
-    return copy_rows(fd, view, base, run, memory, residency_known=residency_known)
-
-
 def one_by_one(run, base=0):
     target = bytearray(b"\xa5" * ROOM)
     for src, dst, nbytes in geometry.rows([run]):
@@ -76,7 +71,7 @@ def series(draw):
 def test_rows_are_where_they_belong_and_nothing_else_is_touched(file, run, base, told):
     target = bytearray(b"\xa5" * ROOM)
     with file.open("rb") as opened:
-        calls = copied(opened.fileno(), base, run, memoryview(target), residency_known=told)
+        calls = copy_rows(opened.fileno(), base, run, memoryview(target), residency_known=told)
     assert calls == -(-run.count // 1024)
     assert target == one_by_one(run, base)
 
@@ -93,14 +88,14 @@ def test_rows_outside_of_their_memory_are_refused(fd, run):
     around = bytearray(b"\xa5" * (ROOM + 400_000))
     memory = memoryview(around)[200_000 : 200_000 + ROOM]
     with pytest.raises((TypeError, ValueError)):
-        copied(fd, 0, run, memory, residency_known=True)
+        copy_rows(fd, 0, run, memory, residency_known=True)
     assert around == b"\xa5" * len(around)
 
 
 def test_read_only_memory_stays_unchanged(fd):
     frozen = bytes(ROOM)
     with pytest.raises(TypeError, match="not writable"):
-        copied(fd, 0, MANY, memoryview(frozen), residency_known=True)
+        copy_rows(fd, 0, MANY, memoryview(frozen), residency_known=True)
     assert frozen == bytes(ROOM)
 
 
@@ -110,19 +105,13 @@ def test_a_truncated_file_is_copied_to_its_end_without_a_crash(tmp_path, told):
     path.write_bytes(DATA)
     target = bytearray(ROOM)
     with path.open("r+b") as file:
-        fd = file.fileno()
-        view = FileView(fd, SIZE)
-
-        def calls(run):
-            return copy_rows(fd, view, 0, run, memoryview(target), residency_known=told)
-
-        assert calls(MANY) == 3
         file.truncate(600_000)  # behind the row in the middle of the second thousand
-        assert calls(MANY) == 0
+        assert copy_rows(file.fileno(), 0, MANY, memoryview(target), residency_known=told) == 0
         file.truncate(500)  # what lies behind it in its page is zeros
-        assert calls(Run(0, 0, 10, 16, 100, 10)) == 0
+        one_page = Run(0, 0, 10, 16, 100, 10)
+        assert copy_rows(file.fileno(), 0, one_page, memoryview(target), residency_known=told) == 0
         file.truncate(0)
-        assert calls(MANY) == 0
+        assert copy_rows(file.fileno(), 0, MANY, memoryview(target), residency_known=told) == 0
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -130,7 +119,7 @@ def test_what_is_not_cached_is_left_to_be_read_through(file, told):
     ensure_cold([file])
     target = bytearray(ROOM)
     with file.open("rb") as opened:
-        assert copied(opened.fileno(), 0, MANY, memoryview(target), residency_known=told) == 0
+        assert copy_rows(opened.fileno(), 0, MANY, memoryview(target), residency_known=told) == 0
     assert not any(target)
     if told:  # to try is to begin to read
         assert resident_fraction([file]) == 0
@@ -142,12 +131,17 @@ def no_view(*_arguments):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("_writev", None), ("_writev", lambda *_: -1)],
-    ids=["another system", "forbidden"],
+    [
+        ("_writev", None),
+        ("_writev", lambda *_: -1),
+        ("_writev", lambda *_: 10),
+        ("FileView", no_view),
+    ],
+    ids=["another system", "forbidden", "a short copy", "a file system without mappings"],
 )
 def test_on_a_system_without_it(fd, monkeypatch, name, value):
     monkeypatch.setattr(_rows, name, value)
-    assert copied(fd, 0, MANY, memoryview(bytearray(ROOM)), residency_known=True) == 0
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), residency_known=True) == 0
 
 
 def test_a_file_system_that_does_not_know_what_can_read_at_once(fd, monkeypatch):
@@ -155,21 +149,33 @@ def test_a_file_system_that_does_not_know_what_can_read_at_once(fd, monkeypatch)
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(os, "preadv", refusing)
-    assert copied(fd, 0, MANY, memoryview(bytearray(ROOM)), residency_known=False) == 0
-    assert copied(fd, 0, MANY, memoryview(bytearray(ROOM)), residency_known=True) == 3
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), residency_known=False) == 0
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), residency_known=True) == 3
 
 
-def test_a_view_ends_with_its_last_reader(file):
-    def is_mapped():
-        return str(file) in Path("/proc/self/maps").read_text()
+@pytest.mark.parametrize("told", [True, False])
+def test_each_thousand_of_rows_is_checked(fd, monkeypatch, told):
+    looks = []
 
-    source = LocalSource(file.parent)
-    source.read_rows("file", 0, MANY, memoryview(bytearray(ROOM)))
-    view = source._handle("file").view
-    source.close()
-    assert is_mapped(), "a reader that is still running may copy from it"
-    del view
-    assert not is_mapped()
+    def only_once(*_arguments):
+        looks.append(None)
+        return len(looks) == 1
+
+    monkeypatch.setattr(FileView, "is_cached", only_once)
+    monkeypatch.setattr(_rows, "_can_read_at_once", only_once)
+    assert copy_rows(fd, 0, MANY, memoryview(bytearray(ROOM)), residency_known=told) == 0
+    assert len(looks) == 2
+
+
+def test_no_view_of_the_file_is_left(file, fd, monkeypatch):
+    memory = memoryview(bytearray(ROOM))
+    copy_rows(fd, 0, MANY, memory, residency_known=True)
+    monkeypatch.setattr(_rows, "_writev", None)
+    copy_rows(fd, 0, MANY, memory, residency_known=True)
+    monkeypatch.setattr(_rows, "_writev", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        copy_rows(fd, 0, MANY, memory, residency_known=True)
+    assert str(file) not in Path("/proc/self/maps").read_text()
 
 
 # ------------------------------------------------------------------- through the source
@@ -203,12 +209,6 @@ def test_without_residency_information_it_is_tried(file, monkeypatch, told):
         monkeypatch.setattr(_rows, "_can_read_at_once", lambda *_: False)
         assert source.read_rows("file", 4, MANY, memoryview(target)) is None
     assert target == one_by_one(MANY, 4)
-
-
-def test_a_file_that_cannot_be_mapped_is_read_through(file, monkeypatch):
-    monkeypatch.setattr(_local, "FileView", no_view)
-    with closing(LocalSource(file.parent)) as source:
-        assert source.read_rows("file", 4, MANY, memoryview(bytearray(ROOM))) is None
 
 
 def test_a_missing_file_is_named(file):

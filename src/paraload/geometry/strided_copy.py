@@ -24,9 +24,9 @@ _MAX_ROW_BYTES: Final = 16 << 10
 #: Of 64 KiB to 4 MiB, 1 MiB and more were the fastest; 1 MiB stays in the processor's cache.
 _SCRATCH_BYTES: Final = 1 << 20
 #: Picking a row takes as long as reading through twice its length and this much, if rows are packed
-#: in the target. Measured on ext4 of Linux 6.18, where the page cache has large folios; of single
-#: pages, reading through is as fast as there, and picking pays only from twice of this on.
-_PACKED_ROW_COSTS_BYTES: Final = 3 << 10
+#: in the target. Measured with page caches of large folios (ext4 of Linux 6.18), where reading
+#: through is cheap; before them, picking paid from a third of this on.
+_PACKED_ROW_COSTS_BYTES: Final = 7 << 10
 #: The same if they are not packed.
 _SPREAD_ROW_COSTS_BYTES: Final = 16 << 10
 #: Rows further apart are as fast one by one: finding each in the page cache is most of the work.

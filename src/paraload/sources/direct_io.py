@@ -73,7 +73,7 @@ class DirectFile:
         try:
             self._fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
             if size and residency_known:
-                self._view = FileView(fd, size)
+                self._view = FileView(fd, 0, size)
         except OSError as error:
             self.close()
             raise DirectRefusedError(error.strerror) from error
@@ -116,12 +116,14 @@ class DirectFile:
         return requests, done
 
     def close(self) -> None:
-        """Close the file; reads that are still running raise an error."""
+        """Close the file and unmap the view; reads that are still running raise an error."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with suppress(OSError):  # does not affect the bytes already read
                 os.close(fd)
-        self._view = None
+        view, self._view = self._view, None
+        if view is not None:
+            view.close()
 
     def __del__(self) -> None:
         self.close()

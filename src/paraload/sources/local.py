@@ -16,7 +16,7 @@ from paraload.errors import FormatError, MissingFileError, ShortFileError
 from paraload.geometry.runs import Run
 from paraload.sources import FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.direct_io import MIN_BYTES, DirectFile, DirectRefusedError, Scratch
-from paraload.sources.pages import FileView, populate, residency_is_known
+from paraload.sources.pages import populate, residency_is_known
 from paraload.sources.regular_files import open_regular, require_regular
 from paraload.sources.retrying import is_transient_os_error
 from paraload.sources.row_copy import copy_rows
@@ -78,14 +78,6 @@ class _OpenFile:
         if got < len(buffer):
             requests += self.read_into(start + got, (buffer[got:],))
         return ReadStats(requests, bytes_direct=got, fallback=self.refusal)
-
-    @cached_property
-    def view(self) -> FileView | None:
-        """All of the file; ``None`` if it cannot be mapped. Two threads may make one each."""
-        try:
-            return FileView(self.fd, self.size)
-        except OSError:
-            return None
 
     @cached_property
     def residency_known(self) -> bool:
@@ -193,10 +185,8 @@ class LocalSource:
         handle = self._handle(path)
         if base + run.src + (run.count - 1) * run.src_step + run.nbytes > handle.size:
             return None
-        if (view := handle.view) is None:
-            return None
         known = handle.residency_known
-        calls = copy_rows(handle.fd, view, base, run, memory, residency_known=known)
+        calls = copy_rows(handle.fd, base, run, memory, residency_known=known)
         return ReadStats(calls) if calls else None
 
     def open_stream(self, path: str) -> io.BufferedReader:

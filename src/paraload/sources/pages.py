@@ -13,7 +13,6 @@ import ctypes
 import mmap
 import os
 import sys
-import weakref
 from pathlib import Path
 from typing import Final
 
@@ -71,11 +70,10 @@ def residency_is_known(path: Path) -> bool:
 
 
 class FileView:
-    """Maps ``nbytes`` of an open file from its start, for system calls to look at and copy from.
+    """Maps ``nbytes`` of an open file from ``start`` on, for system calls to look at and copy from.
 
-    It is unmapped with its last reference, so readers need no lock. Python code must not read from
-    it: if the file was truncated or its storage fails, that kills the process (SIGBUS), while a
-    system call returns an error.
+    Python code must not read from it: if the file was truncated or its storage fails, that kills
+    the process (SIGBUS), while a system call returns an error.
 
     Attributes:
         address: of the first byte.
@@ -84,15 +82,23 @@ class FileView:
         OSError: the file system does not support mappings.
     """
 
-    def __init__(self, fd: int, nbytes: int) -> None:
-        self.address: int = _mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-        if self.address == _MAP_FAILED:
+    def __init__(self, fd: int, start: int, nbytes: int) -> None:
+        skip = start % mmap.PAGESIZE
+        self._mapped_bytes = skip + nbytes
+        self._first_page: int = _mmap(
+            None, self._mapped_bytes, mmap.PROT_READ, mmap.MAP_SHARED, fd, start - skip
+        )
+        if self._first_page == _MAP_FAILED:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        weakref.finalize(self, _munmap, self.address, nbytes)
+        self.address = self._first_page + skip
 
     def is_cached(self, at: int) -> bool:
-        """Whether the page of byte ``at``, which the file must have, is cached.
+        """Whether the page of byte ``at`` of the view, which the file must have, is cached.
 
         Meaningful only if :func:`residency_is_known`.
         """
         return _is_resident((self.address + at) // mmap.PAGESIZE * mmap.PAGESIZE)
+
+    def close(self) -> None:
+        """Unmap it; call this exactly once."""
+        _munmap(self._first_page, self._mapped_bytes)

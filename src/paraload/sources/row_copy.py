@@ -6,13 +6,12 @@
 No system call scatters rows of a file, but ``process_vm_writev`` copies a thousand pieces of memory
 at once between two processes, which may be the same one. So rows are copied from a mapping of the
 file. If the file was truncated or a page cannot be loaded, the call copies less.
-
-The whole file is mapped once: a mapping for each thousand rows made loads take up to twice as long,
-since threads wait for each other to map and unmap, and large folios are not mapped as a whole.
 """
 
 import ctypes
 import os
+from contextlib import closing
+from dataclasses import replace
 from typing import Any, Final
 
 from paraload.geometry.runs import Run
@@ -26,12 +25,10 @@ if _writev is not None:
 _MAX_PIECES: Final = 1024  #: of a call (UIO_MAXIOV)
 
 
-def copy_rows(
-    fd: int, view: FileView, base: int, run: Run, memory: memoryview, *, residency_known: bool
-) -> int:
+def copy_rows(fd: int, base: int, run: Run, memory: memoryview, *, residency_known: bool) -> int:
     """Copy the rows of ``run`` to ``memory``; its ``src`` counts from byte ``base`` of the file.
 
-    ``view`` shows all of ``fd``, which must have all of these bytes.
+    The file must have all of these bytes.
 
     Returns:
         Number of system calls; 0 if some rows were not copied, because they are not in the page
@@ -44,30 +41,39 @@ def copy_rows(
 
     # The kernel writes to any address, so numpy checks that the rows fit into the memory.
     ndarray((run.count,), f"V{run.nbytes}", memory, run.dst, (run.dst_step,))
-    if _writev is None:
-        return 0
     address = address_of(memory) + run.dst
     calls = range(0, run.count, _MAX_PIECES)
     for first in calls:
-        count = min(_MAX_PIECES, run.count - first)
-        start = base + run.src + first * run.src_step
-        middle = start + count // 2 * run.src_step
-        if not (view.is_cached(middle) if residency_known else _can_read_at_once(fd, middle)):
+        src = base + run.src + first * run.src_step
+        part = replace(run, src=src, count=min(_MAX_PIECES, run.count - first))
+        if not _copied(fd, part, address + first * run.dst_step, residency_known=residency_known):
             return 0
-        rows = _pieces(view.address + start, run.src_step, run.nbytes, count)
-        place = address + first * run.dst_step
+    return len(calls)
+
+
+def _copied(fd: int, run: Run, address: int, *, residency_known: bool) -> bool:
+    """Try to copy the rows at ``run.src`` of the file to ``address``."""
+    nbytes = (run.count - 1) * run.src_step + run.nbytes
+    middle = run.count // 2 * run.src_step
+    if _writev is None or not (residency_known or _can_read_at_once(fd, run.src + middle)):
+        return False
+    try:
+        view = FileView(fd, run.src, nbytes)
+    except OSError:
+        return False  # such files can still be read
+    with closing(view):
+        if residency_known and not view.is_cached(middle):
+            return False
+        rows = _pieces(view.address, run.src_step, run.nbytes, run.count)
         if run.dst_step == run.nbytes:
-            places = _pieces(place, 0, count * run.nbytes, 1)
+            places = _pieces(address, 0, run.total_bytes, 1)
         else:
-            places = _pieces(place, run.dst_step, run.nbytes, count)
+            places = _pieces(address, run.dst_step, run.nbytes, run.count)
         copied: int = _writev(
-            os.getpid(), rows.ctypes.data, count, places.ctypes.data, len(places), 0
+            os.getpid(), rows.ctypes.data, len(rows), places.ctypes.data, len(places), 0
         )
-        if copied != count * run.nbytes:
-            return 0
     # The last page of a truncated file is padded with zeros.
-    end = base + run.src + (run.count - 1) * run.src_step + run.nbytes
-    return len(calls) if os.fstat(fd).st_size >= end else 0
+    return copied == run.total_bytes and os.fstat(fd).st_size >= run.src + nbytes
 
 
 def _can_read_at_once(fd: int, at: int) -> bool:

@@ -45,7 +45,8 @@ def resident_fraction(files: Iterable[Path]) -> float | None:
             return None
         with path.open("rb") as file:
             if nbytes := fstat(file.fileno()).st_size:
-                view = FileView(file.fileno(), nbytes)
+                view = FileView(file.fileno(), 0, nbytes)
                 step = max(mmap.PAGESIZE, nbytes // _SAMPLES)
                 pages += [view.is_cached(at) for at in range(0, nbytes, step)]
+                view.close()
     return sum(pages) / len(pages) if pages else 0.0
