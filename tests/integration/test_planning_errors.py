@@ -416,3 +416,68 @@ def test_targets_on_meta_without_a_process_group_are_named(tmp_path, kind):
     assert faults(caught.value) == {"m.w": TargetMemoryError, "n": TargetMemoryError}
     assert planner is None or "set_up_planner" not in vars(planner)
     assert not targets["a"].any()
+
+
+# ------------------------------------------------------------- errors that cannot be sent
+
+
+class UnsendableError(Exception):
+    """Pickling keeps one argument, and unpickling needs two."""
+
+    def __init__(self, name, number):
+        super().__init__(f"{name} number {number}")
+
+
+class FailsAt(DefaultLoadPlanner):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def fail(self, step):
+        if step == self.step and dist.get_rank() == 1:
+            raise UnsendableError("planner", 7)
+
+    def set_up_planner(self, *args, **kwargs):
+        self.fail("set_up_planner")
+        super().set_up_planner(*args, **kwargs)
+
+    def create_local_plan(self):
+        self.fail("create_local_plan")
+        return super().create_local_plan()
+
+    def finish_plan(self, plan):
+        self.fail("finish_plan")
+        return super().finish_plan(plan)
+
+    def commit_tensor(self, *args):
+        self.fail("commit_tensor")
+
+
+STEPS = ["set_up_planner", "create_local_plan", "finish_plan", "commit_tensor"]
+
+
+def fail_at_steps(folder):
+    support.save(f"{folder}/rank{dist.get_rank()}", {"w": torch.ones(3)})
+    answers = []
+    for step in STEPS:
+        planner = FailsAt(step)
+        try:
+            paraload.load({"w": torch.zeros(3)}, f"{folder}/rank{dist.get_rank()}", planner=planner)
+        except CheckpointException as error:
+            answers.append([str(it) for it, _ in error.failures.values()])
+        assert vars(planner).keys().isdisjoint(STEPS)
+    return answers
+
+
+def test_an_error_that_cannot_be_sent_ends_the_load_on_all_ranks(tmp_path):
+    for answers in run_ranks(fail_at_steps, tmp_path):
+        assert answers == [[f"{__name__}.UnsendableError: planner number 7"]] * len(STEPS)
+
+
+def test_such_an_error_is_unchanged_without_other_ranks(folder, saved):
+    class Planner(DefaultLoadPlanner):
+        def commit_tensor(self, *args):
+            raise UnsendableError("planner", 7)
+
+    with pytest.raises(UnsendableError):
+        paraload.load(support.empty_like(saved), folder, planner=Planner(), no_dist=True)

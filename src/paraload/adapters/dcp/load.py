@@ -12,8 +12,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from traceback import StackSummary
 from typing import Any, Final, Unpack, cast
 
@@ -27,9 +27,10 @@ from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
+from paraload.adapters.dcp.planner_steps import steps_replaced
 from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
-from paraload.adapters.dcp.rank_errors import ranks_error
+from paraload.adapters.dcp.rank_errors import portable, raising_portable, ranks_error
 from paraload.adapters.dcp.reader_choice import Reader, has_not_answered, reader_for, source_of
 from paraload.core.compat import load_state_dict
 from paraload.errors import (
@@ -109,7 +110,8 @@ def load(
             raise
         reader, source = _NoReader(without_credentials(str(path)), error), nullcontext()
     planner = QuickLoadPlanner() if planner is None else planner
-    wrapped = _LoadReader(reader, rank=rank, keeps_plan=not is_alone and _plans_alone(planner))
+    keeps_plan = not is_alone and _plans_alone(planner)
+    wrapped = _LoadReader(reader, is_alone=is_alone, rank=rank, keeps_plan=keeps_plan)
     stateful: dict[str, Stateful] = {}
     values: dict[str, Any] = {}
     # Closed also if no data are read.
@@ -156,6 +158,7 @@ def _load(
             collector_paused(),
             misplanned_named(planner, str(reader.path)),
             nullcontext() if is_alone or reader.keeps_plan else _whole_plans_only(planner),
+            nullcontext() if is_alone else _portable_errors(planner),
         ):
             load_state_dict(
                 values,
@@ -214,24 +217,24 @@ def _plans_alone(planner: LoadPlanner) -> bool:
     )
 
 
-@contextmanager
-def _whole_plans_only(planner: LoadPlanner) -> Iterator[None]:
+def _portable_errors(planner: LoadPlanner) -> AbstractContextManager[None]:
+    """In the block, every error of a planning step can be sent to the other ranks."""
+    steps = ("set_up_planner", "create_local_plan", "create_global_plan", "finish_plan")
+    return steps_replaced(
+        planner, {step: raising_portable(getattr(planner, step)) for step in steps}
+    )
+
+
+def _whole_plans_only(planner: LoadPlanner) -> AbstractContextManager[None]:
     """In the block, a planner that plans for all ranks refuses ranks that keep their plans."""
-    create, own = planner.create_global_plan, vars(planner).get("create_global_plan")
+    create = planner.create_global_plan
 
     def checked(plans: list[LoadPlan]) -> list[LoadPlan]:
         if any(plan.planner_data == _KEPT for plan in plans):
             raise InvalidOptionError("planner= of rank 0 makes plans for all ranks: pass it on all")
         return create(plans)
 
-    # On the instance, for this load only, as in misplanned_named.
-    vars(planner)["create_global_plan"] = checked
-    try:
-        yield
-    finally:
-        del vars(planner)["create_global_plan"]
-        if own is not None:
-            vars(planner)["create_global_plan"] = own
+    return steps_replaced(planner, {"create_global_plan": checked})
 
 
 class _LoadReader:
@@ -241,11 +244,13 @@ class _LoadReader:
         self,
         reader: Reader,
         *,
+        is_alone: bool = True,
         rank: int = 0,
         metadata: Metadata | None = None,
         keeps_plan: bool = False,
     ) -> None:
         self.reader = reader
+        self._is_alone = is_alone
         self.rank = rank
         self._metadata = metadata
         self.keeps_plan = keeps_plan
@@ -280,7 +285,7 @@ class _LoadReader:
                     _log.warning("%s. Reading the metadata of rank %d instead", error, self.rank)
             return reader.read_metadata(rank=self.rank)
         except Exception as error:  # noqa: BLE001 - raised again after torch
-            raise _UnreadableError(error) from None
+            raise _UnreadableError(error if self._is_alone else portable(error)) from None
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Keep the plan here, if the ranks exchange plans only to get their own back.
@@ -294,8 +299,9 @@ class _LoadReader:
         return LoadPlan([], planner_data=_KEPT)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        read = self.reader.read_data if self._is_alone else raising_portable(self.reader.read_data)
         with self._resumed():
-            return self.reader.read_data(self._plan or plan, planner)
+            return read(self._plan or plan, planner)
 
 
 class _NoReader:

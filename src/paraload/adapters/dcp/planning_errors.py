@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlanner
 
 from paraload._text import counted
+from paraload.adapters.dcp.planner_steps import steps_replaced
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.core.compat import flatten_state_dict
 from paraload.destinations.targets import target_without_memory
@@ -56,15 +57,9 @@ def misplanned_named(planner: LoadPlanner, path: str) -> Iterator[None]:
     if any(own) or explained.keys() & vars(planner).keys():
         yield
         return
-    # On the instance, for this load only: the reader and overridden steps must see the planner that
-    # the user passed, not a wrapper.
-    for name, refusal in explained.items():
-        vars(planner)[name] = _explaining(getattr(planner, name), refusal)
-    try:
+    steps = {name: _explaining(getattr(planner, name), it) for name, it in explained.items()}
+    with steps_replaced(planner, steps):
         yield
-    finally:
-        for name in explained:
-            del vars(planner)[name]
 
 
 def _explaining(

@@ -1,9 +1,14 @@
-"""The error of ``paraload.load`` under a process group: one text for the failures of all ranks."""
+"""The errors of ``paraload.load`` under a process group.
 
-from collections.abc import Iterable, Mapping
+Each rank sends its error to the others, and all raise one with the failures of all ranks.
+"""
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from itertools import chain
-from traceback import StackSummary
-from typing import Any, Final
+from traceback import StackSummary, format_exception_only
+from typing import Any, Final, ParamSpec, TypeVar
 
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -11,11 +16,43 @@ from paraload._text import counted, printable_lines, ranks_text
 from paraload.errors import CheckpointReadError, ItemReadError
 from paraload.errors.causes import lines_of
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 #: torch's form: errors by rank, with their tracebacks.
 ByRank = dict[int, tuple[BaseException, StackSummary]]
 
 #: At most this many errors without items, such as those of metadata, are listed in the text.
 _LISTED_ERRORS: Final = 10
+
+
+def raising_portable(step: Callable[P, T]) -> Callable[P, T]:
+    """``step``, whose errors are :func:`portable`."""
+
+    @wraps(step)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return step(*args, **kwargs)
+        except BaseException as error:
+            if (sent := portable(error)) is error:
+                raise
+            raise sent.with_traceback(error.__traceback__) from None
+
+    return call
+
+
+def portable(error: BaseException) -> BaseException:
+    """``error``, or one with its text if it cannot be sent to another rank.
+
+    Ranks pickle their errors for each other. One that cannot be pickled, or not unpickled, as where
+    ``__init__`` takes two arguments and passes on one, would leave the other ranks waiting forever.
+    """
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - pickling runs any code
+        kind = RuntimeError if isinstance(error, Exception) else BaseException
+        return kind("".join(format_exception_only(error)).rstrip())
+    return error
 
 
 class RankFailures(tuple[ItemReadError, ...]):  # noqa: SLOT001 - a tuple cannot have slots
