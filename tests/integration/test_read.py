@@ -181,6 +181,37 @@ def test_a_file_of_torch_save(tmp_path, is_archive):
     assert (flat["scalar"].dtype, flat["ids"].dtype) == (torch.bfloat16, torch.int64)
 
 
+def test_an_optimizer_finds_its_state(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    state = {
+        "opt": optimizer.state_dict(),
+        "empty": {},
+        "": torch.ones(2),
+        "list": [torch.ones(1), {"a": 1}],
+    }
+    torch.save(state, tmp_path / "train.pt")
+    found = paraload.read(tmp_path / "train.pt", nested=True)
+    assert same(found, state)
+    assert list(found["opt"]["state"]) == [0, 1]
+    other = torch.optim.AdamW(model.parameters())
+    other.load_state_dict(found["opt"])
+    assert same(other.state_dict(), optimizer.state_dict())
+    some = paraload.read(tmp_path / "train.pt", ["opt.state.1.*", "list.1.a"], nested=True)
+    assert same(some, {"opt": {"state": {1: state["opt"]["state"][1]}}, "list": [None, {"a": 1}]})
+
+
+def test_tensors_in_tuples_are_copied_too(tmp_path):
+    file = tmp_path / "model.pt"
+    torch.save({"t": (torch.ones(1 << 16), [2, (torch.ones(2),)])}, file)
+    found = paraload.read(file, dtype=torch.float16)["t"]
+    file.write_bytes(b"")
+    assert found[0].sum(dtype=torch.float32) == 1 << 16
+    assert (found[0].dtype, found[1][1][0].dtype) == (torch.float16, torch.float16)
+
+
 def test_tensors_outlive_the_file(tmp_path):
     file = tmp_path / "model.pt"
     torch.save({"w": torch.nn.Parameter(torch.ones(1 << 16))}, file)

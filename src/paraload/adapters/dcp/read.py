@@ -36,6 +36,9 @@ from paraload.sources.retrying import storage_error
 #: How the URL of a file of ``torch.save`` ends; not every storage can tell a folder from a file.
 _TORCH_SAVE: Final = (".pt", ".pth")
 
+#: What is rebuilt of a container with none of the wanted entries.
+_NOTHING: Final = object()
+
 Keys = str | Iterable[str] | Callable[[str], bool]
 
 
@@ -65,7 +68,8 @@ def read(
             that returns whether a name is to be read. By default everything is read.
         device: where the tensors are created.
         dtype: for floating-point tensors; by default that of the checkpoint.
-        nested: rebuild the dicts and lists that were saved, instead of one flat dict.
+        nested: rebuild the dicts and lists that were saved, instead of one flat dict. DCP saves the
+            keys of dicts as text, and no empty dicts.
         options: a :class:`~paraload.ReadOptions`, instead of keywords.
         storage_options: options of the storage of a URL; see :func:`paraload.load`.
         **keywords: fields of :class:`~paraload.ReadOptions`; they override ``options``.
@@ -117,9 +121,16 @@ def _of_torch_save(
     *,
     nested: bool,
 ) -> dict[str, Any]:
-    values, paths = _torch_saved(file, path)
+    state = _torch_saved(file, path)
+    try:
+        values, _ = flatten_state_dict(state)
+    except ValueError as error:  # two entries would have one name
+        raise _not_of_tensors(path, str(error)) from None
     copied = {name: _copy(values[name], device, dtype) for name in _selected(values, keys)}
-    return _nested(copied, paths) if nested else copied
+    if not nested:
+        return copied
+    rebuilt = _rebuilt(state, "", copied, with_empty=keys is None)
+    return {} if rebuilt is _NOTHING else rebuilt
 
 
 def _fetched(reader: ParallelHuggingFaceReader, name: str) -> io.BytesIO:
@@ -143,8 +154,8 @@ def _fetched(reader: ParallelHuggingFaceReader, name: str) -> io.BytesIO:
     return io.BytesIO(target.numpy().data)
 
 
-def _torch_saved(file: str | io.BytesIO, path: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """What a file of ``torch.save`` holds, flattened as DCP does, and the way to each entry."""
+def _torch_saved(file: str | io.BytesIO, path: str) -> dict[str, Any]:
+    """The dict that a file of ``torch.save`` holds, with mapped tensors."""
     try:
         # Files from before torch 1.6 are not archives and cannot be mapped.
         is_mapped = isinstance(file, str) and zipfile.is_zipfile(file)
@@ -164,11 +175,7 @@ def _torch_saved(file: str | io.BytesIO, path: str) -> tuple[dict[str, Any], Map
         raise _not_of_tensors(path, _reason(error)) from error
     if not isinstance(state, Mapping):
         raise _not_of_tensors(path, f"a {type(state).__name__}")
-    try:
-        flat: tuple[dict[str, Any], Mapping[str, Any]] = flatten_state_dict(dict(state))
-    except ValueError as error:  # two entries would have one name
-        raise _not_of_tensors(path, str(error)) from None
-    return flat
+    return dict(state)
 
 
 def _reason(error: Exception) -> str:
@@ -184,11 +191,40 @@ def _not_of_tensors(path: str, got: str) -> FormatError:
 
 
 def _copy(value: Any, device: torch.device | str | int, dtype: torch.dtype | None) -> Any:
-    """A tensor apart from the mapped file, which may change or be deleted."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    wanted = _dtype(value.dtype, dtype)
-    return value.detach().to(device=device, dtype=wanted, copy=True)
+    """``value`` apart from the mapped file, which may change or be deleted."""
+    if isinstance(value, torch.Tensor):
+        wanted = _dtype(value.dtype, dtype)
+        return value.detach().to(device=device, dtype=wanted, copy=True)
+    # Lists and tuples that flattening leaves whole, which may hold tensors.
+    if type(value) in {list, tuple}:
+        return type(value)(_copy(each, device, dtype) for each in value)
+    if type(value) is dict:
+        return {key: _copy(each, device, dtype) for key, each in value.items()}
+    return value
+
+
+def _rebuilt(value: Any, prefix: str, copied: Mapping[str, Any], *, with_empty: bool) -> Any:
+    """``value``, with the entries that are in ``copied`` under their flat names, and no others.
+
+    DCP's own way back knows only names: keys that were numbers would be text, and empty dicts
+    missing, so that an optimizer would not find its state.
+    """
+
+    def of(key: Any, each: Any) -> Any:
+        name = f"{prefix}{key}"
+        if name in copied:
+            return copied[name]
+        return _rebuilt(each, f"{name}.", copied, with_empty=with_empty)
+
+    if isinstance(value, Mapping):
+        found = ((key, of(key, each)) for key, each in value.items())
+        entries = {key: each for key, each in found if each is not _NOTHING}
+        return entries if entries or (with_empty and not value) else _NOTHING
+    if isinstance(value, list):
+        items = [of(number, each) for number, each in enumerate(value)]
+        if any(each is not _NOTHING for each in items):
+            return [None if each is _NOTHING else each for each in items]
+    return _NOTHING
 
 
 def _selected(names: Iterable[str], keys: Keys | None) -> list[str]:
