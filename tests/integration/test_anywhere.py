@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import fsspec
 import obstore
@@ -409,3 +410,41 @@ def test_a_reader_of_folders_takes_no_url_later_either(tmp_path):
     reader = paraload.ParallelFileSystemReader(tmp_path)
     with pytest.raises(InvalidOptionError, match="'s3://bucket/step' is a URL"):
         reader.reset("s3://me:secret@bucket/step")
+
+
+INDEXED = "model.safetensors.index.json"
+
+
+def serve_safetensors(folder):
+    """A server of an indexed folder of safetensors, which cannot be listed."""
+    save_safetensors(folder)
+    weight_map = {
+        "big": "model-00001-of-00002.safetensors",
+        "small": "model-00002-of-00002.safetensors",
+    }
+    (folder / INDEXED).write_text(json.dumps({"weight_map": weight_map}))
+    return faulty_server({f"ckpt/{path.name}": path.read_bytes() for path in folder.iterdir()})
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_refusal_is_told_also_where_metadata_are_missing(tmp_path, status):
+    with serve_safetensors(tmp_path) as server:
+        server.choose_fault = lambda _, path, __: status if "safetensors" in path else None
+        with pytest.raises(MetadataError, match=f"{status}.*{INDEXED}") as caught:
+            paraload.read(f"{server.url}/ckpt")
+        assert not isinstance(caught.value, MissingMetadataError)
+
+
+def test_each_request_of_a_look_is_retried(tmp_path, monkeypatch):
+    monkeypatch.setattr("paraload.sources.retrying.random", SimpleNamespace(uniform=lambda *_: 0))
+    asked = []
+
+    def every_third(*request):
+        asked.append(request)
+        return 503 if len(asked) % 3 == 0 else None
+
+    with serve_safetensors(tmp_path) as server:
+        server.choose_fault = every_third
+        found = paraload.read(f"{server.url}/ckpt")
+    assert found.keys() == TENSORS.keys()
+    assert len(asked) < 40

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from paraload.errors import StalledReadError
 from paraload.metadata.folder_contents import names_in_folder
@@ -25,7 +25,7 @@ class Look:
     Attributes:
         metadata: the stat of ``.metadata``; ``None`` if it is missing.
         names: the files, if it is missing; see :func:`names_in_folder`.
-        error: of a storage that has not answered in time; nothing else is known then.
+        error: why the storage was not asked further, or in vain; nothing else is known then.
     """
 
     metadata: FileStat | None = None
@@ -38,16 +38,27 @@ def look_at(
 ) -> Look:
     """Whether there is a ``.metadata``, and otherwise the files of the folder.
 
-    A storage that cannot list its files is asked for the usual names of safetensors. After an error
-    nothing is known: reading the metadata raises it again, where other ranks hear of it.
+    A storage that cannot list its files is asked for the usual names of safetensors. An error that
+    reading the metadata raises again is left to that, where other ranks hear of it.
     """
     doing = f"'{path}/{GLOBAL_METADATA}' was being read"
+    ask = partial(looked, source, doing=doing, retries=retries, stall_timeout_s=stall_timeout_s)
+    is_metadata_missing = False
     try:
-        return looked(source, _look, doing, retries=retries, stall_timeout_s=stall_timeout_s)
+        if (stat := ask(partial(_stat, name=GLOBAL_METADATA))) is not None:
+            return Look(metadata=stat)
+        if getattr(source, "root", None) is not None:
+            return Look(names=ask(_names_in_root))
+        if hasattr(source, "list_files"):
+            return Look(names=tuple(ask(names_in_folder)))
+        is_metadata_missing = True
+        names = (INDEX, SINGLE)
+        return Look(names=tuple(name for name in names if ask(partial(_stat, name=name))))
     except Exception as error:  # noqa: BLE001 - raised later
         # Waiting for it a second time would double the deadline.
         has_waited = isinstance(error, StalledReadError) or is_transient(source, error)
-        return Look(error=error.with_traceback(None) if has_waited else None)
+        is_final = has_waited or is_metadata_missing
+        return Look(error=error.with_traceback(None) if is_final else None)
 
 
 def looked(
@@ -65,21 +76,13 @@ def looked(
     return answer
 
 
-def _look(source: ByteSource) -> Look:
+def _names_in_root(source: Any) -> tuple[str, ...]:
+    with suppress(FileNotFoundError):  # final, although it would be retried for a file
+        return tuple(path.name for path in Path(source.root).iterdir())
+    return ()
+
+
+def _stat(source: ByteSource, *, name: str) -> FileStat | None:
     with suppress(FileNotFoundError):
-        return Look(metadata=source.stat(GLOBAL_METADATA))
-    if (root := getattr(source, "root", None)) is not None:
-        with suppress(FileNotFoundError):  # final, although it would be retried for a file
-            return Look(names=tuple(path.name for path in Path(root).iterdir()))
-        return Look()
-    if hasattr(source, "list_files"):
-        return Look(names=tuple(names_in_folder(source)))
-    return Look(names=tuple(name for name in (INDEX, SINGLE) if _has(source, name)))
-
-
-def _has(source: ByteSource, name: str) -> bool:
-    try:
-        source.stat(name)
-    except FileNotFoundError:
-        return False
-    return True
+        return source.stat(name)
+    return None
