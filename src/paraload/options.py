@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, Literal, TypedDict, get_args
 
@@ -37,6 +37,8 @@ _FLAGS: Final = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
 }
+#: How similar the name of an unknown option must be to a known one; storages have options too.
+_MISSPELT: Final = 0.85
 _GLOBAL: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
@@ -143,7 +145,7 @@ class ReadOptions:
         is_valid = timeout_s is None or (is_number and timeout_s > 0)
         self._require("stall_timeout_s", is_valid, "a number of seconds above 0, or None")
         if not isinstance(self.progress, bool):
-            self._require_callable("progress")
+            self._require_callable("progress", "True, False, None or a callable")
         for name in ("slice_file", "narrow_tensor", "transform"):
             self._require_callable(name)
         is_collection = isinstance(self.allow_globals, list | tuple | set | frozenset)
@@ -160,9 +162,9 @@ class ReadOptions:
         if not is_valid:
             raise InvalidOptionError(f"{name}={getattr(self, name)!r}: expected {expected}")
 
-    def _require_callable(self, name: str) -> None:
+    def _require_callable(self, name: str, expected: str = "a callable") -> None:
         value = getattr(self, name)
-        self._require(name, value is None or callable(value), "a callable")
+        self._require(name, value is None or callable(value), expected)
 
     def _require_count(self, name: str, minimum: int, maximum: int) -> None:
         value = getattr(self, name)
@@ -202,7 +204,7 @@ class ReadOptions:
         overrides = dict(overrides or {})
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(overrides.keys() - known):
-            raise InvalidOptionError(f"unknown option {unknown[0]!r}; known: {sorted(known)}")
+            raise _unknown(unknown[0], near=get_close_matches(unknown[0], known), known=known)
         if options is not None:
             if not isinstance(options, cls):
                 raise InvalidOptionError(f"options={options!r}: expected a ReadOptions")
@@ -243,13 +245,24 @@ def split_keywords(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of :class:`ReadOptions` among ``keywords``, and all others for the storage.
 
+    Raises:
+        InvalidOptionError: the name of a field is misspelt; storages would say nothing of it.
+
     >>> split_keywords({"max_workers": 4, "region": "eu-west-1"})
     ({'max_workers': 4}, {'region': 'eu-west-1'})
     """
     names = {field.name for field in dataclasses.fields(ReadOptions)}
     reading = {name: value for name, value in keywords.items() if name in names}
     others = {name: value for name, value in keywords.items() if name not in names}
+    for name in others:
+        if near := get_close_matches(name, names, cutoff=_MISSPELT):
+            raise _unknown(name, near=near, known=names)
     return reading, others | dict(storage_options or {})
+
+
+def _unknown(name: str, *, near: Sequence[str], known: Iterable[str]) -> InvalidOptionError:
+    what = f"did you mean {near[0]!r}?" if near else f"known: {sorted(known)}"
+    return InvalidOptionError(f"unknown option {name!r}; {what}")
 
 
 def parse_bytes(text: str) -> int:

@@ -134,6 +134,23 @@ def test_what_is_no_checkpoint(tmp_path):
         paraload.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("keywords", "text"),
+    [
+        ({"dtype": "bf16"}, "dtype='bf16': expected a dtype such as torch.bfloat16"),
+        ({"keys": 5}, "keys=5: expected names, patterns or a function"),
+        ({"keys": b"w*"}, "expected names, patterns or a function"),
+        ({"keys": [1, "w"]}, "keys: expected names or patterns, got 1"),
+        ({"max_worker": 1}, "did you mean 'max_workers'"),
+        ({"path": {}}, "path: expected a path or URL, got a dict"),
+    ],
+)
+def test_a_wrong_call_is_told(folder, keywords, text):
+    with pytest.raises(InvalidOptionError) as caught:
+        paraload.read(**{"path": folder} | keywords)
+    assert text in str(caught.value)
+
+
 def test_options_are_those_of_a_load(folder):
     with pytest.raises(InvalidOptionError, match="max_workers"):
         paraload.read(folder, max_workers=-1)

@@ -270,6 +270,18 @@ def test_paraload_load_refuses_unknown_options(folder):
         paraload.load({}, folder, workers=3)
 
 
+def test_a_misspelt_option_of_a_url_is_no_option_of_its_storage():
+    with pytest.raises(InvalidOptionError, match="'max_worker'; did you mean 'max_workers'"):
+        paraload.load({}, "http://127.0.0.1:1/ckpt", max_worker=3)
+
+
+def test_swapped_arguments_are_told(folder):
+    with pytest.raises(InvalidOptionError, match="path: expected a path or URL, got a dict"):
+        paraload.load(folder, {"w": torch.zeros(3)})
+    with pytest.raises(InvalidOptionError, match=r"state_dict: expected a dict.* got a Linear"):
+        paraload.load(torch.nn.Linear(3, 2), folder)
+
+
 def test_the_environment_sets_options_for_callers_that_pass_none(folder, saved, monkeypatch):
     monkeypatch.setenv("PARALOAD_MAX_WORKERS", "3")
     monkeypatch.setenv("PARALOAD_EXECUTOR", "threads")

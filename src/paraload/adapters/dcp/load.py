@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from traceback import StackSummary
 from typing import Any, Final, Unpack, cast
@@ -32,6 +32,7 @@ from paraload.adapters.dcp.planning_errors import misplanned_named
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.adapters.dcp.rank_errors import portable, raising_portable, ranks_error
 from paraload.adapters.dcp.reader_choice import Reader, has_not_answered, reader_for, source_of
+from paraload.adapters.dcp.urls import require_path
 from paraload.core.compat import load_state_dict
 from paraload.errors import (
     CheckpointReadError,
@@ -99,6 +100,12 @@ def load(
     >>> state["w"], report.items
     (tensor([0., 1., 2., 3.]), 1)
     """
+    require_path(path)
+    if not isinstance(state_dict, MutableMapping):
+        raise InvalidOptionError(
+            f"state_dict: expected a dict of tensors by name, got a {type(state_dict).__name__};"
+            " a module goes into one, such as {'model': model}"
+        )
     is_alone = no_dist or not (distributed.is_available() and distributed.is_initialized())
     rank = 0 if is_alone else distributed.get_rank(process_group)
     reader: Any

@@ -23,7 +23,13 @@ from paraload.adapters.dcp.load import load_alone
 from paraload.adapters.dcp.quick_planner import QuickLoadPlanner
 from paraload.adapters.dcp.reader_choice import file_stat, reader_for, source_of
 from paraload.adapters.dcp.safe_planner import SafeLoadPlanner
-from paraload.adapters.dcp.urls import is_url, local_path, refuse_storage_options, split_file
+from paraload.adapters.dcp.urls import (
+    is_url,
+    local_path,
+    refuse_storage_options,
+    require_path,
+    split_file,
+)
 from paraload.core.compat import flatten_state_dict, unflatten_state_dict
 from paraload.core.records import TensorRecord
 from paraload.errors import FormatError, InvalidOptionError, UnsafeObjectError
@@ -88,6 +94,9 @@ def read(
     ...     paraload.read(folder), paraload.read(folder, "model.*", nested=True)
     ({'model.w': tensor([0., 1., 2., 3.]), 'step': 7}, {'model': {'w': tensor([0., 1., 2., 3.])}})
     """
+    require_path(path)
+    if not isinstance(dtype, torch.dtype | None):
+        raise InvalidOptionError(f"dtype={dtype!r}: expected a dtype such as torch.bfloat16")
     path = local_path(path)
     if not is_url(path) and os.path.isfile(path) and split_file(path)[1] is None:  # noqa: PTH113
         ReadOptions.resolve(options, keywords)
@@ -233,10 +242,14 @@ def _selected(names: Iterable[str], keys: Keys | None) -> list[str]:
         return names
     if callable(keys):
         return [name for name in names if keys(name)]
-    patterns = [keys] if isinstance(keys, str) else list(keys)
+    patterns: Any = [keys] if isinstance(keys, str) else keys
+    if isinstance(patterns, bytes) or not isinstance(patterns, Iterable):
+        raise InvalidOptionError(f"keys={keys!r}: expected names, patterns or a function")
     known = set(names)
     chosen: set[str] = set()
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise InvalidOptionError(f"keys: expected names or patterns, got {pattern!r}")
         # A name may contain characters that have a meaning in patterns.
         found = {pattern} & known or {name for name in names if fnmatchcase(name, pattern)}
         if not found:

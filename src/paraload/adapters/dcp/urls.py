@@ -18,6 +18,11 @@ _OBJECT_STORES: Final = frozenset(
 )
 
 
+def require_path(path: Any) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidOptionError(f"path: expected a path or URL, got a {type(path).__name__}")
+
+
 def is_url(path: Any) -> bool:
     return not isinstance(path, Path) and "://" in os.fspath(path)
 
