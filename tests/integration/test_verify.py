@@ -12,6 +12,7 @@ import zipfile
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 import paraload
@@ -236,6 +237,7 @@ def test_only_a_manifest_sees_that_shards_were_swapped(tmp_path, key):
     manifest = tmp_path / "ckpt" / "manifest.json"
     assert write_manifest(tmp_path / "ckpt", manifest, key=key) == 3
     report = paraload.verify(tmp_path / "ckpt", manifest=manifest, key=key)
+    assert "\n3 files as in the manifest" in report.summary()
     assert report.ok
     assert report.remarks == ()
     first.rename(tmp_path / "x")
@@ -264,6 +266,18 @@ def test_a_key_is_needed_where_there_was_one(folder, tmp_path):
     write_manifest(folder, tmp_path / "m", key=b"a")
     with pytest.raises(InvalidOptionError, match="made with another key"):
         paraload.verify(folder, manifest=tmp_path / "m", key=b"b")
+
+
+def test_a_format_without_checksums_is_told(tmp_path):
+    save_file({"w": torch.ones(3)}, tmp_path / "model.safetensors")
+    text = paraload.verify(tmp_path).summary()
+    assert "the format has no checksums; only a manifest can show damaged values" in text
+    assert "CRC-32" not in text
+    write_manifest(tmp_path, tmp_path / "m")
+    report = paraload.verify(tmp_path, manifest=tmp_path / "m")
+    assert report.summary().endswith("the format has no checksums\n1 file as in the manifest")
+    with pytest.raises(InvalidOptionError, match=r"nope: cannot be read .No such file"):
+        paraload.verify(tmp_path, manifest=tmp_path / "nope")
 
 
 def test_a_manifest_with_an_unknown_key_still_distinguishes_files(folder, tmp_path):

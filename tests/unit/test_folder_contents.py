@@ -45,6 +45,7 @@ def test_a_folder_of_steps_names_the_newest(tmp_path):
             "2 files of torch.save, which paraload.read reads one by one ('m-1.bin')",
         ),
         (["rank0.pt"], "1 file of torch.save"),
+        (["a.pt", "b.pth"], "2 files of torch.save"),
         (["__0_0.distcp"], "an incomplete checkpoint? This file is written last"),
         ([], "there are no files here"),
         (

@@ -14,11 +14,11 @@ _INCOMPLETE: Final = "an incomplete checkpoint? This file is written last"
 #: A folder of runs may have thousands of subfolders; the last ones are the newest checkpoints.
 _MOST_SUBFOLDERS: Final = 20
 _CHECKPOINT_FILES: Final = ("/.metadata", ".safetensors")
-#: By the ending of file names, in the order of preference.
+#: By the endings of file names, in the order of preference.
 _OTHER_FORMATS: Final = {
-    ".safetensors": "safetensors, which paraload.load and ParallelHuggingFaceReader read",
-    ".gguf": "GGUF, which paraload does not read",
-    **dict.fromkeys((".bin", ".pt", ".pth"), "torch.save, which paraload.read reads one by one"),
+    (".safetensors",): "safetensors, which paraload.load and ParallelHuggingFaceReader read",
+    (".gguf",): "GGUF, which paraload does not read",
+    (".bin", ".pt", ".pth"): "torch.save, which paraload.read reads one by one",
 }
 
 
@@ -38,8 +38,8 @@ def instead_of_metadata(names: Sequence[str]) -> str:
     if steps := list(dict.fromkeys(map(posixpath.dirname, below))):
         which = f"newest of {len(steps)} checkpoints" if len(steps) > 1 else "only checkpoint"
         return f"the {which} below this folder is {steps[-1]!r}: load that folder"
-    for ending, what in _OTHER_FORMATS.items():
-        if files := [name for name in names if name.endswith(ending)]:
+    for endings, what in _OTHER_FORMATS.items():
+        if files := [name for name in names if name.endswith(endings)]:
             return f"this folder holds {counted(len(files), 'file')} of {what} ({files[0]!r})"
     return _INCOMPLETE
 

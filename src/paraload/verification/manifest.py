@@ -103,7 +103,8 @@ def compare_manifest(
         StalledReadError: the storage did not answer in time.
     """
     with closing(source_of(reader_for(path, **keywords))) as source:
-        yield from compare(source, manifest, key=key, stall_timeout_s=stall_timeout_s)
+        findings, _ = compare(source, manifest, key=key, stall_timeout_s=stall_timeout_s)
+    yield from findings
 
 
 def compare(
@@ -112,27 +113,37 @@ def compare(
     *,
     key: bytes | None,
     stall_timeout_s: float | None,
-) -> Iterator[Finding]:
-    """Compare all files of ``source`` except the manifest itself."""
+) -> tuple[list[Finding], int]:
+    """Compare all files of ``source`` except the manifest itself.
+
+    Returns:
+        The differences, and the number of files that are as the manifest says.
+    """
     known = _read(Path(manifest), key)
     found = _digests(source, relative_name(manifest, source), key, stall_timeout_s)
+    findings: list[Finding] = []
+    same = 0
     for name in sorted(known.keys() | found.keys()):
         old, new = known.get(name), found.get(name)
         if old and new and hmac.compare_digest(old["digest"].encode(), new["digest"].encode()):
+            same += 1
             continue
         problem = "the file is not the one that the manifest lists"
         if new is None:
             problem = "the file is missing"
         elif old is None:
             problem = "the manifest does not list the file"
-        yield Finding(
+        finding = Finding(
             kind="manifest",
             problem=problem,
             path=name,
             expected=_text(old),
             got=_text(new),
-            hint="The checkpoint was written to after the manifest was made",
+            hint="Files were damaged, replaced or added after the manifest was made, or it is of"
+            " another checkpoint",
         )
+        findings.append(finding)
+    return findings, same
 
 
 def relative_name(file: str | os.PathLike[str], source: ByteSource) -> str:
@@ -154,10 +165,11 @@ def _read(manifest: Path, key: bytes | None) -> dict[str, _File]:
             for name, file in value["files"].items()
         }
         known_key = str(value.get("key_digest", ""))  # older manifests have none
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidOptionError(
-            f"{manifest}: is not a manifest of paraload ({error!r})"
-        ) from error
+    except OSError as error:
+        raise InvalidOptionError(f"{manifest}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{manifest}: is not a manifest of paraload ({error!r})"
+        raise InvalidOptionError(what) from error
     problem = None
     if version != _VERSION:
         problem = f"version {version}; this paraload reads version {_VERSION} only"

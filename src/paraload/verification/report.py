@@ -141,6 +141,8 @@ class VerifyReport:
         objects: number of objects.
         records: number of stored pieces of tensors, and objects.
         files: number of data files.
+        has_checksums: whether the format has any; safetensors has none.
+        files_as_in_manifest: number of files with the digest of the manifest; ``None`` without one.
         bytes_checked: bytes whose CRC-32 was checked and correct.
         bytes_unverifiable: bytes that were written without a CRC-32.
         uncompared: tensors whose dtype and shape were not checked, as only torch can read them.
@@ -157,6 +159,8 @@ class VerifyReport:
     objects: int
     records: int
     files: int
+    has_checksums: bool
+    files_as_in_manifest: int | None
     bytes_checked: int
     bytes_unverifiable: int
     uncompared: int
@@ -188,8 +192,16 @@ class VerifyReport:
             f"CRC-32 checked for {format_bytes(self.bytes_checked)} in {self.seconds:.3f} s"
             f" ({format_bytes(rate)}/s)"
         )
+        same = self.files_as_in_manifest
+        if not self.has_checksums:
+            checked = (
+                f"headers and sizes checked in {self.seconds:.3f} s: the format has no checksums"
+            )
+            checked += "; only a manifest can show damaged values" if same is None else ""
+        if same is not None:
+            checked += f"\n{counted(same, 'file')} as in the manifest"
         details = {
-            "written without a CRC-32": _size(self.bytes_unverifiable),
+            "written without a CRC-32": _size(self.bytes_unverifiable * self.has_checksums),
             "tensors that only torch can read, not compared": self.uncompared,
             "read past the page cache": _size(self.bytes_direct),
             "slow path": printable(self.fallback),

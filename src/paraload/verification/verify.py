@@ -92,10 +92,12 @@ def verify(
         start, end = specs[item].start, specs[item].end
         problems.append(replace(Finding.of(error, (parts[item],)), start=start, end=end))
     known = {*found.files, *data_files}
+    as_listed = None
     if manifest is not None:
         timeout_s = options.stall_timeout_s
         with closing(source_of(reader)) as source:
-            problems += compare(source, manifest, key=key, stall_timeout_s=timeout_s)
+            differing, as_listed = compare(source, manifest, key=key, stall_timeout_s=timeout_s)
+        problems += differing
         known.add(relative_name(manifest, source))
     sizes = {name: file.size for name, file in files.items()}
     orphan_files = [name for name in present if name not in known]
@@ -106,6 +108,8 @@ def verify(
         objects=len({part.name for part in parts} - tensors),
         records=len(records),
         files=len(data_files),
+        has_checksums=found.is_dcp,
+        files_as_in_manifest=as_listed,
         bytes_checked=read.bytes_verified,
         bytes_unverifiable=statistics.bytes_unverifiable,
         uncompared=statistics.uncompared,
