@@ -237,6 +237,31 @@ def test_a_range_behind_the_end_is_a_short_file(server):
     source.close()
 
 
+@pytest.mark.parametrize("end", ["/", "//", "/?token=x", "///?token=a/#b"])
+def test_slashes_at_the_end_of_a_url_do_not_count(server, end):
+    source = ObjectStoreSource(f"{server.url}/ckpt{end}")
+    assert source.stat("y").size == 100
+    assert get(source, nbytes=10) == DATA[5:15]
+    assert source.name == f"{server.url}/ckpt"
+    source.close()
+
+
+@pytest.mark.parametrize("end", ["", "/", "//", "/?token=x"])
+def test_the_root_of_a_server_may_be_the_folder(server, end):
+    source = ObjectStoreSource(f"{server.url}{end}")
+    assert get(source, nbytes=10, path="ckpt/x") == DATA[5:15]
+    source.close()
+
+
+def test_the_root_of_other_stores_may_be_the_folder(tmp_path):
+    (tmp_path / "x").write_bytes(DATA)
+    for root in ("file://", "file:///"):
+        assert get(ObjectStoreSource(root), nbytes=10, path=f"{tmp_path}/x"[1:]) == DATA[5:15]
+    assert get(ObjectStoreSource(f"{tmp_path.as_uri()}//"), nbytes=10) == DATA[5:15]
+    for end in ("", "/", "//", "/x//"):
+        assert ObjectStoreSource(f"s3://bucket{end}", region="eu").name.startswith("s3://bucket")
+
+
 @pytest.mark.parametrize("first", ["stat", "read"])
 def test_an_object_that_changes_is_an_error(server, first):
     source = source_of(server)

@@ -1,4 +1,4 @@
-"""Removes credentials from URLs, for messages."""
+"""URLs: without credentials, for messages, and without slashes at the end of their path."""
 
 import re
 
@@ -14,3 +14,14 @@ def without_credentials(url: str) -> str:
     if "://" not in url:
         return url
     return re.sub(r"(?<=://)[^/]*@|[?#].*", "", url)
+
+
+def without_last_slashes(url: str) -> str:
+    """``url`` without slashes at the end of its path, which would make the keys below it wrong.
+
+    >>> without_last_slashes("https://host/step-1000//?sig=a/")
+    'https://host/step-1000?sig=a/'
+    >>> without_last_slashes("file:///")
+    'file:///'
+    """
+    return re.sub(r"^([^?#]*://[^?#]*[^/?#])/+(?=[?#]|$)", r"\1", url)

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from paraload.errors import InvalidOptionError, ShortFileError, StorageReadError
 from paraload.sources import SERVER_RETRIES, FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.buffers import scatter
+from paraload.sources.credentials import without_last_slashes
 from paraload.sources.obstore_errors import known_error, public_name, public_text
 
 Answer = TypeVar("Answer")
@@ -76,7 +77,8 @@ class ObjectStoreSource:
     )
 
     def __init__(self, where: Any, prefix: str = "", **store_options: Any) -> None:
-        self._where, self._prefix, self._options = where, prefix.strip("/"), store_options
+        self._where = without_last_slashes(where) if isinstance(where, str) else where
+        self._prefix, self._options = prefix.strip("/"), store_options
         self.name = "/".join(filter(None, (public_name(where), self._prefix)))
         self._is_url = isinstance(where, str)
         self._is_retried = self._is_url and "retry_config" not in store_options
