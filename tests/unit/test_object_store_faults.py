@@ -286,6 +286,42 @@ def test_a_server_without_versions_is_read_all_the_same(server):
     source.close()
 
 
+@pytest.mark.parametrize("status", [405, 501])
+def test_a_server_may_refuse_head(server, status):
+    server.files["ckpt/e"] = b""
+    server.choose_fault = lambda method, *_: status if method == "HEAD" else None
+    source = source_of(server)
+    assert [source.stat(path).size for path in "xyx"] == [len(DATA), 100, len(DATA)]
+    assert [method for method, *_ in server.requests] == ["HEAD", "GET", "GET", "GET"]
+    assert get(source) == DATA[5:2_000_005]
+    assert source.is_pinned("x", source.stat("x"))
+    refusal(source, ShortFileError, start=50, nbytes=51, path="y")
+    with pytest.raises(MissingFileError):
+        source.stat("z")
+    with pytest.raises(StorageReadError, match="416"):
+        source.stat("e")
+    server.files["ckpt/x"] = DATA[::-1]
+    assert "replaced while it was read" in str(refusal(source))
+    source.close()
+
+
+@pytest.mark.parametrize("of_head", ['"a"', 'W/"a"', None])
+@pytest.mark.parametrize("of_get", ['"a"', 'W/"a"', None])
+def test_etags_are_compared_weakly_and_may_be_missing(server, monkeypatch, of_head, of_get):
+    etags = {"HEAD": of_head, "GET": of_get}
+    monkeypatch.setattr(server, "etag", lambda _: etags[server.requests[-1][0]])
+    source = source_of(server)
+    for _ in range(2):
+        stat = source.stat("x")
+        assert get(source) == DATA[5:2_000_005]
+        assert source.is_pinned("x", stat) == (of_head is not None)
+    etags["HEAD"] = of_head and '"b"'
+    etags["GET"] = of_get and '"b"'
+    if of_head or of_get:
+        assert "replaced while it was read" in str(refusal(source))
+    source.close()
+
+
 def test_stalls_of_a_body_end(server):
     server.always = "stall"
     source = source_of(server, retries=0)

@@ -20,7 +20,7 @@ from paraload.errors import InvalidOptionError, ShortFileError, StorageReadError
 from paraload.sources import SERVER_RETRIES, FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.buffers import scatter
 from paraload.sources.credentials import without_last_slashes
-from paraload.sources.obstore_errors import known_error, public_name, public_text
+from paraload.sources.obstore_errors import is_head_refused, known_error, public_name, public_text
 
 Answer = TypeVar("Answer")
 
@@ -83,7 +83,8 @@ class ObjectStoreSource:
         self._is_url = isinstance(where, str)
         self._is_retried = self._is_url and "retry_config" not in store_options
         self._lock = threading.Lock()
-        self._versions: dict[str, str | None] = {}
+        self._versions: dict[str, str] = {}
+        self._refuses_head = False
         self._accepted: Any = None  # the store, once it has answered
         self._store: Any = self._made()
         if type(self._store).__name__ != "HTTPStore":  # it lists by WebDAV, which few servers have
@@ -104,12 +105,26 @@ class ObjectStoreSource:
 
     def stat(self, path: str) -> FileStat:
         found = self._stat(path)
-        self._versions[path] = found.version
+        if found.version is None:
+            self._versions.pop(path, None)
+        else:
+            self._versions[path] = found.version
         return found
 
     def _stat(self, path: str) -> FileStat:
-        meta = self._ask(path, lambda store: store.head(self._key(path)))
+        meta = self._ask(path, partial(self._head, path))
         return FileStat(meta["size"], _version(meta))
+
+    def _head(self, path: str, store: Any) -> Any:
+        """Size and version, from the first byte where the server only allows GET."""
+        if not self._refuses_head:
+            try:
+                return store.head(self._key(path))
+            except Exception as error:
+                if not is_head_refused(error):
+                    raise
+                self._refuses_head = True
+        return store.get(self._key(path), options={"range": (0, 1)}).meta
 
     def is_pinned(self, path: str, stat: FileStat) -> bool:
         return stat.version is not None and self._versions.get(path) == stat.version
@@ -123,7 +138,7 @@ class ObjectStoreSource:
     def _read(self, path: str, start: int, end: int, buffers: Sequence[memoryview]) -> None:
         def get(store: Any) -> Exception | None:
             answer = store.get(self._key(path), options={"range": (start, end)})
-            error = self._change(path, answer.meta)
+            error = self._change(path, answer.meta, store)
             if error is None and answer.range != (start, end):
                 error = _short(path, start, end, answer.meta["size"])
             if error is not None:
@@ -145,13 +160,18 @@ class ObjectStoreSource:
         finally:
             del error  # as in _ask: this frame refers to the buffers
 
-    def _change(self, path: str, meta: Any) -> Exception | None:
+    def _change(self, path: str, meta: Any, store: Any) -> Exception | None:
         """The error if this is not the version of the last ``stat``, or else the first response.
 
         Checking each response ends a long load early, notices replicas that differ, and saves a
         second look at each file. ``If-Match`` needs the server's support.
         """
         version = _version(meta)
+        if version is None and path in self._versions:
+            # ``is_pinned`` has promised a comparison. Few servers send ETags with HEAD alone.
+            version = _version(self._head(path, store))
+        if version is None:
+            return None
         first = self._versions.setdefault(path, version)
         if version == first:
             return None
@@ -282,7 +302,8 @@ def _require_store(store: Any, options: dict[str, Any]) -> Any:
 
 def _version(meta: Any) -> str | None:
     if meta["e_tag"]:
-        return str(meta["e_tag"])
+        # Proxies that compress send the same ETag as strong and as weak.
+        return str(meta["e_tag"]).removeprefix("W/")
     written = meta["last_modified"]
     return str(written) if written.timestamp() else None  # 1970 where the server does not tell
 

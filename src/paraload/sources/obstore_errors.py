@@ -21,6 +21,7 @@ _INTERRUPTION: Final = re.compile(r"kind: (Connect|Request|Timeout|Interrupted)\
 #: The system's reason for a failed connection, such as "Connection refused".
 _REASON: Final = re.compile(r'(?:message|error): "([\w ,:]{1,100})"')
 _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERRORS = 408, 429, 500
+_HEAD_REFUSED: Final = frozenset({405, 501})
 _DENIED: Final = frozenset({401, 403})
 _EXPIRED: Final = "ExpiredToken"  # S3 answers 400 then
 _HINTS: Final = {
@@ -61,6 +62,12 @@ def known_error(error: Exception, path: str | None, name: str) -> Exception:
         return ConnectionError(f"{name}: {answer}{f' ({reason[1]})' if reason else ''}")
     hint = next((hint for part, hint in _HINTS.items() if part in answer), None)
     return StorageReadError(f"{name}: {answer}", path=path, hint=hint)
+
+
+def is_head_refused(error: Exception) -> bool:
+    """Whether a server that refuses a HEAD request may allow GET. obstore calls 405 "not found"."""
+    status = _STATUS.search(str(error))
+    return status is not None and int(status[1]) in _HEAD_REFUSED
 
 
 def public_text(text: str) -> str:
