@@ -410,6 +410,8 @@ def test_threads_wait_for_answers_together(server):
         ("http://h/x", {"client_options": {"nonsense": 1}}, "Invalid key: nonsense"),
         ("http://h/x", {"client_options": "timeout=1"}, "client_options must be a dict, not str"),
         ("s3://bucket/x", {"allow_http": True}, "^s3://bucket/x: .*allow_http.* client_options="),
+        ("s3://b/x", {"endpoint": "s3cret:9"}, "^s3://b/x: endpoint must begin with http"),
+        ("az://bucket/x", {"azure_endpoint": "ftp://h"}, "azure_endpoint must begin with http"),
         ("foo://me:s3cret@b/p?t0ken", {}, "^foo://b/p: .*Unable to recognise URL"),
         ("memory:///", {}, "pass the obstore.store.MemoryStore"),
         ("file:///not/there", {}, "file:///not/there: .*/not/there"),
@@ -431,6 +433,30 @@ def test_a_plain_endpoint_of_the_environment_is_asked(server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     keys = {"access_key_id": "a", "secret_access_key": "s3cret"}
     refusal(ObjectStoreSource("s3://b/x", **keys), MissingFileError)
+
+
+def test_an_endpoint_of_the_environment_without_a_scheme_is_refused(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    with pytest.raises(InvalidOptionError, match="AWS_ENDPOINT_URL must begin with http"):
+        ObjectStoreSource("s3://b/x")
+    for url, options in (
+        ("s3://b/x", {"endpoint": "https://127.0.0.1:9000"}),
+        ("gs://b/x", {}),
+        ("http://127.0.0.1:9000/x", {}),
+    ):
+        ObjectStoreSource(url, **options).close()
+
+
+def test_a_panic_of_obstore_is_an_error(monkeypatch):
+    monkeypatch.setattr(object_store, "_ENDPOINTS", ())  # so that the endpoint reaches obstore
+    keys = {"access_key_id": "a", "secret_access_key": "s3cret", "region": "x"}
+    source = ObjectStoreSource("s3://b/x", endpoint="127.0.0.1:9000", **keys)
+    error = refusal(source)
+    assert type(error) is StorageReadError
+    assert "s3://b/x: obstore panicked (" in str(error)
+    with pytest.raises(StorageReadError, match="panicked"):
+        source.stat("x")
+    source.close()
 
 
 def test_user_and_password_of_a_url_are_sent(server):

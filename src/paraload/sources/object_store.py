@@ -20,7 +20,13 @@ from paraload.errors import InvalidOptionError, ShortFileError, StorageReadError
 from paraload.sources import SERVER_RETRIES, FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.buffers import scatter
 from paraload.sources.credentials import without_last_slashes
-from paraload.sources.obstore_errors import is_head_refused, known_error, public_name, public_text
+from paraload.sources.obstore_errors import (
+    is_head_refused,
+    known_error,
+    panic_text,
+    public_name,
+    public_text,
+)
 
 Answer = TypeVar("Answer")
 
@@ -212,7 +218,9 @@ class ObjectStoreSource:
             store = self._opened()
             try:
                 answer = call(store)
-            except (BaseError, FileNotFoundError) as error:
+            except BaseException as error:
+                if not isinstance(error, (BaseError, FileNotFoundError)) and not panic_text(error):
+                    raise
                 failure = known_error(error, path, self.name)
             else:
                 self._accepted = store
@@ -243,7 +251,8 @@ class ObjectStoreSource:
     def _made(self) -> Any:
         if not self._is_url:
             return _require_store(self._where, self._options)
-        if urlsplit(self._where).scheme == "memory":
+        scheme = urlsplit(self._where).scheme
+        if scheme == "memory":
             raise InvalidOptionError(
                 "each memory:// store has content of its own; pass the obstore.store.MemoryStore"
                 " that has the checkpoint instead of a URL"
@@ -266,6 +275,7 @@ class ObjectStoreSource:
             raise InvalidOptionError(
                 f"{self.name}: client_options must be a dict, not {type(given).__name__}"
             )
+        _require_scheme(scheme, self._options, self.name)
         client |= _login(self._where) | _CLIENT_OPTIONS | given
         options = {"retry_config": {"max_retries": 0}} | self._options | {"client_options": client}
         try:
@@ -273,14 +283,24 @@ class ObjectStoreSource:
         except (BaseError, ValueError, TypeError) as error:
             problem = public_text(str(error))
         except BaseException as error:
-            # A panic of Rust, which is no Exception and cannot be imported.
-            if type(error).__name__ != "PanicException":
+            if (panic := panic_text(error)) is None:
                 raise
             problem = (
-                f"obstore panicked ({public_text(str(error))}). Options of its HTTP client, such as"
-                " allow_http and timeout, go into client_options={...}"
+                f"{panic}. Options of its HTTP client, such as allow_http and timeout, go into"
+                " client_options={...}"
             )
         raise InvalidOptionError(f"{self.name}: {problem}")
+
+
+def _require_scheme(scheme: str, options: dict[str, Any], name: str) -> None:
+    """Refuse an endpoint without a scheme, with which the first request to S3 panics."""
+    endpoints = {it: options[it] for it in _ENDPOINTS if options.get(it)}
+    if not endpoints and scheme.startswith("s3"):
+        variables = [it.upper() for it in _ENDPOINTS if it.startswith("aws_")]
+        endpoints = {it: os.environ[it] for it in variables if os.environ.get(it)}
+    for it, endpoint in endpoints.items():
+        if not str(endpoint).lower().startswith(("http://", "https://")):
+            raise InvalidOptionError(f"{name}: {it} must begin with http:// or https://")
 
 
 def _login(url: str) -> dict[str, Any]:
