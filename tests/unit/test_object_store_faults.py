@@ -412,6 +412,8 @@ def test_threads_wait_for_answers_together(server):
         ("s3://bucket/x", {"allow_http": True}, "^s3://bucket/x: .*allow_http.* client_options="),
         ("s3://b/x", {"endpoint": "s3cret:9"}, "^s3://b/x: endpoint must begin with http"),
         ("az://bucket/x", {"azure_endpoint": "ftp://h"}, "azure_endpoint must begin with http"),
+        ("http://me:s3cret@[bad/x", {}, r"^http://\[bad/x: not a valid URL"),
+        ("http://me:t0ken/s3cret@h/x", {}, "^http://h/x: .*invalid port number"),
         ("foo://me:s3cret@b/p?t0ken", {}, "^foo://b/p: .*Unable to recognise URL"),
         ("memory:///", {}, "pass the obstore.store.MemoryStore"),
         ("file:///not/there", {}, "file:///not/there: .*/not/there"),

@@ -14,12 +14,12 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from paraload.errors import InvalidOptionError, ShortFileError, StorageReadError
 from paraload.sources import SERVER_RETRIES, FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.buffers import scatter
-from paraload.sources.credentials import without_last_slashes
+from paraload.sources.credentials import split_url, without_last_slashes
 from paraload.sources.obstore_errors import (
     is_head_refused,
     known_error,
@@ -251,7 +251,7 @@ class ObjectStoreSource:
     def _made(self) -> Any:
         if not self._is_url:
             return _require_store(self._where, self._options)
-        scheme = urlsplit(self._where).scheme
+        scheme = split_url(self._where).scheme
         if scheme == "memory":
             raise InvalidOptionError(
                 "each memory:// store has content of its own; pass the obstore.store.MemoryStore"
@@ -305,7 +305,7 @@ def _require_scheme(scheme: str, options: dict[str, Any], name: str) -> None:
 
 def _login(url: str) -> dict[str, Any]:
     """The client options for user and password in an HTTP URL, which obstore ignores."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     if parts.username is None or parts.scheme not in {"http", "https"}:
         return {}
     pair = unquote(f"{parts.username}:{parts.password or ''}").encode()
