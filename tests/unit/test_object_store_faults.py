@@ -25,7 +25,7 @@ from paraload.errors import (
     ShortFileError,
     StorageReadError,
 )
-from paraload.sources import Read, object_store
+from paraload.sources import Read, object_store, obstore_stores
 from paraload.sources.object_store import ObjectStoreSource
 from paraload.sources.obstore_errors import known_error
 from paraload.sources.retrying import RetryingSource
@@ -332,9 +332,9 @@ def test_stalls_of_a_body_end(server):
 
 
 def test_stalls_end_without_options_too(server, monkeypatch):
-    given = object_store._CLIENT_OPTIONS
+    given = obstore_stores._CLIENT_OPTIONS
     assert set(given) == {"read_timeout", "timeout"}
-    monkeypatch.setattr(object_store, "_CLIENT_OPTIONS", {**given, "read_timeout": "300ms"})
+    monkeypatch.setattr(obstore_stores, "_CLIENT_OPTIONS", {**given, "read_timeout": "300ms"})
     server.always = "stall"
     with pytest.raises(TimeoutError, match="timed out"):
         get(ObjectStoreSource(f"{server.url}/ckpt"))
@@ -450,7 +450,7 @@ def test_an_endpoint_of_the_environment_without_a_scheme_is_refused(monkeypatch)
 
 
 def test_a_panic_of_obstore_is_an_error(monkeypatch):
-    monkeypatch.setattr(object_store, "_ENDPOINTS", ())  # so that the endpoint reaches obstore
+    monkeypatch.setattr(obstore_stores, "_ENDPOINTS", ())  # so that the endpoint reaches obstore
     keys = {"access_key_id": "a", "secret_access_key": "s3cret", "region": "x"}
     source = ObjectStoreSource("s3://b/x", endpoint="127.0.0.1:9000", **keys)
     error = refusal(source)

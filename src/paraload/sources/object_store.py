@@ -8,25 +8,17 @@ Bodies are never collected: a request in flight holds a few such pieces, however
 from __future__ import annotations
 
 import errno
-import os
 import threading
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote
 
-from paraload.errors import InvalidOptionError, ShortFileError, StorageReadError
+from paraload.errors import ShortFileError, StorageReadError
 from paraload.sources import SERVER_RETRIES, FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.buffers import scatter
-from paraload.sources.credentials import split_url, without_last_slashes
-from paraload.sources.obstore_errors import (
-    is_head_refused,
-    known_error,
-    panic_text,
-    public_name,
-    public_text,
-)
+from paraload.sources.credentials import without_last_slashes
+from paraload.sources.obstore_errors import is_head_refused, known_error, panic_text, public_name
+from paraload.sources.obstore_stores import make_store
 
 Answer = TypeVar("Answer")
 
@@ -35,17 +27,6 @@ _REQUEST_BYTES: Final = (8 << 20) + (64 << 10)
 #: Pieces in which a body arrives. With 128 connections, 512 KiB took 160 MiB of memory and this
 #: takes 90 MiB (so ``body_bytes`` is 1 MiB), at the same speed.
 _PIECE_BYTES: Final = 256 << 10
-#: 8 MiB take longer than 120 s only below 70 KiB/s. ``read_timeout`` is shorter than the default of
-#: ``stall_timeout_s``, so that a stalled request is retried before the load gives up.
-_CLIENT_OPTIONS: Final = {"timeout": "120s", "read_timeout": "20s"}
-#: Names of the option for the address of the server.
-_ENDPOINTS: Final = (
-    "endpoint",
-    "endpoint_url",
-    "aws_endpoint",
-    "aws_endpoint_url",
-    "azure_endpoint",
-)
 
 
 class ObjectStoreSource:
@@ -241,83 +222,15 @@ class ObjectStoreSource:
                 self._store = self._made()
             return self._store
 
+    def _made(self) -> Any:
+        return make_store(self._where, self._options, name=self.name)
+
     def _is_renewed(self, store: Any) -> bool:
         """Whether there is a new store to try after ``store`` was denied access."""
         with self._lock:
             if self._is_url and self._store is store and self._accepted is store:
                 self._store = None
             return self._store is not store
-
-    def _made(self) -> Any:
-        if not self._is_url:
-            return _require_store(self._where, self._options)
-        scheme = split_url(self._where).scheme
-        if scheme == "memory":
-            raise InvalidOptionError(
-                "each memory:// store has content of its own; pass the obstore.store.MemoryStore"
-                " that has the checkpoint instead of a URL"
-            )
-        try:
-            from obstore.exceptions import BaseError  # noqa: PLC0415 - optional
-            from obstore.store import from_url  # noqa: PLC0415
-        except ImportError:
-            raise InvalidOptionError(
-                f"reading {self.name} needs obstore: pip install 'paraload[object-store]'. Or read"
-                " it with ParallelFsspecReader"
-            ) from None
-        # obstore refuses http:// unless ``allow_http`` is set.
-        named = (self._options.get(it) or os.environ.get(it.upper()) for it in _ENDPOINTS)
-        places = (self._where, *named)
-        is_plain = any(str(place).lower().startswith("http://") for place in places)
-        client = {"allow_http": True} if is_plain else {}
-        given = self._options.get("client_options", {})
-        if not isinstance(given, dict):
-            raise InvalidOptionError(
-                f"{self.name}: client_options must be a dict, not {type(given).__name__}"
-            )
-        _require_scheme(scheme, self._options, self.name)
-        client |= _login(self._where) | _CLIENT_OPTIONS | given
-        options = {"retry_config": {"max_retries": 0}} | self._options | {"client_options": client}
-        try:
-            return from_url(self._where, **options)
-        except (BaseError, ValueError, TypeError) as error:
-            problem = public_text(str(error))
-        except BaseException as error:
-            if (panic := panic_text(error)) is None:
-                raise
-            problem = (
-                f"{panic}. Options of its HTTP client, such as allow_http and timeout, go into"
-                " client_options={...}"
-            )
-        raise InvalidOptionError(f"{self.name}: {problem}")
-
-
-def _require_scheme(scheme: str, options: dict[str, Any], name: str) -> None:
-    """Refuse an endpoint without a scheme, with which the first request to S3 panics."""
-    endpoints = {it: options[it] for it in _ENDPOINTS if options.get(it)}
-    if not endpoints and scheme.startswith("s3"):
-        variables = [it.upper() for it in _ENDPOINTS if it.startswith("aws_")]
-        endpoints = {it: os.environ[it] for it in variables if os.environ.get(it)}
-    for it, endpoint in endpoints.items():
-        if not str(endpoint).lower().startswith(("http://", "https://")):
-            raise InvalidOptionError(f"{name}: {it} must begin with http:// or https://")
-
-
-def _login(url: str) -> dict[str, Any]:
-    """The client options for user and password in an HTTP URL, which obstore ignores."""
-    parts = split_url(url)
-    if parts.username is None or parts.scheme not in {"http", "https"}:
-        return {}
-    pair = unquote(f"{parts.username}:{parts.password or ''}").encode()
-    return {"default_headers": {"Authorization": f"Basic {b64encode(pair).decode()}"}}
-
-
-def _require_store(store: Any, options: dict[str, Any]) -> Any:
-    if not hasattr(store, "get_range"):
-        raise InvalidOptionError(f"expected a URL or an obstore store, got {store!r}")
-    if options:
-        raise InvalidOptionError(f"{min(options)}: an obstore store has its own options already")
-    return store
 
 
 def _version(meta: Any) -> str | None:
