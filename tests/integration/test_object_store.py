@@ -96,6 +96,16 @@ def test_all_bits_are_those_that_torch_reads(checkpoint, open_reader):
     assert report.retries == 0
 
 
+def test_a_server_that_refuses_head_is_read_too(checkpoint, server):
+    folder, state = checkpoint
+    server.files |= content(folder)
+    server.choose_fault = lambda method, *_: 405 if method == "HEAD" else None
+    got = support.empty_like(state)
+    assert paraload.load(got, f"{server.url}/", no_dist=True).retries == 0
+    support.assert_same(got, state)
+    assert [method for method, *_ in server.requests].count("HEAD") == 1
+
+
 def test_slices_are_those_of_the_matrix(checkpoint, open_reader):
     _, state = checkpoint
     targets = empty(WINDOWS)
@@ -357,6 +367,12 @@ def test_no_secret_is_in_the_path_of_a_reader(checkpoint):
     assert reader._url == url
     source = ParallelObjectStoreReader(S3_URL, **S3_KEYS)._make_source()
     assert repr(source) == f"ObjectStoreSource({S3_URL!r})"
+
+
+def test_a_url_that_cannot_be_parsed_is_refused_without_its_password():
+    for call in (functools.partial(paraload.load, {}), paraload.read, paraload.verify):
+        with pytest.raises(InvalidOptionError, match=r"^http://\[bad/x: not a valid URL"):
+            call("http://me:s3cret@[bad/x")
 
 
 def test_dcp_may_name_another_checkpoint_each_time(checkpoint, tmp_path):

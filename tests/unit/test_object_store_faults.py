@@ -25,7 +25,7 @@ from paraload.errors import (
     ShortFileError,
     StorageReadError,
 )
-from paraload.sources import Read, object_store
+from paraload.sources import Read, object_store, obstore_stores
 from paraload.sources.object_store import ObjectStoreSource
 from paraload.sources.obstore_errors import known_error
 from paraload.sources.retrying import RetryingSource
@@ -237,6 +237,31 @@ def test_a_range_behind_the_end_is_a_short_file(server):
     source.close()
 
 
+@pytest.mark.parametrize("end", ["/", "//", "/?token=x", "///?token=a/#b"])
+def test_slashes_at_the_end_of_a_url_do_not_count(server, end):
+    source = ObjectStoreSource(f"{server.url}/ckpt{end}")
+    assert source.stat("y").size == 100
+    assert get(source, nbytes=10) == DATA[5:15]
+    assert source.name == f"{server.url}/ckpt"
+    source.close()
+
+
+@pytest.mark.parametrize("end", ["", "/", "//", "/?token=x"])
+def test_the_root_of_a_server_may_be_the_folder(server, end):
+    source = ObjectStoreSource(f"{server.url}{end}")
+    assert get(source, nbytes=10, path="ckpt/x") == DATA[5:15]
+    source.close()
+
+
+def test_the_root_of_other_stores_may_be_the_folder(tmp_path):
+    (tmp_path / "x").write_bytes(DATA)
+    for root in ("file://", "file:///"):
+        assert get(ObjectStoreSource(root), nbytes=10, path=f"{tmp_path}/x"[1:]) == DATA[5:15]
+    assert get(ObjectStoreSource(f"{tmp_path.as_uri()}//"), nbytes=10) == DATA[5:15]
+    for end in ("", "/", "//", "/x//"):
+        assert ObjectStoreSource(f"s3://bucket{end}", region="eu").name.startswith("s3://bucket")
+
+
 @pytest.mark.parametrize("first", ["stat", "read"])
 def test_an_object_that_changes_is_an_error(server, first):
     source = source_of(server)
@@ -261,6 +286,42 @@ def test_a_server_without_versions_is_read_all_the_same(server):
     source.close()
 
 
+@pytest.mark.parametrize("status", [405, 501])
+def test_a_server_may_refuse_head(server, status):
+    server.files["ckpt/e"] = b""
+    server.choose_fault = lambda method, *_: status if method == "HEAD" else None
+    source = source_of(server)
+    assert [source.stat(path).size for path in "xyx"] == [len(DATA), 100, len(DATA)]
+    assert [method for method, *_ in server.requests] == ["HEAD", "GET", "GET", "GET"]
+    assert get(source) == DATA[5:2_000_005]
+    assert source.is_pinned("x", source.stat("x"))
+    refusal(source, ShortFileError, start=50, nbytes=51, path="y")
+    with pytest.raises(MissingFileError):
+        source.stat("z")
+    with pytest.raises(StorageReadError, match="416"):
+        source.stat("e")
+    server.files["ckpt/x"] = DATA[::-1]
+    assert "replaced while it was read" in str(refusal(source))
+    source.close()
+
+
+@pytest.mark.parametrize("of_head", ['"a"', 'W/"a"', None])
+@pytest.mark.parametrize("of_get", ['"a"', 'W/"a"', None])
+def test_etags_are_compared_weakly_and_may_be_missing(server, monkeypatch, of_head, of_get):
+    etags = {"HEAD": of_head, "GET": of_get}
+    monkeypatch.setattr(server, "etag", lambda _: etags[server.requests[-1][0]])
+    source = source_of(server)
+    for _ in range(2):
+        stat = source.stat("x")
+        assert get(source) == DATA[5:2_000_005]
+        assert source.is_pinned("x", stat) == (of_head is not None)
+    etags["HEAD"] = of_head and '"b"'
+    etags["GET"] = of_get and '"b"'
+    if of_head or of_get:
+        assert "replaced while it was read" in str(refusal(source))
+    source.close()
+
+
 def test_stalls_of_a_body_end(server):
     server.always = "stall"
     source = source_of(server, retries=0)
@@ -271,9 +332,9 @@ def test_stalls_of_a_body_end(server):
 
 
 def test_stalls_end_without_options_too(server, monkeypatch):
-    given = object_store._CLIENT_OPTIONS
+    given = obstore_stores._CLIENT_OPTIONS
     assert set(given) == {"read_timeout", "timeout"}
-    monkeypatch.setattr(object_store, "_CLIENT_OPTIONS", {**given, "read_timeout": "300ms"})
+    monkeypatch.setattr(obstore_stores, "_CLIENT_OPTIONS", {**given, "read_timeout": "300ms"})
     server.always = "stall"
     with pytest.raises(TimeoutError, match="timed out"):
         get(ObjectStoreSource(f"{server.url}/ckpt"))
@@ -349,6 +410,10 @@ def test_threads_wait_for_answers_together(server):
         ("http://h/x", {"client_options": {"nonsense": 1}}, "Invalid key: nonsense"),
         ("http://h/x", {"client_options": "timeout=1"}, "client_options must be a dict, not str"),
         ("s3://bucket/x", {"allow_http": True}, "^s3://bucket/x: .*allow_http.* client_options="),
+        ("s3://b/x", {"endpoint": "s3cret:9"}, "^s3://b/x: endpoint must begin with http"),
+        ("az://bucket/x", {"azure_endpoint": "ftp://h"}, "azure_endpoint must begin with http"),
+        ("http://me:s3cret@[bad/x", {}, r"^http://\[bad/x: not a valid URL"),
+        ("http://me:t0ken/s3cret@h/x", {}, "^http://h/x: .*invalid port number"),
         ("foo://me:s3cret@b/p?t0ken", {}, "^foo://b/p: .*Unable to recognise URL"),
         ("memory:///", {}, "pass the obstore.store.MemoryStore"),
         ("file:///not/there", {}, "file:///not/there: .*/not/there"),
@@ -370,6 +435,30 @@ def test_a_plain_endpoint_of_the_environment_is_asked(server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     keys = {"access_key_id": "a", "secret_access_key": "s3cret"}
     refusal(ObjectStoreSource("s3://b/x", **keys), MissingFileError)
+
+
+def test_an_endpoint_of_the_environment_without_a_scheme_is_refused(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    with pytest.raises(InvalidOptionError, match="AWS_ENDPOINT_URL must begin with http"):
+        ObjectStoreSource("s3://b/x")
+    for url, options in (
+        ("s3://b/x", {"endpoint": "https://127.0.0.1:9000"}),
+        ("gs://b/x", {}),
+        ("http://127.0.0.1:9000/x", {}),
+    ):
+        ObjectStoreSource(url, **options).close()
+
+
+def test_a_panic_of_obstore_is_an_error(monkeypatch):
+    monkeypatch.setattr(obstore_stores, "_ENDPOINTS", ())  # so that the endpoint reaches obstore
+    keys = {"access_key_id": "a", "secret_access_key": "s3cret", "region": "x"}
+    source = ObjectStoreSource("s3://b/x", endpoint="127.0.0.1:9000", **keys)
+    error = refusal(source)
+    assert type(error) is StorageReadError
+    assert "s3://b/x: obstore panicked (" in str(error)
+    with pytest.raises(StorageReadError, match="panicked"):
+        source.stat("x")
+    source.close()
 
 
 def test_user_and_password_of_a_url_are_sent(server):

@@ -8,18 +8,17 @@ Bodies are never collected: a request in flight holds a few such pieces, however
 from __future__ import annotations
 
 import errno
-import os
 import threading
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote, urlsplit
 
-from paraload.errors import InvalidOptionError, ShortFileError, StorageReadError
+from paraload.errors import ShortFileError, StorageReadError
 from paraload.sources import SERVER_RETRIES, FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.buffers import scatter
-from paraload.sources.obstore_errors import known_error, public_name, public_text
+from paraload.sources.credentials import without_last_slashes
+from paraload.sources.obstore_errors import is_head_refused, known_error, panic_text, public_name
+from paraload.sources.obstore_stores import make_store
 
 Answer = TypeVar("Answer")
 
@@ -28,17 +27,6 @@ _REQUEST_BYTES: Final = (8 << 20) + (64 << 10)
 #: Pieces in which a body arrives. With 128 connections, 512 KiB took 160 MiB of memory and this
 #: takes 90 MiB (so ``body_bytes`` is 1 MiB), at the same speed.
 _PIECE_BYTES: Final = 256 << 10
-#: 8 MiB take longer than 120 s only below 70 KiB/s. ``read_timeout`` is shorter than the default of
-#: ``stall_timeout_s``, so that a stalled request is retried before the load gives up.
-_CLIENT_OPTIONS: Final = {"timeout": "120s", "read_timeout": "20s"}
-#: Names of the option for the address of the server.
-_ENDPOINTS: Final = (
-    "endpoint",
-    "endpoint_url",
-    "aws_endpoint",
-    "aws_endpoint_url",
-    "azure_endpoint",
-)
 
 
 class ObjectStoreSource:
@@ -76,12 +64,14 @@ class ObjectStoreSource:
     )
 
     def __init__(self, where: Any, prefix: str = "", **store_options: Any) -> None:
-        self._where, self._prefix, self._options = where, prefix.strip("/"), store_options
+        self._where = without_last_slashes(where) if isinstance(where, str) else where
+        self._prefix, self._options = prefix.strip("/"), store_options
         self.name = "/".join(filter(None, (public_name(where), self._prefix)))
         self._is_url = isinstance(where, str)
         self._is_retried = self._is_url and "retry_config" not in store_options
         self._lock = threading.Lock()
-        self._versions: dict[str, str | None] = {}
+        self._versions: dict[str, str] = {}
+        self._refuses_head = False
         self._accepted: Any = None  # the store, once it has answered
         self._store: Any = self._made()
         if type(self._store).__name__ != "HTTPStore":  # it lists by WebDAV, which few servers have
@@ -102,12 +92,26 @@ class ObjectStoreSource:
 
     def stat(self, path: str) -> FileStat:
         found = self._stat(path)
-        self._versions[path] = found.version
+        if found.version is None:
+            self._versions.pop(path, None)
+        else:
+            self._versions[path] = found.version
         return found
 
     def _stat(self, path: str) -> FileStat:
-        meta = self._ask(path, lambda store: store.head(self._key(path)))
+        meta = self._ask(path, partial(self._head, path))
         return FileStat(meta["size"], _version(meta))
+
+    def _head(self, path: str, store: Any) -> Any:
+        """Size and version, from the first byte where the server only allows GET."""
+        if not self._refuses_head:
+            try:
+                return store.head(self._key(path))
+            except Exception as error:
+                if not is_head_refused(error):
+                    raise
+                self._refuses_head = True
+        return store.get(self._key(path), options={"range": (0, 1)}).meta
 
     def is_pinned(self, path: str, stat: FileStat) -> bool:
         return stat.version is not None and self._versions.get(path) == stat.version
@@ -121,7 +125,7 @@ class ObjectStoreSource:
     def _read(self, path: str, start: int, end: int, buffers: Sequence[memoryview]) -> None:
         def get(store: Any) -> Exception | None:
             answer = store.get(self._key(path), options={"range": (start, end)})
-            error = self._change(path, answer.meta)
+            error = self._change(path, answer.meta, store)
             if error is None and answer.range != (start, end):
                 error = _short(path, start, end, answer.meta["size"])
             if error is not None:
@@ -143,13 +147,18 @@ class ObjectStoreSource:
         finally:
             del error  # as in _ask: this frame refers to the buffers
 
-    def _change(self, path: str, meta: Any) -> Exception | None:
+    def _change(self, path: str, meta: Any, store: Any) -> Exception | None:
         """The error if this is not the version of the last ``stat``, or else the first response.
 
         Checking each response ends a long load early, notices replicas that differ, and saves a
         second look at each file. ``If-Match`` needs the server's support.
         """
         version = _version(meta)
+        if version is None and path in self._versions:
+            # ``is_pinned`` has promised a comparison. Few servers send ETags with HEAD alone.
+            version = _version(self._head(path, store))
+        if version is None:
+            return None
         first = self._versions.setdefault(path, version)
         if version == first:
             return None
@@ -190,7 +199,9 @@ class ObjectStoreSource:
             store = self._opened()
             try:
                 answer = call(store)
-            except (BaseError, FileNotFoundError) as error:
+            except BaseException as error:
+                if not isinstance(error, (BaseError, FileNotFoundError)) and not panic_text(error):
+                    raise
                 failure = known_error(error, path, self.name)
             else:
                 self._accepted = store
@@ -211,6 +222,9 @@ class ObjectStoreSource:
                 self._store = self._made()
             return self._store
 
+    def _made(self) -> Any:
+        return make_store(self._where, self._options, name=self.name)
+
     def _is_renewed(self, store: Any) -> bool:
         """Whether there is a new store to try after ``store`` was denied access."""
         with self._lock:
@@ -218,69 +232,11 @@ class ObjectStoreSource:
                 self._store = None
             return self._store is not store
 
-    def _made(self) -> Any:
-        if not self._is_url:
-            return _require_store(self._where, self._options)
-        if urlsplit(self._where).scheme == "memory":
-            raise InvalidOptionError(
-                "each memory:// store has content of its own; pass the obstore.store.MemoryStore"
-                " that has the checkpoint instead of a URL"
-            )
-        try:
-            from obstore.exceptions import BaseError  # noqa: PLC0415 - optional
-            from obstore.store import from_url  # noqa: PLC0415
-        except ImportError:
-            raise InvalidOptionError(
-                f"reading {self.name} needs obstore: pip install 'paraload[object-store]'. Or read"
-                " it with ParallelFsspecReader"
-            ) from None
-        # obstore refuses http:// unless ``allow_http`` is set.
-        named = (self._options.get(it) or os.environ.get(it.upper()) for it in _ENDPOINTS)
-        places = (self._where, *named)
-        is_plain = any(str(place).lower().startswith("http://") for place in places)
-        client = {"allow_http": True} if is_plain else {}
-        given = self._options.get("client_options", {})
-        if not isinstance(given, dict):
-            raise InvalidOptionError(
-                f"{self.name}: client_options must be a dict, not {type(given).__name__}"
-            )
-        client |= _login(self._where) | _CLIENT_OPTIONS | given
-        options = {"retry_config": {"max_retries": 0}} | self._options | {"client_options": client}
-        try:
-            return from_url(self._where, **options)
-        except (BaseError, ValueError, TypeError) as error:
-            problem = public_text(str(error))
-        except BaseException as error:
-            # A panic of Rust, which is no Exception and cannot be imported.
-            if type(error).__name__ != "PanicException":
-                raise
-            problem = (
-                f"obstore panicked ({public_text(str(error))}). Options of its HTTP client, such as"
-                " allow_http and timeout, go into client_options={...}"
-            )
-        raise InvalidOptionError(f"{self.name}: {problem}")
-
-
-def _login(url: str) -> dict[str, Any]:
-    """The client options for user and password in an HTTP URL, which obstore ignores."""
-    parts = urlsplit(url)
-    if parts.username is None or parts.scheme not in {"http", "https"}:
-        return {}
-    pair = unquote(f"{parts.username}:{parts.password or ''}").encode()
-    return {"default_headers": {"Authorization": f"Basic {b64encode(pair).decode()}"}}
-
-
-def _require_store(store: Any, options: dict[str, Any]) -> Any:
-    if not hasattr(store, "get_range"):
-        raise InvalidOptionError(f"expected a URL or an obstore store, got {store!r}")
-    if options:
-        raise InvalidOptionError(f"{min(options)}: an obstore store has its own options already")
-    return store
-
 
 def _version(meta: Any) -> str | None:
     if meta["e_tag"]:
-        return str(meta["e_tag"])
+        # Proxies that compress send the same ETag as strong and as weak.
+        return str(meta["e_tag"]).removeprefix("W/")
     written = meta["last_modified"]
     return str(written) if written.timestamp() else None  # 1970 where the server does not tell
 

@@ -21,6 +21,7 @@ _INTERRUPTION: Final = re.compile(r"kind: (Connect|Request|Timeout|Interrupted)\
 #: The system's reason for a failed connection, such as "Connection refused".
 _REASON: Final = re.compile(r'(?:message|error): "([\w ,:]{1,100})"')
 _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERRORS = 408, 429, 500
+_HEAD_REFUSED: Final = frozenset({405, 501})
 _DENIED: Final = frozenset({401, 403})
 _EXPIRED: Final = "ExpiredToken"  # S3 answers 400 then
 _HINTS: Final = {
@@ -30,7 +31,7 @@ _HINTS: Final = {
 }
 
 
-def known_error(error: Exception, path: str | None, name: str) -> Exception:
+def known_error(error: BaseException, path: str | None, name: str) -> Exception:
     """The error to raise for one of obstore.
 
     Transient ones are exactly ``ConnectionError`` or ``TimeoutError``. Denied access has the
@@ -39,6 +40,9 @@ def known_error(error: Exception, path: str | None, name: str) -> Exception:
     if isinstance(error, FileNotFoundError):
         complete = f"Is the checkpoint in {name} complete?"
         return MissingFileError("object is missing", path=path, hint=complete)
+    if panic := panic_text(error):
+        check = "Check the address of the server and the options of its storage"
+        return StorageReadError(f"{name}: {panic}", path=path, hint=check)
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
     number, answer = 0, public_text(text)
@@ -61,6 +65,19 @@ def known_error(error: Exception, path: str | None, name: str) -> Exception:
         return ConnectionError(f"{name}: {answer}{f' ({reason[1]})' if reason else ''}")
     hint = next((hint for part, hint in _HINTS.items() if part in answer), None)
     return StorageReadError(f"{name}: {answer}", path=path, hint=hint)
+
+
+def is_head_refused(error: Exception) -> bool:
+    """Whether a server that refuses a HEAD request may allow GET. obstore calls 405 "not found"."""
+    status = _STATUS.search(str(error))
+    return status is not None and int(status[1]) in _HEAD_REFUSED
+
+
+def panic_text(error: BaseException) -> str | None:
+    """What to say of a panic of Rust, which is no ``Exception`` and cannot be imported."""
+    if type(error).__name__ != "PanicException":
+        return None
+    return f"obstore panicked ({public_text(str(error))})"
 
 
 def public_text(text: str) -> str:

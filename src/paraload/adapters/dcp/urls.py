@@ -4,13 +4,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from urllib.request import url2pathname
 
 from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.errors import InvalidOptionError
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
+from paraload.sources.credentials import split_url
 
 #: Schemes that obstore reads. fsspec could read most of them, but more slowly.
 _OBJECT_STORES: Final = frozenset(
@@ -35,7 +36,7 @@ def refuse_storage_options(path: Any, storage_options: Mapping[str, Any] | None)
 
 def local_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The path that a ``file://`` URL names; every other URL or path as it is."""
-    if is_url(path) and (parts := urlsplit(os.fspath(path))).scheme.lower() == "file":
+    if is_url(path) and (parts := split_url(os.fspath(path))).scheme.lower() == "file":
         return url2pathname(parts.path)
     return path
 
@@ -84,7 +85,7 @@ def dcp_reader(
         refuse_storage_options(path, storage_options)
         return ParallelFileSystemReader(path, **keywords)
     url = os.fspath(path)
-    if urlsplit(url).scheme.lower() in _OBJECT_STORES:
+    if split_url(url).scheme.lower() in _OBJECT_STORES:
         from paraload.adapters.dcp.object_store import (  # noqa: PLC0415 - an extra
             ParallelObjectStoreReader,
         )
