@@ -353,7 +353,9 @@ def test_names_of_read_options_are_ours_and_all_others_obstore_s(endpoint):
     )
     assert (reader.options.retries, reader.options.max_workers) == (5, 3)
     assert reader._store_options == s3_options(endpoint)
-    with pytest.raises(InvalidOptionError, match="'max_worker' is not valid for store 'S3'"):
+    with pytest.raises(InvalidOptionError, match="'no_such' is not valid for store 'S3'"):
+        ParallelObjectStoreReader(f"s3://{BUCKET}/x", no_such=3)
+    with pytest.raises(InvalidOptionError, match="'max_worker'; did you mean 'max_workers'"):
         ParallelObjectStoreReader(f"s3://{BUCKET}/x", max_worker=3)
     with pytest.raises(InvalidOptionError, match="max_workers=0"):
         ParallelObjectStoreReader(f"s3://{BUCKET}/x", max_workers=0)
