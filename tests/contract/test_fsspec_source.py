@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import multiprocessing
 import tarfile
+import threading
+import time
 import zipfile
 
 import fsspec
@@ -161,6 +163,47 @@ def test_connections_are_closed_with_the_source(server):
     assert not session.closed
     source.close()
     assert session.closed
+
+
+def test_close_ends_a_read_whose_body_has_stalled(server):
+    source = FsspecSource(f"{server.url}/ckpt")
+    server.always = "stall"
+    errors = []
+
+    def read():
+        try:
+            source.read("small", buffers_of(10)[1])
+        except StorageReadError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    while not server.ranges:
+        time.sleep(0.01)
+    source.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert "the source was closed during the read" in str(errors)
+    server.always = None
+    buffer, reads = buffers_of(10)
+    source.read("small", reads)
+    assert buffer == FILES["small"]
+    source.close()
+
+
+def test_close_ends_a_read_that_has_yet_to_send_its_first_range(server, monkeypatch):
+    source = FsspecSource(f"{server.url}/ckpt")
+    opened = source._file_system
+
+    def closed_meanwhile():
+        source.close()
+        return opened()
+
+    monkeypatch.setattr(source, "_file_system", closed_meanwhile)
+    with pytest.raises(StorageReadError, match="the source was closed during the read"):
+        source.read("small", buffers_of(10)[1])
+    source.close()
+    assert server.ranges == []
 
 
 def test_a_folder_is_no_file():
