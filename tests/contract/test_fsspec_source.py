@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import multiprocessing
 import tarfile
+import threading
+import time
 import zipfile
+from contextlib import contextmanager
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import fsspec
 import pytest
@@ -161,6 +165,84 @@ def test_connections_are_closed_with_the_source(server):
     assert not session.closed
     source.close()
     assert session.closed
+
+
+@contextmanager
+def answering(response):
+    """The URL of a server that sends the same bytes whatever it is asked."""
+
+    class Handler(BaseRequestHandler):
+        def handle(self):
+            while self.request.recv(1 << 16):
+                self.request.sendall(response)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+        b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/10\r\nContent-Length: 7\r\n\r\n0123456789",
+    ],
+    ids=["another protocol", "a body longer than its Content-Length"],
+)
+@pytest.mark.parametrize("act", ["stat", "read"])
+def test_a_response_that_is_not_http_is_no_refusal(response, act):
+    with answering(response) as url:
+        source = FsspecSource(url)
+        calls = {"stat": source.stat, "read": lambda path: source.read(path, buffers_of(10)[1])}
+        with pytest.raises(TransientError, match="the response is not valid HTTP: Bad status line"):
+            calls[act]("x")
+        source.close()
+
+
+def test_close_ends_a_read_whose_body_has_stalled(server):
+    source = FsspecSource(f"{server.url}/ckpt")
+    server.always = "stall"
+    errors = []
+
+    def read():
+        try:
+            source.read("small", buffers_of(10)[1])
+        except StorageReadError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    while not server.ranges:
+        time.sleep(0.01)
+    source.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert "the source was closed during the read" in str(errors)
+    server.always = None
+    buffer, reads = buffers_of(10)
+    source.read("small", reads)
+    assert buffer == FILES["small"]
+    source.close()
+
+
+def test_close_ends_a_read_that_has_yet_to_send_its_first_range(server, monkeypatch):
+    source = FsspecSource(f"{server.url}/ckpt")
+    opened = source._file_system
+
+    def closed_meanwhile():
+        source.close()
+        return opened()
+
+    monkeypatch.setattr(source, "_file_system", closed_meanwhile)
+    with pytest.raises(StorageReadError, match="the source was closed during the read"):
+        source.read("small", buffers_of(10)[1])
+    source.close()
+    assert server.ranges == []
 
 
 def test_a_folder_is_no_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -318,6 +319,16 @@ def test_bench_says_why_torch_has_no_part_in_it(capsys, tmp_path, web):
     sharded = "not measured: it cannot read a single chunk of a sharded tensor"
     assert (sharded if has_reader else none) in out
     assert "2 tensors in 2 files" in out
+
+
+def test_bench_runs_without_the_package_safetensors(capsys, tmp_path, monkeypatch):
+    save_file({"w": torch.arange(4.0)}, tmp_path / "model.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert main(["bench", str(tmp_path), *QUICK]) == 0
+    has_reader = HuggingFaceStorageReader is not FileSystemReader
+    none = "not measured: this version has no reader of safetensors"
+    package = "not measured: its reader of safetensors needs the package safetensors"
+    assert (package if has_reader else none) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import threading
+import time
 import traceback
 import uuid
 import zipfile
@@ -27,6 +29,7 @@ from paraload.errors import (
     MissingFileError,
     MissingMetadataError,
     ShortFileError,
+    StalledReadError,
     StorageReadError,
 )
 from paraload.sources import Read
@@ -247,6 +250,23 @@ def test_nothing_listens_there(saved):
         pass
     with pytest.raises(MetadataError, match="ConnectionRefusedError"):
         ParallelFsspecReader(gone.url, retries=1).read_metadata()
+
+
+@pytest.mark.parametrize("executor", ["sequential", "threads"])
+def test_a_stalled_body_leaves_no_threads(server, saved, executor):
+    reader = ParallelFsspecReader(f"{server.url}/ckpt", executor=executor, stall_timeout_s=0.5)
+    plan = support.plan_for(reader, support.empty_like(saved))
+    server.always = "stall"
+    with pytest.raises(StalledReadError):
+        reader.read_data(*plan)
+    until_s = time.monotonic() + 1
+    while (left := readers()) and time.monotonic() < until_s:
+        time.sleep(0.01)
+    assert left == []
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("paraload")]
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -8,6 +8,7 @@ import json
 import pickle
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from paraload.errors import (
     ShortFileError,
     StalledReadError,
     StorageReadError,
+    TransformError,
     UnsafePathError,
 )
 from paraload.formats.torch_load import narrow_tensor
@@ -309,6 +311,65 @@ def test_hooks_get_the_bytes_of_a_tensor_and_layouts_stay_known(tmp_path, hook, 
     save_file(saved, tmp_path / "model.safetensors")
     got = load(ParallelHuggingFaceReader(tmp_path, **hook), saved)
     assert_identical(got, {name: tensor * factor for name, tensor in saved.items()})
+
+
+def no_bytes(*_):
+    return io.BytesIO(b"")
+
+
+def no_stream(*_):
+    return None
+
+
+def whole_file(stream, _):
+    return stream
+
+
+def one_too_many(_, __, stream):
+    return io.BytesIO(stream.read() + b"x")
+
+
+@pytest.mark.parametrize(
+    ("hook", "says"),
+    [
+        ({"slice_file": no_bytes}, "slice_file.* of 4800 bytes, got 0 bytes"),
+        ({"slice_file": no_stream}, "slice_file.* of 4800 bytes, got an object of type NoneType"),
+        ({"slice_file": whole_file}, r"slice_file.* of 4800 bytes, got \d{4} bytes"),
+        ({"transform": no_bytes}, "transform.* of 4800 bytes, got 0 bytes"),
+        ({"transform": no_stream}, "transform.* of 4800 bytes, got an object of type NoneType"),
+        ({"transform": one_too_many}, "transform.* of 4800 bytes, got 4801 bytes"),
+        (
+            {"slice_file": no_bytes, "narrow_tensor": negated},
+            "slice_file.* of 4800 bytes, got 0 bytes",
+        ),
+        ({"slice_file": no_stream, "transform": double}, "slice_file.*expected a binary stream, "),
+    ],
+)
+def test_hooks_must_return_the_bytes_of_the_tensor(tmp_path, hook, says):
+    saved = {"w": torch.randn(30, 40)}
+    save_file(saved, tmp_path / "model.safetensors")
+    reader = ParallelHuggingFaceReader(tmp_path, **hook)
+    plan = support.plan_for(reader, poisoned(saved))
+    with pytest.raises(CheckpointReadError, match=f"the hook {says}") as caught:
+        reader.read_data(*plan)
+    (failure,) = caught.value.failures
+    assert type(failure) is TransformError
+    assert failure.fqn == "w"
+
+
+def test_sliced_bytes_may_have_another_length_before_they_are_transformed(tmp_path):
+    saved = {"w": torch.randn(30, 40)}
+    save_file(saved, tmp_path / "model.safetensors")
+    hook = {"slice_file": packed, "transform": unpacked}
+    assert_identical(load(ParallelHuggingFaceReader(tmp_path, **hook), saved), saved)
+
+
+def packed(stream, item_metadata):
+    return io.BytesIO(zlib.compress(the_bytes(stream, item_metadata).read()))
+
+
+def unpacked(_, __, stream):
+    return io.BytesIO(zlib.decompress(stream.read()))
 
 
 # ------------------------------------------------------------------------------ another storage

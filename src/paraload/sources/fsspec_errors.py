@@ -31,6 +31,9 @@ _TRANSIENT_ERRORS: Final = frozenset(
     }
 )
 
+#: aiohttp cannot parse a response. Its status is 400, which no server has sent.
+_NOT_HTTP: Final = frozenset({"aiohttp.HttpProcessingError"})
+
 _SECRET_NAME: Final = re.compile(
     r"key|secret|token|pass|auth|cred|sas|cookie|header|signature|connection_string", re.IGNORECASE
 )
@@ -100,12 +103,14 @@ def error_of(
     status = status_of(error)
     origin = causes[-1] if isinstance(error, FileNotFoundError) else error
     text = redact(f"{type(origin).__name__}: {origin}")[:_SHOWN_OF_TEXT]
-    if any(map(_is_transient, causes)):
-        return TransientError(text)
-    if status is not None:
+    is_transient = any(map(_is_transient, causes))
+    if not is_transient and (parse_error := _parse_error(causes)):
+        text = redact(f"the response is not valid HTTP: {parse_error}")[:_SHOWN_OF_TEXT]
+        is_transient = True
+    elif not is_transient and status is not None:
         name = HTTPStatus(status).phrase if status in list(HTTPStatus) else "status"
         text = f"{status} {name}"
-    if status in _TRANSIENT_STATUS:
+    if is_transient or status in _TRANSIENT_STATUS:
         return TransientError(text)
     is_missing = isinstance(error, FileNotFoundError) and status is None
     if is_missing or status in _MISSING_STATUS:
@@ -117,6 +122,13 @@ def error_of(
         return StorageReadError(f"the storage refuses the read ({text})", path=path, hint=advice)
     trace = redact("".join(traceback.format_exception(error)))
     return ItemReadError(text, path=path, traceback_text=trace)
+
+
+def _parse_error(causes: Iterable[BaseException]) -> str | None:
+    """Why aiohttp cannot parse a response; its own text has the response on lines with a caret."""
+    found = next((cause for cause in causes if _is_one_of(_NOT_HTTP, cause)), None)
+    text = getattr(found, "message", None)
+    return text and " ".join(text.split()).rstrip(" ^")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -156,7 +168,11 @@ def _is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, TimeoutError | ConnectionError) or is_transient_os_error(error):
         return True
-    return not _TRANSIENT_ERRORS.isdisjoint(_names(type(error).__mro__))
+    return _is_one_of(_TRANSIENT_ERRORS, error)
+
+
+def _is_one_of(names: frozenset[str], error: BaseException) -> bool:
+    return not names.isdisjoint(_names(type(error).__mro__))
 
 
 def _names(kinds: Iterable[type]) -> Iterator[str]:

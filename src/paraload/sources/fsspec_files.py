@@ -30,7 +30,7 @@ from paraload.sources import FileStat, Read, ReadStats
 from paraload.sources.buffers import scatter
 from paraload.sources.credentials import without_credentials
 from paraload.sources.fsspec_errors import Redaction, TransientError, error_of, status_of
-from paraload.sources.fsspec_http import BEYOND_THE_END, NO_RANGES_HINT, copy_body
+from paraload.sources.fsspec_http import BEYOND_THE_END, NO_RANGES_HINT, BodyCopies
 from paraload.sources.fsspec_kinds import Kind, fsspec_class, module, not_installed
 from paraload.sources.range_stream import range_stream
 
@@ -65,6 +65,7 @@ class FsspecSource:
         self._opened: tuple[Any, str] | None = None
         self._of_parent: object = None
         self._kept: list[tuple[str, IO[bytes]]] = []
+        self._copies = BodyCopies()
         self._lock = threading.Lock()
         self._turn = threading.RLock()  # for file systems that allow one call at a time
         self._redact = Redaction(self._url, storage_options, getattr(fs, "storage_options", None))
@@ -89,11 +90,12 @@ class FsspecSource:
         return FileStat(int(info["size"]), versions or info.get("created"))
 
     def read(self, path: str, reads: Sequence[Read]) -> ReadStats:
+        copies = self._copies  # before any range: a close() from now on ends this read
         for start, buffers in reads:
             if start < 0:
                 raise FormatError("range begins before the file", path=path, start=start, end=start)
             wanted = sum(map(len, buffers))
-            got = self._call(path, self._fill, start, wanted, buffers) if wanted else 0
+            got = self._call(path, self._fill, copies, start, buffers) if wanted else 0
             if got != wanted:
                 self._refuse(path, start, start + wanted, got)
         return ReadStats(requests=len(reads))
@@ -141,6 +143,8 @@ class FsspecSource:
         with self._lock:
             kept, self._kept = self._kept, []
             opened, self._opened = self._opened, None
+            copies, self._copies = self._copies, BodyCopies()
+        copies.close()
         _close(file for _, file in kept)
         if opened is not None and self._given is None:
             _close_file_system(opened[0])
@@ -164,13 +168,14 @@ class FsspecSource:
             del known  # its traceback refers to this frame
 
     def _fill(
-        self, fs: Any, full: str, start: int, wanted: int, buffers: Sequence[memoryview]
+        self, fs: Any, full: str, copies: BodyCopies, start: int, buffers: Sequence[memoryview]
     ) -> int:
         """Read into ``buffers``; returns how many bytes arrived."""
         if self._kind.copies_bodies:
-            return copy_body(fs, full, start, buffers)
+            return copies.copy(fs, full, start, buffers)
         if self._kind.keeps_files:
             return self._read_kept(fs, full, start, buffers)
+        wanted = sum(map(len, buffers))
         try:
             # By keyword: the second parameter of s3fs is a version.
             data = memoryview(fs.cat_file(full, start=start, end=start + wanted))

@@ -5,31 +5,61 @@ into memory if the server does not support ranges.
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import threading
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from paraload.errors import StorageReadError
 from paraload.sources.buffers import scatter
-
-Answer = TypeVar("Answer")
 
 BEYOND_THE_END: Final = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
 NO_RANGES_HINT: Final = "Download the checkpoint, or use a server that honours Range"
 
 
-def copy_body(fs: Any, url: str, start: int, buffers: Sequence[memoryview]) -> int:
-    """Fill ``buffers`` from byte ``start`` on; returns how many bytes arrived."""
-    return _run(fs.loop, _copy(fs, url, start, buffers))
+class BodyCopies:
+    """Copies of bodies in progress, for the threads that wait for them.
+
+    A server may send half of a body and then nothing. Closing the session does not end such a read
+    (aiohttp 3.14), and its thread would wait forever, so :meth:`close` cancels it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[Future[int]] = set()
+        self._is_closed = False
+
+    def copy(self, fs: Any, url: str, start: int, buffers: Sequence[memoryview]) -> int:
+        """Fill ``buffers`` from byte ``start`` on; returns how many bytes arrived."""
+        with self._lock:
+            if self._is_closed:
+                raise _closed()
+            call = _copy(fs, url, start, buffers)
+            future = asyncio.run_coroutine_threadsafe(call, fs.loop)
+            self._running.add(future)
+        try:
+            return future.result()
+        except CancelledError:
+            raise _closed() from None
+        except BaseException:
+            future.cancel()  # Ctrl-C: stop writing to the buffers
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(future)
+
+    def close(self) -> None:
+        """End all copies with an error, and those that threads are about to begin."""
+        with self._lock:
+            self._is_closed = True
+            running = list(self._running)
+        for future in running:
+            future.cancel()
 
 
-def _run(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, Answer]) -> Answer:
-    future = asyncio.run_coroutine_threadsafe(call, loop)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()  # Ctrl-C: stop writing to the buffers
-        raise
+def _closed() -> StorageReadError:
+    return StorageReadError("the source was closed during the read")
 
 
 async def _copy(fs: Any, url: str, start: int, buffers: Sequence[memoryview]) -> int:

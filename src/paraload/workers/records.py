@@ -16,6 +16,7 @@ from paraload.core.checksum import crc32
 from paraload.core.records import TensorRecord
 from paraload.core.results import LandedItems, Outcome, Raw, Staged
 from paraload.core.tasks import RecordSpec, RecordsTask
+from paraload.errors import TransformError
 from paraload.formats import Unsupported, locate
 from paraload.formats.archive import check_archive
 from paraload.formats.record_checks import check_payload, check_range, check_stored, most_bytes
@@ -139,18 +140,21 @@ def _read_record(reader: TaskReader, sink: Sink, spec: RecordSpec) -> Result:
 def read_streams(task: RecordsTask, reader: TaskReader, sink: Sink) -> list[Result]:
     """Open one stream for the task; what ends it fails the items that were not reached."""
     outcomes: list[Result] = []
-    slice_file = reader.context.slice_file or slice_stream
+    context = reader.context
+    slice_file = context.slice_file or slice_stream
+    is_checked = context.slice_file is not None and context.transform is None
     specs = iter(task.specs)
 
     def take(stream: IO[bytes], spec: RecordSpec) -> Result:
-        data = slice_file(stream, spec.for_hooks.storage).read()
+        sliced = slice_file(stream, spec.for_hooks.storage)
+        data = _bytes_of(sliced, "slice_file", _known_bytes(spec) if is_checked else None)
         reader.tally.reads += 1
         reader.tally.bytes_read += len(data)
-        return _take_record(reader, sink, spec, memoryview(data))
+        return _take_record(reader, sink, spec, data)
 
     try:
         # Loads that need streams are refused earlier if the source has none.
-        with cast("StreamingSource", reader.context.source).open_stream(task.path) as stream:
+        with cast("StreamingSource", context.source).open_stream(task.path) as stream:
             outcomes += [guarded(spec, take, stream, spec) for spec in specs]
     except Exception as error:  # noqa: BLE001 - becomes the failure of every item left
         outcomes += failures(error, [spec.item for spec in specs])
@@ -201,7 +205,30 @@ def _decoded(context: ReadContext, spec: RecordSpec, data: memoryview) -> memory
     data = decode(data, decoders, most_bytes(spec))
     if context.transform is None:
         return data
-    return memoryview(context.transform(spec.for_hooks.read_item, unknown, io.BytesIO(data)).read())
+    stream = context.transform(spec.for_hooks.read_item, unknown, io.BytesIO(data))
+    return _bytes_of(stream, "transform", _known_bytes(spec))
+
+
+def _known_bytes(spec: RecordSpec) -> int | None:
+    """Decoded bytes of a record without a header, such as that of safetensors."""
+    return None if spec.layout is None else spec.layout.end
+
+
+def _bytes_of(stream: Any, hook: str, nbytes: int | None) -> memoryview:
+    """All that is in the stream of a hook, which must be ``nbytes`` unless that is ``None``."""
+    read = getattr(stream, "read", None)
+    data = None if read is None else read()
+    got = f"an object of type {type(stream).__name__}"
+    if isinstance(data, bytes | bytearray | memoryview):
+        if nbytes in {None, len(data)}:
+            return memoryview(data)
+        got = f"{len(data)} bytes"
+    raise TransformError(
+        f"the hook {hook} did not return the item's bytes",
+        expected="a binary stream" if nbytes is None else f"a binary stream of {nbytes} bytes",
+        got=got,
+        hint="Return a stream of these bytes alone, such as an io.BytesIO",
+    )
 
 
 def _narrowed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ def _torch_reader(
 def _no_safetensors_reader(path: str | Path, index: CheckpointIndex) -> str:
     if HuggingFaceStorageReader is FileSystemReader:
         return "this version has no reader of safetensors"
+    if find_spec("safetensors") is None:  # which torch imports only when it reads
+        return "its reader of safetensors needs the package safetensors, which is not installed"
     if is_url(path) or split_file(path)[1] is not None:
         return "its reader of safetensors takes local folders only"
     if any(len(entry.chunks) > 1 for entry in index.entries):
