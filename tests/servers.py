@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -212,7 +212,8 @@ def faulty_server(files):
             # A thread that waits for the next request of a client would outlive the test.
             with server.lock:
                 for connection in server.connections:
-                    connection.shutdown(socket.SHUT_RDWR)
+                    with suppress(OSError):  # its client has reset it
+                        connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
