@@ -136,7 +136,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
 
     def _draw(self, progress: ReadProgress) -> None:
         if self._bar is None:
-            self._bar = _make_bar(f"{self._doing.capitalize()} checkpoint", progress.bytes_total)
+            self._bar = _make_bar(self._doing.capitalize(), progress.bytes_total)
         bar = self._bar
         bar.set_postfix_str(f"{progress.files_done}/{progress.files_total} files", refresh=False)
         bar.update(progress.bytes_done - bar.n)

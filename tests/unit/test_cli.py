@@ -268,7 +268,7 @@ def test_argparse_answers_a_wrong_call_with_2(capsys, whole, argv, says):
     [
         (("inspect", "{whole}/not-there"), "no such folder"),
         (("load", "{whole}/not-there"), "no such folder"),
-        (("load", "{whole}/.metadata"), "not a folder"),
+        (("load", "{whole}/.metadata"), "neither a folder nor"),
         (("load", "s3://bucket/checkpoint", "--storage", "no_such=1"), "no_such"),
         (("load", "{whole}", "--workers", "0"), "max_workers"),
         (("load", "{whole}", "--workers", "-5"), "max_workers"),

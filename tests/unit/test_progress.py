@@ -49,7 +49,7 @@ def test_the_bar_shows_bytes_rate_and_files_on_a_terminal(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     text = drawn(monkeypatch, Terminal())
     assert "100%" in text
-    assert "Loading checkpoint: " in text
+    assert "Loading: " in text
     assert "4.00 MiB/4.00 MiB [" in text
     assert "1/2 files" in text
     assert re.search(r"[KMG]iB/s", text)
@@ -102,7 +102,7 @@ def test_a_notebook_without_widgets_has_the_bar_as_text(monkeypatch, shell):
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     text = drawn(monkeypatch, io.StringIO())
-    assert ("Loading checkpoint: 100%|" in text) == (shell is Kernel)
+    assert ("Loading: 100%|" in text) == (shell is Kernel)
 
 
 def test_half_of_ipython_is_no_notebook(monkeypatch):

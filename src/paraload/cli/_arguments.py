@@ -90,7 +90,10 @@ def _existing_folder(text: str) -> Path:
     except OSError as error:
         raise UsageError(f"{text}: {error.strerror}") from error
     if not is_folder:
-        raise UsageError(f"{text}: not a folder; name the folder that holds .metadata")
+        raise UsageError(
+            f"{text}: neither a folder nor a safetensors file. Of files of torch.save, the only"
+            " reader here is paraload.read"
+        )
     return path
 
 

@@ -43,6 +43,7 @@ _HINTS: Final = {
 _OTHER_HINT: Final = (
     "Is the storage all right (see dmesg, or its own log)? retries= sets how often to try"
 )
+_SERVER_HINT: Final = "Is the server all right? retries= sets how often to try"
 
 
 def is_transient_os_error(error: BaseException) -> bool:
@@ -112,7 +113,8 @@ def storage_error(
         name = errno.errorcode.get(number, str(number))
         answer, hint = f"the system answered {name} ({error.strerror})", _HINTS.get(name)
     else:
-        answer, hint = f"the storage answered {type(error).__name__} ({error})", None
+        answer = f"the storage answered {type(error).__name__} ({error})"
+        hint = _SERVER_HINT
     what = f"the file cannot be read: {answer}{f' {tries} times' if tries > 1 else ''}"
     known = StorageReadError(what, start=start, end=end, hint=hint or _OTHER_HINT)
     known.errno = number
