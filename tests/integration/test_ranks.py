@@ -216,12 +216,17 @@ def give_one_rank_no_path(folder):
     path = None if dist.get_rank() else f"{folder}/fit/ckpt"
     try:
         paraload.load({"n": torch.zeros(3)}, path)
-    except CheckpointException as error:
-        return [type(it).__name__ for it, _ in error.failures.values()]
+    except (CheckpointException, InvalidOptionError) as error:
+        raised = [it for it, _ in getattr(error, "failures", {}).values()] or [error]
+        return [type(error).__name__, *map(str, raised)]
 
 
 def test_a_path_that_one_rank_lacks_does_not_leave_the_others_waiting(two):
-    assert two("give_one_rank_no_path") == [["TypeError"], ["TypeError"]]
+    what = "path: expected a path or URL, got a NoneType"
+    assert two("give_one_rank_no_path") == [
+        ["CheckpointException", what],
+        ["InvalidOptionError", what],
+    ]
 
 
 def give_one_rank_a_wrong_storage_option(folder):

@@ -100,7 +100,6 @@ def load(
     >>> state["w"], report.items
     (tensor([0., 1., 2., 3.]), 1)
     """
-    require_path(path)
     if not isinstance(state_dict, MutableMapping):
         raise InvalidOptionError(
             f"state_dict: expected a dict of tensors by name, got a {type(state_dict).__name__};"
@@ -110,6 +109,7 @@ def load(
     rank = 0 if is_alone else distributed.get_rank(process_group)
     reader: Any
     try:
+        require_path(path)
         reader = reader_for(path, options=options, storage_options=storage_options, **keywords)
         source: Any = closing(source_of(reader))  # closed also if no data are read
     except Exception as error:
