@@ -276,8 +276,10 @@ def test_a_misspelt_option_of_a_url_is_no_option_of_its_storage():
 
 
 def test_swapped_arguments_are_told(folder):
-    with pytest.raises(InvalidOptionError, match="path: expected a path or URL, got a dict"):
+    with pytest.raises(InvalidOptionError, match=r"state_dict: expected a dict.* got a PosixPath"):
         paraload.load(folder, {"w": torch.zeros(3)})
+    with pytest.raises(InvalidOptionError, match="path: expected a path or URL, got a dict"):
+        paraload.load({"w": torch.zeros(3)}, {})
     with pytest.raises(InvalidOptionError, match=r"state_dict: expected a dict.* got a Linear"):
         paraload.load(torch.nn.Linear(3, 2), folder)
 
