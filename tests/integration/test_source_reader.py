@@ -11,7 +11,7 @@ from paraload import CheckpointReadError
 from paraload.adapters.dcp import load as load_module
 from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.errors import ChangedFileError, MetadataError, MissingMetadataError
-from paraload.sources.credentials import without_credentials
+from paraload.sources.urls import without_credentials
 from tests.integration import support
 from tests.sources import RemoteLikeSource, UnavailableError
 

@@ -18,7 +18,7 @@ from paraload.cli._arguments import (
 )
 from paraload.cli._output import Table, file_errors, say, show_tables, warn, write_json
 from paraload.errors import MetadataError
-from paraload.sources.credentials import without_credentials
+from paraload.sources.urls import without_credentials
 from paraload.verification.report import Finding, VerifyReport
 
 _LISTED: Final = 50

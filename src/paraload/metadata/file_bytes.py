@@ -32,9 +32,9 @@ from paraload.metadata.rank_files import (
 )
 from paraload.runtime.daemon_threads import DaemonThreads
 from paraload.sources import ByteSource, FileStat, Read, StreamingSource
-from paraload.sources.credentials import without_credentials
 from paraload.sources.opening import open_source
 from paraload.sources.retrying import again
+from paraload.sources.urls import without_credentials
 
 #: Maximum length of one read, as in tasks: each read restarts the deadline.
 _PIECE_BYTES: Final = 32 << 20

@@ -28,11 +28,11 @@ from paraload.errors import (
 )
 from paraload.sources import FileStat, Read, ReadStats
 from paraload.sources.buffers import scatter
-from paraload.sources.credentials import without_credentials
 from paraload.sources.fsspec_errors import Redaction, TransientError, error_of, status_of
 from paraload.sources.fsspec_http import BEYOND_THE_END, NO_RANGES_HINT, BodyCopies
 from paraload.sources.fsspec_kinds import Kind, fsspec_class, module, not_installed
 from paraload.sources.range_stream import range_stream
+from paraload.sources.urls import without_credentials
 
 Answer = TypeVar("Answer")
 

@@ -16,9 +16,9 @@ from typing import Any, Final, TypeVar
 from paraload.errors import ShortFileError, StorageReadError
 from paraload.sources import SERVER_RETRIES, FileStat, Read, ReadStats, SourceLimits
 from paraload.sources.buffers import scatter
-from paraload.sources.credentials import without_last_slashes
 from paraload.sources.obstore_errors import is_head_refused, known_error, panic_text, public_name
 from paraload.sources.obstore_stores import make_store
+from paraload.sources.urls import without_last_slashes
 
 Answer = TypeVar("Answer")
 

@@ -10,7 +10,7 @@ import re
 from typing import Any, Final
 
 from paraload.errors import MissingFileError, StorageReadError
-from paraload.sources.credentials import without_credentials
+from paraload.sources.urls import without_credentials
 
 _STATUS: Final = re.compile(r"status code: (\d{3})([\w ]*)")
 _CODE: Final = re.compile(r"<Code>(\w{1,40})</Code>")  # of S3, Azure and GCS

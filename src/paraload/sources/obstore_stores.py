@@ -8,8 +8,8 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from paraload.errors import InvalidOptionError
-from paraload.sources.credentials import split_url
 from paraload.sources.obstore_errors import panic_text, public_text
+from paraload.sources.urls import split_url
 
 #: 8 MiB take longer than 120 s only below 70 KiB/s. ``read_timeout`` is shorter than the default of
 #: ``stall_timeout_s``, so that a stalled request is retried before the load gives up.

@@ -9,8 +9,8 @@ from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.errors import InvalidOptionError
 from paraload.options import ReadOptions, ReadOptionsDict, split_keywords
 from paraload.sources import ByteSource
-from paraload.sources.credentials import without_credentials
 from paraload.sources.opening import open_fsspec, open_source
+from paraload.sources.urls import without_credentials
 
 
 class ParallelFsspecReader(SourceReader):

@@ -21,7 +21,7 @@ from paraload.formats.safetensors import SafetensorsFormat
 from paraload.metadata.safetensors_folder import read_safetensors_metadata
 from paraload.options import ReadOptions, ReadOptionsDict, split_keywords
 from paraload.sources import ByteSource
-from paraload.sources.credentials import without_credentials
+from paraload.sources.urls import without_credentials
 
 
 class ParallelHuggingFaceReader(ParallelFileSystemReader, HuggingFaceStorageReader):

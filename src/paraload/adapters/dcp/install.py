@@ -30,7 +30,7 @@ from paraload.core.compat import HuggingFaceStorageReader
 from paraload.errors import IncompatibleTorchError
 from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
-from paraload.sources.credentials import without_credentials
+from paraload.sources.urls import without_credentials
 
 _log = logging.getLogger("paraload")
 

@@ -45,7 +45,7 @@ from paraload.options import ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
 from paraload.runtime.gc_pause import collector_paused, collector_resumed
 from paraload.runtime.interrupts import carried, stopped_by_signals
-from paraload.sources.credentials import without_credentials
+from paraload.sources.urls import without_credentials
 
 _log = logging.getLogger("paraload")
 

@@ -36,8 +36,8 @@ from paraload.errors import FormatError, InvalidOptionError, UnsafeObjectError
 from paraload.formats.safetensors import Header, StoredTensor
 from paraload.metadata.safetensors_chunks import SafetensorsFile, metadata_of
 from paraload.options import ReadOptions, ReadOptionsDict
-from paraload.sources.credentials import without_credentials
 from paraload.sources.retrying import storage_error
+from paraload.sources.urls import without_credentials
 
 #: How the URL of a file of ``torch.save`` ends; not every storage can tell a folder from a file.
 _TORCH_SAVE: Final = (".pt", ".pth")

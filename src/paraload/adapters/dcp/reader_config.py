@@ -27,7 +27,7 @@ from paraload.hooks import StorageItem
 from paraload.options import ReadOptions
 from paraload.planning.read_tasks import PlanKnobs, first_tasks
 from paraload.sources import ByteSource
-from paraload.sources.credentials import without_credentials
+from paraload.sources.urls import without_credentials
 from paraload.workers.read_context import ReadContext
 
 _HAS_ZSTANDARD: Final = find_spec("zstandard") is not None  # torch can also use pyzstd

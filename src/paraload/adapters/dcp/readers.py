@@ -39,8 +39,8 @@ from paraload.metadata.rank_files import rank_files
 from paraload.options import MixinOptionsDict, ReadOptions, ReadOptionsDict
 from paraload.report import ReadReport
 from paraload.sources import ByteSource, FileStat
-from paraload.sources.credentials import without_credentials
 from paraload.sources.opening import open_source
+from paraload.sources.urls import without_credentials
 
 
 class ParallelFileReader:

@@ -11,7 +11,7 @@ from paraload.adapters.dcp.readers import ParallelFileSystemReader
 from paraload.adapters.dcp.source_reader import SourceReader
 from paraload.errors import InvalidOptionError
 from paraload.metadata.safetensors_folder import INDEX_SUFFIX, SUFFIX
-from paraload.sources.credentials import split_url
+from paraload.sources.urls import split_url
 
 #: Schemes that obstore reads. fsspec could read most of them, but more slowly.
 _OBJECT_STORES: Final = frozenset(

@@ -18,7 +18,7 @@ from paraload.adapters.dcp.urls import is_url, split_file
 from paraload.core.compat import FsspecReader, HuggingFaceStorageReader
 from paraload.metadata.index import CheckpointIndex
 from paraload.options import ReadOptions
-from paraload.sources.credentials import without_credentials
+from paraload.sources.urls import without_credentials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
