@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import arms
 from benchmarks.cases import whole_case
-from benchmarks.page_cache import ensure_cold, files_below
+from benchmarks.page_cache import ensure_cold, files_below, why_not_cold
 from benchmarks.results import Bar, Section, Table, speed_table
 from benchmarks.rounds import check_arms, time_rounds
 
@@ -39,10 +39,8 @@ def measure(checkpoints: Checkpoints, rounds: int | None) -> Section:
     """Load 1.46 GiB whole from a disk."""
     case = whole_case(checkpoints.llama(files=8))
     check_arms(_ARMS, case)
-    try:
-        ensure_cold(files_below(case.folder))
-    except (OSError, RuntimeError) as error:
-        title = f"Cold reads: not measured, the page cache cannot be emptied here ({error})"
+    if reason := why_not_cold(files_below(case.folder)):
+        title = f"Cold reads: not measured, {reason}"
         return Section(tables=(Table(title=title, columns=("",), rows=()),))
     processor_s: defaultdict[str, list[float]] = defaultdict(list)
     preparations = {arm.name: _cold(arm, case, processor_s[arm.name]) for arm in _ARMS}

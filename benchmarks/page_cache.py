@@ -16,7 +16,7 @@ from paraload.cli.bench.page_cache import resident_fraction as visible_fraction
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["ensure_cold", "ensure_warm", "files_below", "resident_fraction"]
+__all__ = ["ensure_cold", "ensure_warm", "files_below", "resident_fraction", "why_not_cold"]
 
 #: Empties the cache of the whole machine.
 DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
@@ -56,6 +56,15 @@ def ensure_cold(files: Sequence[Path]) -> None:
         DROP_CACHES.write_text("1\n", encoding="ascii")
         if (left := resident_fraction(files)) > _TOLERANCE:
             raise RuntimeError(f"{left:.0%} of {files[0].parent} stays in the page cache")
+
+
+def why_not_cold(files: Sequence[Path]) -> str:
+    """Why :func:`ensure_cold` fails here; "" if it does not, and the files are cold now."""
+    try:
+        ensure_cold(files)
+    except (OSError, RuntimeError) as error:
+        return f"the page cache cannot be emptied here ({error})"
+    return ""
 
 
 def resident_fraction(files: Iterable[Path]) -> float:
